@@ -1,0 +1,5 @@
+"""`python -m memfit` is `memfit`."""
+
+from memfit.cli.main import main
+
+main()

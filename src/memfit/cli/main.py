@@ -1,0 +1,88 @@
+"""The command line's entry: finds the subcommand's file, and turns errors into exit codes.
+
+Subcommands are imported only when used, so `memfit --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from memfit import __version__
+from memfit.errors import InterruptedByUser, MemfitError
+
+__all__ = ["main"]
+
+# name → (module under memfit.cli, one line for --help)
+_COMMANDS = {
+    "hardware": ("hardware", "CPU, RAM, swap, GPUs and disks of this machine."),
+    "doctor": ("doctor", "What works here, what is missing, and the command that mends it."),
+    "inspect": ("inspect", "The facts in a model's header."),
+    "plan": ("plan", "What will lie where and how fast it will run; loads no weights."),
+    "run": ("run", "Answer a prompt, or chat, inside a memory budget."),
+    "bench": ("bench", "Measured speed and memory against the prediction."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"memfit.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        _read_environment(command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Click would import every subcommand for its help line.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+def _read_environment(command: click.Command) -> None:
+    """Let every option also come from MEMFIT_<OPTION>, the same for all commands."""
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name and parameter.envvar is None:
+            parameter.envvar = f"MEMFIT_{parameter.name.upper()}"
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="memfit")
+def cli() -> None:
+    """Run large language models inside an exact memory budget."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its code (CONTRACT: 0, 2, 3, 4, 5, 130)."""
+    sys.exit(_exit_code(arguments))
+
+
+def _exit_code(arguments: list[str] | None) -> int:
+    try:
+        result: Any = cli.main(arguments, prog_name="memfit", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail(InterruptedByUser())
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except MemfitError as error:
+        return _fail(error)
+    except BrokenPipeError:
+        # The reader of our output left (`memfit … | head`); there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _fail(error: MemfitError) -> int:
+    click.echo(f"memfit: {error}", err=True)
+    return error.exit_code

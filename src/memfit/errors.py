@@ -1,0 +1,114 @@
+"""Every error that memfit raises on purpose, and the exit code that each one becomes.
+
+    MemfitError
+    ├── UsageError            2   the request makes no sense: a bad size, a prompt longer than the context
+    ├── DoesNotFitError       3   the budget is too small; says needed, short and what to try
+    ├── ModelError            4   the model cannot be had
+    │   ├── ModelNotFoundError    there is nothing at that place
+    │   └── HeaderError           there is something, and its header is damaged or not understood
+    ├── EngineError           5   the engine failed
+    │   ├── EngineMissingError    not installed, or not the build that memfit was written for
+    │   └── WorkerDiedError       the worker process ended: killed, out of memory, or aborted
+    └── InterruptedByUser   130   Ctrl-C
+
+A message says what, where, got, needed and what to try. Only the command line's edge catches these.
+"""
+
+from __future__ import annotations
+
+from memfit.units import format_bytes
+
+__all__ = [
+    "DoesNotFitError",
+    "EngineError",
+    "EngineMissingError",
+    "HeaderError",
+    "InterruptedByUser",
+    "MemfitError",
+    "ModelError",
+    "ModelNotFoundError",
+    "UsageError",
+    "WorkerDiedError",
+]
+
+
+class MemfitError(Exception):
+    """The root: any error whose message is meant for the user."""
+
+    exit_code = 5
+
+
+class UsageError(MemfitError):
+    """The request itself is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class DoesNotFitError(MemfitError):
+    """The budget is smaller than what the model needs.
+
+    `needs_bytes` and `budget_bytes` are totals of one tier; `suggestions` are options that do fit.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self, *, tier: str, needs_bytes: int, budget_bytes: int, suggestions: tuple[str, ...] = ()
+    ) -> None:
+        self.tier = tier
+        self.needs_bytes = needs_bytes
+        self.budget_bytes = budget_bytes
+        self.short_bytes = needs_bytes - budget_bytes
+        self.suggestions = suggestions
+        text = (
+            f"does not fit in {tier}: needs {format_bytes(needs_bytes)}, "
+            f"budget {format_bytes(budget_bytes)}, short {format_bytes(self.short_bytes)}"
+        )
+        if suggestions:
+            text += f"; try {' or '.join(suggestions)}"
+        super().__init__(text)
+
+
+class ModelError(MemfitError):
+    """The model is missing or cannot be read."""
+
+    exit_code = 4
+
+
+class ModelNotFoundError(ModelError):
+    """Nothing is at the place that was named."""
+
+
+class HeaderError(ModelError):
+    """A model file's header is damaged, or holds something this version does not know.
+
+    `path` is the file and `field` the part of it that was being read.
+    """
+
+    def __init__(self, path: object, field: str, problem: str) -> None:
+        self.path = path
+        self.field = field
+        super().__init__(f"cannot read {path}: {field}: {problem}")
+
+
+class EngineError(MemfitError):
+    """The engine failed while loading or running."""
+
+    exit_code = 5
+
+
+class EngineMissingError(EngineError):
+    """The engine is not installed, or is another build than the one memfit knows."""
+
+
+class WorkerDiedError(EngineError):
+    """The worker process ended before it answered."""
+
+
+class InterruptedByUser(MemfitError):  # noqa: N818 - not a fault
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("interrupted")

@@ -1,0 +1,1 @@
+"""Probes the machine: CPU, RAM, cgroup limits, GPUs, disks. Knows nothing of models."""

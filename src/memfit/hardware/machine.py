@@ -1,0 +1,64 @@
+"""The machine as a value: what the probe found, or what a profile describes. Probes nothing itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Cpu", "Disk", "Gpu", "Machine", "Ram"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cpu:
+    model: str
+    architecture: str  # platform.machine(): "x86_64", "aarch64"
+    physical_cores: int
+    logical_cores: int  # those this process may use (affinity and cgroup quota counted)
+    instruction_sets: tuple[str, ...]  # those that matter to the engine's kernels: "avx2", "avx512f", …
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ram:
+    total_bytes: int  # physical, or the cgroup's limit where that is lower
+    available_bytes: int  # can be had without swapping, within the cgroup's limit
+    physical_bytes: int  # what the machine holds whatever the cgroup says
+    cgroup_limit_bytes: int | None  # None: no limit
+    swap_total_bytes: int
+    swap_used_bytes: int
+    type: str | None  # "DDR4"; None where it cannot be read
+    megatransfers_per_second: int | None  # as configured; None where it cannot be read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    index: int
+    name: str
+    total_bytes: int
+    used_bytes: int
+    free_bytes: int
+    others_bytes: int | None  # held by other processes; None where the driver does not say
+    driver: str
+    cuda: str | None  # the newest CUDA version that the driver supports, such as "12.4"
+    compute_capability: str | None
+    link: str | None  # "PCIe 4.0 x16", the link's maximum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    mount: str
+    device: str
+    filesystem: str
+    total_bytes: int
+    free_bytes: int
+    rotational: bool | None  # None where it cannot be read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Everything a plan may depend on."""
+
+    system: str  # "Linux 6.1.0", for the report
+    cpu: Cpu
+    ram: Ram
+    gpus: tuple[Gpu, ...]
+    gpu_note: str | None  # why there are no GPUs, where the driver says something worth repeating
+    disks: tuple[Disk, ...]
