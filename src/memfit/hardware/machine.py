@@ -1,4 +1,4 @@
-"""The machine as a value: what the probe found, or what a profile describes. Probes nothing itself."""
+"""The machine as a value: what the probe found, or a profile describes. Probes nothing itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ class Cpu:
     architecture: str  # platform.machine(): "x86_64", "aarch64"
     physical_cores: int
     logical_cores: int  # those this process may use (affinity and cgroup quota counted)
-    instruction_sets: tuple[str, ...]  # those that matter to the engine's kernels: "avx2", "avx512f", …
+    instruction_sets: tuple[
+        str, ...
+    ]  # those that matter to the engine's kernels: "avx2", "avx512f", …
 
 
 @dataclass(frozen=True, kw_only=True)

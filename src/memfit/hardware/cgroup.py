@@ -1,0 +1,155 @@
+"""What the Linux control groups around this process allow it: memory, and CPU time.
+
+Reads versions 1, 2 and both mounted together. A limit of any group from the process's own up to the
+root holds, so each is asked; groups above a container's mount cannot be seen from inside. Knows
+nothing of cpusets: the scheduler's affinity already tells those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+__all__ = ["Cgroup", "read_cgroup"]
+
+_NO_LIMIT_BYTES = 2**62  # version 1 writes "none" as the largest multiple of a page below 2^63
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cgroup:
+    """The tightest limits found; None where there is none (and on systems without cgroups)."""
+
+    memory_limit_bytes: int | None
+    memory_headroom_bytes: int | None  # least of limit - usage over the groups; below 0 if shrunk
+    cpu_quota: float | None  # cores' worth of time: 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mount:
+    kind: str  # "cgroup" (version 1) or "cgroup2"
+    controllers: frozenset[str]  # of version 1; version 2 mounts carry every controller
+    group: PurePosixPath  # the group that is seen at `folder`: not "/" inside many containers
+    folder: Path
+
+
+def read_cgroup(root: Path = Path("/")) -> Cgroup:
+    """The limits on this process. `root` holds `proc` and `sys`; tests give a made-up one."""
+    mounts = _mounts(root)
+    groups = _own_groups(root)
+    limits: list[int] = []
+    headrooms: list[int] = []
+    for folder in _folders("memory", mounts, groups):
+        limit = _memory_limit(folder)
+        if limit is not None:
+            limits.append(limit)
+            headrooms.append(limit - _memory_usage(folder))
+    quotas = [_cpu_quota(folder) for folder in _folders("cpu", mounts, groups)]
+    return Cgroup(
+        memory_limit_bytes=min(limits, default=None),
+        memory_headroom_bytes=min(headrooms, default=None),
+        cpu_quota=min((quota for quota in quotas if quota is not None), default=None),
+    )
+
+
+def _mounts(root: Path) -> list[_Mount]:
+    """From mountinfo: `35 31 0:32 /group /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory`."""
+    mounts = []
+    for line in _read(root / "proc/self/mountinfo").splitlines():
+        place, _, kind = line.partition(" - ")
+        fields, (filesystem, *options) = place.split(), kind.split() or [""]
+        if filesystem in ("cgroup", "cgroup2") and len(fields) > 4 and len(options) > 1:
+            mounts.append(
+                _Mount(
+                    kind=filesystem,
+                    controllers=frozenset(options[1].split(",")),
+                    group=PurePosixPath(fields[3]),
+                    folder=root / fields[4].lstrip("/"),
+                )
+            )
+    return mounts
+
+
+def _own_groups(root: Path) -> dict[str, PurePosixPath]:
+    """This process's group per version 1 controller, and version 2's under the empty name."""
+    groups = {}
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for controller in controllers.split(","):
+            groups[controller] = PurePosixPath(path)
+    return groups
+
+
+def _folders(controller: str, mounts: list[_Mount], groups: dict[str, PurePosixPath]) -> list[Path]:
+    """The folders of this process's groups, its own first, up to the top of each mount."""
+    folders: list[Path] = []
+    for mount in mounts:
+        if mount.kind == "cgroup2":
+            group = groups.get("")
+        elif controller in mount.controllers:
+            group = groups.get(controller)
+        else:
+            continue
+        folder = _own_folder(mount, group)
+        folders += [folder, *(up for up in folder.parents if up.is_relative_to(mount.folder))]
+    return folders
+
+
+def _own_folder(mount: _Mount, group: PurePosixPath | None) -> Path:
+    """Where the process's group lies; the mount's top where a namespace hides it."""
+    if group is None or ".." in group.parts or not group.is_relative_to(mount.group):
+        return mount.folder
+    folder = mount.folder / group.relative_to(mount.group)
+    return folder if folder.is_dir() else mount.folder
+
+
+def _memory_limit(folder: Path) -> int | None:
+    limits = [
+        _number(folder / "memory.max"),
+        _number(folder / "memory.high"),  # above it the kernel slows the process to a crawl
+        _number(folder / "memory.limit_in_bytes"),
+        # Version 1: counts the groups above a container's mount too.
+        _statistics(folder).get("hierarchical_memory_limit"),
+    ]
+    return min(
+        (limit for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES), default=None
+    )
+
+
+def _memory_usage(folder: Path) -> int:
+    """Bytes in use, less the page cache that the kernel would drop first."""
+    statistics = _statistics(folder)
+    current = _number(folder / "memory.current")
+    if current is not None:
+        return current - statistics.get("inactive_file", 0)
+    usage = _number(folder / "memory.usage_in_bytes") or 0
+    return usage - statistics.get("total_inactive_file", 0)
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+    if not quota:
+        quota = _read(folder / "cpu.cfs_quota_us").strip()
+        period = _read(folder / "cpu.cfs_period_us").strip()
+    # "max" and -1 are no limit
+    if not (quota.isdecimal() and period.isdecimal() and int(period) > 0):
+        return None
+    return int(quota) / int(period)
+
+
+def _statistics(folder: Path) -> dict[str, int]:
+    pairs = (line.split() for line in _read(folder / "memory.stat").splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _read(path: Path) -> str:
+    """Empty where it cannot be read: a missing file means a missing limit."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,113 @@
+"""NVIDIA GPUs as their driver describes them, through NVML.
+
+No driver is a normal machine. A driver that is there and fails leaves a note in its own words.
+Indices are NVML's (by PCI address); which of them CUDA_VISIBLE_DEVICES leaves is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from memfit.hardware.machine import Gpu
+
+__all__ = ["read_gpus"]
+
+_Nvml = Any  # the pynvml module, which has no types
+
+
+def read_gpus() -> tuple[tuple[Gpu, ...], str | None]:
+    """The GPUs that can be used, and why others cannot, where the driver says something."""
+    try:
+        import pynvml
+    except ImportError:
+        return (), None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:
+        return (), None
+    except pynvml.NVMLError as error:
+        return (), f"the NVIDIA driver does not answer: {error}"
+    try:
+        return _devices(pynvml)
+    except pynvml.NVMLError as error:
+        return (), f"the NVIDIA driver does not answer: {error}"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _devices(nvml: _Nvml) -> tuple[tuple[Gpu, ...], str | None]:
+    driver = _optional(nvml, nvml.nvmlSystemGetDriverVersion) or "unknown"
+    cuda = _cuda_version(nvml)
+    gpus, notes = [], []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            if _is_partitioned(nvml, handle):
+                notes.append(f"GPU {index} is split into MIG instances, which memfit cannot use")
+                continue
+            gpus.append(_device(nvml, index, handle, driver=driver, cuda=cuda))
+        except nvml.NVMLError as error:
+            # Also a GPU without memory of its own, which shares the machine's RAM.
+            notes.append(f"GPU {index} cannot be used: {error}")
+    return tuple(gpus), "; ".join(notes) or None
+
+
+def _device(nvml: _Nvml, index: int, handle: Any, *, driver: str, cuda: str | None) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    capability = _optional(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    return Gpu(
+        index=index,
+        name=nvml.nvmlDeviceGetName(handle),
+        total_bytes=memory.total,
+        used_bytes=memory.used,
+        free_bytes=memory.free,
+        others_bytes=_others_bytes(nvml, handle),
+        driver=driver,
+        cuda=cuda,
+        compute_capability=capability and f"{capability[0]}.{capability[1]}",
+        link=_link(nvml, handle),
+    )
+
+
+def _cuda_version(nvml: _Nvml) -> str | None:
+    version = _optional(nvml, nvml.nvmlSystemGetCudaDriverVersion)  # 12040 is 12.4
+    return version and f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _link(nvml: _Nvml, handle: Any) -> str | None:
+    generation = _optional(nvml, nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle)
+    width = _optional(nvml, nvml.nvmlDeviceGetMaxPcieLinkWidth, handle)
+    return f"PCIe {generation}.0 x{width}" if generation and width else None
+
+
+def _others_bytes(nvml: _Nvml, handle: Any) -> int | None:
+    """Summed over the processes that the driver lists; a container's driver may list fewer."""
+    held: dict[int, int] = {}
+    queries = (
+        nvml.nvmlDeviceGetComputeRunningProcesses,
+        nvml.nvmlDeviceGetGraphicsRunningProcesses,
+    )
+    for query in queries:
+        processes = _optional(nvml, query, handle)
+        if processes is None or any(process.usedGpuMemory is None for process in processes):
+            return None
+        for process in processes:
+            # One process may be in both lists, with the same bytes.
+            held[process.pid] = max(process.usedGpuMemory, held.get(process.pid, 0))
+    held.pop(os.getpid(), None)
+    return sum(held.values())
+
+
+def _is_partitioned(nvml: _Nvml, handle: Any) -> bool:
+    modes = _optional(nvml, nvml.nvmlDeviceGetMigMode, handle)  # (current, pending)
+    return modes is not None and modes[0] == nvml.NVML_DEVICE_MIG_ENABLE
+
+
+def _optional(nvml: _Nvml, query: Callable[..., Any], *arguments: Any) -> Any:
+    """A query that older drivers and some GPUs do not answer."""
+    try:
+        return query(*arguments)
+    except nvml.NVMLError:
+        return None
