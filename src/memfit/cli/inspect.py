@@ -77,10 +77,7 @@ def _tensor_types(spec: ModelSpec) -> list[dict[str, Any]]:
     for tensor in spec.tensors:
         counts[tensor.type] += 1
         sizes[tensor.type] += tensor.size_bytes
-    return [
-        {"type": name, "count": counts[name], "size_bytes": size}
-        for name, size in sizes.most_common()
-    ]
+    return [{"type": name, "count": counts[name], "size_bytes": size} for name, size in sizes.most_common()]
 
 
 def _json_value(value: MetadataValue | None) -> Any:
@@ -164,9 +161,7 @@ def _table(*headings: str) -> Table:
 
     table = Table(box=None, pad_edge=False, show_header=bool(headings))
     for heading in headings:
-        table.add_column(
-            heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left"
-        )
+        table.add_column(heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left")
     return table
 
 

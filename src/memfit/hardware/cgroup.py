@@ -111,9 +111,7 @@ def _memory_limit(folder: Path) -> int | None:
         # Version 1: counts the groups above a container's mount too.
         _statistics(folder).get("hierarchical_memory_limit"),
     ]
-    return min(
-        (limit for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES), default=None
-    )
+    return min((limit for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES), default=None)
 
 
 def _memory_usage(folder: Path) -> int:

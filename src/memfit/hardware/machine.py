@@ -13,9 +13,7 @@ class Cpu:
     architecture: str  # platform.machine(): "x86_64", "aarch64"
     physical_cores: int
     logical_cores: int  # those this process may use (affinity and cgroup quota counted)
-    instruction_sets: tuple[
-        str, ...
-    ]  # those that matter to the engine's kernels: "avx2", "avx512f", …
+    instruction_sets: tuple[str, ...]  # those that matter to the engine's kernels: "avx2", "avx512f", …
 
 
 @dataclass(frozen=True, kw_only=True)

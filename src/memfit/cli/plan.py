@@ -1,0 +1,60 @@
+"""`memfit plan`: what will lie where and how fast it will run. Loads no weights."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from memfit.cli.options import (
+    budget_options,
+    json_option,
+    take_budget,
+    take_workload,
+    verbose_option,
+    workload_options,
+)
+from memfit.errors import DoesNotFitError
+
+__all__ = ["command"]
+
+
+@click.command("plan")
+@click.argument("model")
+@budget_options
+@workload_options
+@click.option("--explain", is_flag=True, help="Say why each choice was made.")
+@json_option
+@verbose_option
+def command(model: str, explain: bool, as_json: bool, verbose: bool, **options: Any) -> int:
+    """Say what will lie where and how fast MODEL will run; loads no weights.
+
+    MODEL is a GGUF file (any shard of a split one), or demo. Exit code 3 where it does not fit.
+    """
+    from memfit.api import plan
+    from memfit.cli.render import console, print_plan, print_why
+
+    err = console(stderr=True)
+    planned = plan(
+        model,
+        budget=take_budget(options),
+        workload=take_workload(options),
+        count_parent=True,
+        say=lambda text: err.print(f"memfit: {text}"),
+        verbose=verbose,
+    )
+    if as_json:
+        click.echo(json.dumps(planned.to_json(), indent=2))
+    else:
+        out = console()
+        print_plan(planned, out)
+        if explain:
+            print_why(planned, out)
+    try:
+        planned.require_fit()
+    except DoesNotFitError:
+        if not as_json:
+            raise
+        return DoesNotFitError.exit_code
+    return 0

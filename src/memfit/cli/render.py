@@ -1,0 +1,142 @@
+"""Pictures for people: the memory map of a plan, the progress of loading, the report of a run.
+
+Rich draws colours only on a terminal; piped, the same text is plain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from memfit.engines.report import Report
+from memfit.planner.plan import Plan, TierUse
+from memfit.planner.speed import Rate
+from memfit.units import format_bytes, format_rate
+
+__all__ = ["console", "loading_progress", "plain", "print_plan", "print_report", "print_why"]
+
+_BAR_CELLS = 48
+# label, attribute, colour, cell: the cells keep the parts apart where there are no colours
+_PARTS = (
+    ("weights", "weights_bytes", "blue", "█"),
+    ("KV cache", "kv_cache_bytes", "green", "▓"),
+    ("compute", "compute_bytes", "magenta", "▒"),
+    ("overhead", "overhead_bytes", "yellow", "░"),
+)
+_FREE_CELL = "·"
+
+
+def console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
+    """A console that never wraps piped text and never interprets what a model says."""
+    return Console(stderr=stderr, file=file, highlight=False, soft_wrap=True)
+
+
+def plain(text: str) -> str:
+    """A stranger's text made safe for a terminal: no control characters, no markup."""
+    return escape("".join(letter if letter.isprintable() else "�" for letter in text))
+
+
+def print_plan(plan: Plan, out: Console) -> None:
+    """What lies where, against the budget, and how fast it will run."""
+    spec, parameters = plan.spec, plan.parameters
+    out.print(
+        f"[bold]{plain(spec.name)}[/]  {plain(spec.architecture)} · "
+        f"{spec.parameters / 1e6:,.0f} M parameters · {plain(spec.quantization)} · {format_bytes(spec.file_bytes)}"
+    )
+    sequences = f"{parameters.parallel} sequence{'s' * (parameters.parallel > 1)}"
+    repack = "repack on" if parameters.repack else "repack off"
+    out.print(
+        f"context {plan.context} · {sequences} · KV {parameters.kv_type} · "
+        f"micro-batch {parameters.micro_batch} · {parameters.threads} threads · {repack} · "
+        f"{parameters.load_mode}"
+    )
+    out.print()
+    for tier in plan.tiers:
+        _print_tier(tier, out)
+    out.print()
+    prompt, generation = plan.prediction.prompt, plan.prediction.generation
+    out.print(
+        f"predicted  prompt {_range(prompt)} · generation {_range(generation)}  ({plan.prediction.basis})"
+    )
+
+
+def print_why(plan: Plan, out: Console) -> None:
+    """Each choice with its reason."""
+    for reason in plan.why:
+        out.print(f"  · {plain(reason)}")
+
+
+def _print_tier(tier: TierUse, out: Console) -> None:
+    out.print(
+        f"[bold]{tier.name.upper()}[/]  {format_bytes(tier.total_bytes)} of {format_bytes(tier.budget_bytes)}"
+    )
+    scale = max(tier.budget_bytes, tier.total_bytes)
+    bar = Text("  ")
+    edge = 0
+    for _, attribute, colour, cell in _PARTS:
+        start = round(_BAR_CELLS * edge / scale)
+        edge += getattr(tier, attribute)
+        bar.append(cell * (round(_BAR_CELLS * edge / scale) - start), style=colour)
+    bar.append(_FREE_CELL * (_BAR_CELLS + 2 - len(bar)), style="dim")
+    out.print(bar)
+    legend = Text("  ")
+    for label, attribute, colour, cell in _PARTS:
+        legend.append(f"{cell} ", style=colour)
+        legend.append(f"{label} {format_bytes(getattr(tier, attribute))}  ")
+    free = tier.budget_bytes - tier.total_bytes
+    legend.append(f"{_FREE_CELL} ", style="dim")
+    legend.append(f"free {format_bytes(free)}" if free >= 0 else f"short {format_bytes(-free)}")
+    out.print(legend)
+
+
+def _range(rate: Rate) -> str:
+    return f"{format_rate(rate.value)} ({format_rate(rate.low)} to {format_rate(rate.high)})"
+
+
+def print_report(report: Report, out: Console) -> None:
+    """Predicted against measured."""
+    for tier in report.tiers:
+        verdict = "[green]within budget[/]" if report.within_budget else "[red]OVER BUDGET[/]"
+        out.print(
+            f"[bold]{tier.name.upper()}[/]  peak {format_bytes(tier.peak_bytes)} · "
+            f"predicted {format_bytes(tier.predicted_bytes)} ({format_bytes(tier.error_bytes)} off) · "
+            f"budget {format_bytes(tier.budget_bytes)} · {verdict}"
+        )
+    rates = []
+    for name, measured, predicted in (
+        ("prompt", report.speed.prompt_tokens_per_second, report.plan.prediction.prompt),
+        (
+            "generation",
+            report.speed.generation_tokens_per_second,
+            report.plan.prediction.generation,
+        ),
+    ):
+        if measured is not None:
+            rates.append(f"{name} {format_rate(measured)} (predicted {format_rate(predicted.value)})")
+    rates.append(f"loaded in {report.load_seconds:.1f} s")
+    out.print(" · ".join(rates))
+    for advice in report.advice:
+        out.print(f"[yellow]advice[/]  {advice}")
+
+
+@contextlib.contextmanager
+def loading_progress(out: Console) -> Iterator[Callable[[float], None] | None]:
+    """A bar on a terminal; nothing where the output is piped."""
+    if not out.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("loading"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=out, transient=True) as progress:
+        task = progress.add_task("loading", total=1.0)
+        yield lambda fraction: progress.update(task, completed=fraction)

@@ -1,0 +1,156 @@
+"""`memfit run`: one prompt, piped text or a chat, inside a memory budget, with a report at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memfit.cli.options import (
+    budget_options,
+    json_option,
+    take_budget,
+    take_workload,
+    verbose_option,
+    workload_options,
+)
+from memfit.engines.protocol import Completion, Sampling
+from memfit.errors import InterruptedByUser, UsageError
+
+if TYPE_CHECKING:
+    from memfit.engines.llamacpp.session import LlamaSession
+
+__all__ = ["command"]
+
+
+@click.command("run")
+@click.argument("model")
+@click.option("-p", "--prompt", metavar="TEXT", help="The prompt; without it, piped text, or a chat.")
+@click.option("--file", "file", metavar="PATH", help="Add a file's text after the prompt.")
+@click.option("--system", metavar="TEXT", help="The system message.")
+@click.option("--raw", is_flag=True, help="Continue the text itself, without the chat template.")
+@budget_options
+@workload_options
+@click.option("--max-tokens", type=int, metavar="N", help="Most tokens to generate.  [until the model ends]")
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=int, default=40, show_default=True, help="0 is all.")
+@click.option("--top-p", type=float, default=0.95, show_default=True)
+@click.option("--min-p", type=float, default=0.05, show_default=True)
+@click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1 is none.")
+@click.option("--seed", type=int, help="For the same answer again.  [random]")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@json_option
+@verbose_option
+def command(
+    model: str,
+    prompt: str | None,
+    file: str | None,
+    system: str | None,
+    raw: bool,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
+) -> int:
+    """Run MODEL inside a memory budget: answer a prompt, or chat.
+
+    The answer goes to stdout, the plan and the report of predicted against measured bytes to stderr.
+    """
+    from memfit.api import load, plan
+    from memfit.cli.render import console, loading_progress, print_plan, print_report
+
+    budget, workload = take_budget(options), take_workload(options)
+    sampling = _sampling(options)
+    text = _prompt_text(prompt, file)
+    if raw and system:
+        raise UsageError("--system needs the chat template, which --raw leaves out; use one of them")
+    if text is None and (as_json or raw):
+        raise UsageError("there is no prompt; give -p TEXT, --file PATH or pipe a text in")
+    err = console(stderr=True)
+    planned = plan(
+        model,
+        budget=budget,
+        workload=workload,
+        count_parent=True,
+        say=lambda said: err.print(f"memfit: {said}"),
+        verbose=verbose,
+    )
+    planned.require_fit()
+    if not as_json:
+        print_plan(planned, err)
+        err.print()
+    with loading_progress(err) as on_progress:
+        session = load(planned, count_parent=True, on_progress=on_progress, verbose=verbose)
+    with session:
+        if text is None:
+            from memfit.cli.chat import chat
+
+            chat(session, sampling, system)
+            completion = None
+        else:
+            completion = _answer(session, text, system, raw, sampling, as_json)
+        report = session.report()
+    if as_json and completion is not None:
+        document = {
+            "plan": planned.to_json(),
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+            "usage": {
+                "prompt_tokens": completion.prompt_tokens,
+                "completion_tokens": completion.completion_tokens,
+            },
+            "measured": report.measured_json(),
+            "within_budget": report.within_budget,
+        }
+        click.echo(json.dumps(document, indent=2))
+    else:
+        if completion is not None:
+            click.echo()
+        err.print()
+        print_report(report, err)
+    if completion is not None and completion.finish_reason == "cancelled":
+        return InterruptedByUser.exit_code
+    return 0
+
+
+def _sampling(options: dict[str, Any]) -> Sampling:
+    seed = options.pop("seed")
+    return Sampling(**options, **({} if seed is None else {"seed": seed}))
+
+
+def _prompt_text(prompt: str | None, file: str | None) -> str | None:
+    """The prompt from -p and --file, else from a pipe; None asks for a chat."""
+    pieces = [] if prompt is None else [prompt]
+    if file is not None:
+        try:
+            pieces.append(Path(file).read_text(encoding="utf-8", errors="replace"))
+        except OSError as error:
+            raise UsageError(f"--file {file}: {error.strerror}") from None
+    if not pieces and not sys.stdin.isatty():
+        pieces.append(sys.stdin.buffer.read().decode("utf-8", errors="replace"))
+    if not pieces:
+        return None
+    text = "\n\n".join(pieces)
+    if not text.strip():
+        raise UsageError("the prompt is empty; give -p TEXT, --file PATH or pipe a text in")
+    return text
+
+
+def _answer(
+    session: LlamaSession, text: str, system: str | None, raw: bool, sampling: Sampling, quiet: bool
+) -> Completion:
+    """Through the model's chat template where there is one and --raw does not leave it out."""
+    on_text = None if quiet else _write
+    if raw or not session.has_chat_template:
+        if not raw:
+            click.echo("memfit: this model has no chat template; continuing the text (--raw)", err=True)
+        return session.generate(text, sampling, on_text)
+    messages = [{"role": "system", "content": system}] if system else []
+    return session.chat([*messages, {"role": "user", "content": text}], sampling, on_text)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

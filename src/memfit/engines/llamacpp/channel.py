@@ -1,0 +1,50 @@
+"""JSON lines between the parent and the worker: one request at a time, any number of events back.
+
+A request names what to `do`; the last event of its answer has "event": "done" or "error". "cancel"
+may come at any time and is not answered by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+__all__ = ["Channel"]
+
+
+class Channel:
+    """The worker's end. Takes file descriptor 1 for itself; later prints of anybody go to stderr."""
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        self._output: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        self._on_cancel = on_cancel
+        self._requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def requests(self) -> Iterator[dict[str, Any]]:
+        """Requests in order, until the process ends."""
+        while True:
+            yield self._requests.get()
+
+    def send(self, event: str, **values: Any) -> None:
+        try:
+            self._output.write(json.dumps({"event": event, **values}) + "\n")
+            self._output.flush()
+        except BrokenPipeError:
+            os._exit(0)
+
+    def _listen(self) -> None:
+        for line in sys.stdin.buffer:
+            request = json.loads(line)
+            if request["do"] == "cancel":
+                self._on_cancel()
+            else:
+                self._requests.put(request)
+        # The parent has ended or closed us, perhaps in the middle of a decode: leave nothing behind.
+        os._exit(0)

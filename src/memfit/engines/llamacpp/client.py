@@ -1,0 +1,222 @@
+"""The parent's end of a worker process: start, ask, listen, and say clearly how it died."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterator
+from types import FrameType
+from typing import Any
+
+from memfit import errors
+from memfit.errors import EngineError, MemfitError, WorkerDiedError
+
+__all__ = ["OverBudget", "WorkerProcess"]
+
+_CLOSE_SECONDS = 5.0
+_LOG_BYTES = 4000  # how much of the worker's last words is quoted from
+
+
+class OverBudget(Exception):  # noqa: N818 - an answer, which the session turns into an error
+    """The worker stopped loading before its limit; `needs_bytes` is what it alone would have held."""
+
+    def __init__(self, needs_bytes: int) -> None:
+        super().__init__(needs_bytes)
+        self.needs_bytes = needs_bytes
+
+
+class WorkerProcess:
+    """One worker. `verbose` lets the engine's log through to stderr."""
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        environment = {
+            **os.environ,
+            "GGML_NO_BACKTRACE": "1",  # an abort would try to attach gdb
+            # A freed staging buffer goes back to the system at once, whatever its size: glibc would
+            # raise these thresholds by itself and keep up to 64 MiB.
+            "MALLOC_MMAP_THRESHOLD_": "1048576",
+            "MALLOC_TRIM_THRESHOLD_": "1048576",
+            "MALLOC_ARENA_MAX": "2",
+        }
+        if verbose:
+            environment["MEMFIT_WORKER_VERBOSE"] = "1"
+        self._log = None if verbose else tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "memfit.engines.llamacpp.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+        )
+        self._unread = b""
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(
+        self,
+        do: str,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        *,
+        interruptible: bool = False,
+        **values: Any,
+    ) -> dict[str, Any]:
+        """Send one request and return its answer; other events go to `on_event`.
+
+        Ctrl-C cancels an `interruptible` request once, and its answer still comes; a second Ctrl-C, or
+        any while another request runs, is raised.
+
+        Raises: as `converse` does.
+        """
+        conversation = self.converse(do, **values)
+        with _cancels(self.cancel) if interruptible else contextlib.nullcontext():
+            while True:
+                try:
+                    kind, event = next(conversation)
+                except StopIteration as end:
+                    return dict(end.value)
+                if on_event:
+                    on_event(kind, event)
+
+    def converse(self, do: str, **values: Any) -> Generator[tuple[str, dict[str, Any]], None, dict[str, Any]]:
+        """Send one request, yield its events as (kind, values) and return its answer.
+
+        Closed early, it cancels the request and waits for its end, so that the next one finds the
+        worker listening.
+
+        Raises:
+            WorkerDiedError: the worker ended before it answered.
+            OverBudget: it stopped loading before its limit.
+            MemfitError: the worker's own error, of the class it was raised as.
+        """
+        self._send({"do": do, **values})
+        answered = False
+        try:
+            while (line := self._read_line()) is not None:
+                event = json.loads(line)
+                kind = event.pop("event")
+                answered = kind in ("done", "error")
+                if kind == "done":
+                    return dict(event)
+                if kind == "error":
+                    if event["kind"] == "over_budget":
+                        raise OverBudget(event["needs_bytes"])
+                    raise _rebuild(event)
+                yield kind, event
+            answered = True
+            raise self._obituary(do)
+        finally:
+            if not answered:
+                self.cancel()
+                while (line := self._read_line()) is not None:
+                    if json.loads(line)["event"] in ("done", "error"):
+                        break
+
+    def cancel(self) -> None:
+        """Ask the running request to end early; its answer still comes. Safe from another thread."""
+        with contextlib.suppress(WorkerDiedError):
+            self._send({"do": "cancel"})
+
+    def kill(self) -> None:
+        """End the worker at once, from any thread; a waiting `ask` raises WorkerDiedError."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End the worker and wait for it. Safe to repeat."""
+        process = self._process
+        if process.stdin and not process.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()  # its listener leaves at the end of its input
+        try:
+            process.wait(timeout=_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout:
+            process.stdout.close()
+        if self._log:
+            self._log.close()
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise self._obituary(message["do"]) from None
+
+    def _read_line(self) -> bytes | None:
+        """The next whole line, or None once the worker has ended."""
+        assert self._process.stdout is not None
+        while b"\n" not in self._unread:
+            data = os.read(self._process.stdout.fileno(), 65536)
+            if not data:
+                return None
+            self._unread += data
+        line, self._unread = self._unread.split(b"\n", 1)
+        return line
+
+    def _obituary(self, doing: str) -> WorkerDiedError:
+        try:
+            code = self._process.wait(timeout=_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        if code == -signal.SIGKILL:
+            cause = "it was killed; most often by the kernel when memory ran out"
+        elif code == -signal.SIGILL:
+            cause = "the engine was built for another CPU; memfit doctor gives the command that mends it"
+        elif code < 0:
+            cause = f"it died of {signal.Signals(-code).name}"
+        else:
+            cause = f"it exited with code {code}"
+        last = self._last_words()
+        return WorkerDiedError(f"the engine's worker ended during {doing!r}: {cause}{last}")
+
+    def _last_words(self) -> str:
+        if self._log is None or self._log.closed:
+            return ""
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - _LOG_BYTES))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return "; its last words: " + " / ".join(lines[-3:]) if lines else ""
+
+
+@contextlib.contextmanager
+def _cancels(cancel: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `cancel`, whose effect the running request then reports; a second one is
+    raised. An exception in the middle of reading would lose the place in the worker's answer."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        cancel()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _rebuild(event: dict[str, Any]) -> MemfitError:
+    """The worker's error as the class it was raised as."""
+    kind = getattr(errors, event.get("kind", ""), EngineError)
+    error: MemfitError = kind(event.get("text", "the engine failed"))
+    return error

@@ -1,0 +1,237 @@
+"""The C library as the worker sees it: loaded without its Python package, checked, with three doors added.
+
+Only worker processes import this: a failed assertion inside ggml aborts the process it lives in.
+
+The pinned low-level module (`llama_cpp.llama_cpp`) is imported under a stub parent package, because
+the real package's `__init__` pulls numpy, jinja2 and diskcache: 16 MiB instead of 39.
+Three functions are C++ or struct-returning and have no Python binding; they are called through ctypes
+here, and nowhere else: the memory breakdown, the graph of a reserved batch, and the size of the work
+buffer that the CPU backend allocates for a graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memfit.errors import EngineError, EngineMissingError
+
+__all__ = ["ENGINE_VERSION", "Breakdown", "Library", "load_library"]
+
+ENGINE_VERSION = "0.3.36"
+_LLAMA_VERSION = b"0.5.0"  # builds from a plain source tree add "-dev"
+_INSTALL = (
+    'CMAKE_ARGS="-DGGML_RPC=ON -DLLAVA_BUILD=OFF" '
+    f"pip install --no-cache-dir llama-cpp-python=={ENGINE_VERSION}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breakdown:
+    """Bytes that one context and its model hold in one buffer type ("CPU", "CPU_REPACK", …)."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    compute_bytes: int
+
+
+_POINTER = ctypes.c_void_p
+_USAGE_COMPUTE = 2  # GGML_BACKEND_BUFFER_USAGE_COMPUTE
+_EMPTY_OPERATIONS = (b"NONE", b"RESHAPE", b"VIEW", b"PERMUTE", b"TRANSPOSE")
+_GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
+    ("ggml_backend_buft_name", [_POINTER], ctypes.c_char_p),
+    ("ggml_backend_sched_alloc_graph", [_POINTER, _POINTER], ctypes.c_bool),
+    ("ggml_graph_n_nodes", [_POINTER], ctypes.c_int),
+    ("ggml_op_name", [ctypes.c_int], ctypes.c_char_p),
+    ("ggml_graph_node", [_POINTER, ctypes.c_int], _POINTER),
+    ("ggml_backend_buffer_get_usage", [_POINTER], ctypes.c_int),
+    ("ggml_backend_buffer_get_size", [_POINTER], ctypes.c_size_t),
+    ("ggml_backend_buffer_clear", [_POINTER, ctypes.c_uint8], None),
+)
+
+
+class _GraphPlan(ctypes.Structure):
+    """ggml's `ggml_cplan` (ggml-cpu.h); only the first field is read."""
+
+    _fields_ = (
+        ("work_size", ctypes.c_size_t),
+        ("work_data", ctypes.c_void_p),
+        ("n_threads", ctypes.c_int),
+        ("threadpool", ctypes.c_void_p),
+        ("abort_callback", ctypes.c_void_p),
+        ("abort_callback_data", ctypes.c_void_p),
+        ("use_ref", ctypes.c_bool),
+    )
+
+
+class Library:
+    """The low-level module as `api`, and the functions it lacks."""
+
+    def __init__(self, api: Any) -> None:
+        self.api = api
+        folder = Path(api._base_path)
+        # Already loaded as dependencies of libllama: these calls only return their handles.
+        self.ggml_base = ctypes.CDLL(str(_library_file(folder, "ggml-base")))
+        self.ggml_cpu = ctypes.CDLL(str(_library_file(folder, "ggml-cpu")))
+
+        self._memory_breakdown = api._lib._Z26llama_get_memory_breakdownPK13llama_context
+        self._memory_breakdown.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self._memory_breakdown.restype = None
+        self._graph_reserve = api._lib._Z19llama_graph_reserveP13llama_contextjjj
+        self._graph_reserve.argtypes = [ctypes.c_void_p, *[ctypes.c_uint32] * 3]
+        self._graph_reserve.restype = ctypes.c_void_p
+        self.ggml_cpu.ggml_graph_plan.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+        self.ggml_cpu.ggml_graph_plan.restype = _GraphPlan
+        self._scheduler = api._lib._ZNK13llama_context9get_schedEv
+        self._scheduler.argtypes, self._scheduler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        for name, arguments, result in _GGML_FUNCTIONS:
+            function = getattr(self.ggml_base, name)
+            function.argtypes, function.restype = arguments, result
+
+    def memory_breakdown(self, context: int) -> dict[str, Breakdown]:
+        """Bytes per buffer type name, as the engine itself counts them.
+
+        `llama_get_memory_breakdown` returns a std::map by value. By the Itanium ABI the caller passes
+        48 bytes as a hidden first argument; libstdc++ keeps the red-black tree's root at 16 and its
+        count at 40. A node holds left at 16, right at 24, the key (buffer type) at 32, and the value's
+        three size_t at 40. The map's few nodes are not freed: nothing here knows its destructor.
+        """
+        header = (ctypes.c_size_t * 6)()
+        self._memory_breakdown(header, context)
+        found: dict[str, Breakdown] = {}
+        pending = [header[2]]
+        while pending:
+            node = pending.pop()
+            if not node:
+                continue
+            left, right, key, weights, kv_cache, compute = (ctypes.c_size_t * 6).from_address(node + 16)
+            pending += [left, right]
+            found[self.ggml_base.ggml_backend_buft_name(key).decode()] = Breakdown(
+                weights_bytes=weights, kv_cache_bytes=kv_cache, compute_bytes=compute
+            )
+        assert len(found) == header[5], "the walk must visit as many nodes as the map counts"
+        return found
+
+    def work_buffer_bytes(self, context: int, *, tokens: int, sequences: int, threads: int) -> int:
+        """Bytes that the CPU backend will allocate as scratch for a micro-batch of `tokens`.
+
+        Asked of the engine's own graph planner. Reserving the graph allocates compute buffers on
+        the context's backends, untouched on the CPU.
+        """
+        graph = self._graph_reserve(context, tokens, sequences, sequences)
+        return int(self.ggml_cpu.ggml_graph_plan(graph, threads, None).work_size)
+
+    def operations(self, context: int, *, sequences: int) -> int:
+        """Nodes that compute something when each sequence generates one token."""
+        graph = self._graph_reserve(context, sequences, sequences, sequences)
+        ggml = self.ggml_base
+        count = 0
+        for index in range(ggml.ggml_graph_n_nodes(graph)):
+            # ggml_tensor: the operation lies at 80, after type, buffer, ne and nb (ggml.h)
+            number = ctypes.c_int.from_address(ggml.ggml_graph_node(graph, index) + 80).value
+            count += ggml.ggml_op_name(number) not in _EMPTY_OPERATIONS
+        return count
+
+    def touch_compute_buffers(self, context: int, *, tokens: int, sequences: int) -> int:
+        """Write every byte of a context's compute buffers, and return how many there are.
+
+        They are allocated untouched, and a shallow context reaches only part of them. The graph of a
+        full micro-batch over a full context is given its addresses, as decoding would; its nodes
+        then lead to the buffers. Their content never outlives a graph.
+        """
+        graph = self._graph_reserve(context, tokens, sequences, sequences)
+        ggml = self.ggml_base
+        if not ggml.ggml_backend_sched_alloc_graph(self._scheduler(context), graph):
+            raise EngineError("the engine could not allocate its compute buffers")
+        buffers = set()
+        for index in range(ggml.ggml_graph_n_nodes(graph)):
+            # ggml_tensor: the type, then at 8 the buffer (ggml.h)
+            buffer = ctypes.c_void_p.from_address(ggml.ggml_graph_node(graph, index) + 8).value
+            if buffer and ggml.ggml_backend_buffer_get_usage(buffer) == _USAGE_COMPUTE:
+                buffers.add(buffer)
+        for buffer in buffers:
+            ggml.ggml_backend_buffer_clear(buffer, 0)
+        return sum(ggml.ggml_backend_buffer_get_size(buffer) for buffer in buffers)
+
+
+def load_library() -> Library:
+    """Import the engine and prove that it is the build whose structures are known here.
+
+    Raises:
+        EngineMissingError: not installed, another version, or structures laid out differently.
+    """
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.submodule_search_locations is None:
+        raise EngineMissingError(f"the engine is not installed; install it with: {_INSTALL}")
+    stub = types.ModuleType("llama_cpp")
+    stub.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = stub
+    try:
+        api = importlib.import_module("llama_cpp.llama_cpp")
+        library = Library(api)
+        _check_abi(api)
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise EngineMissingError(
+            f"the installed engine is not llama-cpp-python {ENGINE_VERSION}: {error}; "
+            f"rebuild it with: {_INSTALL}"
+        ) from error
+    return library
+
+
+def _check_abi(api: Any) -> None:
+    """Version strings and default parameters: a shifted structure shows in the defaults."""
+    # Its own text says it; importlib.metadata would cost the worker 3 MiB.
+    package = (Path(api.__file__).parent / "__init__.py").read_text()
+    if f'__version__ = "{ENGINE_VERSION}"' not in package:
+        raise RuntimeError("its version is another")
+    if not api.llama_version().startswith(_LLAMA_VERSION):
+        raise RuntimeError(f"llama.cpp says version {api.llama_version()!r}, not {_LLAMA_VERSION!r}")
+    model, context = api.llama_model_default_params(), api.llama_context_default_params()
+    found = {
+        "n_gpu_layers": model.n_gpu_layers,
+        "load_mode": model.load_mode,
+        "use_extra_bufts": model.use_extra_bufts,
+        "no_alloc": model.no_alloc,
+        "n_ctx": context.n_ctx,
+        "n_batch": context.n_batch,
+        "n_ubatch": context.n_ubatch,
+        "flash_attn_type": context.flash_attn_type,
+        "type_v": context.type_v,
+        "offload_kqv": context.offload_kqv,
+        "swa_full": context.swa_full,
+        "kv_unified": context.kv_unified,
+        "n_samplers": context.n_samplers,
+    }
+    expected = {
+        "n_gpu_layers": -1,
+        "load_mode": api.LLAMA_LOAD_MODE_AUTO,
+        "use_extra_bufts": True,
+        "no_alloc": False,
+        "n_ctx": 512,
+        "n_batch": 2048,
+        "n_ubatch": 512,
+        "flash_attn_type": api.LLAMA_FLASH_ATTN_TYPE_AUTO,
+        "type_v": api.GGML_TYPE_F16,
+        "offload_kqv": True,
+        "swa_full": True,
+        "kv_unified": False,
+        "n_samplers": 0,
+    }
+    wrong = [
+        f"{name} is {found[name]}, not {expected[name]}" for name in found if found[name] != expected[name]
+    ]
+    if wrong:
+        raise RuntimeError("its parameter structures differ: " + "; ".join(wrong))
+
+
+def _library_file(folder: Path, name: str) -> Path:
+    for candidate in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll"):
+        if (folder / candidate).exists():
+            return folder / candidate
+    raise OSError(f"{folder} holds no {name} library")

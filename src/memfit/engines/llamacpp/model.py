@@ -1,0 +1,294 @@
+"""A model inside the worker: loaded or simulated, its context, decoding and tokens.
+
+Lives in the worker process only. Knows nothing of requests, texts' stop strings or budgets beyond the
+two limits it is given.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from memfit.engines.llamacpp.library import Breakdown, Library
+from memfit.errors import EngineError
+from memfit.memory.oracle import EngineParameters
+from memfit.memory.page_cache import cached_bytes, drop_cached
+
+__all__ = ["Aborted", "Model", "OverBudgetError"]
+
+
+class OverBudgetError(Exception):
+    """The next step of loading would exceed the limit; `needs_bytes` is what it would come to."""
+
+    def __init__(self, needs_bytes: int) -> None:
+        super().__init__(needs_bytes)
+        self.needs_bytes = needs_bytes
+
+
+class Aborted(Exception):  # noqa: N818 - a request that was obeyed
+    """Decoding was cancelled from outside."""
+
+
+class Model:
+    """One model of the C library, with at most one context at a time.
+
+    `simulate` loads metadata and vocabulary only; contexts then count their bytes without holding them.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        parameters: EngineParameters,
+        *,
+        simulate: bool = False,
+        limit_bytes: int | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Load. `limit_bytes` caps this process's memory, checked before every tensor.
+
+        Raises:
+            EngineError: the engine refuses the file; its last words are in the worker's log.
+            OverBudgetError: the limit would be exceeded.
+        """
+        self._library = library
+        self._api: Any = library.api
+        self._limit_bytes = limit_bytes
+        self._on_progress = on_progress
+        self._overrun: OverBudgetError | None = None
+        self._context: int | None = None
+        self._abort_flag = ctypes.create_string_buffer(2)
+        self._drops_cache = False
+        self.parameters = parameters
+        self._pointer = self._load(parameters, simulate)
+        self.vocabulary = self._api.llama_model_get_vocab(self._pointer)
+        self.vocabulary_size: int = self._api.llama_vocab_n_tokens(self.vocabulary)
+
+    def _load(self, parameters: EngineParameters, simulate: bool) -> int:
+        api = self._api
+        options = api.llama_model_default_params()
+        options.n_gpu_layers = 0
+        options.use_extra_bufts = parameters.repack
+        options.no_alloc = simulate
+        mapped = parameters.load_mode == "mmap" and not simulate
+        options.load_mode = api.LLAMA_LOAD_MODE_MMAP if mapped else api.LLAMA_LOAD_MODE_NONE
+        self._file_bytes = sum(path.stat().st_size for path in parameters.paths)
+        if mapped:
+            self._check_limit(self._file_bytes)  # the engine maps and populates the whole file first
+        # Pages that are only on their way through would stay cached; those that lay there before stay.
+        cached_before = cached_bytes(parameters.paths)
+        self._drops_cache = not simulate and cached_before < self._file_bytes // 2
+        if not simulate:
+            # Kept alive for the call: ctypes holds no reference of its own.
+            callback = api.llama_progress_callback(self._progress)
+            options.progress_callback = callback
+        names = [os.fsencode(path) for path in parameters.paths]
+        array = (ctypes.c_char_p * len(names))(*names)
+        if len(names) == 1:
+            pointer = api.llama_model_load_from_file(names[0], options)
+        else:
+            pointer = api.llama_model_load_from_splits(array, len(names), options)
+        if self._drops_cache:
+            drop_cached(parameters.paths)
+        if self._overrun:
+            raise self._overrun
+        if not pointer:
+            raise EngineError(f"the engine cannot load {parameters.paths[0]}")
+        return int(pointer)
+
+    def _progress(self, fraction: float, _: object) -> bool:
+        """Called by the engine before each tensor; False stops the loading."""
+        if self._on_progress:
+            self._on_progress(fraction)
+        if self._drops_cache:
+            drop_cached(self.parameters.paths)
+        try:
+            self._check_limit(0)
+        except OverBudgetError as overrun:
+            self._overrun = overrun
+            return False
+        return True
+
+    def _check_limit(self, more_bytes: int) -> None:
+        if self._limit_bytes is None:
+            return
+        needs = _resident_bytes() + more_bytes
+        if needs > self._limit_bytes:
+            raise OverBudgetError(needs)
+
+    # -- context ---------------------------------------------------------------------------------
+
+    def open_context(self, parameters: EngineParameters) -> None:
+        """Create the context that `parameters` describe, in place of an earlier one.
+
+        Raises:
+            EngineError: the engine refuses it.
+        """
+        self.close_context()
+        api = self._api
+        options = api.llama_context_default_params()
+        options.n_ctx = parameters.context
+        options.n_batch = options.n_ubatch = min(parameters.micro_batch, parameters.context)
+        options.n_seq_max = parameters.parallel
+        # Unset it would be n_batch: logits for every token of a micro-batch, 300 MiB on a 152k vocabulary.
+        options.n_outputs_max = parameters.parallel
+        options.kv_unified = True  # --ctx is the total, whichever sequence uses it
+        options.swa_full = False
+        options.type_k = options.type_v = _KV_TYPES[parameters.kv_type]
+        options.n_threads = options.n_threads_batch = parameters.threads
+        # A C function as abort callback, so that no Python runs between graph nodes:
+        # strlen(flag) is non-zero, hence true, as soon as the flag's first byte is set.
+        options.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
+        options.abort_callback_data = ctypes.addressof(self._abort_flag)
+        context = api.llama_init_from_model(self._pointer, options)
+        if not context:
+            raise EngineError(
+                f"the engine cannot create a context of {parameters.context} tokens, "
+                f"{parameters.parallel} sequences and KV type {parameters.kv_type}"
+            )
+        self._context = context
+        self.parameters = parameters
+        self.micro_batch: int = api.llama_n_ubatch(context)
+        self.context_tokens: int = api.llama_n_ctx(context)
+
+    def close_context(self) -> None:
+        if self._context is not None:
+            self._api.llama_free(self._context)
+            self._context = None
+
+    def memory_breakdown(self) -> dict[str, Breakdown]:
+        assert self._context is not None
+        return self._library.memory_breakdown(self._context)
+
+    def work_buffer_bytes(self) -> int:
+        assert self._context is not None
+        return self._library.work_buffer_bytes(
+            self._context,
+            tokens=self.micro_batch,
+            sequences=self.parameters.parallel,
+            threads=self.parameters.threads,
+        )
+
+    def operations(self) -> int:
+        assert self._context is not None
+        return self._library.operations(self._context, sequences=self.parameters.parallel)
+
+    def open_resident_context(self, parameters: EngineParameters, more_bytes: int) -> None:
+        """Create the context and touch all it will ever hold, so that the peak is reached now.
+
+        `more_bytes` is what it will come to, checked against the limit before anything is allocated.
+
+        Raises:
+            OverBudgetError: the limit would be exceeded.
+            EngineError: the engine refuses it, or its first micro-batch.
+        """
+        self._check_limit(more_bytes)
+        self.open_context(parameters)
+        assert self._context is not None
+        self._library.touch_compute_buffers(
+            self._context, tokens=self.micro_batch, sequences=parameters.parallel
+        )
+        self.decode([self._filler_token()] * min(self.micro_batch, self.context_tokens))
+        self.clear()
+
+    def _filler_token(self) -> int:
+        beginning = self._api.llama_vocab_bos(self.vocabulary)
+        return int(beginning) if beginning >= 0 else 0
+
+    # -- decoding --------------------------------------------------------------------------------
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Append tokens to sequence 0, micro-batch by micro-batch; the last one's logits are kept.
+
+        Raises:
+            Aborted: `abort()` was called meanwhile.
+            EngineError: the engine failed; more tokens than the context holds are its usual reason.
+        """
+        for start in range(0, len(tokens), self.micro_batch):
+            piece = tokens[start : start + self.micro_batch]
+            array = (ctypes.c_int32 * len(piece))(*piece)
+            # Positions and sequence 0 are the engine's defaults; only the last token gives logits.
+            code = self._api.llama_decode(self._context, self._api.llama_batch_get_one(array, len(piece)))
+            if code == 2:
+                raise Aborted
+            if code != 0:
+                raise EngineError(f"the engine could not process {len(piece)} tokens (code {code})")
+
+    def abort(self) -> None:
+        """Stop decoding at the next graph node. Safe from another thread."""
+        self._abort_flag[0] = b"\x01"
+
+    def clear_abort(self) -> None:
+        self._abort_flag[0] = b"\x00"
+
+    def clear(self) -> None:
+        """Forget all sequences."""
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
+
+    def keep(self, tokens: int) -> bool:
+        """Keep only the first `tokens` tokens of sequence 0; False where the cache cannot go back.
+
+        A sliding window has dropped what lies before it, so going back past it needs a fresh start.
+        """
+        memory = self._api.llama_get_memory(self._context)
+        window = self._api.llama_model_n_swa(self._pointer)
+        oldest = self._api.llama_memory_seq_pos_min(memory, 0)
+        if tokens == 0 or oldest > max(0, tokens - window):
+            return False
+        return bool(self._api.llama_memory_seq_rm(memory, 0, tokens, -1))
+
+    def sample(self, chain: int) -> int:
+        """The next token from the last logits, by a sampler chain."""
+        return int(self._api.llama_sampler_sample(chain, self._context, -1))
+
+    # -- text ------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Tokens of a text; special tokens written in it are recognised."""
+        data = text.encode("utf-8", errors="surrogateescape")
+        room = len(data) + 8  # a token is a byte at least; the rest is for BOS and EOS
+        array = (ctypes.c_int32 * room)()
+        count = self._api.llama_tokenize(self.vocabulary, data, len(data), array, room, add_special, True)
+        if count < 0:
+            raise EngineError(f"the engine could not tokenize a text of {len(data)} bytes")
+        return list(array[:count])
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token; part of a character, perhaps. Control tokens are empty."""
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = self._api.llama_token_to_piece(self.vocabulary, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def is_end(self, token: int) -> bool:
+        return bool(self._api.llama_vocab_is_eog(self.vocabulary, token))
+
+    def chat_template(self) -> str | None:
+        """The template in the model's metadata, or None."""
+        text = self._api.llama_model_chat_template(self._pointer, None)
+        return text.decode("utf-8", errors="replace") if text is not None else None
+
+    def special_tokens(self) -> dict[str, str]:
+        """`bos_token` and `eos_token` as text, empty where the vocabulary has none."""
+        tokens = {
+            "bos_token": self._api.llama_vocab_bos(self.vocabulary),
+            "eos_token": self._api.llama_vocab_eos(self.vocabulary),
+        }
+        return {
+            name: self.piece(token, special=True).decode("utf-8", errors="replace") if token >= 0 else ""
+            for name, token in tokens.items()
+        }
+
+
+_KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * mmap.PAGESIZE

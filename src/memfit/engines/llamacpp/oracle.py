@@ -1,0 +1,58 @@
+"""The oracle's parent side: asks simulating workers, one per way of holding the weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from memfit.engines.llamacpp.client import WorkerProcess
+from memfit.memory.baseline import Baseline
+from memfit.memory.oracle import Answer, EngineParameters
+from memfit.memory.process import ProcessMemory
+
+__all__ = ["LlamaOracle", "request_values"]
+
+
+class LlamaOracle:
+    """Answers by llama.cpp's `no_alloc` mode; byte for byte what a real load allocates.
+
+    Repacked and plain weights are two loads, so each has a worker; both start at once.
+    """
+
+    def __init__(self, baseline: Baseline, *, repack_modes: tuple[bool, ...], verbose: bool) -> None:
+        self._baseline = baseline
+        self._workers = {repack: WorkerProcess(verbose=verbose) for repack in repack_modes}
+        self._answers: dict[EngineParameters, Answer] = {}
+
+    def ask(self, parameters: EngineParameters) -> Answer:
+        if parameters not in self._answers:
+            reply = self._workers[parameters.repack].ask("simulate", parameters=request_values(parameters))
+            self._answers[parameters] = self._answer(reply)
+        return self._answers[parameters]
+
+    def _answer(self, reply: dict[str, Any]) -> Answer:
+        worker = ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
+        return Answer(
+            context=reply["context"],
+            weights_bytes=reply["weights_bytes"],
+            kv_cache_bytes=reply["kv_cache_bytes"],
+            compute_bytes=reply["compute_bytes"],
+            scratch_bytes=reply["scratch_bytes"],
+            nodes=reply["nodes"],
+            process_bytes=self._baseline.with_worker(worker),
+        )
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+    def __enter__(self) -> LlamaOracle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def request_values(parameters: EngineParameters) -> dict[str, Any]:
+    """EngineParameters as JSON values."""
+    return {**asdict(parameters), "paths": [str(path.absolute()) for path in parameters.paths]}

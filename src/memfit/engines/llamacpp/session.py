@@ -1,0 +1,238 @@
+"""One loaded model: the parent's side. Loads within the plan's limit, answers, measures, reports."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from memfit.engines.llamacpp.client import OverBudget, WorkerProcess
+from memfit.engines.llamacpp.oracle import request_values
+from memfit.engines.protocol import Completion, Message, Sampling, Speed
+from memfit.engines.report import Report, TierReport
+from memfit.errors import DoesNotFitError, InterruptedByUser, WorkerDiedError
+from memfit.memory.meter import Meter
+from memfit.memory.process import disk_read_bytes
+from memfit.planner.plan import Plan
+
+__all__ = ["LlamaSession"]
+
+
+class LlamaSession:
+    """A context manager around one worker. Not for several threads at once."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        count_parent: bool,
+        on_progress: Callable[[float], None] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Load the model; memory is watched from the first byte.
+
+        `count_parent` counts this process too, as the command line does; a notebook's own data is not
+        memfit's.
+
+        Raises:
+            DoesNotFitError: the plan does not fit, or loading was about to exceed its limit.
+            EngineError: the engine refused the model, or its worker died.
+        """
+        plan.require_fit()
+        self.plan = plan
+        self._speed = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
+        self._worker = WorkerProcess(verbose=verbose)
+        self._meter = Meter(
+            self._worker.pid,
+            count_parent=count_parent,
+            model_files=plan.spec.paths,
+            limit_bytes=plan.limit_bytes,
+            on_overrun=self._worker.kill,
+        )
+        try:
+            self._load(on_progress)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def worker_pid(self) -> int:
+        return self._worker.pid
+
+    def _load(self, on_progress: Callable[[float], None] | None) -> None:
+        tier = self.plan.ram
+        started = False
+
+        def report(_: str, event: dict[str, Any]) -> None:
+            nonlocal started
+            if not started:  # the first event: libraries are loaded, weights are not
+                self._meter.start()
+                started = True
+            if on_progress:
+                on_progress(event["fraction"])
+
+        try:
+            with self._explaining_death():
+                reply = self._worker.ask(
+                    "load",
+                    report,
+                    parameters=request_values(self.plan.parameters),
+                    limit_bytes=self.plan.limit_bytes,
+                    more_bytes=tier.kv_cache_bytes + tier.compute_bytes,
+                )
+        except OverBudget as overrun:
+            raise self._does_not_fit(overrun.needs_bytes) from None
+        self._meter.settle()
+        self._load_seconds: float = reply["load_seconds"]
+        self.has_chat_template: bool = reply["has_chat_template"]
+
+    def generate(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        """Continue a raw text, without the chat template. Errors and Ctrl-C as in `chat`."""
+        return self._complete(sampling, on_text, prompt=prompt, messages=None)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        """Answer messages through the model's own chat template; `on_text` hears the text as it comes.
+
+        What the KV cache already holds of them is not processed again. Ctrl-C ends the answer early
+        with finish_reason "cancelled"; a second one is raised.
+
+        Raises:
+            UsageError: the prompt is empty or longer than the context, or there is no chat template.
+            ModelError: the chat template failed or was stopped.
+            EngineError: the engine failed.
+        """
+        return self._complete(sampling, on_text, prompt=None, messages=[dict(one) for one in messages])
+
+    def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
+        """The pieces of an answer as they come: to a raw text (str) or to messages.
+
+        Leaving the loop early ends the generation. Errors as in `chat`.
+        """
+        raw = isinstance(prompt, str)
+        events = self._worker.converse(
+            "complete",
+            prompt=prompt if raw else None,
+            messages=None if raw else [dict(one) for one in prompt],  # type: ignore[arg-type]
+            sampling=asdict(sampling or Sampling()),
+        )
+        with contextlib.closing(events), self._explaining_death():
+            for _, event in events:
+                yield event["text"]
+
+    def _complete(
+        self,
+        sampling: Sampling | None,
+        on_text: Callable[[str], None] | None,
+        *,
+        prompt: str | None,
+        messages: list[dict[str, str]] | None,
+    ) -> Completion:
+        reply = self._ask(
+            "complete",
+            (lambda _, event: on_text(event["text"])) if on_text else None,
+            prompt=prompt,
+            messages=messages,
+            sampling=asdict(sampling or Sampling()),
+        )
+        self._speed = Speed(
+            prompt_tokens=reply["processed_tokens"],
+            prompt_seconds=reply["prompt_seconds"],
+            generated_tokens=reply["decoded_tokens"],
+            generation_seconds=reply["generation_seconds"],
+        )
+        return Completion(
+            text=reply["text"],
+            finish_reason=reply["finish_reason"],
+            prompt_tokens=reply["prompt_tokens"],
+            completion_tokens=reply["completion_tokens"],
+            speed=self._speed,
+        )
+
+    def measure(self, prompt_tokens: int, generated_tokens: int, *, repetitions: int = 1) -> Speed:
+        """Time a prompt and a generation of exactly so many tokens, each from an empty cache.
+
+        Decoding alone, without sampling, as llama-bench measures it; medians of the repetitions.
+
+        Raises:
+            InterruptedByUser: Ctrl-C.
+        """
+        replies = []
+        for _ in range(repetitions):
+            replies.append(
+                self._ask("measure", prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+            )
+            if replies[-1]["cancelled"]:
+                raise InterruptedByUser
+        self._speed = Speed(
+            prompt_tokens=prompt_tokens,
+            prompt_seconds=median(reply["prompt_seconds"] for reply in replies),
+            generated_tokens=generated_tokens,
+            generation_seconds=median(reply["generation_seconds"] for reply in replies),
+        )
+        return self._speed
+
+    def report(self) -> Report:
+        """Predicted against measured so far; the speeds are those of the last request."""
+        self._meter.sample()
+        tier = self.plan.ram
+        return Report(
+            plan=self.plan,
+            tiers=(
+                TierReport(
+                    name=tier.name,
+                    kind=tier.kind,
+                    budget_bytes=tier.budget_bytes,
+                    predicted_bytes=tier.total_bytes,
+                    peak_bytes=self._meter.peak_bytes,
+                ),
+            ),
+            speed=self._speed,
+            load_seconds=self._load_seconds,
+            disk_read_bytes=disk_read_bytes(self._worker.pid),
+            swapped_bytes=self._meter.swapped_bytes,
+        )
+
+    def close(self) -> None:
+        """End the worker. Safe to repeat."""
+        self._meter.stop()
+        self._worker.close()
+
+    def __enter__(self) -> LlamaSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(
+        self,
+        do: str,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        **values: Any,
+    ) -> dict[str, Any]:
+        with self._explaining_death():
+            return self._worker.ask(do, on_event, interruptible=True, **values)
+
+    @contextlib.contextmanager
+    def _explaining_death(self) -> Iterator[None]:
+        """A worker that the meter killed did not fit; any other death is the engine's."""
+        try:
+            yield
+        except WorkerDiedError:
+            if self._meter.overrun_bytes is not None:
+                raise self._does_not_fit(self._meter.overrun_bytes) from None
+            raise
+
+    def _does_not_fit(self, needs_bytes: int) -> DoesNotFitError:
+        return DoesNotFitError(tier="RAM", needs_bytes=needs_bytes, budget_bytes=self.plan.limit_bytes)

@@ -1,0 +1,50 @@
+"""From tokens' bytes to text that may be shown: whole characters only, and nothing of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+__all__ = ["TextAssembler"]
+
+
+class TextAssembler:
+    """Feed it the bytes of token after token; it gives back text that is safe to show.
+
+    Held back: an unfinished UTF-8 character, and an ending that could become a stop string.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.stopped = False  # a stop string was found; it and what follows are dropped
+
+    def feed(self, piece: bytes) -> str:
+        self._held += self._decoder.decode(piece)
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            shown, self._held = self._held[: min(found)], ""
+            return shown
+        return self._release(self._possible_stop())
+
+    def finish(self) -> str:
+        """What was held back, once no more tokens come."""
+        self._held += self._decoder.decode(b"", final=True)
+        return self._release(0)
+
+    def _possible_stop(self) -> int:
+        """Length of the longest ending that a stop string begins with."""
+        longest = 0
+        for stop in self._stops:
+            for size in range(min(len(stop) - 1, len(self._held)), longest, -1):
+                if self._held.endswith(stop[:size]):
+                    longest = size
+                    break
+        return longest
+
+    def _release(self, keep: int) -> str:
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown

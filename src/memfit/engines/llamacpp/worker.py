@@ -1,0 +1,286 @@
+"""The worker process: the only place where the C library runs. `python -m memfit.engines.llamacpp.worker`.
+
+It answers the requests of channel.py and knows nothing of budgets beyond a limit it is given, nothing
+of plans and nothing of terminals. It imports neither numpy nor rich nor click.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from memfit.engines.llamacpp import kernels
+from memfit.engines.llamacpp.channel import Channel
+from memfit.engines.llamacpp.library import Library, load_library
+from memfit.engines.llamacpp.model import Aborted, Model, OverBudgetError
+from memfit.engines.llamacpp.sampling import sampler_chain
+from memfit.engines.llamacpp.template import render_chat
+from memfit.engines.llamacpp.text import TextAssembler
+from memfit.engines.protocol import Sampling
+from memfit.errors import MemfitError, UsageError
+from memfit.memory.oracle import EngineParameters
+from memfit.memory.process import process_memory
+
+_FLUSH_SECONDS = 0.025  # text is sent this often: each line wakes the parent on a core that computes
+_CANDIDATE_BYTES = 12  # llama_token_data: id, logit, probability
+
+
+class Worker:
+    """One model at a time, simulated or loaded, and the tokens its KV cache holds."""
+
+    def __init__(self) -> None:
+        self.channel = Channel(on_cancel=self.cancel)
+        self.model: Model | None = None
+        self.cached: list[int] = []  # tokens of sequence 0 in the KV cache, in order
+        self.library: Library = load_library()
+        self._log = self.library.api.llama_log_callback(self._keep_log)
+        self._verbose = bool(os.environ.get("MEMFIT_WORKER_VERBOSE"))
+        self.library.api.llama_log_set(self._log, None)
+        self.library.api.llama_backend_init()
+
+    def cancel(self) -> None:
+        if self.model is not None:
+            self.model.abort()
+
+    def _keep_log(self, level: int, text: bytes, _: object) -> None:
+        # Errors always: the parent quotes the last lines when a request fails.
+        if self._verbose or level == _LOG_ERROR:
+            sys.stderr.buffer.write(text)
+            sys.stderr.buffer.flush()
+
+    def serve(self) -> None:
+        actions: dict[str, Callable[..., dict[str, Any]]] = {
+            "simulate": self.simulate,
+            "load": self.load,
+            "complete": self.complete,
+            "measure": self.measure,
+            "kernels": self.measure_kernels,
+        }
+        for request in self.channel.requests():
+            action = actions[request.pop("do")]
+            try:
+                self.channel.send("done", **action(**request))
+            except OverBudgetError as overrun:
+                self.channel.send("error", kind="over_budget", needs_bytes=overrun.needs_bytes)
+            except MemfitError as error:
+                self.channel.send("error", kind=type(error).__name__, text=str(error))
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def simulate(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Bytes of a configuration, without its weights."""
+        wanted = _parameters(parameters)
+        if self.model is None:
+            self.model = Model(self.library, wanted, simulate=True)
+        self.model.open_context(wanted)
+        ctypes.CDLL(None).malloc_trim(0)  # earlier questions must not count in this one
+        memory = process_memory()
+        breakdown = self.model.memory_breakdown().values()
+        return {
+            "context": self.model.context_tokens,
+            "weights_bytes": sum(part.weights_bytes for part in breakdown),
+            "kv_cache_bytes": sum(part.kv_cache_bytes for part in breakdown),
+            "compute_bytes": sum(part.compute_bytes for part in breakdown),
+            "scratch_bytes": self.model.work_buffer_bytes() + _CANDIDATE_BYTES * self.model.vocabulary_size,
+            "nodes": self.model.operations(),
+            "anonymous_bytes": memory.anonymous_bytes,
+            "files": dict(memory.files),
+        }
+
+    def load(self, parameters: dict[str, Any], limit_bytes: int | None, more_bytes: int) -> dict[str, Any]:
+        """Load for real; `more_bytes` is what the context will add to the weights."""
+        wanted = _parameters(parameters)
+        started = time.monotonic()
+        self.model = Model(
+            self.library,
+            wanted,
+            limit_bytes=limit_bytes,
+            on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
+        )
+        self.model.open_resident_context(wanted, more_bytes)
+        # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
+        with sampler_chain(self.library.api, Sampling(), self.model.vocabulary_size) as chain:
+            self.model.decode([0])
+            self.model.sample(chain)
+        self.model.clear()
+        return {
+            "load_seconds": time.monotonic() - started,
+            "context": self.model.context_tokens,
+            "has_chat_template": self.model.chat_template() is not None,
+        }
+
+    def complete(
+        self, prompt: str | None, messages: list[dict[str, str]] | None, sampling: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Process a prompt and generate; text is sent in "text" events meanwhile."""
+        model = self._loaded()
+        settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
+        tokens = self._prompt_tokens(prompt, messages)
+        room = model.context_tokens - len(tokens)
+        if room < 1:
+            raise UsageError(
+                f"the prompt has {len(tokens)} tokens, the context {model.context_tokens}; "
+                f"try --ctx {-(-(len(tokens) + 256) // 256) * 256} or a shorter prompt"
+            )
+        if not tokens:
+            raise UsageError("the prompt is empty; give at least one token")
+        model.clear_abort()
+        started = time.monotonic()
+        generated: list[int] = []
+        finish_reason, prompt_done, processed = "length", 0.0, 0
+        assembler = TextAssembler(settings.stop)
+        text = _TextSender(self.channel)
+        limit = room if settings.max_tokens is None else min(room, settings.max_tokens)
+        try:
+            processed = self._process_prompt(tokens)
+            prompt_done = time.monotonic()
+            with sampler_chain(self.library.api, settings, model.vocabulary_size) as chain:
+                while True:
+                    token = model.sample(chain)
+                    if model.is_end(token):
+                        finish_reason = "stop"
+                        break
+                    generated.append(token)
+                    text.add(assembler.feed(model.piece(token)))
+                    if assembler.stopped:
+                        finish_reason = "stop"
+                        break
+                    if len(generated) >= limit:
+                        break
+                    model.decode([token])
+                    self.cached.append(token)
+        except Aborted:
+            finish_reason = "cancelled"
+            self._forget()
+        if not assembler.stopped:
+            text.add(assembler.finish())
+        text.flush()
+        ended = time.monotonic()
+        return {
+            "text": text.whole,
+            "finish_reason": finish_reason,
+            "prompt_tokens": len(tokens),
+            "completion_tokens": len(generated),
+            "processed_tokens": processed,
+            "prompt_seconds": (prompt_done or ended) - started,
+            "decoded_tokens": max(0, len(generated) - 1),
+            "generation_seconds": ended - prompt_done if prompt_done and len(generated) > 1 else 0.0,
+        }
+
+    def measure(self, prompt_tokens: int, generated_tokens: int) -> dict[str, Any]:
+        """Time decoding alone, as llama-bench does: fixed tokens, no sampling, an empty cache."""
+        model = self._loaded()
+        model.clear_abort()
+        token = 1 if model.vocabulary_size > 1 else 0
+        try:
+            self._forget()
+            started = time.monotonic()
+            model.decode([token] * prompt_tokens)
+            prompt_done = time.monotonic()
+            model.clear()
+            begun = time.monotonic()
+            for _ in range(generated_tokens):
+                model.decode([token])
+            ended = time.monotonic()
+        except Aborted:
+            return {"cancelled": True}
+        finally:
+            self._forget()
+        return {
+            "cancelled": False,
+            "prompt_seconds": prompt_done - started,
+            "generation_seconds": ended - begun,
+        }
+
+    def measure_kernels(self, type_names: list[str], repack: bool, threads: int) -> dict[str, Any]:
+        speeds, clean = kernels.measure(self.library, type_names, repack=repack, threads=threads)
+        return {"speeds": speeds, "clean": clean}
+
+    # -- details ---------------------------------------------------------------------------------
+
+    def _loaded(self) -> Model:
+        assert self.model is not None, "the parent loads before it asks"
+        return self.model
+
+    def _forget(self) -> None:
+        self._loaded().clear()
+        self.cached = []
+
+    def _prompt_tokens(self, prompt: str | None, messages: list[dict[str, str]] | None) -> list[int]:
+        model = self._loaded()
+        if messages is None:
+            assert prompt is not None
+            return model.tokenize(prompt, add_special=True)
+        template = model.chat_template()
+        if template is None:
+            raise UsageError("this model has no chat template; try --raw to continue a text")
+        special = model.special_tokens()
+        text = render_chat(template, messages, special)
+        # Many templates write the beginning-of-text token themselves; two of them harm the answer.
+        begins = bool(special["bos_token"]) and text.startswith(special["bos_token"])
+        return model.tokenize(text, add_special=not begins)
+
+    def _process_prompt(self, tokens: list[int]) -> int:
+        """Bring the KV cache to exactly `tokens`; returns how many had to be processed."""
+        model = self._loaded()
+        shared = 0
+        # The last token is always processed again: its logits are wanted.
+        for ours, theirs in zip(self.cached, tokens[:-1], strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        if not self.cached or not model.keep(shared):
+            self._forget()
+            shared = 0
+        self.cached = self.cached[:shared]
+        model.decode(tokens[shared:])
+        self.cached += tokens[shared:]
+        return len(tokens) - shared
+
+
+class _TextSender:
+    """Sends text in few lines, and remembers all of it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._pieces: list[str] = []
+        self._unsent = ""
+        self._sent_at = 0.0
+
+    def add(self, text: str) -> None:
+        self._unsent += text
+        if self._unsent and time.monotonic() - self._sent_at >= _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._unsent:
+            self._channel.send("text", text=self._unsent)
+            self._pieces.append(self._unsent)
+            self._unsent, self._sent_at = "", time.monotonic()
+
+    @property
+    def whole(self) -> str:
+        return "".join(self._pieces)
+
+
+_LOG_ERROR = 4  # ggml_log_level
+
+
+def _parameters(values: dict[str, Any]) -> EngineParameters:
+    return EngineParameters(**{**values, "paths": tuple(Path(path) for path in values["paths"])})
+
+
+def main() -> None:
+    # Ctrl-C in a terminal reaches the whole process group; the parent decides what it means for us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Worker().serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What every engine offers: few methods, values in and values out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from memfit.errors import UsageError
+
+if TYPE_CHECKING:
+    from memfit.engines.report import Report
+
+__all__ = ["Completion", "Message", "Sampling", "Session", "Speed"]
+
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+_LARGEST_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; the defaults are llama.cpp's. Temperature 0 is greedy."""
+
+    max_tokens: int | None = None  # None: until the model ends or the context is full
+    temperature: float = 0.8
+    top_k: int = 40  # 0: all
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int = _LARGEST_SEED  # llama.cpp's word for "a random one"
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks = (
+            (
+                "--max-tokens",
+                self.max_tokens,
+                self.max_tokens is None or self.max_tokens > 0,
+                "above 0",
+            ),
+            ("--temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100"),
+            ("--top-k", self.top_k, self.top_k >= 0, "0 or above"),
+            ("--top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("--min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("--repeat-penalty", self.repeat_penalty, 0 < self.repeat_penalty <= 100, "above 0"),
+            (
+                "--seed",
+                self.seed,
+                0 <= self.seed <= _LARGEST_SEED,
+                f"between 0 and {_LARGEST_SEED}",
+            ),
+        )
+        for name, value, valid, expected in checks:
+            if not valid:
+                raise UsageError(f"{name} is {value}; it must be {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Tokens processed and the seconds they took; a rate is None where nothing was timed."""
+
+    prompt_tokens: int  # those really processed: a prefix still in the KV cache is not
+    prompt_seconds: float
+    generated_tokens: int  # passes of one token each
+    generation_seconds: float
+
+    @property
+    def prompt_tokens_per_second(self) -> float | None:
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else None
+
+    @property
+    def generation_tokens_per_second(self) -> float | None:
+        return self.generated_tokens / self.generation_seconds if self.generation_seconds > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One answer."""
+
+    text: str
+    finish_reason: str  # "stop": the model ended or a stop string came; "length"; "cancelled"
+    prompt_tokens: int
+    completion_tokens: int
+    speed: Speed
+
+
+class Session(Protocol):
+    """One loaded model in a worker process."""
+
+    def generate(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        """Continue a raw text. Raises UsageError where it does not fit the context."""
+        ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        """Answer messages through the model's chat template."""
+        ...
+
+    def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
+        """The pieces of an answer as they come."""
+        ...
+
+    def measure(self, prompt_tokens: int, generated_tokens: int, *, repetitions: int = 1) -> Speed:
+        """Time a prompt and a generation of exactly so many tokens, without sampling: medians."""
+        ...
+
+    def report(self) -> Report:
+        """Predicted against measured so far."""
+        ...
+
+    def close(self) -> None:
+        """End the worker."""
+        ...

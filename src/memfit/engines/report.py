@@ -1,0 +1,84 @@
+"""Predicted against measured: what a run proves. The same for every engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from memfit.engines.protocol import Speed
+from memfit.planner.plan import Plan
+from memfit.units import format_bytes
+
+__all__ = ["Report", "TierReport"]
+
+_SLOW_TOKENS_PER_SECOND = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierReport:
+    name: str
+    kind: str
+    budget_bytes: int
+    predicted_bytes: int  # as the plan said before anything was loaded
+    peak_bytes: int
+
+    @property
+    def error_bytes(self) -> int:
+        """Predicted minus measured: negative where the prediction was too low."""
+        return self.predicted_bytes - self.peak_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    plan: Plan
+    tiers: tuple[TierReport, ...]
+    speed: Speed
+    load_seconds: float
+    disk_read_bytes: int
+    swapped_bytes: int
+
+    @property
+    def within_budget(self) -> bool:
+        return all(tier.peak_bytes <= tier.budget_bytes for tier in self.tiers)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to change after a run that was painful."""
+        found = []
+        rate = self.speed.generation_tokens_per_second
+        if self.swapped_bytes:
+            found.append(
+                f"{format_bytes(self.swapped_bytes)} of the model went to swap, which slows every token: "
+                "close other programs, or lower --ctx or --ram"
+            )
+        if rate is not None and rate < _SLOW_TOKENS_PER_SECOND:
+            found.append(
+                f"generation ran at {rate:.2f} tok/s: a smaller quantization or model is faster in "
+                "proportion to its bytes"
+            )
+        return tuple(found)
+
+    def measured_json(self) -> dict[str, Any]:
+        """The "measured" object of CONTRACT.md's JSON of `run` and `bench`."""
+        return {
+            "tiers": [
+                {
+                    "name": tier.name,
+                    "kind": tier.kind,
+                    "budget_bytes": tier.budget_bytes,
+                    "predicted_bytes": tier.predicted_bytes,
+                    "peak_bytes": tier.peak_bytes,
+                    "error_bytes": tier.error_bytes,
+                }
+                for tier in self.tiers
+            ],
+            "prompt_tokens_per_second": _rounded(self.speed.prompt_tokens_per_second),
+            "generation_tokens_per_second": _rounded(self.speed.generation_tokens_per_second),
+            "load_seconds": round(self.load_seconds, 3),
+            "disk_read_bytes": self.disk_read_bytes,
+            "swapped_bytes": self.swapped_bytes,
+        }
+
+
+def _rounded(rate: float | None) -> float | None:
+    return None if rate is None else round(rate, 2)

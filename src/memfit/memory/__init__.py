@@ -1,0 +1,1 @@
+"""Bytes: what a configuration will hold in each tier, and what processes really hold."""

@@ -1,0 +1,102 @@
+"""Watches what a worker (and its parent) hold in RAM while they run, and raises the alarm at a limit.
+
+Samples at 20 Hz from the kernel's cheap counters and corrects them by what both processes share; the
+worker's own high-water mark catches what falls between two samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from memfit.memory.page_cache import cached_bytes
+from memfit.memory.process import (
+    group_bytes,
+    peak_resident_bytes,
+    process_memory,
+    resident_bytes,
+    swapped_bytes,
+)
+
+__all__ = ["Meter"]
+
+_INTERVAL_SECONDS = 0.05
+
+
+class Meter:
+    """`limit_bytes` None watches without alarm; `on_overrun` is called once, on the meter's thread."""
+
+    def __init__(
+        self,
+        worker_pid: int,
+        *,
+        count_parent: bool,
+        model_files: Sequence[Path],
+        limit_bytes: int | None,
+        on_overrun: Callable[[], None],
+    ) -> None:
+        self._worker = worker_pid
+        self._count_parent = count_parent
+        self._files = tuple(path.absolute() for path in model_files)
+        self._limit_bytes = limit_bytes
+        self._on_overrun = on_overrun
+        self._cached_before = cached_bytes(self._files)
+        self._shared_bytes = 0
+        self._parent_peak = 0
+        self._worker_peak = 0
+        self._cache_bytes = 0
+        self.overrun_bytes: int | None = None  # what was held when the limit was passed
+        self.swapped_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memfit-meter", daemon=True)
+
+    def start(self) -> None:
+        """Begin; call once the worker has loaded its libraries, so that what is shared is known."""
+        if self._count_parent:
+            processes = [process_memory(), process_memory(self._worker)]
+            self._shared_bytes = sum(one.total_bytes for one in processes) - group_bytes(processes)
+        self._thread.start()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was held at once, page cache that stays because of memfit included."""
+        return self._parent_peak + self._worker_peak - self._shared_bytes + self._cache_bytes
+
+    def settle(self) -> None:
+        """Look closely once: at the page cache, and at the high-water mark. Call after loading."""
+        self.sample()
+        mapped = 0
+        with contextlib.suppress(ProcessLookupError):
+            held = process_memory(self._worker).files
+            mapped = sum(held.get(str(path), 0) for path in self._files)
+        known = max(self._cached_before, mapped)
+        self._cache_bytes = max(0, cached_bytes(self._files) - known)
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.sample()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_INTERVAL_SECONDS):
+            held = self.sample()
+            if self._limit_bytes is not None and held > self._limit_bytes:
+                self.overrun_bytes = held
+                self._on_overrun()
+                return
+
+    def sample(self) -> int:
+        """Bytes held now; the peaks are brought up to date."""
+        try:
+            worker = resident_bytes(self._worker)
+            self._worker_peak = max(self._worker_peak, peak_resident_bytes(self._worker))
+            self.swapped_bytes = max(self.swapped_bytes, swapped_bytes(self._worker))
+        except ProcessLookupError:
+            return 0
+        parent = resident_bytes(os.getpid()) if self._count_parent else 0
+        self._parent_peak = max(self._parent_peak, parent)
+        return worker + parent - self._shared_bytes

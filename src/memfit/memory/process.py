@@ -1,0 +1,112 @@
+"""What processes hold in RAM, from /proc. Knows nothing of plans.
+
+A group's use is its anonymous and shared memory plus every file-backed page that it maps, counted once
+for the group. Against the sum of Pss this differs only where programs outside the group map the same
+library pages: Pss would give them a share, so that a second memfit would change the first one's figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from memfit.units import KIB
+
+__all__ = [
+    "ProcessMemory",
+    "disk_read_bytes",
+    "group_bytes",
+    "peak_resident_bytes",
+    "process_memory",
+    "resident_bytes",
+    "swapped_bytes",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessMemory:
+    """One process's resident memory. `files` maps each mapped file to its resident bytes."""
+
+    anonymous_bytes: int
+    files: Mapping[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        return self.anonymous_bytes + sum(self.files.values())
+
+
+def process_memory(pid: int | str = "self") -> ProcessMemory:
+    """Exact, from smaps: the kernel walks the page tables, about 5 ms per GiB, so not for a 20 Hz loop.
+
+    Raises:
+        ProcessLookupError: the process is gone.
+    """
+    anonymous = 0
+    files: dict[str, int] = {}
+    name, resident = "", 0
+    for line in _read(pid, "smaps").splitlines():
+        key, _, rest = line.partition(":")
+        if "-" in key:  # "7f..-7f.. r-xp 00000000 fe:00 123   /usr/lib/libc.so.6": a new mapping
+            fields = line.split(maxsplit=5)
+            name = fields[5] if len(fields) == 6 else ""
+        elif key == "Rss":
+            resident = int(rest.split()[0]) * KIB
+        elif key == "Anonymous":
+            # A private mapping of a file holds its written pages as anonymous memory of its own.
+            private = int(rest.split()[0]) * KIB
+            anonymous += private
+            if resident > private:
+                files[name] = files.get(name, 0) + resident - private
+    return ProcessMemory(anonymous_bytes=anonymous, files=files)
+
+
+def group_bytes(processes: Iterable[ProcessMemory]) -> int:
+    """Bytes that a group of processes holds together, a file that several of them map counted once."""
+    anonymous = 0
+    files: dict[str, int] = {}
+    for process in processes:
+        anonymous += process.anonymous_bytes
+        for name, resident in process.files.items():
+            files[name] = max(resident, files.get(name, 0))
+    return anonymous + sum(files.values())
+
+
+def resident_bytes(pid: int) -> int:
+    """The kernel's running count of a process's resident bytes (VmRSS): cheap, for sampling."""
+    return _status(pid, "VmRSS")
+
+
+def peak_resident_bytes(pid: int) -> int:
+    """The kernel's high-water mark of a process's resident bytes (VmHWM)."""
+    return _status(pid, "VmHWM")
+
+
+def swapped_bytes(pid: int) -> int:
+    """Bytes of a process that the kernel has moved to swap (VmSwap)."""
+    return _status(pid, "VmSwap")
+
+
+def disk_read_bytes(pid: int) -> int:
+    """Bytes that a process has caused to be read from disk; 0 where the kernel does not say."""
+    try:
+        for line in _read(pid, "io").splitlines():
+            if line.startswith("read_bytes:"):
+                return int(line.split()[1])
+    except PermissionError:
+        pass
+    return 0
+
+
+def _status(pid: int, field: str) -> int:
+    for line in _read(pid, "status").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * KIB
+    raise ProcessLookupError(f"process {pid} has ended")  # a zombie has no memory lines
+
+
+def _read(pid: int | str, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError as error:
+        raise ProcessLookupError(f"process {pid} has ended") from error
