@@ -199,6 +199,10 @@ _WRONG = {
         "metadata 'odd': truncated: needs bytes to 115292150460684",
     ),
     "2^60 strings": (_with_keys(("odd", _raw_array(STRING, 2**60))), "truncated"),
+    "last string past the end": (
+        GgufFile({"odd": _raw_array(STRING, 1) + (2**40).to_bytes(8, "little")}),
+        "metadata 'odd': truncated",
+    ),
     "2^62 doubles": (_with_keys(("odd", _raw_array(12, 2**62))), "truncated"),
     "alignment 0": (tiny_model(general__alignment=number(0)), "0 is not a power of two"),
     "alignment 24": (tiny_model(general__alignment=number(24)), "24 is not a power of two"),
