@@ -17,7 +17,7 @@ from memfit.headers.tensor_types import FILE_TYPES
 __all__ = ["read_model"]
 
 # llama.cpp's pattern; the numbers count from 1, `split.no` from 0.
-_SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+_SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 
 _LARGEST_COUNT = 2**32 - 1  # the engine holds counts of tokens in 32 bits
 
@@ -94,16 +94,15 @@ def _shard_paths(given: GgufHeader) -> list[Path]:
     """Every shard's path, by the name and the metadata of one, which must agree."""
     count = given.metadata["split.count"]
     match = _SHARD_NAME.fullmatch(given.path.name)
-    if match is None or int(match[3]) != count:
+    if match is None or int(match[2]) != count:
         raise HeaderError(
             given.path,
             "split.count",
             f"one of {count} shards must be named like model-00001-of-{count:05d}.gguf",
         )
-    _check_value(given, "split.no", int(match[2]) - 1)
-    total = int(match[3])
     return [
-        given.path.with_name(f"{match[1]}-{number:05d}-of-{total:05d}.gguf") for number in range(1, total + 1)
+        given.path.with_name(f"{match[1]}-{number:05d}-of-{match[2]}.gguf")
+        for number in range(1, int(match[2]) + 1)
     ]
 
 
