@@ -146,8 +146,10 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     assert str(paths[1]) in str(caught.value)
 
 
-def test_a_shard_under_another_name_is_an_error(tmp_path: Path) -> None:
-    path = _write_split(tmp_path, _SHARDS)[0].rename(tmp_path / "renamed.gguf")
+@pytest.mark.parametrize("name", ["renamed.gguf", "tiny-00004-of-00003.gguf"])
+def test_a_shard_under_another_name_is_an_error(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(_write_split(tmp_path, _SHARDS)[0].read_bytes())
     with pytest.raises(HeaderError, match="must be named like model-00001-of-00003"):
         read_model(path)
 

@@ -94,16 +94,17 @@ def _shard_paths(given: GgufHeader) -> list[Path]:
     """Every shard's path, by the name and the metadata of one, which must agree."""
     count = given.metadata["split.count"]
     match = _SHARD_NAME.fullmatch(given.path.name)
-    if match is None or int(match[2]) != count:
+    paths = match and [
+        given.path.with_name(f"{match[1]}-{number:05d}-of-{match[2]}.gguf")
+        for number in range(1, int(match[2]) + 1)
+    ]
+    if not paths or len(paths) != count or given.path not in paths:
         raise HeaderError(
             given.path,
             "split.count",
             f"one of {count} shards must be named like model-00001-of-{count:05d}.gguf",
         )
-    return [
-        given.path.with_name(f"{match[1]}-{number:05d}-of-{match[2]}.gguf")
-        for number in range(1, int(match[2]) + 1)
-    ]
+    return paths
 
 
 def _check_value(header: GgufHeader, key: str, expected: int) -> None:
