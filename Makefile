@@ -1,0 +1,23 @@
+# make run    set up (the first time: a few minutes) and let the demo model answer inside 512 MiB
+# make test   set up for tests, and run them
+# make check  the same, with formatting, lint and types: what has to pass before a commit
+# make clean  remove everything that these made
+
+.PHONY: run test check clean
+
+run:
+	@scripts/setup run
+	.venv/bin/memfit run demo --ram 512MiB --max-tokens 96 \
+		-p "Explain in three sentences why the sky is blue."
+
+test:
+	@scripts/setup test
+	.venv/bin/python -m pytest
+
+check:
+	@scripts/setup test
+	scripts/check
+
+clean:
+	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
