@@ -86,9 +86,7 @@ def _check_kernels(library: Path) -> tuple[int, str]:
 
 def _print_features(library: Path) -> int:
     cpu = ctypes.CDLL(str(library))
-    print(
-        json.dumps([name for name in _FEATURES.values() if getattr(cpu, f"ggml_cpu_has_{name}")()])
-    )
+    print(json.dumps([name for name in _FEATURES.values() if getattr(cpu, f"ggml_cpu_has_{name}")()]))
     return 0
 
 
