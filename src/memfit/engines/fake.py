@@ -1,0 +1,74 @@
+"""A session without a model: gives the answers it was told and remembers what it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from memfit.engines.protocol import Completion, Message, Sampling, Speed
+from memfit.engines.report import Report
+from memfit.errors import MemfitError
+from memfit.planner.plan import Plan
+
+__all__ = ["FakeSession"]
+
+_SPEED = Speed(prompt_tokens=4, prompt_seconds=2.0, generated_tokens=6, generation_seconds=2.0)
+
+
+class FakeSession:
+    """Satisfies protocol.Session. `answers` are given in order; an error among them is raised."""
+
+    def __init__(self, answers: Sequence[str | MemfitError], report: Report) -> None:
+        self._answers = list(answers)
+        self._report = report
+        self.asked: list[str | list[Message]] = []  # a raw prompt or messages, one entry per request
+        self.finish_reason = "stop"
+        self.closed = False
+
+    @property
+    def plan(self) -> Plan:
+        return self._report.plan
+
+    def generate(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        return self._answer(prompt, on_text)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        return self._answer([dict(one) for one in messages], on_text)
+
+    def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
+        raw = prompt if isinstance(prompt, str) else [dict(one) for one in prompt]
+        yield from self._answer(raw, None).text
+
+    def measure(self, prompt_tokens: int, generated_tokens: int, *, repetitions: int = 1) -> Speed:
+        return _SPEED
+
+    def report(self) -> Report:
+        return self._report
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _answer(self, asked: str | list[Message], on_text: Callable[[str], None] | None) -> Completion:
+        self.asked.append(asked)
+        answer = self._answers.pop(0)
+        if isinstance(answer, MemfitError):
+            raise answer
+        if on_text:
+            for letter in answer:
+                on_text(letter)
+        return Completion(
+            text=answer,
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(asked),
+            completion_tokens=len(answer),
+            speed=_SPEED,
+        )
