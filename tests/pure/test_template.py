@@ -96,11 +96,13 @@ def test_real_templates_by_hand(template: str, text: str) -> None:
     [
         ("{% if tools is none %}none{% endif %}{% if not tools %}!{% endif %}", "none!"),
         (
-            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+            "{{ ns.n }}",
             "3",
         ),
         (
-            "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.content|trim }};{% endfor %}",
+            "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}"
+            "{{ m.content|trim }};{% endfor %}",
             "Hi;Bye;",
         ),
         (

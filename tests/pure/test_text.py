@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from memfit.engines.llamacpp.text import TextAssembler
 
 def _pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 def _assemble(pieces: list[bytes], stops: list[str]) -> tuple[str, bool]:

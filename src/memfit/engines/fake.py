@@ -20,7 +20,7 @@ class FakeSession:
     def __init__(self, answers: Sequence[str | MemfitError], report: Report) -> None:
         self._answers = list(answers)
         self._report = report
-        self.asked: list[str | list[Message]] = []  # a raw prompt or messages, one entry per request
+        self.asked: list[str | list[dict[str, str]]] = []  # a raw prompt or messages, one entry per request
         self.finish_reason = "stop"
         self.closed = False
 
@@ -42,11 +42,10 @@ class FakeSession:
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Completion:
-        return self._answer([dict(one) for one in messages], on_text)
+        return self._answer(messages, on_text)
 
     def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
-        raw = prompt if isinstance(prompt, str) else [dict(one) for one in prompt]
-        yield from self._answer(raw, None).text
+        yield from self._answer(prompt, None).text
 
     def measure(self, prompt_tokens: int, generated_tokens: int, *, repetitions: int = 1) -> Speed:
         return _SPEED
@@ -57,7 +56,8 @@ class FakeSession:
     def close(self) -> None:
         self.closed = True
 
-    def _answer(self, asked: str | list[Message], on_text: Callable[[str], None] | None) -> Completion:
+    def _answer(self, prompt: str | Sequence[Message], on_text: Callable[[str], None] | None) -> Completion:
+        asked = prompt if isinstance(prompt, str) else [dict(one) for one in prompt]
         self.asked.append(asked)
         answer = self._answers.pop(0)
         if isinstance(answer, MemfitError):

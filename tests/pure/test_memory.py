@@ -1,0 +1,175 @@
+"""What processes hold: sums made by hand, and this machine's processes against psutil."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from memfit.memory.baseline import Baseline
+from memfit.memory.oracle import Answer
+from memfit.memory.process import (
+    ProcessMemory,
+    disk_read_bytes,
+    group_bytes,
+    peak_resident_bytes,
+    process_memory,
+    resident_bytes,
+    swapped_bytes,
+)
+from memfit.units import MIB
+
+
+@contextmanager
+def _child(code: str) -> Iterator[int]:
+    """A process that has run `code` and waits."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{code}\nprint('ready', flush=True)\ninput()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    try:
+        yield process.pid
+    finally:
+        process.communicate(b"\n", timeout=20)
+
+
+def test_an_answers_total_by_hand() -> None:
+    answer = Answer(
+        context=256,
+        weights_bytes=1,
+        kv_cache_bytes=20,
+        compute_bytes=300,
+        scratch_bytes=4000,
+        nodes=10**9,
+        process_bytes=50000,
+    )
+    assert answer.total_bytes == 54321
+
+
+def test_a_group_by_hand() -> None:
+    """libc once at its larger use; what only one maps whole; anonymous memory all of it."""
+    first = ProcessMemory(anonymous_bytes=1000, files={"libc": 50, "python": 7})
+    second = ProcessMemory(anonymous_bytes=200, files={"libc": 60, "ggml": 3})
+    assert (first.total_bytes, second.total_bytes) == (1057, 263)
+    assert group_bytes([first, second]) == 1000 + 200 + 60 + 7 + 3
+    assert group_bytes([first]) == 1057
+    assert group_bytes([]) == 0
+
+
+def test_a_baseline_by_hand() -> None:
+    parent = ProcessMemory(anonymous_bytes=1000, files={"libc": 50})
+    worker = ProcessMemory(anonymous_bytes=300, files={"libc": 60})
+    assert Baseline(parent=parent, decode_bytes=9).with_worker(worker) == 1369
+    assert Baseline(parent=None, decode_bytes=9).with_worker(worker) == 369
+
+
+def test_this_process_against_psutil() -> None:
+    ours, theirs = process_memory(), psutil.Process().memory_full_info()
+    assert ours.total_bytes == pytest.approx(theirs.rss, rel=0.03)
+    # Unique memory is the anonymous part, and private file pages at most.
+    private_files = theirs.uss - ours.anonymous_bytes
+    assert -0.03 * theirs.uss <= private_files <= 1.03 * sum(ours.files.values())
+    assert resident_bytes(os.getpid()) == pytest.approx(theirs.rss, rel=0.03)
+    assert peak_resident_bytes(os.getpid()) >= 0.97 * theirs.rss
+    assert swapped_bytes(os.getpid()) == pytest.approx(theirs.swap, abs=MIB)
+
+
+def test_a_child_against_psutil() -> None:
+    with _child("data = bytearray(20 << 20)") as pid:
+        ours, theirs = process_memory(pid), psutil.Process(pid).memory_full_info()
+        assert ours.total_bytes == pytest.approx(theirs.rss, rel=0.02)
+        assert any(Path(name).name.startswith("libc") for name in ours.files)
+
+
+def test_fifty_mebibytes_are_fifty_mebibytes() -> None:
+    before = process_memory()
+    data = bytearray(b"x" * (50 * MIB))
+    after = process_memory()
+    assert after.anonymous_bytes - before.anonymous_bytes == pytest.approx(50 * MIB, abs=MIB)
+    assert sum(after.files.values()) == pytest.approx(sum(before.files.values()), abs=MIB)
+    del data
+
+
+def test_a_mapped_file_is_counted_under_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "a file - with a dash and spaces.bin"
+    path.write_bytes(bytes(8 * MIB))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped.find(b"x") == -1  # reads every page
+        assert process_memory().files[str(path)] == 8 * MIB
+
+
+def test_a_file_that_two_processes_map_is_counted_once(tmp_path: Path) -> None:
+    path = tmp_path / "shared.bin"
+    path.write_bytes(bytes(32 * MIB))
+    read = (
+        f"import mmap\nfile = open({str(path)!r}, 'rb')\n"
+        "mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)\nmapped.find(b'x')"
+    )
+    with _child(read) as first, _child(read) as second:
+        one, other = process_memory(first), process_memory(second)
+    assert one.files[str(path)] == other.files[str(path)] == 32 * MIB
+    shared = one.total_bytes + other.total_bytes - group_bytes([one, other])
+    assert 32 * MIB <= shared < 48 * MIB  # and the libraries
+
+
+@pytest.mark.xfail(
+    strict=True, reason="shared memory of different processes has one name, '/dev/zero (deleted)'"
+)
+def test_shared_anonymous_memory_of_two_processes_is_counted_twice() -> None:
+    hold = "import mmap\nheld = mmap.mmap(-1, 32 << 20)\nheld.write(b'x' * (32 << 20))"
+    with _child(hold) as first, _child(hold) as second:
+        assert group_bytes([process_memory(first), process_memory(second)]) > 64 * MIB
+
+
+def test_the_peak_stays_when_memory_is_given_back() -> None:
+    with _child("data = bytearray(b'x' * (64 << 20))\ndel data") as pid:
+        assert peak_resident_bytes(pid) > 64 * MIB > resident_bytes(pid)
+
+
+def test_bytes_read_from_disk_are_at_least_those_of_a_dropped_file(tmp_path: Path) -> None:
+    assert 0 <= disk_read_bytes(os.getpid()) == psutil.Process().io_counters().read_bytes
+
+
+def _gone() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait(timeout=20)
+    return done.pid
+
+
+@pytest.mark.parametrize(
+    "read", [process_memory, resident_bytes, peak_resident_bytes, swapped_bytes, disk_read_bytes]
+)
+def test_a_process_that_is_gone(read) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ProcessLookupError, match="has ended"):
+        read(_gone())
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(
+            process_memory,
+            marks=pytest.mark.xfail(strict=True, reason="a zombie's empty smaps reads as 0 bytes"),
+        ),
+        resident_bytes,
+        peak_resident_bytes,
+    ],
+)
+def test_a_zombie_has_ended_too(read) -> None:  # type: ignore[no-untyped-def]
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    try:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet reaped
+        with pytest.raises(ProcessLookupError):
+            read(process.pid)
+    finally:
+        process.wait(timeout=20)

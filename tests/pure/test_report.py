@@ -1,0 +1,75 @@
+"""Predicted against measured, by hand, and as CONTRACT.md's JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fakes import make_plan_value, make_report
+
+from memfit.engines.protocol import Speed
+from memfit.units import GIB, MIB
+
+
+def test_the_error_is_predicted_minus_measured() -> None:
+    assert make_report(peak_bytes=220 * MIB).tiers[0].error_bytes == -3 * MIB
+    assert make_report(peak_bytes=200 * MIB).tiers[0].error_bytes == 17 * MIB
+
+
+@pytest.mark.parametrize(("peak_bytes", "within"), [(0, True), (GIB, True), (GIB + 1, False)])
+def test_within_budget(peak_bytes: int, within: bool) -> None:
+    assert make_report(peak_bytes=peak_bytes).within_budget is within
+
+
+def test_rates_by_hand() -> None:
+    speed = Speed(prompt_tokens=300, prompt_seconds=2.0, generated_tokens=9, generation_seconds=4.0)
+    assert speed.prompt_tokens_per_second == 150.0
+    assert speed.generation_tokens_per_second == 2.25
+    idle = Speed(prompt_tokens=0, prompt_seconds=0.0, generated_tokens=0, generation_seconds=0.0)
+    assert (idle.prompt_tokens_per_second, idle.generation_tokens_per_second) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "swapped_bytes", "words"),
+    [
+        (1.0, 0, []),
+        (20.0, 0, []),  # 0.5 tok/s exactly
+        (20.1, 0, ["smaller quantization"]),
+        (1.0, 5 * MIB, ["5.00 MiB of the model went to swap"]),
+        (40.0, 5 * MIB, ["swap", "0.25 tok/s"]),
+        (0.0, 0, []),  # nothing was timed
+    ],
+)
+def test_advice(seconds: float, swapped_bytes: int, words: list[str]) -> None:
+    speed = Speed(prompt_tokens=1, prompt_seconds=1.0, generated_tokens=10, generation_seconds=seconds)
+    advice = make_report(speed=speed, swapped_bytes=swapped_bytes).advice
+    assert len(advice) == len(words)
+    assert all(word in line for word, line in zip(words, advice, strict=True))
+
+
+def test_the_json_is_the_contracts() -> None:
+    measured = json.loads(json.dumps(make_report(make_plan_value()).measured_json()))
+    assert measured == {
+        "tiers": [
+            {
+                "name": "ram",
+                "kind": "ram",
+                "budget_bytes": 1073741824,
+                "predicted_bytes": 227540992,
+                "peak_bytes": 230686720,
+                "error_bytes": -3145728,
+            }
+        ],
+        "prompt_tokens_per_second": 150.0,
+        "generation_tokens_per_second": 45.0,
+        "load_seconds": 0.25,
+        "disk_read_bytes": 4096,
+        "swapped_bytes": 0,
+    }
+
+
+def test_a_rate_that_was_not_timed_is_null() -> None:
+    idle = Speed(prompt_tokens=0, prompt_seconds=0.0, generated_tokens=0, generation_seconds=0.0)
+    measured = make_report(speed=idle).measured_json()
+    assert measured["prompt_tokens_per_second"] is None
+    assert measured["generation_tokens_per_second"] is None
