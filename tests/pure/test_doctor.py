@@ -107,8 +107,7 @@ def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = checks["engine"]
     assert (engine.ok, engine.required) == (False, True)
     assert engine.fix == (
-        'CMAKE_ARGS="-DGGML_RPC=ON -DLLAVA_BUILD=OFF" '
-        "pip install --no-cache-dir llama-cpp-python==0.3.36"
+        'CMAKE_ARGS="-DGGML_RPC=ON -DLLAVA_BUILD=OFF" pip install --no-cache-dir llama-cpp-python==0.3.36'
     )
     assert not checks["compiler"].ok
     assert "kernels" not in checks
@@ -171,9 +170,7 @@ def _stand_in_for_python(path: Path, script: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "executable", str(path))
 
 
-def test_an_illegal_instruction_is_told(
-    here: _Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_illegal_instruction_is_told(here: _Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _stand_in_for_python(tmp_path / "python", "kill -ILL $$", monkeypatch)
     check = doctor._kernels(here)
     assert check is not None

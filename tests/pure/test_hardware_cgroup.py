@@ -83,15 +83,11 @@ def test_every_group_up_to_the_root_counts(tmp_path: Path) -> None:
         },
         group="/a/b/c",
     )
-    assert found == Cgroup(
-        memory_limit_bytes=2 * GIB, memory_headroom_bytes=100 * MIB, cpu_quota=0.5
-    )
+    assert found == Cgroup(memory_limit_bytes=2 * GIB, memory_headroom_bytes=100 * MIB, cpu_quota=0.5)
 
 
 @pytest.mark.parametrize("group", ["/docker/0123", "/../../init.scope", "/"])
-def test_a_namespace_that_hides_the_path_falls_back_to_the_mount(
-    group: str, tmp_path: Path
-) -> None:
+def test_a_namespace_that_hides_the_path_falls_back_to_the_mount(group: str, tmp_path: Path) -> None:
     files = {"memory.max": str(GIB), "memory.current": str(MIB)}
     found = _version_2(tmp_path, files, group=group)
     assert found.memory_limit_bytes == GIB
@@ -131,9 +127,7 @@ def test_version_1(tmp_path: Path) -> None:
         },
         group="/job",
     )
-    assert found == Cgroup(
-        memory_limit_bytes=2 * GIB, memory_headroom_bytes=GIB + 256 * MIB, cpu_quota=2.5
-    )
+    assert found == Cgroup(memory_limit_bytes=2 * GIB, memory_headroom_bytes=GIB + 256 * MIB, cpu_quota=2.5)
 
 
 def test_version_1_sentinel_and_minus_one_are_no_limits(tmp_path: Path) -> None:

@@ -148,9 +148,7 @@ def test_unsupported_questions_leave_blanks(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("where", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetMemoryInfo"])
-def test_a_gpu_without_readable_memory_is_left_out(
-    where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_without_readable_memory_is_left_out(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = _FakeNvml()
     nvml.faults[where] = "GPU is lost"
     assert _read(nvml, monkeypatch) == ((), "GPU 0 cannot be used: GPU is lost")

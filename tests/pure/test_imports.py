@@ -34,9 +34,7 @@ _HEAVY = ("torch", "transformers", "numpy", "rich", "llama_cpp", "pynvml")
 
 def _modules() -> list[Path]:
     return [
-        path
-        for path in sorted(_PACKAGE.rglob("*.py"))
-        if path.parent != _PACKAGE or path.name not in _EXEMPT
+        path for path in sorted(_PACKAGE.rglob("*.py")) if path.parent != _PACKAGE or path.name not in _EXEMPT
     ]
 
 

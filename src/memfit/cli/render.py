@@ -47,7 +47,8 @@ def print_plan(plan: Plan, out: Console) -> None:
     spec, parameters = plan.spec, plan.parameters
     out.print(
         f"[bold]{plain(spec.name)}[/]  {plain(spec.architecture)} · "
-        f"{spec.parameters / 1e6:,.0f} M parameters · {plain(spec.quantization)} · {format_bytes(spec.file_bytes)}"
+        f"{spec.parameters / 1e6:,.0f} M parameters · "
+        f"{plain(spec.quantization)} · {format_bytes(spec.file_bytes)}"
     )
     sequences = f"{parameters.parallel} sequence{'s' * (parameters.parallel > 1)}"
     repack = "repack on" if parameters.repack else "repack off"

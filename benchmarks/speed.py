@@ -1,0 +1,103 @@
+"""Bar C: memfit bench against llama-bench, from the same sources, same threads, alternating in one run.
+
+    python benchmarks/speed.py [--models FILE.gguf …]
+
+For each model: repack on and off with both programs, and memfit's own choice (auto) against
+llama-bench's defaults (repack on) for 512 prompt tokens plus 128 generated ones. Medians of three
+rounds; in each round every program runs once. memfit's predictions are checked along the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from statistics import median
+
+from subjects import memfit, models, peers
+
+PROMPT, GENERATED, THREADS = 512, 128, 2
+ROUNDS = 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", nargs="*", default=[])
+    subjects = {path: path for path in parser.parse_args().models} or models()
+    program = peers() / "llama-bench"
+    failures = 0
+    print("| model | repack | prompt ours | llama-bench | ratio | generation ours | llama-bench | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, path in subjects.items():
+        rates: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        inside = 0
+        for _ in range(ROUNDS):
+            for repack in ("off", "on"):
+                rates["peer", repack].append(llama_bench(program, path, repack))
+                rates["ours", repack].append(ours(path, repack)[0])
+            rate, chosen, within = ours(path, "auto")
+            rates["ours", "auto"].append(rate)
+            inside += within
+        for repack, peer in (("off", "off"), ("on", "on"), ("auto", "on")):
+            mine, theirs = middle(rates["ours", repack]), middle(rates["peer", peer])
+            ratios = [mine[0] / theirs[0], mine[1] / theirs[1]]
+            label = f"{repack} ({chosen}) against its default" if repack == "auto" else repack
+            print(
+                f"| {name} | {label} | {mine[0]:.1f} | {theirs[0]:.1f} | {ratios[0]:.3f} "
+                f"| {mine[1]:.1f} | {theirs[1]:.1f} | {ratios[1]:.3f} |",
+                flush=True,
+            )
+            if repack == "auto":
+                seconds = [PROMPT / rate[0] + GENERATED / rate[1] for rate in (mine, theirs)]
+                print(
+                    f"  512 + 128 tokens: ours {seconds[0]:.2f} s, llama-bench's defaults {seconds[1]:.2f} s"
+                )
+            else:
+                failures += min(ratios) < 0.97
+        print(
+            f"  predictions with the measured rate inside their range: {inside} of {2 * ROUNDS}", flush=True
+        )
+    print(f"{failures} ratios below 0.97")
+    return failures
+
+
+def llama_bench(program: object, path: str, repack: str) -> tuple[float, float]:
+    """(prompt, generation) in tokens per second."""
+    output = subprocess.run(
+        [
+            *(str(program), "-m", path, "-p", str(PROMPT), "-n", str(GENERATED), "-t", str(THREADS)),
+            *("--repack", str(int(repack == "on")), "-r", "3", "-o", "json"),
+        ],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ).stdout
+    tests = {(test["n_prompt"], test["n_gen"]): test["samples_ts"] for test in json.loads(output)}
+    return median(tests[PROMPT, 0]), median(tests[0, GENERATED])
+
+
+def ours(path: str, repack: str) -> tuple[tuple[float, float], str, int]:
+    """The same pair, what was chosen, and how many of the two rates lie in their predicted range."""
+    code, document, error = memfit(
+        *("bench", path, "--repack", repack, "--threads", str(THREADS)),
+        *("--prompt-tokens", str(PROMPT), "--gen-tokens", str(GENERATED)),
+    )
+    if code:
+        sys.exit(error)
+    pair, within = [], 0
+    for kind in ("prompt", "generation"):
+        rate = document["measured"][f"{kind}_tokens_per_second"]
+        predicted = document["plan"]["predicted"][f"{kind}_tokens_per_second"]
+        within += predicted["low"] <= rate <= predicted["high"]
+        pair.append(rate)
+    return (pair[0], pair[1]), "on" if document["plan"]["repack"] else "off", within
+
+
+def middle(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    return median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

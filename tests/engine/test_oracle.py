@@ -1,0 +1,96 @@
+"""The oracle's bytes: against counting by hand, and against what a real load then holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from memfit.engines.llamacpp.client import WorkerProcess
+from memfit.engines.llamacpp.oracle import LlamaOracle, request_values
+from memfit.errors import EngineError
+from memfit.headers import read_model
+from memfit.memory.baseline import Baseline
+from memfit.memory.oracle import EngineParameters
+from memfit.memory.process import process_memory
+from memfit.units import MIB
+
+pytestmark = pytest.mark.engine
+
+_NOTHING = Baseline(parent=None, decode_bytes=0)
+
+
+def _parameters(path: str, **changes: object) -> EngineParameters:
+    base = EngineParameters(
+        paths=(Path(path),),
+        context=4096,
+        parallel=1,
+        kv_type="f16",
+        micro_batch=512,
+        threads=2,
+        repack=False,
+        load_mode="mmap",
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_kv_cache_and_weights_by_hand(demo: str) -> None:
+    """SmolLM2-135M: 30 layers, 3 KV heads of 64, keys and values."""
+    elements = 30 * 3 * 64 * 2 * 4096
+    with LlamaOracle(_NOTHING, repack_modes=(False,), verbose=False) as oracle:
+        f16 = oracle.ask(_parameters(demo))
+        q8 = oracle.ask(_parameters(demo, kv_type="q8_0"))
+        q4 = oracle.ask(_parameters(demo, kv_type="q4_0"))
+    assert f16.kv_cache_bytes == elements * 2
+    assert q8.kv_cache_bytes == elements // 32 * 34  # 32 values and a scale
+    assert q4.kv_cache_bytes == elements // 32 * 18
+    # Tensors are laid out with a padding of 32 bytes at most each.
+    spec = read_model(demo)
+    assert 0 <= f16.weights_bytes - spec.weights_bytes <= 32 * len(spec.tensors)
+
+
+def test_sliding_window_is_not_counted_in_full(gemma: str) -> None:
+    """Gemma-3-270M: 15 of 18 layers see 512 tokens; their caches do not grow with the context."""
+    with LlamaOracle(_NOTHING, repack_modes=(False,), verbose=False) as oracle:
+        short, long = (
+            oracle.ask(_parameters(gemma, context=context)).kv_cache_bytes for context in (8192, 16384)
+        )
+    per_token_and_layer = 2 * 256 * 2  # one KV head of 256, f16
+    assert long - short == 3 * per_token_and_layer * 8192
+
+
+@pytest.mark.parametrize("repack", [False, True])
+@pytest.mark.parametrize("context", [512, 4096])
+@pytest.mark.parametrize("model", ["demo", "gemma"])
+def test_a_real_load_holds_what_the_oracle_said(
+    model: str, context: int, repack: bool, request: pytest.FixtureRequest
+) -> None:
+    """Buffers to the byte are the engine's own check; here the process as a whole, within 8 MiB."""
+    path = request.getfixturevalue(model)
+    parameters = _parameters(path, context=context, repack=repack, load_mode="read" if repack else "mmap")
+    with LlamaOracle(_NOTHING, repack_modes=(repack,), verbose=False) as oracle:
+        predicted = oracle.ask(parameters).total_bytes
+    with WorkerProcess() as worker:
+        worker.ask("load", parameters=request_values(parameters), limit_bytes=None, more_bytes=0)
+        held = process_memory(worker.pid).total_bytes
+    assert 0 < held - predicted < 8 * MIB  # the part that calibration measures
+
+
+def test_questions_do_not_add_up(demo: str) -> None:
+    """The hundredth context is answered like the first."""
+    with LlamaOracle(_NOTHING, repack_modes=(False,), verbose=False) as oracle:
+        first = oracle.ask(_parameters(demo, context=2048))
+        for context in range(4096, 14096, 256):
+            oracle.ask(_parameters(demo, context=context))
+        oracle._answers.clear()
+        again = oracle.ask(_parameters(demo, context=2048))
+    assert again.kv_cache_bytes == first.kv_cache_bytes
+    assert abs(again.process_bytes - first.process_bytes) < 4 * MIB
+
+
+def test_a_refused_configuration_is_an_error_not_a_death(demo: str) -> None:
+    with LlamaOracle(_NOTHING, repack_modes=(False,), verbose=False) as oracle:
+        with pytest.raises(EngineError, match="context"):
+            oracle.ask(_parameters(demo, parallel=300))
+        assert oracle.ask(_parameters(demo)).weights_bytes > 0
