@@ -47,8 +47,8 @@ def plan(
     baseline = calibration.baseline(count_parent=count_parent)
     modes = repack_modes(workload)
     types = measured_types(spec)
-    speeds = {repack: calibration.kernel_speeds(types, repack=repack, threads=threads) for repack in modes}
-    with LlamaOracle(baseline, repack_modes=modes, verbose=verbose) as oracle:
+    speeds = calibration.kernel_speeds(types, repack_modes=modes, threads=threads)
+    with LlamaOracle(spec, baseline, repack_modes=modes, verbose=verbose) as oracle:
         return make_plan(spec, machine, budget, workload, oracle, speeds)
 
 

@@ -29,7 +29,17 @@ __all__ = [
     "ModelNotFoundError",
     "UsageError",
     "WorkerDiedError",
+    "readable",
 ]
+
+
+def readable(text: str, *, most: int = 2000) -> str:
+    """A stranger's text fit for a terminal: no control characters but line ends and tabs, not endless."""
+    shown = "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for letter in text[:most]
+    )
+    return shown + " …" if len(text) > most else shown
 
 
 class MemfitError(Exception):

@@ -212,7 +212,7 @@ def _main(folder: Path, kind: str, first: int, last: int) -> None:
     limit = pages * resource.getpagesize() + _MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if kind == "glutton":
-        bytearray(_MEMORY_BYTES)
+        bytearray(2 * _MEMORY_BYTES)
     outcome: dict[str, int] = {}
     for seed, path in enumerate(_write_files(folder, kind, first, last), first):
         faulthandler.dump_traceback_later(_SECONDS_EACH, exit=True)

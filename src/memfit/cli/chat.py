@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 
-from memfit.cli.render import console, print_plan, print_report, print_why
-from memfit.engines.llamacpp.session import LlamaSession
-from memfit.engines.protocol import Sampling
-from memfit.errors import ModelError, UsageError
+from memfit.cli.render import console, print_plan, print_report, print_why, write
+from memfit.engines.protocol import Sampling, Session
+from memfit.errors import ModelError, UsageError, readable
 
 __all__ = ["chat"]
 
@@ -21,7 +20,7 @@ _HELP = """\
 Ctrl-C ends an answer. A line that ends in \\ goes on in the next."""
 
 
-def chat(session: LlamaSession, sampling: Sampling, system: str | None) -> None:
+def chat(session: Session, sampling: Sampling, system: str | None) -> None:
     """Read lines from the terminal and answer them until the user leaves."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its history and editing
@@ -38,8 +37,8 @@ def chat(session: LlamaSession, sampling: Sampling, system: str | None) -> None:
             case "/help" | "/?":
                 err.print(_HELP, markup=False)
             case "/plan":
-                print_plan(session.plan, err)
-                print_why(session.plan, err)
+                print_plan(session.report().plan, err)
+                print_why(session.report().plan, err)
             case "/report":
                 print_report(session.report(), err)
             case "/clear":
@@ -50,16 +49,16 @@ def chat(session: LlamaSession, sampling: Sampling, system: str | None) -> None:
                 messages = _answer(session, sampling, [*messages, {"role": "user", "content": text}])
 
 
-def _answer(
-    session: LlamaSession, sampling: Sampling, messages: list[dict[str, str]]
-) -> list[dict[str, str]]:
+def _answer(session: Session, sampling: Sampling, messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """The conversation after one more answer; without the last message where that failed."""
     try:
-        completion = session.chat(messages, sampling, _write)
+        completion = session.chat(messages, sampling, write)
     except (UsageError, ModelError) as error:
-        sys.stderr.write(f"memfit: {error}\n")
+        sys.stderr.write(f"memfit: {readable(str(error))}\n")
         return messages[:-1]
-    _write("\n")
+    write("\n")
+    if not completion.text:
+        return messages[:-1]
     if completion.finish_reason == "length":
         sys.stderr.write("memfit: the answer was cut; /clear starts afresh, --ctx gives more room\n")
     return [*messages, {"role": "assistant", "content": completion.text}]
@@ -74,6 +73,9 @@ def _read_line() -> str | None:
             line = input(prompt)
         except EOFError:
             return None
+        except UnicodeDecodeError as error:
+            sys.stderr.write(f"memfit: that is not UTF-8: {error.reason}\n")
+            return ""
         except KeyboardInterrupt:
             sys.stderr.write("\n/quit or Ctrl-D ends\n")
             return ""
@@ -81,8 +83,3 @@ def _read_line() -> str | None:
             return "\n".join([*lines, line])
         lines.append(line[:-1])
         prompt = "... "
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from memfit import __version__
-from memfit.errors import InterruptedByUser, MemfitError
+from memfit.errors import InterruptedByUser, MemfitError, readable
 
 __all__ = ["main"]
 
@@ -84,5 +84,5 @@ def _exit_code(arguments: list[str] | None) -> int:
 
 
 def _fail(error: MemfitError) -> int:
-    click.echo(f"memfit: {error}", err=True)
+    click.echo(f"memfit: {readable(str(error))}", err=True)
     return error.exit_code

@@ -33,7 +33,7 @@ def main() -> None:
     speed = KernelSpeed(bytes_per_second=1e9, operations_per_second=1e9, node_seconds=1e-6)
     speeds = {False: dict.fromkeys(measured_types(spec), speed)}
     workload = Workload(repack="off", threads=2, prompt_tokens=8, generated_tokens=4)
-    with LlamaOracle(nothing, repack_modes=(False,), verbose=False) as oracle:
+    with LlamaOracle(spec, nothing, repack_modes=(False,)) as oracle:
         plan = make_plan(spec, probe(), Budget(), workload, oracle, speeds)
     with open(os.devnull, "w", encoding="utf-8") as sink:  # noqa: PTH123 - not a file
         out = console(file=sink)

@@ -6,20 +6,21 @@ Rich draws colours only on a terminal; piped, the same text is plain.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import IO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from memfit.engines.report import Report
+from memfit.errors import readable
 from memfit.planner.plan import Plan, TierUse
 from memfit.planner.speed import Rate
 from memfit.units import format_bytes, format_rate
 
-__all__ = ["console", "loading_progress", "plain", "print_plan", "print_report", "print_why"]
+__all__ = ["console", "loading_progress", "plain", "print_plan", "print_report", "print_why", "write"]
 
 _BAR_CELLS = 48
 # label, attribute, colour, cell: the cells keep the parts apart where there are no colours
@@ -34,22 +35,27 @@ _FREE_CELL = "·"
 
 def console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
     """A console that never wraps piped text and never interprets what a model says."""
-    return Console(stderr=stderr, file=file, highlight=False, soft_wrap=True)
+    return Console(stderr=stderr, file=file, highlight=False, soft_wrap=True, emoji=False)
 
 
-def plain(text: str) -> str:
-    """A stranger's text made safe for a terminal: no control characters, no markup."""
-    return escape("".join(letter if letter.isprintable() else "�" for letter in text))
+def plain(text: str) -> Text:
+    """A stranger's text made safe for a terminal: no control characters, no markup, one line."""
+    return Text(readable(text).replace("\n", " ").replace("\t", " "))
+
+
+def write(text: str) -> None:
+    """A piece of the model's answer to stdout: as it is into a pipe, harmless on a terminal."""
+    sys.stdout.write(readable(text, most=len(text)) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def print_plan(plan: Plan, out: Console) -> None:
     """What lies where, against the budget, and how fast it will run."""
     spec, parameters = plan.spec, plan.parameters
-    out.print(
-        f"[bold]{plain(spec.name)}[/]  {plain(spec.architecture)} · "
-        f"{spec.parameters / 1e6:,.0f} M parameters · "
-        f"{plain(spec.quantization)} · {format_bytes(spec.file_bytes)}"
-    )
+    facts = f"{spec.architecture} · {spec.parameters / 1e6:,.0f} M parameters · {spec.quantization}"
+    title = Text().append(plain(spec.name)).append("  ").append(plain(facts))
+    title.stylize("bold", 0, len(plain(spec.name)))
+    out.print(title.append(f" · {format_bytes(spec.file_bytes)}"))
     sequences = f"{parameters.parallel} sequence{'s' * (parameters.parallel > 1)}"
     repack = "repack on" if parameters.repack else "repack off"
     out.print(
@@ -70,7 +76,7 @@ def print_plan(plan: Plan, out: Console) -> None:
 def print_why(plan: Plan, out: Console) -> None:
     """Each choice with its reason."""
     for reason in plan.why:
-        out.print(f"  · {plain(reason)}")
+        out.print(Text("  · "), plain(reason), sep="")
 
 
 def _print_tier(tier: TierUse, out: Console) -> None:
@@ -103,7 +109,8 @@ def _range(rate: Rate) -> str:
 def print_report(report: Report, out: Console) -> None:
     """Predicted against measured."""
     for tier in report.tiers:
-        verdict = "[green]within budget[/]" if report.within_budget else "[red]OVER BUDGET[/]"
+        within = tier.peak_bytes <= tier.budget_bytes
+        verdict = "[green]within budget[/]" if within else "[red]OVER BUDGET[/]"
         out.print(
             f"[bold]{tier.name.upper()}[/]  peak {format_bytes(tier.peak_bytes)} · "
             f"predicted {format_bytes(tier.predicted_bytes)} ({format_bytes(tier.error_bytes)} off) · "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,11 +17,8 @@ from memfit.cli.options import (
     verbose_option,
     workload_options,
 )
-from memfit.engines.protocol import Completion, Sampling
+from memfit.engines.protocol import Completion, Sampling, Session
 from memfit.errors import InterruptedByUser, UsageError
-
-if TYPE_CHECKING:
-    from memfit.engines.llamacpp.session import LlamaSession
 
 __all__ = ["command"]
 
@@ -139,18 +136,15 @@ def _prompt_text(prompt: str | None, file: str | None) -> str | None:
 
 
 def _answer(
-    session: LlamaSession, text: str, system: str | None, raw: bool, sampling: Sampling, quiet: bool
+    session: Session, text: str, system: str | None, raw: bool, sampling: Sampling, quiet: bool
 ) -> Completion:
     """Through the model's chat template where there is one and --raw does not leave it out."""
-    on_text = None if quiet else _write
+    from memfit.cli.render import write
+
+    on_text = None if quiet else write
     if raw or not session.has_chat_template:
         if not raw:
             click.echo("memfit: this model has no chat template; continuing the text (--raw)", err=True)
         return session.generate(text, sampling, on_text)
     messages = [{"role": "system", "content": system}] if system else []
     return session.chat([*messages, {"role": "user", "content": text}], sampling, on_text)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

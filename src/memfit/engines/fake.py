@@ -23,6 +23,7 @@ class FakeSession:
         self.asked: list[str | list[dict[str, str]]] = []  # a raw prompt or messages, one entry per request
         self.finish_reason = "stop"
         self.closed = False
+        self.has_chat_template = True
 
     @property
     def plan(self) -> Plan:

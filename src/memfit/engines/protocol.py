@@ -39,7 +39,7 @@ class Sampling:
                 "above 0",
             ),
             ("--temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100"),
-            ("--top-k", self.top_k, self.top_k >= 0, "0 or above"),
+            ("--top-k", self.top_k, 0 <= self.top_k < 2**31, "0 or above, in 31 bits"),
             ("--top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("--min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
             ("--repeat-penalty", self.repeat_penalty, 0 < self.repeat_penalty <= 100, "above 0"),
@@ -86,6 +86,8 @@ class Completion:
 
 class Session(Protocol):
     """One loaded model in a worker process."""
+
+    has_chat_template: bool
 
     def generate(
         self,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from memfit.memory.page_cache import cached_bytes
 from memfit.memory.process import (
+    disk_read_bytes,
     group_bytes,
     peak_resident_bytes,
     process_memory,
@@ -43,13 +44,14 @@ class Meter:
         self._files = tuple(path.absolute() for path in model_files)
         self._limit_bytes = limit_bytes
         self._on_overrun = on_overrun
-        self._cached_before = cached_bytes(self._files)
+        self._cached_before = cached_bytes(self._files) or 0
         self._shared_bytes = 0
         self._parent_peak = 0
         self._worker_peak = 0
         self._cache_bytes = 0
         self.overrun_bytes: int | None = None  # what was held when the limit was passed
         self.swapped_bytes = 0
+        self.disk_read_bytes = 0  # by the worker, so far
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memfit-meter", daemon=True)
 
@@ -73,7 +75,8 @@ class Meter:
             held = process_memory(self._worker).files
             mapped = sum(held.get(str(path), 0) for path in self._files)
         known = max(self._cached_before, mapped)
-        self._cache_bytes = max(0, cached_bytes(self._files) - known)
+        # Where the kernel does not say, nothing is left: loading has dropped what it read.
+        self._cache_bytes = max(0, (cached_bytes(self._files) or 0) - known)
 
     def stop(self) -> None:
         self._stop.set()
@@ -95,6 +98,7 @@ class Meter:
             worker = resident_bytes(self._worker)
             self._worker_peak = max(self._worker_peak, peak_resident_bytes(self._worker))
             self.swapped_bytes = max(self.swapped_bytes, swapped_bytes(self._worker))
+            self.disk_read_bytes = disk_read_bytes(self._worker)
         except ProcessLookupError:
             return 0
         parent = resident_bytes(os.getpid()) if self._count_parent else 0

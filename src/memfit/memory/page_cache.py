@@ -3,51 +3,61 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["cached_bytes", "drop_cached"]
 
-_PROBES = 1024  # per file: the answer is exact to a thousandth of the file
+_CACHESTAT = 451  # the same number on every architecture; Linux 6.5
 
 
-def cached_bytes(paths: Sequence[Path]) -> int:
-    """Estimated bytes of these files in the page cache, by probing pages evenly.
+class _Range(ctypes.Structure):
+    """The kernel's `cachestat_range`; a length of 0 reaches to the end of the file."""
 
-    Reads one byte with RWF_NOWAIT, which refuses where the page would have to come from disk. mincore
-    would be simpler, but says "all" for files that the caller does not own. 0 where the filesystem or
-    the system has no such reads.
+    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class _Counts(ctypes.Structure):
+    """The kernel's `cachestat`, in pages."""
+
+    _fields_ = (
+        ("cached", ctypes.c_uint64),
+        ("dirty", ctypes.c_uint64),
+        ("writeback", ctypes.c_uint64),
+        ("evicted", ctypes.c_uint64),
+        ("recently_evicted", ctypes.c_uint64),
+    )
+
+
+def cached_bytes(paths: Sequence[Path]) -> int | None:
+    """Bytes of these files in the page cache; None where the kernel does not say.
+
+    It says since Linux 6.5, to whoever owns the file or may write it. Looking by reading instead, even
+    with RWF_NOWAIT, would bring in the very pages that it looks for.
     """
-    total = 0
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    counts, pages = _Counts(), 0
     for path in paths:
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError:
-            continue
-        try:
-            size = os.fstat(descriptor).st_size
-            step = max(4096, size // _PROBES)
-            offsets = range(0, size, step)
-            total += size * sum(_is_cached(descriptor, at) for at in offsets) // max(1, len(offsets))
-        finally:
-            os.close(descriptor)
-    return total
+            return None
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, descriptor)
+            whole = _Range(0, 0)
+            if libc.syscall(_CACHESTAT, descriptor, ctypes.byref(whole), ctypes.byref(counts), 0) != 0:
+                return None
+        pages += counts.cached
+    return pages * os.sysconf("SC_PAGESIZE")
 
 
 def drop_cached(paths: Sequence[Path]) -> None:
     """Ask the kernel to forget these files' clean pages that nobody maps."""
     for path in paths:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
-
-
-def _is_cached(descriptor: int, offset: int) -> bool:
-    try:
-        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except (BlockingIOError, OSError):
-        return False
+        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -44,17 +44,22 @@ def process_memory(pid: int | str = "self") -> ProcessMemory:
     """
     anonymous = 0
     files: dict[str, int] = {}
-    name, resident = "", 0
-    for line in _read(pid, "smaps").splitlines():
+    name, resident, in_file = "", 0, False
+    text = _read(pid, "smaps")
+    if not text:
+        raise ProcessLookupError(f"process {pid} has ended")  # a zombie maps nothing
+    for line in text.splitlines():
         key, _, rest = line.partition(":")
         if "-" in key:  # "7f..-7f.. r-xp 00000000 fe:00 123   /usr/lib/libc.so.6": a new mapping
             fields = line.split(maxsplit=5)
             name = fields[5] if len(fields) == 6 else ""
+            # A deleted name may stand for many areas: shared anonymous memory is "/dev/zero (deleted)".
+            in_file = name.startswith("/") and not name.endswith("(deleted)")
         elif key == "Rss":
             resident = int(rest.split()[0]) * KIB
         elif key == "Anonymous":
             # A private mapping of a file holds its written pages as anonymous memory of its own.
-            private = int(rest.split()[0]) * KIB
+            private = int(rest.split()[0]) * KIB if in_file else resident
             anonymous += private
             if resident > private:
                 files[name] = files.get(name, 0) + resident - private

@@ -26,6 +26,7 @@ _DEFAULT_CONTEXT = 4096
 _CONTEXT_STEP = 256  # the engine rounds up to it
 _MICRO_BATCHES = (512, 256, 128, 64, 32)
 _SUGGESTED_STEP = 16 * MIB
+_ROOM_FOR_ERROR = 4 * MIB  # a suggested budget must hold in reality too: benchmarks/memory.py
 _NEGLIGIBLE_GAIN = 0.02  # within the noise of measuring kernels
 
 
@@ -53,11 +54,12 @@ def make_plan(
     budget: Budget,
     workload: Workload,
     oracle: Oracle,
-    speeds: Mapping[bool, Mapping[str, KernelSpeed]],
+    speeds: Mapping[bool, Mapping[str, KernelSpeed]] | None,
 ) -> Plan:
     """The best plan that fits, or the smallest one there is with suggestions of what would fit.
 
-    `speeds` holds measured kernels by type, for repacked and plain weights.
+    `speeds` holds measured kernels by type, for repacked and plain weights; None where this machine
+    could not be measured.
 
     Raises:
         UsageError: the budget is not a size.
@@ -74,7 +76,7 @@ class _Planner:
         budget: Budget,
         workload: Workload,
         oracle: Oracle,
-        speeds: Mapping[bool, Mapping[str, KernelSpeed]],
+        speeds: Mapping[bool, Mapping[str, KernelSpeed]] | None,
     ) -> None:
         self._spec = spec
         self._machine = machine
@@ -103,7 +105,7 @@ class _Planner:
         """Configurations in falling order of worth; those of one group differ in repacking only."""
         kv_types = ("f16", "q8_0") if kv_type == "auto" else (kv_type,)
         for index, kv in enumerate(kv_types):
-            for micro_batch in self._micro_batches(context):
+            for micro_batch in self._micro_batches(context, parallel):
                 try:
                     yield [
                         self._candidate(kv, context, parallel, micro_batch, repack)
@@ -115,9 +117,11 @@ class _Planner:
                         raise
                     break
 
-    def _micro_batches(self, context: int) -> tuple[int, ...]:
-        below = [size for size in _MICRO_BATCHES if size <= context]
-        return tuple(below) or (context,)
+    @staticmethod
+    def _micro_batches(context: int, parallel: int) -> tuple[int, ...]:
+        sizes = [size for size in _MICRO_BATCHES if size <= context] or [context]
+        # Each sequence has at least a token in a micro-batch.
+        return tuple(dict.fromkeys(max(size, parallel) for size in sizes))
 
     def _candidate(
         self, kv_type: str, context: int, parallel: int, micro_batch: int, repack: bool
@@ -127,7 +131,7 @@ class _Planner:
             context=context,
             parallel=parallel,
             kv_type=kv_type,
-            micro_batch=max(micro_batch, parallel),
+            micro_batch=micro_batch,
             threads=thread_count(self._machine, self._workload),
             repack=repack,
             # Rewritten weights are copies, so mapping the file as well would hold both.
@@ -137,10 +141,10 @@ class _Planner:
         workload = self._workload
         prediction = predict(
             self._spec,
-            self._speeds[repack],
+            self._speeds[repack] if self._speeds else None,
             nodes=answer.nodes,
             kv_bytes_per_token=answer.kv_cache_bytes / answer.context,
-            prompt_tokens=workload.prompt_tokens,
+            prompt_tokens=min(workload.prompt_tokens, answer.context),
             generated_tokens=workload.generated_tokens,
         )
         seconds = (
@@ -152,8 +156,9 @@ class _Planner:
     def _fits(self, answer: Answer) -> bool:
         return answer.total_bytes <= self._limit_bytes
 
-    @staticmethod
-    def _fastest(options: list[_Candidate]) -> _Candidate:
+    def _fastest(self, options: list[_Candidate]) -> _Candidate:
+        if self._speeds is None:
+            return max(options, key=lambda one: one.parameters.repack)  # llama.cpp's default
         best = min(options, key=lambda one: one.seconds)
         plain = [one for one in options if not one.parameters.repack]
         if plain and plain[0].seconds <= best.seconds * (1 + _NEGLIGIBLE_GAIN):
@@ -198,7 +203,7 @@ class _Planner:
             yield f"the model was trained for {self._spec.context_length} tokens; beyond that it degrades"
         if chosen.answer.context != self._context:
             yield f"context {self._context} becomes {chosen.answer.context}: the engine rounds up"
-        if self._workload.kv_type == "auto":
+        if self._workload.kv_type == "auto" and self._fits(chosen.answer):
             yield (
                 "KV cache f16: it fits unquantized"
                 if parameters.kv_type == "f16"
@@ -209,7 +214,7 @@ class _Planner:
             "mmap": "load mode mmap: the file's own pages, no copy",
             "read": "load mode read: repacked weights are copies, so the file is not kept in memory",
         }[parameters.load_mode]
-        largest = self._micro_batches(self._context)[0]
+        largest = self._micro_batches(self._context, parameters.parallel)[0]
         yield (
             f"micro-batch {parameters.micro_batch}: "
             + ("full speed on prompts" if parameters.micro_batch >= largest else "a larger one does not fit")
@@ -225,6 +230,8 @@ class _Planner:
         others = [one for one in options if one.parameters.repack != chosen.parameters.repack]
         if not others:
             return f"repack {state}: the other way does not fit"
+        if self._speeds is None:
+            return f"repack {state}: llama.cpp's default; this machine is too busy to be measured"
         other = others[0]
         return (
             f"repack {state}: prompt {format_rate(chosen.prediction.prompt.value)} against "
@@ -252,8 +259,10 @@ class _Planner:
                 break
         if parallel > 1 and self._fits_with(kv_type, context, 1):
             yield "--parallel 1"
-        enough = -(-smallest.answer.total_bytes // _SUGGESTED_STEP) * _SUGGESTED_STEP
-        if enough <= self._machine.ram.available_bytes:
+        room = self._machine.ram.available_bytes
+        least = smallest.answer.total_bytes + _ROOM_FOR_ERROR
+        enough = min(-(-least // _SUGGESTED_STEP) * _SUGGESTED_STEP, room - room % MIB)
+        if enough >= least:
             yield f"--ram {enough // MIB}MiB"
         elif not shorter:
             yield "a smaller quantization of this model"

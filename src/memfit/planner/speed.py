@@ -16,9 +16,12 @@ from dataclasses import dataclass
 
 from memfit.headers.model_spec import ModelSpec, TensorSpec
 
-__all__ = ["KernelSpeed", "Prediction", "Rate", "measured_types", "predict"]
+__all__ = ["ASSUMED", "KernelSpeed", "Prediction", "Rate", "measured_types", "predict"]
 
-_SPREAD = 0.30  # of the rates either side; benchmarks/speed.py records how often reality lies within
+_SPREADS = {  # of the rates either side; benchmarks/speed.py records how often reality lies within
+    "calibrated": 0.30,
+    "assumed": 0.75,
+}
 _MINOR = 0.01  # a type with a smaller share of the bytes runs at the main type's speed
 _ATTENTION_TYPE = "F16"  # KV cache bytes stream at about this type's speed
 
@@ -30,6 +33,10 @@ class KernelSpeed:
     bytes_per_second: float  # weights streamed while generating
     operations_per_second: float  # multiplications and additions while processing a prompt
     node_seconds: float  # a graph node that does next to nothing
+
+
+# A desktop CPU of about 2020 with two memory channels, whatever the type: better than no figure at all.
+ASSUMED = KernelSpeed(bytes_per_second=20e9, operations_per_second=150e9, node_seconds=2e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +52,36 @@ class Rate:
 class Prediction:
     prompt: Rate
     generation: Rate
-    basis: str  # "calibrated": from kernels measured on this machine
+    basis: str  # "calibrated": from kernels measured on this machine; "assumed": from ASSUMED
 
 
 def measured_types(spec: ModelSpec) -> list[str]:
-    """The types whose kernels decide this model's speed."""
+    """The types whose kernels decide this model's speed, the one of most bytes first."""
     sizes: dict[str, float] = {}
     for tensor, share in _active_tensors(spec):
         sizes[tensor.type] = sizes.get(tensor.type, 0.0) + tensor.size_bytes * share
     whole = sum(sizes.values())
-    return sorted({name for name, size in sizes.items() if size >= _MINOR * whole} | {_ATTENTION_TYPE})
+    major = sorted((name for name in sizes if sizes[name] >= _MINOR * whole), key=lambda name: -sizes[name])
+    return [*major, *({_ATTENTION_TYPE} - set(major))]
 
 
 def predict(
     spec: ModelSpec,
-    speeds: Mapping[str, KernelSpeed],
+    speeds: Mapping[str, KernelSpeed] | None,
     *,
     nodes: int,
     kv_bytes_per_token: float,
     prompt_tokens: int,
     generated_tokens: int,
 ) -> Prediction:
-    """Rates for a request of these lengths; `nodes` are the operations of one token's graph."""
-    main = max(speeds.items(), key=lambda item: item[0] != _ATTENTION_TYPE)[1]
+    """Rates for a request of these lengths; `nodes` are the operations of one token's graph.
+
+    `speeds` are those of `measured_types`; None where they could not be measured.
+    """
+    basis = "assumed" if speeds is None else "calibrated"
+    types = measured_types(spec)
+    speeds = dict.fromkeys(types, ASSUMED) if speeds is None else speeds
+    main = speeds[types[0]]
     token_seconds = nodes * main.node_seconds
     operation_seconds = 0.0
     for tensor, share in _active_tensors(spec):
@@ -78,19 +92,19 @@ def predict(
     depth = prompt_tokens + generated_tokens / 2
     token_seconds += depth * kv_bytes_per_token / speeds[_ATTENTION_TYPE].bytes_per_second
     return Prediction(
-        prompt=_rate(1 / operation_seconds),
-        generation=_rate(1 / token_seconds),
-        basis="calibrated",
+        prompt=_rate(1 / operation_seconds, _SPREADS[basis]),
+        generation=_rate(1 / token_seconds, _SPREADS[basis]),
+        basis=basis,
     )
 
 
-def _rate(value: float) -> Rate:
-    return Rate(value=value, low=value * (1 - _SPREAD), high=value * (1 + _SPREAD))
+def _rate(value: float, spread: float) -> Rate:
+    return Rate(value=value, low=value * (1 - spread), high=value * (1 + spread))
 
 
 def _active_tensors(spec: ModelSpec) -> Iterator[tuple[TensorSpec, float]]:
     """Matrices that a token is multiplied with, and the share of each that it uses."""
-    tied = not any(_is_output(tensor) for tensor in spec.tensors if tensor.name == "output.weight")
+    tied = all(tensor.name != "output.weight" for tensor in spec.tensors)
     experts, used = (spec.architecture_value(key) for key in ("expert_count", "expert_used_count"))
     routed = used / experts if isinstance(experts, int) and isinstance(used, int) and experts else 1.0
     for tensor in spec.tensors:

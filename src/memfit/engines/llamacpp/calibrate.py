@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from memfit.planner.speed import KernelSpeed
 
 __all__ = ["Calibration"]
 
+_BUSY_SECONDS = 600  # between two tries to measure a busy machine
 # A program of its own: the caller's process may hold anything. Named, not imported: it lies above here.
 _REHEARSAL = (sys.executable, "-m", "memfit.cli.rehearse")
 
@@ -53,25 +55,45 @@ class Calibration:
             decode_bytes=values["decode_bytes"],
         )
 
-    def kernel_speeds(self, types: Sequence[str], *, repack: bool, threads: int) -> dict[str, KernelSpeed]:
-        """Measured kernel speeds of quantization types, by name."""
-        known = self._values.setdefault("kernels", {}).setdefault(f"{threads} {repack}", {})
-        missing = [name for name in types if name not in known]
-        if missing:
-            self._say(f"measuring this CPU's speed with {', '.join(missing)}, once")
+    def kernel_speeds(
+        self, types: Sequence[str], *, repack_modes: Sequence[bool], threads: int
+    ) -> dict[bool, dict[str, KernelSpeed]] | None:
+        """Measured speeds of quantization types, for repacked and plain weights.
+
+        None where the machine is too busy to measure; that is tried again after ten minutes.
+        """
+        kernels = self._values.setdefault("kernels", {})
+        modes = sorted({False, *repack_modes})  # plain speeds also stand in for types that are not repacked
+        for repack in modes:
+            known = kernels.setdefault(f"{threads} {repack}", {})
+            missing = [name for name in types if name not in known]
+            if not missing:
+                continue
+            if time.time() - self._values.get("busy_at", 0) < _BUSY_SECONDS:
+                return None
+            how = "repacked " if repack else ""
+            self._say(f"measuring this CPU's speed with {how}{', '.join(missing)}, once")
             with WorkerProcess() as worker:
                 reply = worker.ask("kernels", type_names=missing, repack=repack, threads=threads)
-            known.update(reply["speeds"])
-            if reply["clean"]:
+            if reply["speeds"] is None:
+                self._say("other programs keep this machine busy; its speed is assumed for now")
+                self._values["busy_at"] = time.time()
                 self._write()
-            else:
-                self._say("the machine is busy: these speeds are too low, and will be measured again")
-        return {name: KernelSpeed(**known[name]) for name in types}
+                return None
+            known.update(reply["speeds"])
+            self._write()
+        plain = kernels[f"{threads} False"]
+        return {
+            repack: {
+                name: KernelSpeed(**(kernels[f"{threads} {repack}"][name] or plain[name])) for name in types
+            }
+            for repack in repack_modes
+        }
 
     def _read(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             stored = json.loads(self._path.read_text())
-            if isinstance(stored, dict) and stored.get("key") == self._key:
+            if stored["key"] == self._key:
                 return dict(stored["values"])
         return {}
 

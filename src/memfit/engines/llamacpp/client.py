@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from memfit import errors
-from memfit.errors import EngineError, MemfitError, WorkerDiedError
+from memfit.errors import EngineError, MemfitError, WorkerDiedError, readable
 
 __all__ = ["OverBudget", "WorkerProcess"]
 
@@ -179,6 +179,8 @@ class WorkerProcess:
             cause = "it was killed; most often by the kernel when memory ran out"
         elif code == -signal.SIGILL:
             cause = "the engine was built for another CPU; memfit doctor gives the command that mends it"
+        elif code == -signal.SIGVTALRM:
+            cause = "the model's chat template never came to an end; try --raw"
         elif code < 0:
             cause = f"it died of {signal.Signals(-code).name}"
         else:
@@ -192,7 +194,7 @@ class WorkerProcess:
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - _LOG_BYTES))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return "; its last words: " + " / ".join(lines[-3:]) if lines else ""
+        return "; its last words: " + readable(" / ".join(lines[-3:])) if lines else ""
 
 
 @contextlib.contextmanager

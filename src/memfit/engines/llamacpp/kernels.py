@@ -15,7 +15,7 @@ from typing import Any
 from memfit.engines.llamacpp.library import Library
 from memfit.units import MIB
 
-__all__ = ["measure"]
+__all__ = ["BusyMachineError", "measure"]
 
 _COLUMNS = 2048  # a multiple of every type's block
 _STREAMED_BYTES = 64 * MIB  # beyond most CPUs' caches, yet below any budget
@@ -23,9 +23,11 @@ _PROMPT_ROWS = 2048
 _PROMPT_TOKENS = 512
 _EMPTY_NODES = 256
 # The fastest run counts: noise only ever slows. A preempted thread leaves the others spinning at a
-# barrier, a thousand times slower, so only runs without preemption count as clean.
-_CLEAN_RUNS = 3
-_PATIENCE_SECONDS = 0.5  # per graph, on a machine too busy for clean runs
+# barrier, a thousand times slower, so only runs with next to no preemption are clean.
+_CLEAN_RUNS = 5
+_LEAST_SECONDS = 0.04  # of clean runs together: memory bandwidth varies from moment to moment
+_QUIET_PREEMPTIONS = 100  # per second, by the system's own housekeeping; a busy program makes 250 and more
+_PATIENCE_SECONDS = 0.5  # per graph, until the machine counts as busy
 _TYPE_F32 = 0
 
 _P = ctypes.c_void_p
@@ -53,6 +55,10 @@ _FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
 }
 
 
+class BusyMachineError(Exception):
+    """In no run of a graph were its threads left alone."""
+
+
 class _InitParameters(ctypes.Structure):
     """ggml's `ggml_init_params`."""
 
@@ -61,10 +67,13 @@ class _InitParameters(ctypes.Structure):
 
 def measure(
     library: Library, type_names: list[str], *, repack: bool, threads: int
-) -> tuple[dict[str, dict[str, float]], bool]:
+) -> dict[str, dict[str, float] | None]:
     """Per type: bytes per second streamed with one token, operations per second with 512 tokens, and
-    seconds of an empty node. With `repack`, as the kernels run after repacking, where this CPU has it.
-    And whether the machine was quiet enough for these to be its speeds.
+    seconds of an empty node. With `repack`, as the kernels run after repacking; None where this CPU
+    has no such kernels for a type.
+
+    Raises:
+        BusyMachineError: other programs keep the cores busy.
     """
     ggml = library.ggml_base
     for name, (arguments, result) in _FUNCTIONS.items():
@@ -81,15 +90,11 @@ def measure(
         bench = _Bench(ggml, backend, plain=ggml.ggml_backend_cpu_buffer_type())
         numbers = _type_numbers(ggml)
         node_seconds = bench.empty_node_seconds()
-        speeds = {}
+        speeds: dict[str, dict[str, float] | None] = {}
         for name in type_names:
-            streamed, computed = bench.type_speed(numbers[name], repack=repack)
-            speeds[name] = {
-                "bytes_per_second": streamed,
-                "operations_per_second": computed,
-                "node_seconds": node_seconds,
-            }
-        return speeds, bench.clean
+            measured = bench.type_speed(numbers[name], repack=repack)
+            speeds[name] = None if measured is None else {**measured, "node_seconds": node_seconds}
+        return speeds
     finally:
         ggml.ggml_backend_free(backend)
 
@@ -103,17 +108,21 @@ class _Bench:
         self._plain = plain
         self._device = ggml.ggml_backend_get_device(backend)
         self._repacking = self._extra_buffer_types()
-        self.clean = True  # every graph had a run without preemption
 
-    def type_speed(self, type_number: int, *, repack: bool) -> tuple[float, float]:
-        """(bytes/s with one token, operations/s with 512) of one type's multiplication."""
-        row_bytes = self._ggml.ggml_row_size(type_number, _COLUMNS)
-        matrix_bytes = row_bytes * _PROMPT_ROWS
+    def type_speed(self, type_number: int, *, repack: bool) -> dict[str, float] | None:
+        """Bytes/s with one token and operations/s with 512 of one type's multiplication."""
+        matrix_bytes = self._ggml.ggml_row_size(type_number, _COLUMNS) * _PROMPT_ROWS
         count = max(1, _STREAMED_BYTES // matrix_bytes)
         seconds = self._multiply(type_number, count, 1, repack)
+        if seconds is None:
+            return None
         prompt_seconds = self._multiply(type_number, 1, _PROMPT_TOKENS, repack)
+        assert prompt_seconds is not None, "the type is repacked whatever the number of tokens"
         operations = 2 * _COLUMNS * _PROMPT_ROWS * _PROMPT_TOKENS
-        return count * matrix_bytes / seconds, operations / prompt_seconds
+        return {
+            "bytes_per_second": count * matrix_bytes / seconds,
+            "operations_per_second": operations / prompt_seconds,
+        }
 
     def empty_node_seconds(self) -> float:
         """Seconds of one node with next to no work, one barrier included."""
@@ -130,8 +139,9 @@ class _Bench:
         self._ggml.ggml_free(context)
         return seconds
 
-    def _multiply(self, type_number: int, count: int, tokens: int, repack: bool) -> float:
-        """Seconds of `count` multiplications of separate matrices with `tokens` columns."""
+    def _multiply(self, type_number: int, count: int, tokens: int, repack: bool) -> float | None:
+        """Seconds of `count` multiplications of separate matrices with `tokens` columns; None where
+        they should be repacked and this CPU does not repack the type."""
         ggml = self._ggml
         weights_context, context = self._context(count), self._context(3 * count)
         weights = [
@@ -144,30 +154,26 @@ class _Bench:
             activations = ggml.ggml_new_tensor_2d(context, _TYPE_F32, _COLUMNS, tokens)
             products.append(ggml.ggml_mul_mat(context, weight, activations))
             ggml.ggml_build_forward_expand(graph, products[-1])
-        weights_buffer = self._weights_buffer(weights_context, weights, products[0], repack)
-        buffer = self._allocate(context, self._plain)
-        seconds = self._time(graph)
-        for held in (buffer, weights_buffer):
-            ggml.ggml_backend_buffer_free(held)
+        seconds = None
+        for buffer_type in self._repacking if repack else [self._plain]:
+            weights_buffer = self._allocate(weights_context, buffer_type, clear=not repack)
+            if ggml.ggml_backend_dev_supports_op(self._device, products[0]):
+                if repack:  # setting the data is what repacks it
+                    zeros = ctypes.create_string_buffer(ggml.ggml_nbytes(weights[0]))
+                    for weight in weights:
+                        ggml.ggml_backend_tensor_set(weight, zeros, 0, len(zeros))
+                buffer = self._allocate(context, self._plain)
+                seconds = self._time(graph)
+                ggml.ggml_backend_buffer_free(buffer)
+            ggml.ggml_backend_buffer_free(weights_buffer)
+            if seconds is not None:
+                break
+            for weight in weights:  # to be placed again; ggml_tensor: buffer at 8, data at 248, extra at 320
+                for offset in (8, 248, 320):
+                    ctypes.c_void_p.from_address(weight + offset).value = None
         for held in (context, weights_context):
             ggml.ggml_free(held)
         return seconds
-
-    def _weights_buffer(self, context: int, weights: list[int], product: int, repack: bool) -> int:
-        """Weights where the engine would put them: in a repacking buffer if it takes this type."""
-        ggml = self._ggml
-        for buffer_type in self._repacking if repack else []:
-            buffer = self._allocate(context, buffer_type, clear=False)
-            if ggml.ggml_backend_dev_supports_op(self._device, product):
-                zeros = ctypes.create_string_buffer(ggml.ggml_nbytes(weights[0]))
-                for weight in weights:  # setting the data is what repacks it
-                    ggml.ggml_backend_tensor_set(weight, zeros, 0, len(zeros))
-                return buffer
-            ggml.ggml_backend_buffer_free(buffer)
-            for weight in weights:  # ggml_tensor: buffer at 8, data at 248, extra at 320
-                for offset in (8, 248, 320):
-                    ctypes.c_void_p.from_address(weight + offset).value = None
-        return self._allocate(context, self._plain)
 
     def _allocate(self, context: int, buffer_type: int, *, clear: bool = True) -> int:
         buffer = self._ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, buffer_type)
@@ -183,16 +189,19 @@ class _Bench:
     def _time(self, graph: int) -> float:
         self._ggml.ggml_backend_graph_compute(self._backend, graph)  # starts threads, touches memory
         seconds: list[float] = []
-        clean_runs = 0
-        while clean_runs < _CLEAN_RUNS:
+        clean_runs, clean_seconds = 0, 0.0
+        while clean_runs < _CLEAN_RUNS or clean_seconds < _LEAST_SECONDS:
             preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             started = time.perf_counter()
             self._ggml.ggml_backend_graph_compute(self._backend, graph)
             seconds.append(time.perf_counter() - started)
-            clean_runs += resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == preempted
+            preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - preempted
+            if preempted <= 1 + _QUIET_PREEMPTIONS * seconds[-1]:
+                clean_runs, clean_seconds = clean_runs + 1, clean_seconds + seconds[-1]
             if sum(seconds) > _PATIENCE_SECONDS:
                 break
-        self.clean = self.clean and clean_runs > 0
+        if clean_runs == 0:
+            raise BusyMachineError
         return min(seconds)
 
     def _extra_buffer_types(self) -> list[int]:

@@ -45,10 +45,12 @@ class Model:
         parameters: EngineParameters,
         *,
         simulate: bool = False,
+        overrides: Any = None,
         limit_bytes: int | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
-        """Load. `limit_bytes` caps this process's memory, checked before every tensor.
+        """Load. `limit_bytes` caps this process's memory, checked before every tensor; `overrides` is an
+        array of llama_model_kv_override.
 
         Raises:
             EngineError: the engine refuses the file; its last words are in the worker's log.
@@ -63,24 +65,26 @@ class Model:
         self._abort_flag = ctypes.create_string_buffer(2)
         self._drops_cache = False
         self.parameters = parameters
-        self._pointer = self._load(parameters, simulate)
+        self._pointer = self._load(parameters, simulate, overrides)
         self.vocabulary = self._api.llama_model_get_vocab(self._pointer)
         self.vocabulary_size: int = self._api.llama_vocab_n_tokens(self.vocabulary)
 
-    def _load(self, parameters: EngineParameters, simulate: bool) -> int:
+    def _load(self, parameters: EngineParameters, simulate: bool, overrides: Any) -> int:
         api = self._api
         options = api.llama_model_default_params()
         options.n_gpu_layers = 0
         options.use_extra_bufts = parameters.repack
         options.no_alloc = simulate
+        if overrides is not None:
+            options.kv_overrides = overrides
         mapped = parameters.load_mode == "mmap" and not simulate
         options.load_mode = api.LLAMA_LOAD_MODE_MMAP if mapped else api.LLAMA_LOAD_MODE_NONE
         self._file_bytes = sum(path.stat().st_size for path in parameters.paths)
         if mapped:
             self._check_limit(self._file_bytes)  # the engine maps and populates the whole file first
-        # Pages that are only on their way through would stay cached; those that lay there before stay.
-        cached_before = cached_bytes(parameters.paths)
-        self._drops_cache = not simulate and cached_before < self._file_bytes // 2
+        if not simulate:
+            # Pages on their way through would stay cached; a file that was cached before stays so.
+            self._drops_cache = (cached_bytes(parameters.paths) or 0) < self._file_bytes // 2
         if not simulate:
             # Kept alive for the call: ctypes holds no reference of its own.
             callback = api.llama_progress_callback(self._progress)

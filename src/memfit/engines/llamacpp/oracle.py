@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from memfit.engines.llamacpp.client import WorkerProcess
+from memfit.headers.model_spec import ModelSpec
 from memfit.memory.baseline import Baseline
 from memfit.memory.oracle import Answer, EngineParameters
 from memfit.memory.process import ProcessMemory
@@ -16,21 +17,32 @@ __all__ = ["LlamaOracle", "request_values"]
 class LlamaOracle:
     """Answers by llama.cpp's `no_alloc` mode; byte for byte what a real load allocates.
 
-    Repacked and plain weights are two loads, so each has a worker; both start at once.
+    Repacked and plain weights are two loads, so each has a worker; both start at once. A vocabulary
+    takes most of a load's time and is the same in both, so only the first worker reads it, and the
+    processes' own memory is always that one's.
     """
 
-    def __init__(self, baseline: Baseline, *, repack_modes: tuple[bool, ...], verbose: bool) -> None:
+    def __init__(
+        self, spec: ModelSpec, baseline: Baseline, *, repack_modes: tuple[bool, ...], verbose: bool = False
+    ) -> None:
+        self._spec = spec
         self._baseline = baseline
         self._workers = {repack: WorkerProcess(verbose=verbose) for repack in repack_modes}
+        self._first = repack_modes[0]
         self._answers: dict[EngineParameters, Answer] = {}
 
     def ask(self, parameters: EngineParameters) -> Answer:
         if parameters not in self._answers:
-            reply = self._workers[parameters.repack].ask("simulate", parameters=request_values(parameters))
-            self._answers[parameters] = self._answer(reply)
+            self._answers[parameters] = self._ask(parameters)
         return self._answers[parameters]
 
-    def _answer(self, reply: dict[str, Any]) -> Answer:
+    def _ask(self, parameters: EngineParameters) -> Answer:
+        whole = parameters.repack == self._first
+        reply = self._workers[parameters.repack].ask(
+            "simulate",
+            parameters=request_values(parameters),
+            without_vocabulary=None if whole else [self._spec.architecture, self._spec.vocabulary],
+        )
         worker = ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
         return Answer(
             context=reply["context"],
@@ -39,11 +51,14 @@ class LlamaOracle:
             compute_bytes=reply["compute_bytes"],
             scratch_bytes=reply["scratch_bytes"],
             nodes=reply["nodes"],
-            process_bytes=self._baseline.with_worker(worker),
+            process_bytes=self._baseline.with_worker(worker)
+            if whole
+            else self.ask(replace(parameters, repack=self._first)).process_bytes,
         )
 
     def close(self) -> None:
         for worker in self._workers.values():
+            worker.kill()  # it holds nothing worth an orderly end
             worker.close()
 
     def __enter__(self) -> LlamaOracle:

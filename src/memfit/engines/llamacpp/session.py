@@ -14,7 +14,6 @@ from memfit.engines.protocol import Completion, Message, Sampling, Speed
 from memfit.engines.report import Report, TierReport
 from memfit.errors import DoesNotFitError, InterruptedByUser, WorkerDiedError
 from memfit.memory.meter import Meter
-from memfit.memory.process import disk_read_bytes
 from memfit.planner.plan import Plan
 
 __all__ = ["LlamaSession"]
@@ -200,7 +199,7 @@ class LlamaSession:
             ),
             speed=self._speed,
             load_seconds=self._load_seconds,
-            disk_read_bytes=disk_read_bytes(self._worker.pid),
+            disk_read_bytes=self._meter.disk_read_bytes,
             swapped_bytes=self._meter.swapped_bytes,
         )
 

@@ -1,8 +1,8 @@
 """The model's own chat template, rendered as transformers and llama.cpp render it, but under guard.
 
 A template is a program from a stranger's file. It runs in jinja2's immutable sandbox inside the
-worker, with a limit on time, on memory and on output. What even that cannot stop (a C routine that
-never returns) the parent's own deadline ends, together with the worker.
+worker, with a limit on time, on memory and on output. What even that cannot stop, a C routine that
+never returns, the kernel ends together with the worker.
 """
 
 from __future__ import annotations
@@ -10,30 +10,37 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import re
 import resource
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from memfit.errors import ModelError
+from memfit.engines.protocol import Message
+from memfit.errors import ModelError, readable
 from memfit.units import MIB
 
-__all__ = ["SECONDS_LIMIT", "render_chat"]
+__all__ = ["render_chat"]
 
-SECONDS_LIMIT = 2.0  # real templates take milliseconds
-_MEMORY_LIMIT = 256 * MIB  # of address space beyond what the worker has already
+_SECONDS_LIMIT = 2.0  # real templates take milliseconds
+_PROCESSOR_SECONDS_LIMIT = 4.0  # of the whole worker, in which then nothing else runs
+_MEMORY_LIMIT = 32 * MIB  # of address space beyond what the worker has already
 _OUTPUT_LIMIT = 16 * MIB  # characters; longer than any context
 _PRODUCT_BITS_LIMIT = 4096
+_WIDE_FORMAT = re.compile(r"%[^%a-zA-Z]*(\d{4}|\*)")
 _POWER_LIMIT = 64  # exponents; 10 ** 10 ** 8 would not return
 
 
-class _Timeout(Exception):  # noqa: N818
-    pass
+class _Timeout(BaseException):
+    """Beyond the reach of jinja2's own `except Exception`, which would swallow the only alarm."""
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -52,49 +59,50 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             numbers = isinstance(left, int) and isinstance(right, int)
             if numbers and left.bit_length() + right.bit_length() > _PRODUCT_BITS_LIMIT:
                 raise SecurityError("a product is too large")
-        if operator == "%" and isinstance(left, str):
-            raise SecurityError("'%' formatting is not allowed")
+        if operator == "%" and isinstance(left, str) and _WIDE_FORMAT.search(left):
+            raise SecurityError("a '%' format is too wide")
         return super().call_binop(context, operator, left, right)
 
 
-def render_chat(
-    template: str, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, str]
-) -> str:
+def render_chat(template: str, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
     """The prompt for `messages` ({"role", "content"} each), ending where the assistant's turn begins.
 
     Raises:
         ModelError: the template is broken, refuses these messages, or was stopped.
     """
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = _Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     environment.globals.pop("lipsum", None)
+    try:
+        with _memory_limit(), _time_limit():
+            return _generate(environment.from_string(template), messages, special_tokens)
+    except _Timeout:
+        problem = f"was stopped after {_SECONDS_LIMIT:g} s"
+    except MemoryError:
+        problem = f"was stopped: it wants more than {_MEMORY_LIMIT // MIB} MiB"
+    except RecursionError:
+        problem = "was stopped: endless recursion"
+    except SecurityError as error:
+        problem = f"was stopped: {error}"
+    except Exception as error:  # a stranger's program may fail in any way
+        text = str(error) if isinstance(error, TemplateError) else repr(error)
+        problem = f"failed: {readable(text)}"
+    raise ModelError(f"the model's chat template {problem}; try --raw")
+
+
+def _generate(template: Template, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
     pieces: list[str] = []
     size = 0
-    try:
-        with _time_limit(), _memory_limit():
-            compiled = environment.from_string(template)
-            for piece in compiled.generate(
-                messages=list(messages), add_generation_prompt=True, tools=None, **special_tokens
-            ):
-                size += len(piece)
-                if size > _OUTPUT_LIMIT:
-                    raise SecurityError(f"its output passes {_OUTPUT_LIMIT} characters")
-                pieces.append(piece)
-    except _Timeout:
-        raise ModelError(
-            f"the model's chat template was stopped after {SECONDS_LIMIT:g} s; try --raw"
-        ) from None
-    except MemoryError:
-        raise ModelError("the model's chat template was stopped: out of memory; try --raw") from None
-    except RecursionError:
-        raise ModelError("the model's chat template was stopped: endless recursion; try --raw") from None
-    except SecurityError as error:
-        raise ModelError(f"the model's chat template was stopped: {error}; try --raw") from None
-    except TemplateError as error:
-        raise ModelError(f"the model's chat template failed: {error}; try --raw") from None
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-        raise ModelError(f"the model's chat template failed: {error!r}; try --raw") from None
+    for piece in template.generate(
+        messages=list(messages), add_generation_prompt=True, tools=None, **special_tokens
+    ):
+        size += len(piece)
+        if size > _OUTPUT_LIMIT:
+            raise SecurityError(f"its output passes {_OUTPUT_LIMIT} characters")
+        pieces.append(piece)
     return "".join(pieces)
 
 
@@ -104,11 +112,15 @@ def _time_limit() -> Iterator[None]:
         raise _Timeout
 
     before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS_LIMIT)
+    # Python's handler waits for a C routine to return; this second alarm is the kernel's, and final.
+    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _PROCESSOR_SECONDS_LIMIT)
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS_LIMIT)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -125,9 +137,19 @@ def _memory_limit() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     # jinja2's own escapes HTML characters, which models were not trained on.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+class _GenerationBlocks(Extension):
+    """`{% generation %}…{% endgeneration %}` marks the assistant's words for training: here, its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 wants a set
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _raise_exception(message: str) -> NoReturn:

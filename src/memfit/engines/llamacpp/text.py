@@ -21,11 +21,14 @@ class TextAssembler:
         self.stopped = False  # a stop string was found; it and what follows are dropped
 
     def feed(self, piece: bytes) -> str:
+        if self.stopped:
+            return ""
         self._held += self._decoder.decode(piece)
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        # The one that is complete first wins, however the text was cut into tokens.
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[: min(found)[1]], ""
             return shown
         return self._release(self._possible_stop())
 
