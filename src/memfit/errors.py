@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 
-def readable(text: str, *, most: int = 2000) -> str:
-    """A stranger's text fit for a terminal: no control characters but line ends and tabs, not endless."""
+def readable(text: str, *, most: int = 2000, kept: str = "\n\t") -> str:
+    """A stranger's text fit for a terminal: no control characters but those `kept`, and not endless."""
     shown = "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        letter if letter.isprintable() or letter in kept else "\N{REPLACEMENT CHARACTER}"
         for letter in text[:most]
     )
     return shown + " …" if len(text) > most else shown

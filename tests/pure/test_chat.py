@@ -157,15 +157,11 @@ def test_a_cut_answer_is_said_and_kept(talk: _Chat, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.count("the answer was cut") == 2
 
 
-@pytest.mark.xfail(strict=True, reason="an answer cancelled before its first token stays as an empty turn")
 def test_an_empty_cancelled_answer_is_not_a_turn(talk: _Chat) -> None:
     session = talk(["One", "Two"], ["", "2"], finish_reason="cancelled")
     assert _assistant("") not in session.asked[1]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UnicodeDecodeError, reason="a pasted byte that is no UTF-8 ends the chat"
-)
 def test_bytes_that_are_no_text_do_not_end_the_chat(talk: _Chat) -> None:
     class _UndecodableError(UnicodeDecodeError):
         def __init__(self) -> None:

@@ -19,10 +19,8 @@ from memfit.memory.process import (
     ProcessMemory,
     disk_read_bytes,
     group_bytes,
-    peak_resident_bytes,
     process_memory,
-    resident_bytes,
-    swapped_bytes,
+    process_status,
 )
 from memfit.units import MIB
 
@@ -79,9 +77,10 @@ def test_this_process_against_psutil() -> None:
     # Unique memory is the anonymous part, and private file pages at most.
     private_files = theirs.uss - ours.anonymous_bytes
     assert -0.03 * theirs.uss <= private_files <= 1.03 * sum(ours.files.values())
-    assert resident_bytes(os.getpid()) == pytest.approx(theirs.rss, rel=0.03)
-    assert peak_resident_bytes(os.getpid()) >= 0.97 * theirs.rss
-    assert swapped_bytes(os.getpid()) == pytest.approx(theirs.swap, abs=MIB)
+    status = process_status(os.getpid())
+    assert status.resident_bytes == pytest.approx(theirs.rss, rel=0.03)
+    assert status.peak_resident_bytes >= 0.97 * theirs.rss
+    assert status.swapped_bytes == pytest.approx(theirs.swap, abs=MIB)
 
 
 def test_a_child_against_psutil() -> None:
@@ -122,9 +121,6 @@ def test_a_file_that_two_processes_map_is_counted_once(tmp_path: Path) -> None:
     assert 32 * MIB <= shared < 48 * MIB  # and the libraries
 
 
-@pytest.mark.xfail(
-    strict=True, reason="shared memory of different processes has one name, '/dev/zero (deleted)'"
-)
 def test_shared_anonymous_memory_of_two_processes_is_counted_twice() -> None:
     hold = "import mmap\nheld = mmap.mmap(-1, 32 << 20)\nheld.write(b'x' * (32 << 20))"
     with _child(hold) as first, _child(hold) as second:
@@ -133,7 +129,8 @@ def test_shared_anonymous_memory_of_two_processes_is_counted_twice() -> None:
 
 def test_the_peak_stays_when_memory_is_given_back() -> None:
     with _child("data = bytearray(b'x' * (64 << 20))\ndel data") as pid:
-        assert peak_resident_bytes(pid) > 64 * MIB > resident_bytes(pid)
+        status = process_status(pid)
+        assert status.peak_resident_bytes > 64 * MIB > status.resident_bytes
 
 
 def test_bytes_read_from_disk_are_at_least_those_of_a_dropped_file(tmp_path: Path) -> None:
@@ -146,9 +143,7 @@ def _gone() -> int:
     return done.pid
 
 
-@pytest.mark.parametrize(
-    "read", [process_memory, resident_bytes, peak_resident_bytes, swapped_bytes, disk_read_bytes]
-)
+@pytest.mark.parametrize("read", [process_memory, process_status, disk_read_bytes])
 def test_a_process_that_is_gone(read) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ProcessLookupError, match="has ended"):
         read(_gone())
@@ -157,12 +152,8 @@ def test_a_process_that_is_gone(read) -> None:  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     "read",
     [
-        pytest.param(
-            process_memory,
-            marks=pytest.mark.xfail(strict=True, reason="a zombie's empty smaps reads as 0 bytes"),
-        ),
-        resident_bytes,
-        peak_resident_bytes,
+        process_memory,
+        process_status,
     ],
 )
 def test_a_zombie_has_ended_too(read) -> None:  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from memfit.memory.meter import Meter
-from memfit.memory.process import group_bytes, process_memory, resident_bytes
+from memfit.memory.process import group_bytes, process_memory, process_status
 from memfit.units import GIB, MIB
 
 # Holds so many MiB for each number it reads, and answers when it does.
@@ -59,7 +59,7 @@ def _meter(worker: _Worker, *, on_overrun: Callable[[], None] = _never, **change
 
 def test_the_peak_of_a_worker_is_caught(worker: _Worker) -> None:
     meter = _meter(worker)
-    before = resident_bytes(worker.process.pid)
+    before = process_status(worker.process.pid).resident_bytes
     meter.start()
     worker.hold(80)
     worker.hold(1)  # freed before the meter looked, perhaps
@@ -88,7 +88,7 @@ def test_the_alarm_is_raised_once(worker: _Worker) -> None:
         called.append(threading.current_thread().name)
         rung.set()
 
-    limit = resident_bytes(worker.process.pid) + 50 * MIB
+    limit = process_status(worker.process.pid).resident_bytes + 50 * MIB
     meter = _meter(worker, on_overrun=alarm, limit_bytes=limit)
     meter.start()
     worker.hold(30)
@@ -104,7 +104,9 @@ def test_the_alarm_is_raised_once(worker: _Worker) -> None:
 
 def test_an_alarm_within_a_fifth_of_a_second(worker: _Worker) -> None:
     rung = threading.Event()
-    meter = _meter(worker, on_overrun=rung.set, limit_bytes=resident_bytes(worker.process.pid) + 20 * MIB)
+    meter = _meter(
+        worker, on_overrun=rung.set, limit_bytes=process_status(worker.process.pid).resident_bytes + 20 * MIB
+    )
     meter.start()
     worker.hold(60)
     started = time.monotonic()

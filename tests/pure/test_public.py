@@ -79,7 +79,6 @@ def test_the_python_interface_does_not_load_the_c_library() -> None:
     assert not {name.split(".")[0] for name in loaded} & {"llama_cpp", "numpy", "torch", "jinja2"}
 
 
-@pytest.mark.xfail(strict=True, reason="__getattr__ without __dir__: completion shows none of the lazy names")
 def test_dir_lists_the_public_names() -> None:
     shown = _modules_after("import memfit\nassert set(memfit.__all__) <= set(dir(memfit)), dir(memfit)")
     assert shown

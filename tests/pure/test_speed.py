@@ -19,6 +19,7 @@ _SPEEDS = {
 }
 _EMBEDDING = make_tensor("token_embd.weight", (10, 100), "F16", 2000)
 _MATRIX = make_tensor("blk.0.attn_q.weight", (10, 60), "Q8_0", 640)
+_EFFICIENCY = 0.75  # what the formula says the kernels reach inside a model
 _VECTOR = make_tensor("blk.0.attn_norm.weight", (10,), "F32", 40)
 _OUTPUT = make_tensor("output.weight", (10, 100), "Q8_0", 1060)
 
@@ -38,16 +39,16 @@ def test_a_dense_model_by_hand() -> None:
     """A token: (640 + 1,060) / 2,000 + 50 * 0.001 + 20 * 2.5 / 1,000 = 0.85 + 0.05 + 0.05 = 0.95 s.
     The embedding is read by the row and the vector is small. A prompt token: 2 * 600 / 4,000 = 0.3 s."""
     prediction = _predict(make_spec(_EMBEDDING, _MATRIX, _VECTOR, _OUTPUT))
-    assert prediction.generation.value == pytest.approx(1 / 0.95)
-    assert prediction.prompt.value == pytest.approx(1 / 0.3)
+    assert prediction.generation.value == pytest.approx(_EFFICIENCY / 0.95)
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY / 0.3)
     assert prediction.basis == "calibrated"
 
 
 def test_tied_embeddings_are_the_output_matrix_by_hand() -> None:
     """A token: 640 / 2,000 + 2,000 / 1,000 + 0.05 + 0.05 = 2.42 s; the prompt does not change."""
     prediction = _predict(make_spec(_EMBEDDING, _MATRIX, _VECTOR))
-    assert prediction.generation.value == pytest.approx(1 / 2.42)
-    assert prediction.prompt.value == pytest.approx(1 / 0.3)
+    assert prediction.generation.value == pytest.approx(_EFFICIENCY / 2.42)
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY / 0.3)
 
 
 def test_a_mixture_of_experts_by_hand() -> None:
@@ -57,8 +58,8 @@ def test_a_mixture_of_experts_by_hand() -> None:
     facts = {"qwen3moe.expert_count": 8, "qwen3moe.expert_used_count": 2}
     spec = make_spec(_EMBEDDING, _MATRIX, experts, _OUTPUT, architecture="qwen3moe", metadata=dict(facts))
     prediction = _predict(spec)
-    assert prediction.generation.value == pytest.approx(1 / 1.35)
-    assert prediction.prompt.value == pytest.approx(1 / 0.675)
+    assert prediction.generation.value == pytest.approx(_EFFICIENCY / 1.35)
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY / 0.675)
 
 
 def test_the_output_matrix_does_not_count_for_prompts() -> None:
@@ -72,12 +73,12 @@ def test_the_depth_is_the_prompt_and_half_of_the_answer() -> None:
     spec = make_spec(_EMBEDDING, _MATRIX, _OUTPUT)
     shallow, deep = _predict(spec, prompt=0, generated=200), _predict(spec, prompt=100, generated=400)
     # 100 against 300 tokens of 2.5 bytes at 1,000 bytes a second
-    assert 1 / deep.generation.value - 1 / shallow.generation.value == pytest.approx(0.5)
+    assert 1 / deep.generation.value - 1 / shallow.generation.value == pytest.approx(0.5 / _EFFICIENCY)
 
 
 def test_ranges_lie_either_side() -> None:
     rate = _predict(make_spec(_EMBEDDING, _MATRIX, _OUTPUT)).generation
-    assert (rate.low, rate.high) == pytest.approx((0.7 * rate.value, 1.3 * rate.value))
+    assert (rate.low, rate.high) == pytest.approx((0.65 * rate.value, 1.35 * rate.value))
 
 
 @given(
@@ -107,9 +108,9 @@ def test_a_machine_twice_as_fast_takes_half_the_time(
 
 def test_the_types_that_decide() -> None:
     minor = make_tensor("blk.0.ffn_gate_inp.weight", (2, 2), "F32", 16)  # 16 of 1,716 bytes: below 1 %
-    assert measured_types(make_spec(_EMBEDDING, _MATRIX, minor, _OUTPUT)) == ["F16", "Q8_0"]
+    assert measured_types(make_spec(_EMBEDDING, _MATRIX, minor, _OUTPUT)) == ["Q8_0", "F16"]
     larger = make_tensor("blk.0.ffn_gate_inp.weight", (2, 3), "F32", 24)
-    assert measured_types(make_spec(_EMBEDDING, _MATRIX, larger, _OUTPUT)) == ["F16", "F32", "Q8_0"]
+    assert measured_types(make_spec(_EMBEDDING, _MATRIX, larger, _OUTPUT)) == ["Q8_0", "F32", "F16"]
 
 
 def test_a_minor_type_runs_at_the_main_types_speed() -> None:
@@ -118,10 +119,9 @@ def test_a_minor_type_runs_at_the_main_types_speed() -> None:
     plain, more = (
         _predict(make_spec(_EMBEDDING, _MATRIX, *extra, _OUTPUT)).generation.value for extra in ((), (minor,))
     )
-    assert 1 / more - 1 / plain == pytest.approx(0.008)
+    assert 1 / more - 1 / plain == pytest.approx(0.008 / _EFFICIENCY)
 
 
-@pytest.mark.xfail(strict=True, reason="the 'main' type is the first by name, not the one with most bytes")
 def test_the_main_type_is_the_one_with_most_bytes() -> None:
     speeds = {
         "F16": _SPEEDS["F16"],
@@ -133,4 +133,4 @@ def test_the_main_type_is_the_one_with_most_bytes() -> None:
     spec = make_spec(_MATRIX, router, minor, _OUTPUT)
     prediction = predict(spec, speeds, nodes=0, kv_bytes_per_token=0.0, prompt_tokens=1, generated_tokens=1)
     # (640 + 1,060 + 11) / 2,000 for all but the router's 24 bytes at 10 a second
-    assert prediction.generation.value == pytest.approx(1 / (0.8555 + 2.4))
+    assert prediction.generation.value == pytest.approx(_EFFICIENCY / (0.8555 + 2.4))

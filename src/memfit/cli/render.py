@@ -40,7 +40,7 @@ def console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
 
 def plain(text: str) -> Text:
     """A stranger's text made safe for a terminal: no control characters, no markup, one line."""
-    return Text(readable(text).replace("\n", " ").replace("\t", " "))
+    return Text(readable(text, kept=""))
 
 
 def write(text: str) -> None:

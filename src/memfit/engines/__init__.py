@@ -1,1 +1,1 @@
-"""What executes a plan. The Engine protocol and a fake beside it; each engine has a folder."""
+"""What executes a plan. The Session protocol with a fake beside it; each engine has a folder."""

@@ -6,8 +6,6 @@ worker's own high-water mark catches what falls between two samples.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,10 +14,8 @@ from memfit.memory.page_cache import cached_bytes
 from memfit.memory.process import (
     disk_read_bytes,
     group_bytes,
-    peak_resident_bytes,
     process_memory,
-    resident_bytes,
-    swapped_bytes,
+    process_status,
 )
 
 __all__ = ["Meter"]
@@ -51,7 +47,7 @@ class Meter:
         self._cache_bytes = 0
         self.overrun_bytes: int | None = None  # what was held when the limit was passed
         self.swapped_bytes = 0
-        self.disk_read_bytes = 0  # by the worker, so far
+        self.disk_read_bytes = 0  # by the worker, when last looked at closely
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memfit-meter", daemon=True)
 
@@ -68,12 +64,14 @@ class Meter:
         return self._parent_peak + self._worker_peak - self._shared_bytes + self._cache_bytes
 
     def settle(self) -> None:
-        """Look closely once: at the page cache, and at the high-water mark. Call after loading."""
+        """Look closely: at the page cache, the high-water mark and the disk. Call after loading."""
         self.sample()
-        mapped = 0
-        with contextlib.suppress(ProcessLookupError):
+        try:
             held = process_memory(self._worker).files
-            mapped = sum(held.get(str(path), 0) for path in self._files)
+            self.disk_read_bytes = disk_read_bytes(self._worker)
+        except ProcessLookupError:
+            return  # what was found before stays true
+        mapped = sum(held.get(str(path), 0) for path in self._files)
         known = max(self._cached_before, mapped)
         # Where the kernel does not say, nothing is left: loading has dropped what it read.
         self._cache_bytes = max(0, (cached_bytes(self._files) or 0) - known)
@@ -95,12 +93,11 @@ class Meter:
     def sample(self) -> int:
         """Bytes held now; the peaks are brought up to date."""
         try:
-            worker = resident_bytes(self._worker)
-            self._worker_peak = max(self._worker_peak, peak_resident_bytes(self._worker))
-            self.swapped_bytes = max(self.swapped_bytes, swapped_bytes(self._worker))
-            self.disk_read_bytes = disk_read_bytes(self._worker)
+            worker = process_status(self._worker)
         except ProcessLookupError:
             return 0
-        parent = resident_bytes(os.getpid()) if self._count_parent else 0
+        self._worker_peak = max(self._worker_peak, worker.peak_resident_bytes)
+        self.swapped_bytes = max(self.swapped_bytes, worker.swapped_bytes)
+        parent = process_status().resident_bytes if self._count_parent else 0
         self._parent_peak = max(self._parent_peak, parent)
-        return worker + parent - self._shared_bytes
+        return worker.resident_bytes + parent - self._shared_bytes

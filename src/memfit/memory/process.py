@@ -15,12 +15,11 @@ from memfit.units import KIB
 
 __all__ = [
     "ProcessMemory",
+    "ProcessStatus",
     "disk_read_bytes",
     "group_bytes",
-    "peak_resident_bytes",
     "process_memory",
-    "resident_bytes",
-    "swapped_bytes",
+    "process_status",
 ]
 
 
@@ -77,19 +76,22 @@ def group_bytes(processes: Iterable[ProcessMemory]) -> int:
     return anonymous + sum(files.values())
 
 
-def resident_bytes(pid: int) -> int:
-    """The kernel's running count of a process's resident bytes (VmRSS): cheap, for sampling."""
-    return _status(pid, "VmRSS")
+@dataclass(frozen=True, kw_only=True)
+class ProcessStatus:
+    """The kernel's running counts of one process: cheap, for sampling."""
+
+    resident_bytes: int  # VmRSS
+    peak_resident_bytes: int  # VmHWM, the high-water mark
+    swapped_bytes: int  # VmSwap
 
 
-def peak_resident_bytes(pid: int) -> int:
-    """The kernel's high-water mark of a process's resident bytes (VmHWM)."""
-    return _status(pid, "VmHWM")
-
-
-def swapped_bytes(pid: int) -> int:
-    """Bytes of a process that the kernel has moved to swap (VmSwap)."""
-    return _status(pid, "VmSwap")
+def process_status(pid: int | str = "self") -> ProcessStatus:
+    """Raises ProcessLookupError where the process has ended."""
+    values = dict(line.split(":", 1) for line in _read(pid, "status").splitlines())
+    if "VmRSS" not in values:
+        raise ProcessLookupError(f"process {pid} has ended")  # a zombie has no memory lines
+    resident, peak, swapped = (int(values[name].split()[0]) * KIB for name in ("VmRSS", "VmHWM", "VmSwap"))
+    return ProcessStatus(resident_bytes=resident, peak_resident_bytes=peak, swapped_bytes=swapped)
 
 
 def disk_read_bytes(pid: int) -> int:
@@ -101,13 +103,6 @@ def disk_read_bytes(pid: int) -> int:
     except PermissionError:
         pass
     return 0
-
-
-def _status(pid: int, field: str) -> int:
-    for line in _read(pid, "status").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * KIB
-    raise ProcessLookupError(f"process {pid} has ended")  # a zombie has no memory lines
 
 
 def _read(pid: int | str, name: str) -> str:

@@ -179,7 +179,7 @@ class WorkerProcess:
             cause = "it was killed; most often by the kernel when memory ran out"
         elif code == -signal.SIGILL:
             cause = "the engine was built for another CPU; memfit doctor gives the command that mends it"
-        elif code == -signal.SIGVTALRM:
+        elif code == -signal.SIGPROF:
             cause = "the model's chat template never came to an end; try --raw"
         elif code < 0:
             cause = f"it died of {signal.Signals(-code).name}"

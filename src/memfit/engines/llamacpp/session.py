@@ -184,7 +184,7 @@ class LlamaSession:
 
     def report(self) -> Report:
         """Predicted against measured so far; the speeds are those of the last request."""
-        self._meter.sample()
+        self._meter.settle()
         tier = self.plan.ram
         return Report(
             plan=self.plan,

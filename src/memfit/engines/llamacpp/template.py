@@ -113,14 +113,14 @@ def _time_limit() -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, expire)
     # Python's handler waits for a C routine to return; this second alarm is the kernel's, and final.
-    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_VIRTUAL, _PROCESSOR_SECONDS_LIMIT)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, _PROCESSOR_SECONDS_LIMIT)
     signal.setitimer(signal.ITIMER_REAL, _SECONDS_LIMIT)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGALRM, before)
 
 
