@@ -35,10 +35,14 @@ def _parameters(path: str, **changes: object) -> EngineParameters:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
+def _oracle(path: str, *repack_modes: bool) -> LlamaOracle:
+    return LlamaOracle(read_model(path), _NOTHING, repack_modes=repack_modes or (False,))
+
+
 def test_kv_cache_and_weights_by_hand(demo: str) -> None:
     """SmolLM2-135M: 30 layers, 3 KV heads of 64, keys and values."""
     elements = 30 * 3 * 64 * 2 * 4096
-    with LlamaOracle(_NOTHING, repack_modes=(False,), verbose=False) as oracle:
+    with _oracle(demo) as oracle:
         f16 = oracle.ask(_parameters(demo))
         q8 = oracle.ask(_parameters(demo, kv_type="q8_0"))
         q4 = oracle.ask(_parameters(demo, kv_type="q4_0"))
@@ -52,7 +56,7 @@ def test_kv_cache_and_weights_by_hand(demo: str) -> None:
 
 def test_sliding_window_is_not_counted_in_full(gemma: str) -> None:
     """Gemma-3-270M: 15 of 18 layers see 512 tokens; their caches do not grow with the context."""
-    with LlamaOracle(_NOTHING, repack_modes=(False,), verbose=False) as oracle:
+    with _oracle(gemma) as oracle:
         short, long = (
             oracle.ask(_parameters(gemma, context=context)).kv_cache_bytes for context in (8192, 16384)
         )
@@ -66,20 +70,20 @@ def test_sliding_window_is_not_counted_in_full(gemma: str) -> None:
 def test_a_real_load_holds_what_the_oracle_said(
     model: str, context: int, repack: bool, request: pytest.FixtureRequest
 ) -> None:
-    """Buffers to the byte are the engine's own check; here the process as a whole, within 8 MiB."""
+    """Buffers to the byte are the engine's own check; here the process as a whole."""
     path = request.getfixturevalue(model)
     parameters = _parameters(path, context=context, repack=repack, load_mode="read" if repack else "mmap")
-    with LlamaOracle(_NOTHING, repack_modes=(repack,), verbose=False) as oracle:
+    with _oracle(path, repack) as oracle:
         predicted = oracle.ask(parameters).total_bytes
     with WorkerProcess() as worker:
         worker.ask("load", parameters=request_values(parameters), limit_bytes=None, more_bytes=0)
         held = process_memory(worker.pid).total_bytes
-    assert 0 < held - predicted < 8 * MIB  # the part that calibration measures
+    assert abs(held - predicted) < 4 * MIB  # what is left is the part that calibration measures
 
 
 def test_questions_do_not_add_up(demo: str) -> None:
     """The hundredth context is answered like the first."""
-    with LlamaOracle(_NOTHING, repack_modes=(False,), verbose=False) as oracle:
+    with _oracle(demo) as oracle:
         first = oracle.ask(_parameters(demo, context=2048))
         for context in range(4096, 14096, 256):
             oracle.ask(_parameters(demo, context=context))
@@ -90,7 +94,18 @@ def test_questions_do_not_add_up(demo: str) -> None:
 
 
 def test_a_refused_configuration_is_an_error_not_a_death(demo: str) -> None:
-    with LlamaOracle(_NOTHING, repack_modes=(False,), verbose=False) as oracle:
+    with _oracle(demo) as oracle:
         with pytest.raises(EngineError, match="context"):
             oracle.ask(_parameters(demo, parallel=300))
         assert oracle.ask(_parameters(demo)).weights_bytes > 0
+
+
+@pytest.mark.parametrize("model", ["demo", "gemma"])
+def test_the_worker_without_a_vocabulary_says_the_same(model: str, request: pytest.FixtureRequest) -> None:
+    """The second way of holding weights is asked of a worker that read no vocabulary."""
+    path = request.getfixturevalue(model)
+    with _oracle(path, False, True) as both, _oracle(path, True) as whole:
+        second = both.ask(_parameters(path, repack=True))
+        alone = whole.ask(_parameters(path, repack=True))
+    assert abs(second.process_bytes - alone.process_bytes) < MIB
+    assert replace(second, process_bytes=0) == replace(alone, process_bytes=0)
