@@ -8,7 +8,7 @@ faster for the workload. The first configuration that fits wins. Every byte come
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from memfit.errors import EngineError
@@ -16,7 +16,7 @@ from memfit.hardware.machine import Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import Answer, EngineParameters, Oracle
 from memfit.planner.plan import Plan, TierUse
-from memfit.planner.request import RESERVE_BYTES, Budget, Workload
+from memfit.planner.request import KV_TYPES, RESERVE_BYTES, Budget, Workload
 from memfit.planner.speed import KernelSpeed, Prediction, predict
 from memfit.units import MIB, format_bytes, format_rate
 
@@ -89,33 +89,37 @@ class _Planner:
         self._context = workload.context or min(_DEFAULT_CONTEXT, spec.context_length)
 
     def plan(self) -> Plan:
-        smallest: _Candidate | None = None
-        for options in self._groups(self._workload.kv_type, self._context, self._workload.parallel):
-            fitting = [one for one in options if self._fits(one.answer)]
-            if fitting:
-                return self._build(self._fastest(fitting), fitting)
-            smallest = min(
-                [*options, *([smallest] if smallest else [])],
-                key=lambda one: one.answer.total_bytes,
-            )
-        assert smallest is not None, "at least one configuration was asked for"
-        return replace(self._build(smallest, [smallest]), suggestions=tuple(self._suggestions(smallest)))
+        smallest: list[_Candidate] = []
+        for kv_type in self._kv_types():
+            sizes = self._micro_batches(self._context, self._workload.parallel)
+            try:
+                options = self._options(kv_type, sizes[0])
+                if fitting := self._fitting(options):
+                    return self._build(self._fastest(fitting), fitting)
+                least = self._options(kv_type, sizes[-1])
+            except EngineError:
+                # A quantized KV cache needs heads of a multiple of 32; f16 always works.
+                if not smallest:
+                    raise
+                break
+            smallest += least
+            if not self._fitting(least):
+                continue  # nor does any size between
+            for micro_batch in sizes[1:]:
+                if fitting := self._fitting(self._options(kv_type, micro_batch)):
+                    return self._build(self._fastest(fitting), fitting)
+        chosen = min(smallest, key=lambda one: one.answer.total_bytes)
+        return replace(self._build(chosen, [chosen]), suggestions=tuple(self._suggestions(chosen)))
 
-    def _groups(self, kv_type: str, context: int, parallel: int) -> Iterator[list[_Candidate]]:
-        """Configurations in falling order of worth; those of one group differ in repacking only."""
-        kv_types = ("f16", "q8_0") if kv_type == "auto" else (kv_type,)
-        for index, kv in enumerate(kv_types):
-            for micro_batch in self._micro_batches(context, parallel):
-                try:
-                    yield [
-                        self._candidate(kv, context, parallel, micro_batch, repack)
-                        for repack in repack_modes(self._workload)
-                    ]
-                except EngineError:
-                    # A quantized KV cache needs heads of a multiple of 32; f16 always works.
-                    if index == 0:
-                        raise
-                    break
+    def _kv_types(self) -> tuple[str, ...]:
+        return ("f16", "q8_0") if self._workload.kv_type == "auto" else (self._workload.kv_type,)
+
+    def _options(self, kv_type: str, micro_batch: int) -> list[_Candidate]:
+        """One configuration with repacked and with plain weights, as far as both are asked for."""
+        return [
+            self._candidate(kv_type, self._context, self._workload.parallel, micro_batch, repack)
+            for repack in repack_modes(self._workload)
+        ]
 
     @staticmethod
     def _micro_batches(context: int, parallel: int) -> tuple[int, ...]:
@@ -155,6 +159,9 @@ class _Planner:
 
     def _fits(self, answer: Answer) -> bool:
         return answer.total_bytes <= self._limit_bytes
+
+    def _fitting(self, options: list[_Candidate]) -> list[_Candidate]:
+        return [one for one in options if self._fits(one.answer)]
 
     def _fastest(self, options: list[_Candidate]) -> _Candidate:
         if self._speeds is None:
@@ -244,20 +251,15 @@ class _Planner:
 
     def _suggestions(self, smallest: _Candidate) -> Iterator[str]:
         """Changes that the oracle says do fit, one option each."""
-        kv_type, context, parallel = self._workload.kv_type, self._context, self._workload.parallel
-        tries: list[tuple[str, Callable[[], bool]]] = []
-        if kv_type not in ("auto", "q8_0", "q4_0"):
-            tries.append(("--kv-type q8_0", lambda: self._fits_with("q8_0", context, parallel)))
-        if kv_type != "q4_0":
-            tries.append(("--kv-type q4_0", lambda: self._fits_with("q4_0", context, parallel)))
-        shorter = self._longest_context(kv_type, context, parallel)
+        base = smallest.parameters
+        shorter = self._longest_context(base)
         if shorter:
             yield f"--ctx {shorter}"
-        for text, works in tries:
-            if works():
-                yield text
+        for kv_type in KV_TYPES[KV_TYPES.index(base.kv_type) + 1 :]:
+            if self._fits_with(replace(base, kv_type=kv_type)):
+                yield f"--kv-type {kv_type}"
                 break
-        if parallel > 1 and self._fits_with(kv_type, context, 1):
+        if base.parallel > 1 and self._fits_with(replace(base, parallel=1)):
             yield "--parallel 1"
         room = self._machine.ram.available_bytes
         least = smallest.answer.total_bytes + _ROOM_FOR_ERROR
@@ -267,20 +269,20 @@ class _Planner:
         elif not shorter:
             yield "a smaller quantization of this model"
 
-    def _longest_context(self, kv_type: str, context: int, parallel: int) -> int | None:
-        """The largest multiple of 256 below `context` that fits, or None; memory grows with it."""
-        low, high = 0, (context - 1) // _CONTEXT_STEP
+    def _longest_context(self, base: EngineParameters) -> int | None:
+        """The largest multiple of 256 below the context that fits, or None; memory grows with it."""
+        low, high = 0, (base.context - 1) // _CONTEXT_STEP
         while low < high:
             middle = (low + high + 1) // 2
-            if self._fits_with(kv_type, middle * _CONTEXT_STEP, parallel):
+            if self._fits_with(replace(base, context=middle * _CONTEXT_STEP)):
                 low = middle
             else:
                 high = middle - 1
         return low * _CONTEXT_STEP or None
 
-    def _fits_with(self, kv_type: str, context: int, parallel: int) -> bool:
+    def _fits_with(self, parameters: EngineParameters) -> bool:
+        # The smallest micro-batch that the changed context and sequences allow.
+        sizes = self._micro_batches(parameters.context, parameters.parallel)
         with contextlib.suppress(EngineError):
-            for options in self._groups(kv_type, context, parallel):
-                if any(self._fits(one.answer) for one in options):
-                    return True
+            return self._fits(self._oracle.ask(replace(parameters, micro_batch=sizes[-1])))
         return False

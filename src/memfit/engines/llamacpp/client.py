@@ -55,6 +55,7 @@ class WorkerProcess:
             env=environment,
         )
         self._unread = b""
+        self._posted = 0  # requests whose answers are still to be skipped
 
     @property
     def pid(self) -> int:
@@ -96,6 +97,9 @@ class WorkerProcess:
             OverBudget: it stopped loading before its limit.
             MemfitError: the worker's own error, of the class it was raised as.
         """
+        while self._posted:
+            self._posted -= 1
+            self._skip_answer()
         self._send({"do": do, **values})
         answered = False
         try:
@@ -115,9 +119,17 @@ class WorkerProcess:
         finally:
             if not answered:
                 self.cancel()
-                while (line := self._read_line()) is not None:
-                    if json.loads(line)["event"] in ("done", "error"):
-                        break
+                self._skip_answer()
+
+    def post(self, do: str, **values: Any) -> None:
+        """Send a request whose answer is of no interest, without waiting for it."""
+        self._send({"do": do, **values})
+        self._posted += 1
+
+    def _skip_answer(self) -> None:
+        while (line := self._read_line()) is not None:
+            if json.loads(line)["event"] in ("done", "error"):
+                break
 
     def cancel(self) -> None:
         """Ask the running request to end early; its answer still comes. Safe from another thread."""

@@ -83,8 +83,9 @@ class Model:
         if mapped:
             self._check_limit(self._file_bytes)  # the engine maps and populates the whole file first
         if not simulate:
-            # Pages on their way through would stay cached; a file that was cached before stays so.
-            self._drops_cache = (cached_bytes(parameters.paths) or 0) < self._file_bytes // 2
+            # Pages on their way through would stay cached; a file that lay there before stays.
+            cached = cached_bytes(parameters.paths) or 0
+            self._drops_cache = mapped or cached < _ALL_CACHED * self._file_bytes
         if not simulate:
             # Kept alive for the call: ctypes holds no reference of its own.
             callback = api.llama_progress_callback(self._progress)
@@ -96,7 +97,7 @@ class Model:
         else:
             pointer = api.llama_model_load_from_splits(array, len(names), options)
         if self._drops_cache:
-            drop_cached(parameters.paths)
+            drop_cached(parameters.paths)  # what is mapped stays
         if self._overrun:
             raise self._overrun
         if not pointer:
@@ -107,7 +108,7 @@ class Model:
         """Called by the engine before each tensor; False stops the loading."""
         if self._on_progress:
             self._on_progress(fraction)
-        if self._drops_cache:
+        if self._drops_cache and self.parameters.load_mode == "read":
             drop_cached(self.parameters.paths)
         try:
             self._check_limit(0)
@@ -290,6 +291,7 @@ class Model:
         }
 
 
+_ALL_CACHED = 0.99  # a share of the file that counts as all of it
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
 
 

@@ -25,24 +25,30 @@ class LlamaOracle:
     def __init__(
         self, spec: ModelSpec, baseline: Baseline, *, repack_modes: tuple[bool, ...], verbose: bool = False
     ) -> None:
-        self._spec = spec
         self._baseline = baseline
+        self._spec = spec
         self._workers = {repack: WorkerProcess(verbose=verbose) for repack in repack_modes}
         self._first = repack_modes[0]
         self._answers: dict[EngineParameters, Answer] = {}
+        for repack, worker in self._workers.items():
+            # Posted, not asked: the workers load side by side, and this answer is of no interest.
+            worker.post("simulate", **self._question(replace(_SMALL, paths=spec.paths, repack=repack)))
 
     def ask(self, parameters: EngineParameters) -> Answer:
         if parameters not in self._answers:
             self._answers[parameters] = self._ask(parameters)
         return self._answers[parameters]
 
+    def _question(self, parameters: EngineParameters) -> dict[str, Any]:
+        whole = parameters.repack == self._first
+        return {
+            "parameters": request_values(parameters),
+            "without_vocabulary": None if whole else [self._spec.architecture, self._spec.vocabulary],
+        }
+
     def _ask(self, parameters: EngineParameters) -> Answer:
         whole = parameters.repack == self._first
-        reply = self._workers[parameters.repack].ask(
-            "simulate",
-            parameters=request_values(parameters),
-            without_vocabulary=None if whole else [self._spec.architecture, self._spec.vocabulary],
-        )
+        reply = self._workers[parameters.repack].ask("simulate", **self._question(parameters))
         worker = ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
         return Answer(
             context=reply["context"],
@@ -66,6 +72,18 @@ class LlamaOracle:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_SMALL = EngineParameters(
+    paths=(),
+    context=256,
+    parallel=1,
+    kv_type="f16",
+    micro_batch=32,
+    threads=1,
+    repack=False,
+    load_mode="read",
+)
 
 
 def request_values(parameters: EngineParameters) -> dict[str, Any]:
