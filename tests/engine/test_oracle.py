@@ -107,5 +107,5 @@ def test_the_worker_without_a_vocabulary_says_the_same(model: str, request: pyte
     with _oracle(path, False, True) as both, _oracle(path, True) as whole:
         second = both.ask(_parameters(path, repack=True))
         alone = whole.ask(_parameters(path, repack=True))
-    assert abs(second.process_bytes - alone.process_bytes) < MIB
+    assert abs(second.process_bytes - alone.process_bytes) < 4 * MIB
     assert replace(second, process_bytes=0) == replace(alone, process_bytes=0)
