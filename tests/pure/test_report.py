@@ -10,6 +10,8 @@ from fakes import make_plan_value, make_report
 from memfit.engines.protocol import Speed
 from memfit.units import GIB, MIB
 
+_ANSWER = {"text": "", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+
 
 def test_the_error_is_predicted_minus_measured() -> None:
     assert make_report(peak_bytes=220 * MIB).tiers[0].error_bytes == -3 * MIB
@@ -48,7 +50,7 @@ def test_advice(seconds: float, swapped_bytes: int, words: list[str]) -> None:
 
 
 def test_the_json_is_the_contracts() -> None:
-    measured = json.loads(json.dumps(make_report(make_plan_value()).measured_json()))
+    measured = json.loads(json.dumps(make_report(make_plan_value()).to_json(**_ANSWER)["measured"]))
     assert measured == {
         "tiers": [
             {
@@ -70,6 +72,6 @@ def test_the_json_is_the_contracts() -> None:
 
 def test_a_rate_that_was_not_timed_is_null() -> None:
     idle = Speed(prompt_tokens=0, prompt_seconds=0.0, generated_tokens=0, generation_seconds=0.0)
-    measured = make_report(speed=idle).measured_json()
+    measured = make_report(speed=idle).to_json(**_ANSWER)["measured"]
     assert measured["prompt_tokens_per_second"] is None
     assert measured["generation_tokens_per_second"] is None

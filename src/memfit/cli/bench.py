@@ -66,15 +66,9 @@ def command(
         session.measure(prompt_tokens, gen_tokens, repetitions=_REPETITIONS)
         report = session.report()
     if as_json:
-        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": gen_tokens}
-        document = {
-            "plan": planned.to_json(),
-            "text": "",
-            "finish_reason": "length",
-            "usage": usage,
-            "measured": report.measured_json(),
-            "within_budget": report.within_budget,
-        }
+        document = report.to_json(
+            text="", finish_reason="length", prompt_tokens=prompt_tokens, completion_tokens=gen_tokens
+        )
         click.echo(json.dumps(document, indent=2))
     else:
         print_report(report, console())

@@ -90,17 +90,12 @@ def command(
             completion = _answer(session, text, system, raw, sampling, as_json)
         report = session.report()
     if as_json and completion is not None:
-        document = {
-            "plan": planned.to_json(),
-            "text": completion.text,
-            "finish_reason": completion.finish_reason,
-            "usage": {
-                "prompt_tokens": completion.prompt_tokens,
-                "completion_tokens": completion.completion_tokens,
-            },
-            "measured": report.measured_json(),
-            "within_budget": report.within_budget,
-        }
+        document = report.to_json(
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
+        )
         click.echo(json.dumps(document, indent=2))
     else:
         if completion is not None:

@@ -58,8 +58,20 @@ class Report:
             )
         return tuple(found)
 
-    def measured_json(self) -> dict[str, Any]:
-        """The "measured" object of CONTRACT.md's JSON of `run` and `bench`."""
+    def to_json(
+        self, *, text: str, finish_reason: str, prompt_tokens: int, completion_tokens: int
+    ) -> dict[str, Any]:
+        """CONTRACT.md's JSON of `run` and `bench`."""
+        return {
+            "plan": self.plan.to_json(),
+            "text": text,
+            "finish_reason": finish_reason,
+            "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
+            "measured": self._measured(),
+            "within_budget": self.within_budget,
+        }
+
+    def _measured(self) -> dict[str, Any]:
         return {
             "tiers": [
                 {

@@ -112,7 +112,7 @@ class WorkerProcess:
                 if kind == "error":
                     if event["kind"] == "over_budget":
                         raise OverBudget(event["needs_bytes"])
-                    raise _rebuild(event)
+                    raise self._rebuild(event)
                 yield kind, event
             answered = True
             raise self._obituary(do)
@@ -200,6 +200,12 @@ class WorkerProcess:
         last = self._last_words()
         return WorkerDiedError(f"the engine's worker ended during {doing!r}: {cause}{last}")
 
+    def _rebuild(self, event: dict[str, Any]) -> MemfitError:
+        """The worker's error as the class it was raised as; why the engine failed stands in its log."""
+        kind = getattr(errors, event["kind"])
+        error: MemfitError = kind(event["text"] + (self._last_words() if kind is EngineError else ""))
+        return error
+
     def _last_words(self) -> str:
         if self._log is None or self._log.closed:
             return ""
@@ -227,10 +233,3 @@ def _cancels(cancel: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _rebuild(event: dict[str, Any]) -> MemfitError:
-    """The worker's error as the class it was raised as."""
-    kind = getattr(errors, event.get("kind", ""), EngineError)
-    error: MemfitError = kind(event.get("text", "the engine failed"))
-    return error

@@ -86,7 +86,6 @@ class Model:
             # Pages on their way through would stay cached; a file that lay there before stays.
             cached = cached_bytes(parameters.paths) or 0
             self._drops_cache = mapped or cached < _ALL_CACHED * self._file_bytes
-        if not simulate:
             # Kept alive for the call: ctypes holds no reference of its own.
             callback = api.llama_progress_callback(self._progress)
             options.progress_callback = callback

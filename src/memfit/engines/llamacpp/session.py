@@ -14,6 +14,7 @@ from memfit.engines.protocol import Completion, Message, Sampling, Speed
 from memfit.engines.report import Report, TierReport
 from memfit.errors import DoesNotFitError, InterruptedByUser, WorkerDiedError
 from memfit.memory.meter import Meter
+from memfit.memory.process import process_memory
 from memfit.planner.plan import Plan
 
 __all__ = ["LlamaSession"]
@@ -41,6 +42,7 @@ class LlamaSession:
         """
         plan.require_fit()
         self.plan = plan
+        self._count_parent = count_parent
         self._speed = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
         self._worker = WorkerProcess(verbose=verbose)
         self._meter = Meter(
@@ -63,6 +65,8 @@ class LlamaSession:
     def _load(self, on_progress: Callable[[float], None] | None) -> None:
         tier = self.plan.ram
         started = False
+        # The worker watches itself; what this process holds is not its to use.
+        ours = process_memory().anonymous_bytes if self._count_parent else 0
 
         def report(_: str, event: dict[str, Any]) -> None:
             nonlocal started
@@ -78,11 +82,11 @@ class LlamaSession:
                     "load",
                     report,
                     parameters=request_values(self.plan.parameters),
-                    limit_bytes=self.plan.limit_bytes,
+                    limit_bytes=self.plan.limit_bytes - ours,
                     more_bytes=tier.kv_cache_bytes + tier.compute_bytes,
                 )
         except OverBudget as overrun:
-            raise self._does_not_fit(overrun.needs_bytes) from None
+            raise self._does_not_fit(overrun.needs_bytes + ours) from None
         self._meter.settle()
         self._load_seconds: float = reply["load_seconds"]
         self.has_chat_template: bool = reply["has_chat_template"]

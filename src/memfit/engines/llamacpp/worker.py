@@ -124,6 +124,7 @@ class Worker:
     ) -> dict[str, Any]:
         """Process a prompt and generate; text is sent in "text" events meanwhile."""
         model = self._loaded()
+        model.clear_abort()  # first: a cancel that comes from here on is for this request
         settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
         tokens = self._prompt_tokens(prompt, messages)
         room = model.context_tokens - len(tokens)
@@ -134,7 +135,6 @@ class Worker:
             )
         if not tokens:
             raise UsageError("the prompt is empty; give at least one token")
-        model.clear_abort()
         started = time.monotonic()
         generated: list[int] = []
         finish_reason, prompt_done, processed = "length", 0.0, 0
