@@ -8,6 +8,7 @@ from collections.abc import Callable
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.engines.llamacpp.session import LlamaSession
+from memfit.errors import EngineError
 from memfit.hardware import probe
 from memfit.headers import read_model
 from memfit.headers.source import resolve
@@ -39,6 +40,10 @@ def plan(
         UsageError: a budget or workload that makes no sense.
         EngineError: the engine is missing or refuses the configuration.
     """
+    if sys.platform != "linux":
+        raise EngineError(
+            f"memfit measures memory through Linux' /proc, and this is {sys.platform}; try WSL2"
+        )
     budget, workload = budget or Budget(), workload or Workload()
     spec = read_model(resolve(model), source=model)
     machine = probe()
@@ -77,9 +82,3 @@ def load(
 
 def _say_nothing(text: str) -> None:
     del text
-
-
-if sys.platform != "linux":  # pragma: no cover - said early rather than deep inside
-    import warnings
-
-    warnings.warn("memfit measures memory through Linux' /proc; other systems are untried", stacklevel=2)
