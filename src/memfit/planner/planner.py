@@ -26,7 +26,7 @@ _DEFAULT_CONTEXT = 4096
 _CONTEXT_STEP = 256  # the engine rounds up to it
 _MICRO_BATCHES = (512, 256, 128, 64, 32)
 _SUGGESTED_STEP = 16 * MIB
-_ROOM_FOR_ERROR = 4 * MIB  # a suggested budget must hold in reality too: benchmarks/memory.py
+_ROOM_FOR_ERROR = 4 * MIB  # predictions are within 2: benchmarks/memory.py
 _NEGLIGIBLE_GAIN = 0.02  # within the noise of measuring kernels
 
 
@@ -86,30 +86,47 @@ class _Planner:
         self._speeds = speeds
         self._budget_bytes = budget.ram_bytes(machine.ram)
         self._limit_bytes = min(self._budget_bytes, machine.ram.available_bytes)
+        self._room_bytes = 0
         self._context = workload.context or min(_DEFAULT_CONTEXT, spec.context_length)
 
     def plan(self) -> Plan:
-        smallest: list[_Candidate] = []
-        for kv_type in self._kv_types():
-            sizes = self._micro_batches(self._context, self._workload.parallel)
-            try:
-                options = self._options(kv_type, sizes[0])
-                if fitting := self._fitting(options):
-                    return self._build(self._fastest(fitting), fitting)
-                least = self._options(kv_type, sizes[-1])
-            except EngineError:
-                # A quantized KV cache needs heads of a multiple of 32; f16 always works.
-                if not smallest:
-                    raise
-                break
-            smallest += least
-            if not self._fitting(least):
-                continue  # nor does any size between
-            for micro_batch in sizes[1:]:
-                if fitting := self._fitting(self._options(kv_type, micro_batch)):
-                    return self._build(self._fastest(fitting), fitting)
-        chosen = min(smallest, key=lambda one: one.answer.total_bytes)
+        for index, kv_type in enumerate(self._kv_types()):
+            # What reality adds to a prediction must not break the budget; only a plan that would
+            # otherwise not fit goes without that room.
+            for self._room_bytes in (_ROOM_FOR_ERROR, 0):
+                try:
+                    if found := self._search(kv_type):
+                        return found
+                except EngineError:
+                    # A quantized KV cache needs heads of a multiple of 32; f16 always works.
+                    if index == 0:
+                        raise
+        self._room_bytes = _ROOM_FOR_ERROR  # suggestions must hold in reality too
+        chosen = self._smallest()
         return replace(self._build(chosen, [chosen]), suggestions=tuple(self._suggestions(chosen)))
+
+    def _smallest(self) -> _Candidate:
+        """The configuration of fewest bytes for what was asked."""
+        options: list[_Candidate] = []
+        for kv_type in self._kv_types():
+            with contextlib.suppress(EngineError):
+                sizes = self._micro_batches(self._context, self._workload.parallel)
+                options += self._options(kv_type, sizes[-1])
+        return min(options, key=lambda one: one.answer.total_bytes)
+
+    def _search(self, kv_type: str) -> Plan | None:
+        """The largest micro-batch that fits, or None."""
+        sizes = self._micro_batches(self._context, self._workload.parallel)
+        # The largest mostly fits; where the smallest does not, none between them does.
+        for micro_batch in dict.fromkeys((sizes[0], sizes[-1])):
+            if fitting := self._fitting(self._options(kv_type, micro_batch)):
+                break
+        else:
+            return None
+        for micro_batch in sizes:
+            if fitting := self._fitting(self._options(kv_type, micro_batch)):
+                break
+        return self._build(self._fastest(fitting), fitting)
 
     def _kv_types(self) -> tuple[str, ...]:
         return ("f16", "q8_0") if self._workload.kv_type == "auto" else (self._workload.kv_type,)
@@ -158,7 +175,7 @@ class _Planner:
         return _Candidate(parameters=parameters, answer=answer, prediction=prediction, seconds=seconds)
 
     def _fits(self, answer: Answer) -> bool:
-        return answer.total_bytes <= self._limit_bytes
+        return answer.total_bytes + self._room_bytes <= self._limit_bytes
 
     def _fitting(self, options: list[_Candidate]) -> list[_Candidate]:
         return [one for one in options if self._fits(one.answer)]
@@ -210,7 +227,7 @@ class _Planner:
             yield f"the model was trained for {self._spec.context_length} tokens; beyond that it degrades"
         if chosen.answer.context != self._context:
             yield f"context {self._context} becomes {chosen.answer.context}: the engine rounds up"
-        if self._workload.kv_type == "auto" and self._fits(chosen.answer):
+        if self._workload.kv_type == "auto" and chosen.answer.total_bytes <= self._limit_bytes:
             yield (
                 "KV cache f16: it fits unquantized"
                 if parameters.kv_type == "f16"

@@ -118,13 +118,21 @@ class WorkerProcess:
             raise self._obituary(do)
         finally:
             if not answered:
-                self.cancel()
-                self._skip_answer()
+                self._end_early()
 
     def post(self, do: str, **values: Any) -> None:
         """Send a request whose answer is of no interest, without waiting for it."""
         self._send({"do": do, **values})
         self._posted += 1
+
+    def _end_early(self) -> None:
+        """Cancel the running request and wait for its end; a worker that does not end it is killed."""
+        alarm = threading.Timer(_CLOSE_SECONDS, self.kill)
+        alarm.daemon = True
+        alarm.start()
+        self.cancel()
+        self._skip_answer()
+        alarm.cancel()
 
     def _skip_answer(self) -> None:
         while (line := self._read_line()) is not None:
