@@ -25,6 +25,7 @@ _COMMANDS = {
     "plan": ("plan", "What will lie where and how fast it will run; loads no weights."),
     "run": ("run", "Answer a prompt, or chat, inside a memory budget."),
     "bench": ("bench", "Measured speed and memory against the prediction."),
+    "worker": ("worker", "Lend this machine's device to others over RPC."),
 }
 
 

@@ -1,0 +1,212 @@
+"""The supervisor of the process that lends a device (rpc_server.py): starts it, watches it, starts it again.
+
+A malformed message can end llama.cpp's server by a failed assertion, and a kernel limit by a failed
+allocation; the port must not die with it. What this process holds itself is small and not counted in the
+budget: the server's is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from memfit import errors
+from memfit.errors import EngineError, MemfitError, UsageError
+from memfit.hardware.cgroup import read_cgroup
+from memfit.hardware.cpu import read_cpu
+from memfit.hardware.ram import read_ram
+from memfit.planner.request import RESERVE_BYTES
+from memfit.units import KIB, parse_size
+
+__all__ = ["Lender", "Lending", "Restarts", "cause_of_death"]
+
+_RESTARTS, _WITHIN_SECONDS = 5, 10.0
+_CLOSE_SECONDS = 5.0
+_STACK_BYTES = 1024 * KIB  # of each thread; the server's kernel limit counts stacks whole, touched or not
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lending:
+    """What is lent, and by whom."""
+
+    host: str  # an IPv4 address
+    port: int
+    device: str  # the engine's name: "CPU", "CUDA0"
+    memory_bytes: int  # the budget
+    overhead_bytes: int  # of it, what the server holds while idle
+    server_pid: int
+
+
+class Restarts:
+    """Counts a server's deaths: so many within so many seconds are no accident any more."""
+
+    def __init__(self) -> None:
+        self._deaths: deque[float] = deque(maxlen=_RESTARTS)
+
+    def allow(self, now: float) -> bool:
+        """Whether a server that died at `now` may be started again."""
+        hopeless = len(self._deaths) == _RESTARTS and now - self._deaths[0] < _WITHIN_SECONDS
+        self._deaths.append(now)
+        return not hopeless
+
+
+class Lender:
+    """A context manager around one server process."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        memory: str | None = None,
+        threads: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Check what is asked; nothing is started. `port` 0 is any free one, `memory` a size.
+
+        Raises:
+            UsageError: the address cannot be had, or the size makes no sense.
+        """
+        cgroup = read_cgroup()
+        ram, cpu = read_ram(cgroup), read_cpu(cgroup)
+        if memory is not None:
+            try:
+                parse_size(memory, free_bytes=ram.available_bytes)
+            except ValueError as error:
+                raise UsageError(f"--memory: {error}") from None
+        self._settings: dict[str, Any] = {
+            "parent": os.getpid(),
+            "host": _address(host, port),
+            "port": port,
+            "memory": memory,
+            "threads": threads or max(1, min(cpu.physical_cores, cpu.logical_cores)),
+            "stack_bytes": _STACK_BYTES,
+            "free_bytes": ram.available_bytes,
+            "total_bytes": ram.total_bytes,
+            "reserve_bytes": RESERVE_BYTES,
+            "verbose": verbose,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the address."""
+        return ipaddress.ip_address(self._settings["host"]).is_loopback
+
+    def start(self) -> Lending:
+        """Start the server and wait until it listens. Again, it takes the same port and budget.
+
+        Raises:
+            UsageError: the budget is less than the server itself holds.
+            EngineError: the engine is missing, or the server ended before it listened.
+        """
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-m", "memfit.engines.llamacpp.rpc_server", json.dumps(self._settings)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=_environment(),
+        )
+        assert process.stdout is not None
+        with process.stdout:  # one line is all that it says
+            line = process.stdout.readline()
+        if not line:
+            raise EngineError(f"the server {cause_of_death(process.wait())} before it listened")
+        said = json.loads(line)
+        if said.pop("event") == "error":
+            process.wait()
+            error: MemfitError = getattr(errors, said["kind"])(said["text"])
+            raise error
+        lending = Lending(host=self._settings["host"], server_pid=process.pid, **said)
+        self._settings |= {"port": lending.port, "memory": str(lending.memory_bytes)}
+        return lending
+
+    def supervise(self, say: Callable[[str], None]) -> None:
+        """Start the server again whenever it dies, and tell `say`. Returns only by an exception.
+
+        Raises:
+            EngineError: it dies too often.
+        """
+        assert self._process is not None, "started first"
+        restarts = Restarts()
+        while True:
+            cause = cause_of_death(self._process.wait())
+            if not restarts.allow(time.monotonic()):
+                raise EngineError(
+                    f"the server {cause}, and was started {_RESTARTS} times within {_WITHIN_SECONDS:.0f} s"
+                )
+            say(f"the server {cause}; starting it again")
+            try:
+                say(f"lending again, by process {self.start().server_pid}")
+            except MemfitError as error:
+                say(str(error))
+
+    def close(self) -> None:
+        """End the server and wait for it. Safe to repeat."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=_CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def __enter__(self) -> Lender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def cause_of_death(code: int) -> str:
+    """A sentence's end, from a process's exit code as Python gives it."""
+    if code == -signal.SIGKILL:
+        return "was killed; most often by the kernel when memory ran out"
+    if code == -signal.SIGABRT:
+        return "gave up: a request that it could not take, or for more memory than --memory leaves"
+    if code == -signal.SIGILL:
+        return "was built for another CPU; memfit doctor gives the command that mends it"
+    if code < 0:
+        return f"died of {signal.Signals(-code).name}"
+    return f"exited with code {code}"
+
+
+def _address(host: str, port: int) -> str:
+    """The IPv4 address of a host of this machine, tried out: the server itself would not say why not."""
+    try:
+        found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
+    except (socket.gaierror, UnicodeError):
+        raise UsageError(f"--host {host}: this is no IPv4 address, and no name of one") from None
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            trial.bind(found)
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen at {host}:{port}: {error.strerror}; try another --port, or 0 for a free one"
+            ) from None
+    return str(found[0])
+
+
+def _environment() -> dict[str, str]:
+    return {
+        # Client and server often share the cores, and threads that spin while they wait ruin each other.
+        "GOMP_SPINCOUNT": "1000",
+        **os.environ,
+        "GGML_NO_BACKTRACE": "1",  # an abort would try to attach gdb
+        "OMP_STACKSIZE": f"{_STACK_BYTES // KIB}K",
+        # As for the engine's worker (client.py): freed memory goes back to the system at once.
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
+        "MALLOC_TRIM_THRESHOLD_": "1048576",
+        "MALLOC_ARENA_MAX": "1",
+    }

@@ -1,0 +1,330 @@
+"""The process that lends this machine's device: `python -m memfit.engines.llamacpp.rpc_server SETTINGS`.
+
+llama.cpp's own RPC server does the work. Three functions in ggml's tables are replaced by ours, so that
+it keeps to a budget and tells its clients: a device's memory, a buffer's allocation and its freeing. On a
+CPU device the budget is this whole process's resident memory, Python and libraries included; behind the
+refusals stands a kernel limit, for memory that is no buffer. On a GPU the budget is the GPU's memory.
+
+It knows nothing of its supervisor (lender.py) but a line of JSON on stdout once it listens. It imports
+neither numpy nor rich nor click.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from memfit.engines.llamacpp.library import Library, load_library
+from memfit.errors import EngineError, EngineMissingError, MemfitError, UsageError
+from memfit.memory.lending import encode_lending, whole_pages
+from memfit.memory.process import process_status
+from memfit.units import KIB, format_bytes, parse_size
+
+__all__ = ["serve"]
+
+_POINTER = ctypes.c_void_p
+_SIZE = ctypes.POINTER(ctypes.c_size_t)
+_GET_MEMORY = ctypes.CFUNCTYPE(None, _POINTER, _SIZE, _SIZE)
+_ALLOCATE = ctypes.CFUNCTYPE(_POINTER, _POINTER, ctypes.c_size_t)
+_FREE = ctypes.CFUNCTYPE(None, _POINTER)
+_INIT_BACKEND = ctypes.CFUNCTYPE(_POINTER, _POINTER, ctypes.c_char_p)
+# Where ggml-backend-impl.h keeps these functions: in tables that open each structure.
+_GET_MEMORY_OFFSET = 2 * 8  # ggml_backend_device: get_name, get_description, get_memory
+_INIT_BACKEND_OFFSET = 5 * 8  # then get_type, get_props, init_backend
+_ALLOCATE_OFFSET = 8  # ggml_backend_buffer_type: get_name, alloc_buffer
+_FREE_OFFSET = 0  # ggml_backend_buffer: free_buffer
+# ggml_backend: its guid, 16 functions, its device, its context; ggml_backend_cpu_context: two words, then
+# the scratch of graphs and its size.
+_CONTEXT_OFFSET, _SCRATCH_OFFSET, _SCRATCH_SIZE_OFFSET = 18 * 8, 2 * 8, 3 * 8
+_CPU, _GPU = 0, 1  # GGML_BACKEND_DEVICE_TYPE_…
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_PR_SET_PDEATHSIG = 1
+_SILENT_SECONDS, _PROBE_SECONDS, _PROBES = 60, 10, 6  # a client machine that is gone frees us in 2 min
+
+
+class _Ggml:
+    """The functions of ggml's registry and RPC libraries that the pinned Python module lacks."""
+
+    def __init__(self, library: Library) -> None:
+        folder = Path(library.api._base_path)
+        try:
+            rpc = ctypes.CDLL(str(folder / "libggml-rpc.so"))
+            registry = ctypes.CDLL(str(folder / "libggml.so"))
+        except OSError as error:
+            raise EngineMissingError(f"the engine was built without RPC (-DGGML_RPC=ON): {error}") from error
+        self.start_server: Any = rpc.ggml_backend_rpc_start_server
+        self.start_server.argtypes = [ctypes.c_char_p, ctypes.c_char_p, *[ctypes.c_size_t] * 2, _POINTER]
+        self.start_server.restype = None
+        self.device_by_type: Any = registry.ggml_backend_dev_by_type
+        self.device_by_type.argtypes, self.device_by_type.restype = [ctypes.c_int], _POINTER
+        self.device_name: Any = library.ggml_base.ggml_backend_dev_name
+        self.device_name.argtypes, self.device_name.restype = [_POINTER], ctypes.c_char_p
+        self.buffer_type: Any = library.ggml_base.ggml_backend_dev_buffer_type
+        self.buffer_type.argtypes, self.buffer_type.restype = [_POINTER], _POINTER
+
+
+class _HostMemory:
+    """This process's resident memory, as the kernel counts it. Free and total are those of the start."""
+
+    def __init__(self, device: int, *, free_bytes: int, total_bytes: int) -> None:
+        self.free_bytes, self.total_bytes = free_bytes, total_bytes
+        self._libc = ctypes.CDLL(None)
+        self._libc.free.argtypes = [_POINTER]
+        self._context: int | None = None  # the CPU backend's, once the server has made it
+        self._ours = _INIT_BACKEND(self._init_backend)
+        self._engine_init_backend = _function(device + _INIT_BACKEND_OFFSET, _INIT_BACKEND)
+        _replace(device + _INIT_BACKEND_OFFSET, self._ours)
+
+    def _init_backend(self, device: int, parameters: bytes | None) -> int | None:
+        backend: int | None = self._engine_init_backend(device, parameters)
+        if backend:
+            self._context = _POINTER.from_address(backend + _CONTEXT_OFFSET).value
+        return backend
+
+    def held_bytes(self) -> int:
+        return process_status().resident_bytes
+
+    def peak_bytes(self) -> int:
+        return process_status().peak_resident_bytes
+
+    def give_back(self) -> None:
+        """Return to the system what a session leaves: freed memory, and the scratch of its largest graph,
+        which the backend would keep. It allocates another when it needs one."""
+        if self._context:
+            scratch = _POINTER.from_address(self._context + _SCRATCH_OFFSET)
+            self._libc.free(scratch)  # `new uint8_t[]`, which is malloc
+            scratch.value = None
+            ctypes.c_size_t.from_address(self._context + _SCRATCH_SIZE_OFFSET).value = 0
+        self._libc.malloc_trim(0)
+
+    def forget_peak(self) -> None:
+        """Let the high-water mark begin anew; where the kernel refuses, that since the start goes on."""
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def wall_in(self, budget_bytes: int, stacks_bytes: int) -> None:
+        """Let the kernel refuse what would carry us over the budget and is no buffer: the protocol's
+        messages, which are whole tensors, and scratch.
+
+        RLIMIT_DATA counts private writable mappings, touched or not, so those of now and the stacks to
+        come are added. A refused message ends its connection; any other refusal ends this process.
+        """
+        status = Path("/proc/self/status").read_text()
+        data_bytes = int(status.split("VmData:")[1].split()[0]) * KIB
+        limit = data_bytes + budget_bytes - self.held_bytes() + stacks_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+class _GpuMemory:
+    """A GPU's memory, as its driver tells: whatever went since the start counts as ours, seen only when a
+    buffer is made or a client asks. The driver's own context came before, and no kernel stands behind."""
+
+    def __init__(self, device: int) -> None:
+        self._device, self._get_memory = device, _function(device + _GET_MEMORY_OFFSET, _GET_MEMORY)
+        self.free_bytes, self.total_bytes = self._ask()
+        self._peak_bytes = 0
+
+    def _ask(self) -> tuple[int, int]:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._get_memory(self._device, ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def held_bytes(self) -> int:
+        held = max(0, self.free_bytes - self._ask()[0])
+        self._peak_bytes = max(self._peak_bytes, held)
+        return held
+
+    def peak_bytes(self) -> int:
+        self.held_bytes()
+        return self._peak_bytes
+
+    def give_back(self) -> None:
+        pass
+
+    def forget_peak(self) -> None:
+        self._peak_bytes = 0
+
+    def wall_in(self, budget_bytes: int, stacks_bytes: int) -> None:
+        pass
+
+
+class _Budget:
+    """Our three functions, and the buffers that live. The server runs in one thread, so nothing is locked."""
+
+    def __init__(self, memory: _HostMemory | _GpuMemory, budget_bytes: int, device: int, buffer_type: int):
+        self._memory = memory
+        self._budget_bytes = budget_bytes
+        self._live: dict[int, tuple[int, Any]] = {}  # buffer → its bytes, and the function that frees it
+        self.idle_bytes = memory.held_bytes()
+        # As attributes, since C does not keep them alive.
+        self._ours = _GET_MEMORY(self._get_memory), _ALLOCATE(self._allocate), _FREE(self._free)
+        self._engine_allocate = _function(buffer_type + _ALLOCATE_OFFSET, _ALLOCATE)
+        _replace(device + _GET_MEMORY_OFFSET, self._ours[0])
+        _replace(buffer_type + _ALLOCATE_OFFSET, self._ours[1])
+
+    def _settle(self) -> None:
+        """Between sessions: what is held now is the idle process, and the next peak begins here."""
+        if not self._live:
+            self._memory.give_back()
+            self._memory.forget_peak()
+            self.idle_bytes = self._memory.held_bytes()
+
+    def _get_memory(self, _device: int, free: Any, total: Any) -> None:
+        self._settle()
+        free[0], total[0] = encode_lending(self._budget_bytes, self._memory.peak_bytes())
+
+    def _allocate(self, buffer_type: int, size: int) -> int | None:
+        self._settle()
+        lent = sum(live for live, _ in self._live.values())
+        if self.idle_bytes + lent + size > self._budget_bytes:
+            _say(
+                f"refused a buffer of {format_bytes(size)}: {format_bytes(self.idle_bytes + lent)} of "
+                f"{format_bytes(self._budget_bytes)} are taken"
+            )
+            return None
+        buffer: int | None = self._engine_allocate(buffer_type, size)
+        if buffer:
+            # CUDA knows its buffers by this function and copies between others through the host.
+            self._live[buffer] = size, _function(buffer + _FREE_OFFSET, _FREE)
+            _replace(buffer + _FREE_OFFSET, self._ours[2])
+        return buffer
+
+    def _free(self, buffer: int) -> None:
+        _, engine_free = self._live.pop(buffer)
+        engine_free(buffer)
+        if not self._live:
+            self._memory.give_back()  # the next client may be long in coming
+
+
+def _function(address: int, kind: Any) -> Any:
+    return kind(_POINTER.from_address(address).value)
+
+
+def _replace(address: int, function: Any) -> None:
+    _POINTER.from_address(address).value = ctypes.cast(function, _POINTER).value
+
+
+def _say(text: str) -> None:
+    print(f"memfit worker: {text}", file=sys.stderr, flush=True)
+
+
+def serve(settings: dict[str, Any], answer: Any) -> None:
+    """Lend until killed.
+
+    `settings` are host, port, memory (a size, or None for what is free less the reserve), threads,
+    free_bytes, total_bytes and reserve_bytes (of RAM), stack_bytes (of a thread), and verbose.
+
+    Raises:
+        UsageError: the budget is smaller than this process, or larger than the device.
+        EngineError: the address cannot be had.
+    """
+    library = load_library()
+    log = library.api.llama_log_callback(lambda level, text, _: _log(level, text, settings["verbose"]))
+    library.api.llama_log_set(log, None)
+    ggml = _Ggml(library)
+    gpu = ggml.device_by_type(_GPU)
+    device: int = gpu or ggml.device_by_type(_CPU)
+    memory = (
+        _GpuMemory(device)
+        if gpu
+        else _HostMemory(device, free_bytes=settings["free_bytes"], total_bytes=settings["total_bytes"])
+    )
+    budget_bytes = _budget_bytes(memory, settings)
+    budget = _Budget(memory, budget_bytes, device, ggml.buffer_type(device))
+    if budget.idle_bytes >= budget_bytes:
+        raise UsageError(
+            f"--memory: {format_bytes(budget_bytes)} is less than the server holds while idle, "
+            f"{format_bytes(budget.idle_bytes)}"
+        )
+
+    def announce() -> None:
+        listening = _await_listening()
+        answer(
+            event="ready",
+            port=listening.getsockname()[1],
+            device=ggml.device_name(device).decode(),
+            memory_bytes=budget_bytes,
+            overhead_bytes=memory.held_bytes(),
+        )
+
+    threading.stack_size(settings["stack_bytes"])
+    memory.wall_in(budget_bytes, settings["threads"] * settings["stack_bytes"])
+    threading.Thread(target=announce, daemon=True).start()
+    endpoint = f"{settings['host']}:{settings['port']}"
+    ggml.start_server(endpoint.encode(), None, settings["threads"], 1, ctypes.byref(_POINTER(device)))
+    raise EngineError(f"llama.cpp's server cannot listen at {endpoint}")
+
+
+def _budget_bytes(memory: _HostMemory | _GpuMemory, settings: dict[str, Any]) -> int:
+    if settings["memory"] is None:
+        return whole_pages(max(0, memory.free_bytes - settings["reserve_bytes"]))
+    budget_bytes = whole_pages(parse_size(settings["memory"], free_bytes=memory.free_bytes))
+    if budget_bytes > memory.total_bytes:
+        raise UsageError(
+            f"--memory: {format_bytes(budget_bytes)} is more than there is, "
+            f"{format_bytes(memory.total_bytes)}"
+        )
+    return budget_bytes
+
+
+def _log(level: int, text: bytes, verbose: bool) -> None:
+    if verbose or level == _LOG_ERROR:
+        sys.stderr.buffer.write(text)
+        sys.stderr.buffer.flush()
+
+
+def _await_listening() -> socket.socket:
+    """The server's own socket, once it listens: it is the only one, and tells the port that a 0 became.
+
+    Connections inherit its options: without probes a client whose machine is gone would hold the
+    server, which serves one at a time, for ever.
+    """
+    while True:
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                    found = socket.socket(fileno=os.dup(int(name)))
+                    if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_SECONDS)
+                        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_SECONDS)
+                        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+                        return found
+                    found.close()
+        time.sleep(0.005)
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the group; the parent decides
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != settings["parent"]:
+        return  # it died before the kernel knew of our wish
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # The library prints who comes and goes to stdout.
+    os.dup2(2 if settings["verbose"] else os.open(os.devnull, os.O_WRONLY), 1)
+
+    def answer(**values: Any) -> None:
+        output.write(json.dumps(values) + "\n")
+        output.flush()
+
+    try:
+        serve(settings, answer)
+    except MemfitError as error:
+        answer(event="error", kind=type(error).__name__, text=str(error))
+        os._exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
