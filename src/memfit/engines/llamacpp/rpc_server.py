@@ -29,7 +29,7 @@ from memfit.engines.llamacpp.library import Library, load_library
 from memfit.errors import EngineError, EngineMissingError, MemfitError, UsageError
 from memfit.memory.lending import encode_lending, whole_pages
 from memfit.memory.process import process_status
-from memfit.units import KIB, format_bytes, parse_size
+from memfit.units import KIB, MIB, format_bytes, parse_size
 
 __all__ = ["serve"]
 
@@ -50,6 +50,8 @@ _CONTEXT_OFFSET, _SCRATCH_OFFSET, _SCRATCH_SIZE_OFFSET = 18 * 8, 2 * 8, 3 * 8
 _CPU, _GPU = 0, 1  # GGML_BACKEND_DEVICE_TYPE_…
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _PR_SET_PDEATHSIG = 1
+_LEAST_BYTES = 8 * MIB  # for a client: a small model's graph and messages take 4
+_LATER_BYTES = 1280 * KIB  # pages of the kernels' code once they are used (measured: 0.8 MiB), our stack
 _SILENT_SECONDS, _PROBE_SECONDS, _PROBES = 60, 10, 6  # a client machine that is gone frees us in 2 min
 
 
@@ -117,12 +119,13 @@ class _HostMemory:
         """Let the kernel refuse what would carry us over the budget and is no buffer: the protocol's
         messages, which are whole tensors, and scratch.
 
-        RLIMIT_DATA counts private writable mappings, touched or not, so those of now and the stacks to
-        come are added. A refused message ends its connection; any other refusal ends this process.
+        RLIMIT_DATA counts private writable memory, touched or not, so what is mapped now stands for what
+        is resident now. Stacks count whole, so those to come are added: little of them is touched.
+        A refused message ends its connection; any other refusal ends this process.
         """
         status = Path("/proc/self/status").read_text()
         data_bytes = int(status.split("VmData:")[1].split()[0]) * KIB
-        limit = data_bytes + budget_bytes - self.held_bytes() + stacks_bytes
+        limit = data_bytes + budget_bytes - self.held_bytes() - _LATER_BYTES + stacks_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
@@ -226,7 +229,7 @@ def serve(settings: dict[str, Any], answer: Any) -> None:
     free_bytes, total_bytes and reserve_bytes (of RAM), stack_bytes (of a thread), and verbose.
 
     Raises:
-        UsageError: the budget is smaller than this process, or larger than the device.
+        UsageError: the budget is too small for this process and a client, or larger than the device.
         EngineError: the address cannot be had.
     """
     library = load_library()
@@ -242,10 +245,10 @@ def serve(settings: dict[str, Any], answer: Any) -> None:
     )
     budget_bytes = _budget_bytes(memory, settings)
     budget = _Budget(memory, budget_bytes, device, ggml.buffer_type(device))
-    if budget.idle_bytes >= budget_bytes:
+    if budget_bytes < budget.idle_bytes + _LEAST_BYTES:
         raise UsageError(
-            f"--memory: {format_bytes(budget_bytes)} is less than the server holds while idle, "
-            f"{format_bytes(budget.idle_bytes)}"
+            f"--memory: {format_bytes(budget_bytes)} is too little: the server holds "
+            f"{format_bytes(budget.idle_bytes)} while idle, and a client needs {format_bytes(_LEAST_BYTES)}"
         )
 
     def announce() -> None:
@@ -259,7 +262,8 @@ def serve(settings: dict[str, Any], answer: Any) -> None:
         )
 
     threading.stack_size(settings["stack_bytes"])
-    memory.wall_in(budget_bytes, settings["threads"] * settings["stack_bytes"])
+    # The announcing thread's stack is used again for the first of the others that compute.
+    memory.wall_in(budget_bytes, max(1, settings["threads"] - 1) * settings["stack_bytes"])
     threading.Thread(target=announce, daemon=True).start()
     endpoint = f"{settings['host']}:{settings['port']}"
     ggml.start_server(endpoint.encode(), None, settings["threads"], 1, ctypes.byref(_POINTER(device)))
