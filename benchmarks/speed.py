@@ -18,6 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
+from shapes import TINY
 from subjects import memfit, models, peers
 from synthetic import write_model
 
@@ -28,7 +29,7 @@ ROUNDS = 4
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="memfit-speed-") as folder:
         synthetic = Path(folder) / "synthetic.gguf"
-        write_model(synthetic)
+        write_model(synthetic, TINY)
         return compare({**models(), "synthetic 0.6B Q4_K": str(synthetic)})
 
 
