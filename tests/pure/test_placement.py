@@ -1,0 +1,283 @@
+"""The placement solver against sums by hand and against every legal assignment of small problems."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from memfit.planner.placement import (
+    GAP,
+    Layer,
+    Piece,
+    Place,
+    Placement,
+    Problem,
+    cost,
+    layer_split,
+    solve,
+)
+
+
+def _piece(size_bytes: int, *seconds: float) -> Piece:
+    return Piece(name="piece", size_bytes=size_bytes, seconds=seconds)
+
+
+def _places(*rooms: int, enter_seconds: float = 0.0) -> tuple[Place, ...]:
+    return tuple(
+        Place(name=str(index), room_bytes=room, enter_seconds=enter_seconds)
+        for index, room in enumerate(rooms)
+    )
+
+
+def _solve(problem: Problem) -> Placement | None:
+    """With time enough for a busy machine: no test here is about speed."""
+    return solve(problem, seconds_limit=60)
+
+
+def _found(problem: Problem) -> Placement:
+    found = _solve(problem)
+    assert found is not None
+    return found
+
+
+def _layer(*, kv_bytes: int = 0) -> Layer:
+    """Its core gains 9 s on a device, its block 1 s, for 10 bytes each."""
+    return Layer(core=_piece(10, 10, 1), kv_bytes=kv_bytes, blocks=(_piece(10, 2, 1),))
+
+
+def _two_layers(enter_seconds: float) -> Problem:
+    return Problem(
+        places=_places(100, 20, enter_seconds=enter_seconds), layers=(_layer(), _layer()), output=None
+    )
+
+
+def test_cost_counts_pieces_kv_and_every_entry() -> None:
+    places = (
+        Place(name="ram", room_bytes=0, enter_seconds=0.5),
+        Place(name="gpu", room_bytes=0, enter_seconds=0.25),
+    )
+    layers = (_layer(kv_bytes=3), _layer(kv_bytes=4))
+    problem = Problem(places=places, layers=layers, output=_piece(7, 5, 3))
+    # RAM, block into the GPU, core and block there, output back in RAM.
+    assert cost(problem, (0, 1), ((1,), (1,)), 0) == (10 + 1 + 1 + 1 + 5 + 0.25 + 0.5, (10 + 3 + 7, 30 + 4))
+    # The result returns from the GPU.
+    assert cost(problem, (0, 1), ((0,), (1,)), 1) == (10 + 2 + 1 + 1 + 3 + 0.25 + 0.5, (20 + 3, 20 + 4 + 7))
+    in_ram = Problem(places=places, layers=layers, output=None, kv_in_ram=True)
+    assert cost(in_ram, (1, 1), ((1,), (1,)), 0) == (4 + 0.25 + 0.5, (7, 40))
+
+
+def test_cores_gain_more_than_blocks_where_entries_are_free() -> None:
+    found = _found(_two_layers(0))
+    assert (found.homes, found.blocks, found.output) == ((1, 1), ((0,), (0,)), 0)
+    assert (found.seconds, found.used_bytes, found.exact) == (1 + 2 + 1 + 2, (20, 20), True)
+
+
+def test_four_entries_of_three_seconds_still_pay() -> None:
+    assert _found(_two_layers(3)).seconds == 6 + 4 * 3  # a whole layer on the device: 14 + 2 * 3
+
+
+def test_entries_too_dear_keep_a_layer_together() -> None:
+    found = _found(_two_layers(4.5))
+    assert found.seconds == 10 + 2 + 1 + 1 + 2 * 4.5  # the cores: 6 + 4 * 4.5; all in RAM: 24
+    assert found.homes == (0, 1)
+
+
+def test_kv_lies_at_home_or_in_ram() -> None:
+    layers = (_layer(kv_bytes=10), _layer(kv_bytes=10))
+    at_home = Problem(places=_places(100, 20), layers=layers, output=None)
+    assert _found(at_home).homes == (0, 1)
+    assert _found(at_home).used_bytes == (10 + 10 + 10 + 10, 10 + 10)  # core and KV of one layer
+    in_ram = Problem(places=_places(100, 20), layers=layers, output=None, kv_in_ram=True)
+    assert _found(in_ram).homes == (1, 1)
+    assert _found(in_ram).used_bytes == (20 + 20, 20)
+
+
+def test_the_output_lies_in_ram_or_with_the_last_layer() -> None:
+    # The first device has room for the output only, the second for the layer only.
+    layer = Layer(core=_piece(50, 10, 1, 1), kv_bytes=0, blocks=())
+    problem = Problem(places=_places(100, 20, 50), layers=(layer,), output=_piece(20, 8, 1, 1))
+    found = _found(problem)
+    assert (found.homes, found.output, found.seconds) == ((2,), 0, 1 + 8)
+
+
+def test_homes_go_up() -> None:
+    # The first layer gains on device 2 and the second on device 1: only one of them can have it.
+    first = Layer(core=_piece(10, 9, 9, 1), kv_bytes=0, blocks=())
+    second = Layer(core=_piece(10, 9, 2, 9), kv_bytes=0, blocks=())
+    found = _found(Problem(places=_places(100, 10, 10), layers=(first, second), output=None))
+    assert (found.homes, found.seconds) == ((0, 1), 11)
+
+
+@pytest.mark.parametrize("limit", [0.0, 60.0])
+def test_something_that_fits_is_found_where_whole_layers_do_not(limit: float) -> None:
+    # A layer fits neither in RAM nor on the device, but its parts do.
+    problem = Problem(places=_places(10, 10), layers=(_layer(),), output=None)
+    assert layer_split(problem) is None
+    found = solve(problem, seconds_limit=limit)
+    assert found is not None
+    assert found.used_bytes == (10, 10)
+
+
+def test_a_device_slower_than_ram_stays_empty() -> None:
+    layer = Layer(core=_piece(10, 1, 2), kv_bytes=5, blocks=(_piece(10, 1, 3),))
+    found = _found(Problem(places=_places(1000, 1000), layers=(layer,) * 20, output=_piece(10, 1, 2)))
+    assert found.used_bytes == (20 * 25 + 10, 0)
+
+
+def test_ram_alone() -> None:
+    layer = Layer(core=_piece(10, 1), kv_bytes=5, blocks=(_piece(10, 2),))
+    found = _found(Problem(places=_places(60), layers=(layer, layer), output=_piece(10, 4)))
+    assert (found.homes, found.blocks, found.seconds) == ((0, 0), ((0,), (0,)), 10)
+    assert (found.used_bytes, found.exact) == ((60,), True)
+    assert _solve(Problem(places=_places(59), layers=(layer, layer), output=_piece(10, 4))) is None
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_rooms_smaller_than_anything(count: int) -> None:
+    problem = Problem(places=_places(9, 9), layers=(_layer(),) * count, output=None)
+    assert _solve(problem) is None
+    assert _solve(Problem(places=_places(1000, 9), layers=(_layer(),) * count, output=None)) is not None
+
+
+def test_pieces_without_bytes_fit_everywhere() -> None:
+    layer = Layer(core=_piece(0, 2, 1), kv_bytes=0, blocks=(_piece(0, 2, 1),))
+    found = _found(Problem(places=_places(0, 0), layers=(layer, layer), output=_piece(0, 2, 1)))
+    assert (found.seconds, found.used_bytes) == (5, (0, 0))
+
+
+def test_a_room_is_kept_to_the_byte() -> None:
+    # Sizes without a common divisor, as large as real ones.
+    core, block = 90_000_001, 180_000_007
+    layer = Layer(core=_piece(core, 10, 1), kv_bytes=0, blocks=(_piece(block, 20, 2),) * 3)
+    ram, device = 40 * core + 60 * block, 60 * block
+    for short, fits in ((0, True), (1, False)):
+        problem = Problem(places=_places(ram - short, device), layers=(layer,) * 40, output=None)
+        assert (_solve(problem) is not None) is fits
+
+
+def test_many_layers_reach_what_the_bytes_allow() -> None:
+    # Entries are free and every byte gains the same, so only the bytes on each device count.
+    layer = Layer(core=_piece(3, 3, 1.5, 1), kv_bytes=0, blocks=(_piece(5, 5, 2.5, 5 / 3),) * 3)
+    found = _found(Problem(places=_places(1000, 300, 300), layers=(layer,) * 40, output=None))
+    least = (40 * 18 - 600) + 300 / 2 + 300 / 3
+    assert least <= found.seconds <= least / (1 - GAP)
+    assert found.exact
+
+
+def test_layers_that_all_differ() -> None:
+    chance = random.Random(2)
+    layers = tuple(
+        Layer(core=_piece(size, size, size / 8), kv_bytes=1, blocks=(_piece(2 * size, size, size / 4),) * 2)
+        for size in (chance.randint(50, 150) for _ in range(30))
+    )
+    whole = sum(5 * layer.core.size_bytes + 1 for layer in layers)
+    problem = Problem(places=_places(whole // 2, whole * 6 // 10), layers=layers, output=None)
+    split, found = layer_split(problem), solve(problem, seconds_limit=5)
+    assert split is not None and found is not None
+    assert found.seconds < split.seconds
+    assert list(found.homes) == sorted(found.homes)
+    assert cost(problem, found.homes, found.blocks, found.output) == (found.seconds, found.used_bytes)
+
+
+def test_layer_split_fills_devices_from_the_last_layer_backwards() -> None:
+    layer = Layer(core=_piece(10, 4, 2, 1), kv_bytes=5, blocks=(_piece(10, 4, 2, 1),))
+    problem = Problem(places=_places(1000, 60, 40), layers=(layer,) * 5, output=_piece(10, 3, 2, 1))
+    # 25 bytes a layer: one and the output on the second device, two on the first, two in RAM.
+    split = layer_split(problem)
+    assert split is not None
+    assert (split.homes, split.output) == ((0, 0, 1, 1, 2), 2)
+    assert split.blocks == ((0,), (0,), (1,), (1,), (2,))
+    assert (split.used_bytes, split.seconds, split.exact) == ((50, 50, 35), 16 + 8 + 2 + 1, False)
+
+
+def test_layer_split_skips_a_device_without_room_for_a_layer_and_the_output() -> None:
+    layer = Layer(core=_piece(10, 4, 2, 1), kv_bytes=5, blocks=(_piece(10, 4, 2, 1),))
+    problem = Problem(places=_places(1000, 60, 34), layers=(layer,) * 3, output=_piece(10, 3, 2, 1))
+    split = layer_split(problem)
+    assert split is not None
+    assert (split.homes, split.output) == ((0, 1, 1), 1)
+    in_ram = layer_split(
+        Problem(places=problem.places, layers=problem.layers, output=problem.output, kv_in_ram=True)
+    )
+    assert in_ram is not None
+    assert (in_ram.homes, in_ram.output, in_ram.used_bytes) == ((1, 1, 2), 2, (15, 40, 30))
+
+
+def test_layer_split_is_none_where_ram_overflows() -> None:
+    problem = Problem(places=_places(19, 20), layers=(_layer(), _layer()), output=None)
+    assert layer_split(problem) is None
+
+
+def test_a_problem_is_checked_where_it_is_made() -> None:
+    with pytest.raises(ValueError, match="at least one place and one layer"):
+        Problem(places=_places(1), layers=(), output=None)
+    with pytest.raises(ValueError, match="piece: 10 bytes, seconds for 2 places"):
+        Problem(places=_places(1, 1, 1), layers=(_layer(),), output=None)
+
+
+def _random_problem(chance: random.Random) -> Problem:
+    count = chance.choice((2, 3))
+
+    def piece() -> Piece:
+        size = 0 if chance.random() < 0.1 else chance.randint(1, 12)
+        return _piece(size, *(round(3 * chance.random(), 2) for _ in range(count)))
+
+    kinds = [
+        Layer(
+            core=piece(),
+            kv_bytes=chance.randint(0, 6),
+            blocks=tuple(piece() for _ in range(chance.randint(0, 2))),
+        )
+        for _ in range(chance.randint(1, 2))
+    ]
+    layers = tuple(chance.choice(kinds) for _ in range(chance.randint(1, 3)))
+    output = piece() if chance.random() < 0.6 else None
+    pieces = [piece for layer in layers for piece in (layer.core, *layer.blocks)]
+    whole = sum(one.size_bytes for one in pieces) + sum(layer.kv_bytes for layer in layers)
+    places = tuple(
+        Place(
+            name=str(index),
+            room_bytes=int(whole * chance.random() * (0.9 if index else 1.3)),
+            enter_seconds=chance.choice((0.0, chance.random())),
+        )
+        for index in range(count)
+    )
+    return Problem(places=places, layers=layers, output=output, kv_in_ram=chance.random() < 0.5)
+
+
+def _least_seconds(problem: Problem) -> float | None:
+    """The best of all legal assignments."""
+    places = range(len(problem.places))
+    lengths = [len(layer.blocks) for layer in problem.layers]
+    least: float | None = None
+    for homes in itertools.combinations_with_replacement(places, len(lengths)):
+        for output in {0, homes[-1]} if problem.output else {0}:
+            for choice in itertools.product(*(itertools.product(places, repeat=n) for n in lengths)):
+                seconds, used = cost(problem, homes, choice, output)
+                fits = all(need <= place.room_bytes for need, place in zip(used, problem.places, strict=True))
+                if fits and (least is None or seconds < least):
+                    least = seconds
+    return least
+
+
+@pytest.mark.parametrize("few_layers", [8, 0], ids=["at once", "near the relaxed one"])
+def test_random_problems_against_every_assignment(few_layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memfit.planner.placement._FEW_LAYERS", few_layers)
+    infeasible = 0
+    for seed in range(200):
+        problem = _random_problem(random.Random(seed))
+        least, found = _least_seconds(problem), _solve(problem)
+        infeasible += least is None
+        assert (found is None) == (least is None), seed
+        if found is None or least is None:
+            continue
+        assert found.exact, seed
+        assert least - 1e-9 <= found.seconds <= least / (1 - GAP) + 1e-6, seed
+        assert list(found.homes) == sorted(found.homes), seed
+        assert found.output in ((0, found.homes[-1]) if problem.output else (0,)), seed
+        assert cost(problem, found.homes, found.blocks, found.output) == (found.seconds, found.used_bytes)
+        rooms = [place.room_bytes for place in problem.places]
+        assert all(need <= room for need, room in zip(found.used_bytes, rooms, strict=True)), seed
+    assert 50 < infeasible < 150  # both kinds are tried
