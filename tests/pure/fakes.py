@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from memfit.engines.protocol import Speed
 from memfit.engines.report import Report, TierReport
 from memfit.errors import EngineError
-from memfit.hardware.machine import Cpu, Machine, Ram
+from memfit.hardware.machine import Cpu, Device, Gpu, Machine, Ram
 from memfit.headers.model_spec import MetadataValue, ModelSpec, TensorSpec
-from memfit.memory.oracle import Answer, EngineParameters
+from memfit.memory.oracle import RAM, Answer, DeviceBytes, EngineParameters, Graph, Operation
 from memfit.planner.plan import Plan, TierUse
-from memfit.planner.speed import KernelSpeed, Prediction, Rate
+from memfit.planner.speed import AttentionSpeed, DeviceSpeed, Prediction, Rate, WeightSpeed
 from memfit.units import GIB, KIB, MIB
 
 
@@ -63,7 +64,24 @@ def make_ram(available_bytes: int) -> Ram:
     )
 
 
-def make_machine(available_bytes: int = 8 * GIB, *, physical: int = 6, logical: int = 12) -> Machine:
+def make_gpu(index: int = 0, free_bytes: int = 8 * GIB) -> Gpu:
+    return Gpu(
+        index=index,
+        name="Toy GPU",
+        total_bytes=free_bytes,
+        used_bytes=0,
+        free_bytes=free_bytes,
+        others_bytes=None,
+        driver="1",
+        cuda=None,
+        compute_capability=None,
+        link=None,
+    )
+
+
+def make_machine(
+    available_bytes: int = 8 * GIB, *, physical: int = 6, logical: int = 12, gpus: tuple[Gpu, ...] = ()
+) -> Machine:
     cpu = Cpu(
         model="Toy CPU",
         architecture="x86_64",
@@ -75,29 +93,64 @@ def make_machine(available_bytes: int = 8 * GIB, *, physical: int = 6, logical: 
         system="Linux 6.1",
         cpu=cpu,
         ram=make_ram(available_bytes),
-        gpus=(),
+        gpus=gpus,
         gpu_note=None,
         disks=(),
     )
 
 
-def make_speeds(plain: float = 1e9, repacked: float = 1e9) -> dict[bool, dict[str, KernelSpeed]]:
-    """Kernel speeds by repacking; `plain` and `repacked` scale everything."""
-    return {
-        repack: {
-            kind: KernelSpeed(
-                bytes_per_second=factor, operations_per_second=2 * factor, node_seconds=1 / factor
-            )
-            for kind in ("F16", "Q8_0")
-        }
-        for repack, factor in ((False, plain), (True, repacked))
-    }
+def make_device(name: str = "gpu0", free_bytes: int = GIB, overhead_bytes: int = 0) -> Device:
+    """A GPU of this machine ("gpu0"), or a worker that lends its memory ("host:1")."""
+    return Device(
+        name=name,
+        engine_name=name if ":" in name else name.replace("gpu", "CUDA"),
+        description="Toy",
+        total_bytes=free_bytes,
+        free_bytes=free_bytes,
+        overhead_bytes=overhead_bytes,
+        lends=":" in name,
+        imagined=False,
+    )
+
+
+def make_speed(factor: float = 1e9, **changes: object) -> DeviceSpeed:
+    """`factor` bytes and twice as many operations a second, whatever the type; 1 / `factor` s a node."""
+    speed = DeviceSpeed(
+        weights={
+            name: WeightSpeed(bytes_per_second=factor, operations_per_second=2 * factor)
+            for name in ("F16", "Q8_0")
+        },
+        attention={"F16/64": AttentionSpeed(generation=2 * factor, prompt=2 * factor)},
+        activation_bytes_per_second=factor,
+        node_seconds=1 / factor,
+        entering_seconds=0.0,
+        entering_bytes_per_second=1e12,
+        basis="calibrated",
+    )
+    return replace(speed, **changes)  # type: ignore[arg-type]
+
+
+def make_speeds(plain: float = 1e9, repacked: float = 1e9) -> dict[bool, DeviceSpeed]:
+    """This CPU's speeds by repacking; `plain` and `repacked` scale everything."""
+    return {False: make_speed(plain), True: make_speed(repacked)}
+
+
+def make_graph(*operations: Operation, tokens: int = 1, entries: tuple[int, ...] = (0,)) -> Graph:
+    return Graph(
+        tokens=tokens, operations=operations, entries=entries, entered_bytes=tuple(0 for _ in entries)
+    )
+
+
+def make_operation(kind: str = "matmul", type_name: str = "Q8_0", **changes: int) -> Operation:
+    values = {"place": RAM, "count": 1, "bytes": 0, "operations": 0, **changes}
+    return Operation(kind=kind, type=type_name, **values)
 
 
 class FakeOracle:
     """weights 100 MiB (112 repacked) + KV + micro-batch x 60 KiB + 1 MiB + 20 MiB + 2 MiB per sequence.
 
     KV per token of context, which is rounded up to 256: f16 16 KiB, q8_0 8.5 KiB, q4_0 4.5 KiB.
+    Its graph is one matrix of 100 Mi weights of a byte each: 2 operations a weight and token.
     """
 
     weights_bytes = 100 * MIB
@@ -118,16 +171,193 @@ class FakeOracle:
             kv_cache_bytes=self.kv_bytes[parameters.kv_type] * context,
             compute_bytes=60 * KIB * parameters.micro_batch,
             scratch_bytes=MIB,
-            nodes=100,
             process_bytes=20 * MIB + 2 * MIB * parameters.parallel,
+            generation=self._graph(1),
+            prompt=self._graph(min(parameters.micro_batch, parameters.context)),
         )
 
+    def _graph(self, tokens: int) -> Graph:
+        size = self.weights_bytes
+        return make_graph(make_operation(bytes=size, operations=2 * size * tokens), tokens=tokens)
 
-def make_tier(weights: int, kv_cache: int, compute: int, overhead: int, budget: int) -> TierUse:
+
+def make_layered_spec(
+    layers: int = 3,
+    *,
+    tied: bool = False,
+    experts: Mapping[int, int] | None = None,
+    more: tuple[TensorSpec, ...] = (),
+) -> ModelSpec:
+    """Per layer 8 MiB of attention and 16 MiB each of gate, up and down; the embedding has 10 MiB and the
+    output 12. All of Q8_0 with a byte a weight. `experts` are layers whose blocks are so many experts, of
+    which a token uses 2."""
+    experts = experts or {}
+
+    def matrix(name: str, mebibytes: int) -> TensorSpec:
+        return make_tensor(f"{name}.weight", (1024, mebibytes * KIB), "Q8_0", mebibytes * MIB)
+
+    tensors = [matrix("token_embd", 10), make_tensor("output_norm.weight", (64,), "F32", 256)]
+    tensors += [] if tied else [matrix("output", 12)]
+    for layer in range(layers):
+        suffix = "_exps" if layer in experts else ""
+        tensors.append(make_tensor(f"blk.{layer}.attn_norm.weight", (64,), "F32", 256))
+        tensors.append(matrix(f"blk.{layer}.attn_q", 8))
+        # In the order of a real file, which is not that of execution.
+        tensors += [matrix(f"blk.{layer}.ffn_{kind}{suffix}", 16) for kind in ("down", "gate", "up")]
+    count = max(experts.values(), default=0)
+    facts = {"llama.expert_count": count, "llama.expert_used_count": 2} if count else {}
+    return make_spec(*tensors, *more, metadata=dict(facts))
+
+
+def engine_places(spec: ModelSpec, parameters: EngineParameters) -> Iterator[tuple[TensorSpec, int]]:
+    """Where llama.cpp puts each tensor (llama-model.cpp, `create_tensor`), written from its source.
+
+    The first pattern that is found in a name decides; else the input lies in RAM, the last layers lie on
+    the devices in their order, and the output on the last device with a layer. A tied output is the
+    embedding, a second time where it lies elsewhere.
+    """
+    count = 1 + max(int(one.name.split(".")[1]) for one in spec.tensors if one.name.startswith("blk."))
+    homes = [RAM] * (count - sum(parameters.layers))
+    for device, layers in enumerate(parameters.layers):
+        homes += [device + 1] * layers
+    output = homes[-1] or len(parameters.devices)
+
+    def place(name: str, home: int) -> int:
+        found = (target for pattern, target in parameters.overrides if re.search(pattern, name))
+        return next(found, home)
+
+    tied = all(one.name != "output.weight" for one in spec.tensors)
+    for one in spec.tensors:
+        if one.name.startswith("blk."):
+            yield one, place(one.name, homes[int(one.name.split(".")[1])])
+        elif one.name == "token_embd.weight":
+            yield one, place(one.name, RAM)
+            if tied and place(one.name, output) != place(one.name, RAM):
+                yield one, place(one.name, output)
+        else:
+            yield one, place(one.name, output)
+
+
+class DeviceOracle:
+    """Counts a spec's tensors where the engine puts them; the KV cache lies at its layer's home.
+
+    KV per layer and token of context: f16 1 KiB, q8_0 544 B, q4_0 288 B. Every place that is open: 4 MiB
+    of compute and 1 MiB of scratch; the processes take 20 MiB. A layer's attention takes 4,096 operations
+    per cell and token. An expert tensor of 8 experts is read to a quarter for one token.
+    """
+
+    kv_bytes = {"f16": 1024, "q8_0": 544, "q4_0": 288}  # noqa: RUF012
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+
+    def ask(self, parameters: EngineParameters) -> Answer:
+        assert len(parameters.layers) == len(parameters.devices)
+        context = -(-parameters.context // 256) * 256
+        kv_bytes = self.kv_bytes[parameters.kv_type] * context
+        places = list(engine_places(self._spec, parameters))
+        homes = self._homes(parameters)
+        weights = [0] * (1 + len(parameters.devices))
+        for tensor, place in places:
+            weights[place] += tensor.size_bytes
+        caches = [homes.count(place) * kv_bytes for place in range(len(weights))]
+        return Answer(
+            context=context,
+            weights_bytes=weights[RAM],
+            kv_cache_bytes=caches[RAM],
+            compute_bytes=4 * MIB,
+            scratch_bytes=MIB,
+            process_bytes=20 * MIB,
+            generation=self._graph(parameters, 1, context, kv_bytes),
+            prompt=self._graph(parameters, min(parameters.micro_batch, context), context, kv_bytes),
+            layer_kv_bytes=(kv_bytes,) * len(homes),
+            devices=tuple(
+                DeviceBytes(
+                    weights_bytes=size, kv_cache_bytes=cache, compute_bytes=4 * MIB, scratch_bytes=MIB
+                )
+                for size, cache in zip(weights[1:], caches[1:], strict=True)
+            ),
+        )
+
+    def _homes(self, parameters: EngineParameters) -> list[int]:
+        """The KV cache does not heed overrides."""
+        plain = replace(parameters, overrides=())
+        layers: dict[int, int] = {}
+        for tensor, place in engine_places(self._spec, plain):
+            if tensor.name.startswith("blk."):
+                layers[int(tensor.name.split(".")[1])] = place
+        return [layers[layer] for layer in sorted(layers)]
+
+    def _graph(self, parameters: EngineParameters, tokens: int, context: int, kv_bytes: int) -> Graph:
+        entries, here = [0] * (1 + len(parameters.devices)), RAM
+        operations = []
+        for operation in self._operations(parameters, tokens, context, kv_bytes):
+            operations.append(operation)
+            if operation.place != here:
+                entries[operation.place] += 1
+                here = operation.place
+        entries[RAM] += here != RAM
+        return Graph(
+            tokens=tokens,
+            operations=tuple(operations),
+            entries=tuple(entries),
+            entered_bytes=tuple(4096 * tokens * count for count in entries),
+        )
+
+    def _operations(
+        self, parameters: EngineParameters, tokens: int, context: int, kv_bytes: int
+    ) -> Iterator[Operation]:
+        """In order of execution."""
+        placed = {one.name: (one, place) for one, place in engine_places(self._spec, parameters)}
+        metadata = self._spec.metadata
+        share = 2 / int(str(metadata["llama.expert_count"])) if "llama.expert_count" in metadata else 1.0
+
+        def multiply(name: str, rows: int) -> Operation:
+            tensor, place = placed[name]
+            routed = share if "_exps" in name else 1.0
+            read = min(1.0, routed * tokens) if routed < 1 else 1.0
+            return make_operation(
+                "experts" if routed < 1 else "matmul",
+                tensor.type,
+                place=place,
+                bytes=int(tensor.size_bytes * read),
+                operations=int(2 * tensor.elements * routed * rows),
+            )
+
+        for layer, home in enumerate(self._homes(parameters)):
+            yield multiply(f"blk.{layer}.attn_q.weight", tokens)
+            yield make_operation(
+                "attention",
+                "F16",
+                place=home,
+                bytes=kv_bytes,
+                operations=4096 * context * tokens,
+                cells=context,
+                head=64,
+            )
+            for kind in ("gate", "up", "down"):
+                for suffix in ("", "_exps"):
+                    name = f"blk.{layer}.ffn_{kind}{suffix}.weight"
+                    if name in placed:
+                        yield multiply(name, tokens)
+        yield multiply("output.weight" if "output.weight" in placed else "token_embd.weight", 1)
+
+
+def make_tier(
+    weights: int,
+    kv_cache: int,
+    compute: int,
+    overhead: int,
+    budget: int,
+    *,
+    name: str = "ram",
+    limit: int | None = None,
+) -> TierUse:
     return TierUse(
-        name="ram",
-        kind="ram",
+        name=name,
+        kind="ram" if name == "ram" else "vram",
         budget_bytes=budget,
+        limit_bytes=budget if limit is None else limit,
         weights_bytes=weights,
         kv_cache_bytes=kv_cache,
         compute_bytes=compute,
@@ -135,8 +365,10 @@ def make_tier(weights: int, kv_cache: int, compute: int, overhead: int, budget: 
     )
 
 
-def make_plan_value(spec: ModelSpec | None = None, tier: TierUse | None = None) -> Plan:
-    """A finished plan: 100 + 64 + 31 + 22 = 217 MiB of 1 GiB."""
+def make_plan_value(
+    spec: ModelSpec | None = None, tier: TierUse | None = None, *, devices: tuple[TierUse, ...] = ()
+) -> Plan:
+    """A finished plan: 100 + 64 + 31 + 22 = 217 MiB of 1 GiB in RAM."""
     spec = spec or make_spec()
     tier = tier or make_tier(100 * MIB, 64 * MIB, 31 * MIB, 22 * MIB, GIB)
     return Plan(
@@ -152,29 +384,30 @@ def make_plan_value(spec: ModelSpec | None = None, tier: TierUse | None = None) 
             load_mode="mmap",
         ),
         context=4096,
-        tiers=(tier,),
+        tiers=(tier, *devices),
         prediction=Prediction(
             prompt=Rate(value=200.0, low=140.0, high=260.0),
             generation=Rate(value=40.0, low=28.0, high=52.0),
             basis="calibrated",
         ),
         why=("because",),
-        limit_bytes=tier.budget_bytes,
     )
 
 
-def make_report(plan: Plan | None = None, *, peak_bytes: int = 220 * MIB, **changes: object) -> Report:
+def make_report(plan: Plan | None = None, *, peak_bytes: int | None = 220 * MIB, **changes: object) -> Report:
+    """Every tier of the plan reached `peak_bytes`."""
     plan = plan or make_plan_value()
     report = Report(
         plan=plan,
-        tiers=(
+        tiers=tuple(
             TierReport(
-                name="ram",
-                kind="ram",
-                budget_bytes=plan.ram.budget_bytes,
-                predicted_bytes=plan.ram.total_bytes,
+                name=tier.name,
+                kind=tier.kind,
+                budget_bytes=tier.budget_bytes,
+                predicted_bytes=tier.total_bytes,
                 peak_bytes=peak_bytes,
-            ),
+            )
+            for tier in plan.tiers
         ),
         speed=Speed(prompt_tokens=300, prompt_seconds=2.0, generated_tokens=90, generation_seconds=2.0),
         load_seconds=0.25,

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import make_gpu
 from gguf import GGUFReader
 
 from memfit.engines.llamacpp import calibrate
 from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.errors import EngineError
 from memfit.headers import read_model
+from memfit.memory.baseline import Baseline
 from memfit.memory.process import ProcessMemory
+from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed
 
 _BASELINE = {
     "parent": {"anonymous_bytes": 1000, "files": {"libc": 50}},
+    "placing_parent": {"anonymous_bytes": 1300, "files": {"libc": 50, "solver": 9}},
     "decode_bytes": 7,
 }
-_SPEED = {"bytes_per_second": 1e9, "operations_per_second": 2e9, "node_seconds": 1e-6}
+_WEIGHT = {"bytes_per_second": 1e9, "operations_per_second": 2e9}
+_REPACKED = {"bytes_per_second": 1e9, "operations_per_second": 6e9}
+_ATTENTION = {"generation": 3e9, "prompt": 4e9}
+_BASICS = {
+    "activation_bytes_per_second": 5e9,
+    "node_seconds": 1e-6,
+    "entering_seconds": 0.0,
+    "entering_bytes_per_second": 1e12,
+}
 
 
 class _FakeWorker:
     """Answers "kernels"; remembers what was asked over all instances."""
 
+    pid = 4711
     asked: list[dict[str, Any]]
     clean: bool
 
@@ -34,8 +49,14 @@ class _FakeWorker:
         if not type(self).clean:
             return {"speeds": None}  # too busy to measure
         # Of these types the toy CPU repacks Q4_K only.
-        unknown = [name for name in values["type_names"] if values["repack"] and name != "Q4_K"]
-        return {"speeds": {name: None if name in unknown else dict(_SPEED) for name in values["type_names"]}}
+        repacks = {name: dict(_REPACKED) if name == "Q4_K" else None for name in values["types"]}
+        return {
+            "speeds": {
+                "weights": repacks if values["repack"] else {name: dict(_WEIGHT) for name in values["types"]},
+                "attention": {name: dict(_ATTENTION) for name in values["attention"]},
+                "basics": dict(_BASICS) if values["basics"] else {},
+            }
+        }
 
     def __enter__(self) -> _FakeWorker:
         return self
@@ -70,60 +91,148 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> _Bench:
     return _Bench(monkeypatch, tmp_path)
 
 
+def _baseline(calibration: Calibration, *, count_parent: bool = True, places: bool = False) -> Baseline:
+    return calibration.baseline(count_parent=count_parent, places=places)
+
+
+def _ram(
+    bench: _Bench, types: list[str], *attention: str, modes: tuple[bool, ...] = (False,), threads: int = 2
+) -> dict[bool, DeviceSpeed] | None:
+    """Asked of a fresh calibration, so that the file answers."""
+    return bench.calibration().ram_speeds(types, attention, repack_modes=modes, threads=threads)
+
+
 def test_the_baseline_is_measured_once(bench: _Bench) -> None:
-    first = bench.calibration().baseline(count_parent=True)
+    first = _baseline(bench.calibration())
     assert first.parent == ProcessMemory(anonymous_bytes=1000, files={"libc": 50})
     assert first.decode_bytes == 7
     again = bench.calibration()
-    assert again.baseline(count_parent=True) == first
-    assert again.baseline(count_parent=False).parent is None
+    assert _baseline(again) == first
+    assert _baseline(again, count_parent=False).parent is None
+    assert _baseline(again, count_parent=False, places=True).parent is None
     assert bench.measured == 1
     assert len(bench.said) == 1
 
 
-def test_only_missing_types_are_measured(bench: _Bench) -> None:
-    first = bench.calibration().kernel_speeds(["F16", "Q8_0"], repack_modes=(False,), threads=2)
-    assert first is not None and set(first[False]) == {"F16", "Q8_0"}
-    speeds = bench.calibration().kernel_speeds(["Q8_0", "Q4_K"], repack_modes=(False,), threads=2)
-    assert speeds is not None and set(speeds[False]) == {"Q8_0", "Q4_K"}
-    assert speeds[False]["Q4_K"].bytes_per_second == 1e9
-    assert [one["type_names"] for one in _FakeWorker.asked] == [["F16", "Q8_0"], ["Q4_K"]]
+def test_a_parent_that_places_holds_the_solver_too(bench: _Bench) -> None:
+    placing = _baseline(bench.calibration(), places=True)
+    assert placing.parent == ProcessMemory(anonymous_bytes=1300, files={"libc": 50, "solver": 9})
+    assert placing.decode_bytes == 7
+
+
+def test_a_speed_is_what_was_measured(bench: _Bench) -> None:
+    speeds = _ram(bench, ["F16"], "F16/64")
+    assert speeds == {
+        False: DeviceSpeed(
+            weights={"F16": WeightSpeed(bytes_per_second=1e9, operations_per_second=2e9)},
+            attention={"F16/64": AttentionSpeed(generation=3e9, prompt=4e9)},
+            activation_bytes_per_second=5e9,
+            node_seconds=1e-6,
+            entering_seconds=0.0,
+            entering_bytes_per_second=1e12,
+            basis="calibrated",
+        )
+    }
+    assert bench.said == ["measuring the speed of this CPU: F16, attention F16/64; once"]
+
+
+def test_only_what_is_missing_is_measured(bench: _Bench) -> None:
+    first = _ram(bench, ["F16", "Q8_0"], "F16/64")
+    assert first is not None and set(first[False].weights) == {"F16", "Q8_0"}
+    second = _ram(bench, ["Q8_0", "Q4_K"], "F16/64", "F16/128")
+    assert second is not None and {"Q8_0", "Q4_K"} <= set(second[False].weights)
+    assert {"F16/64", "F16/128"} <= set(second[False].attention)
+    assert _ram(bench, ["F16", "Q8_0", "Q4_K"], "F16/128") == second
+    asked = [(one["types"], one["attention"], one["basics"]) for one in _FakeWorker.asked]
+    assert asked == [(["F16", "Q8_0"], ["F16/64"], True), (["Q4_K"], ["F16/128"], False)]
 
 
 def test_threads_and_repacking_are_measured_apart(bench: _Bench) -> None:
-    calibration = bench.calibration()
-    for repack, threads in ((False, 2), (True, 2), (False, 4), (False, 2)):
-        calibration.kernel_speeds(["F16"], repack_modes=(repack,), threads=threads)
-    assert [(one["repack"], one["threads"]) for one in _FakeWorker.asked] == [
-        (False, 2),
-        (True, 2),
-        (False, 4),
-    ]
+    for modes, threads in (((False,), 2), ((True,), 2), ((False,), 4), ((False, True), 2)):
+        found = _ram(bench, ["F16"], modes=modes, threads=threads)
+        assert found is not None and set(found) == set(modes)
+    asked = [(one["device"], one["repack"], one["threads"]) for one in _FakeWorker.asked]
+    assert asked == [(None, False, 2), (None, True, 2), (None, False, 4)]
 
 
-def test_a_type_that_is_not_repacked_has_its_plain_speed(bench: _Bench) -> None:
-    speeds = bench.calibration().kernel_speeds(["F16", "Q4_K"], repack_modes=(False, True), threads=2)
+def test_repacking_changes_the_weights_that_it_can(bench: _Bench) -> None:
+    speeds = _ram(bench, ["F16", "Q4_K"], "F16/64", modes=(False, True))
     assert speeds is not None
-    assert speeds[True]["F16"] == speeds[False]["F16"]
+    assert speeds[True].weights["F16"] == speeds[False].weights["F16"]
+    assert speeds[True].weights["Q4_K"] == WeightSpeed(**_REPACKED) != speeds[False].weights["Q4_K"]
+    assert speeds[True].attention == speeds[False].attention
+    assert [one["attention"] for one in _FakeWorker.asked] == [["F16/64"], []]
+
+
+def test_a_device_is_measured_for_itself(bench: _Bench) -> None:
+    _ram(bench, ["F16"], "F16/64")
+    speed = bench.calibration().device_speed("CUDA0", ["F16"], ["F16/64"])
+    assert speed is not None and speed.basis == "calibrated"
+    assert bench.calibration().device_speed("CUDA0", ["F16"], ["F16/64"]) == speed
+    assert [(one["device"], one["threads"]) for one in _FakeWorker.asked] == [(None, 2), ("CUDA0", None)]
+
+
+def test_a_remote_device_is_measured_anew_after_a_while(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may answer there; what lies in this one stays as it is."""
+    now = time.time()
+
+    def measure() -> int:
+        _FakeWorker.asked = []
+        for name in ("host:1", "CUDA0"):
+            assert bench.calibration().device_speed(name, ["F16"], []) is not None
+        return len(_FakeWorker.asked)
+
+    assert measure() == 2
+    for later, asked in ((599, 0), (601, 1), (602, 0)):
+        monkeypatch.setattr(calibrate.time, "time", lambda later=later: now + later)
+        assert measure() == asked
+        assert {one["device"] for one in _FakeWorker.asked} <= {"host:1"}
+
+
+def test_what_a_gpus_runtime_takes_is_measured_once_per_driver(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"gpu1": 300}
+    monkeypatch.setattr(calibrate, "gpu_bytes_of", lambda pid: dict(held) if pid == _FakeWorker.pid else {})
+    assert bench.calibration().gpu_runtime_bytes("CUDA1", make_gpu(1)) == 300
+    held["gpu1"] = 400
+    assert bench.calibration().gpu_runtime_bytes("CUDA1", make_gpu(1)) == 300
+    assert bench.calibration().gpu_runtime_bytes("CUDA1", replace(make_gpu(1), driver="2")) == 400
+    assert [one["device"] for one in _FakeWorker.asked] == ["CUDA1", "CUDA1"]
+    held.clear()
+    with pytest.raises(EngineError, match="does not say what a process holds on Toy GPU"):
+        bench.calibration().gpu_runtime_bytes("CUDA0", replace(make_gpu(0), driver="3"))
 
 
 def test_a_busy_machine_is_not_measured_again_at_once(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(calibrate.time, "time", lambda: now)
     _FakeWorker.clean = False
-    assert bench.calibration().kernel_speeds(["F16"], repack_modes=(False,), threads=2) is None
+    assert _ram(bench, ["F16"]) is None
     assert any("busy" in line for line in bench.said)
     _FakeWorker.clean = True
-    assert bench.calibration().kernel_speeds(["F16"], repack_modes=(False,), threads=2) is None
+    assert _ram(bench, ["F16"]) is None
+    assert bench.calibration().device_speed("CUDA0", ["F16"], []) is None
     assert len(_FakeWorker.asked) == 1
-    later = time.time() + 3600
-    monkeypatch.setattr(calibrate.time, "time", lambda: later)
-    assert bench.calibration().kernel_speeds(["F16"], repack_modes=(False,), threads=2) is not None
+    monkeypatch.setattr(calibrate.time, "time", lambda: now + 61)
+    assert _ram(bench, ["F16"]) is not None
+
+
+def test_a_busy_machine_still_knows_what_it_has_measured(bench: _Bench) -> None:
+    before = _ram(bench, ["F16"])
+    _FakeWorker.clean = False
+    assert _ram(bench, ["Q8_0"]) is None
+    assert _ram(bench, ["F16"]) == before
+    assert _ram(bench, ["F16"], modes=(False, True)) is None  # repacked was never measured
 
 
 def test_another_cpu_or_build_measures_anew(bench: _Bench) -> None:
-    bench.calibration().baseline(count_parent=True)
-    bench.calibration("Another CPU").baseline(count_parent=True)
+    _baseline(bench.calibration())
+    _baseline(bench.calibration("Another CPU"))
     bench.build = "build 2"
-    bench.calibration("Another CPU").baseline(count_parent=True)
+    _baseline(bench.calibration("Another CPU"))
     assert bench.measured == 3
 
 
@@ -133,18 +242,18 @@ def test_another_cpu_or_build_measures_anew(bench: _Bench) -> None:
 def test_a_damaged_cache_is_measured_anew(bench: _Bench, text: str) -> None:
     bench.path.parent.mkdir()
     bench.path.write_text(text, encoding="latin-1")
-    bench.calibration().baseline(count_parent=True)
+    _baseline(bench.calibration())
     assert bench.measured == 1
     assert json.loads(bench.path.read_text())["values"]["baseline"] == _BASELINE
 
 
 def test_no_cache_can_be_written_and_it_still_works(bench: _Bench) -> None:
     bench.path.parent.write_text("a file where the folder should be")
-    assert bench.calibration().baseline(count_parent=True).decode_bytes == 7
+    assert _baseline(bench.calibration()).decode_bytes == 7
 
 
 def test_nothing_is_left_beside_the_cache(bench: _Bench) -> None:
-    bench.calibration().baseline(count_parent=True)
+    _baseline(bench.calibration())
     assert [path.name for path in bench.path.parent.iterdir()] == ["calibration.json"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import subprocess
@@ -9,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from fakes import make_graph
 
 from memfit.memory.baseline import Baseline
-from memfit.memory.oracle import Answer
+from memfit.memory.oracle import Answer, DeviceBytes, EngineParameters
 from memfit.memory.process import (
     ProcessMemory,
     disk_read_bytes,
@@ -42,16 +45,62 @@ def _child(code: str) -> Iterator[int]:
 
 
 def test_an_answers_total_by_hand() -> None:
+    device = DeviceBytes(weights_bytes=10**6, kv_cache_bytes=0, compute_bytes=0, scratch_bytes=0)
     answer = Answer(
         context=256,
         weights_bytes=1,
         kv_cache_bytes=20,
         compute_bytes=300,
         scratch_bytes=4000,
-        nodes=10**9,
         process_bytes=50000,
+        generation=make_graph(),
+        prompt=make_graph(tokens=512),
+        devices=(device, device),
     )
-    assert answer.total_bytes == 54321
+    assert answer.total_bytes == 54321  # in RAM
+
+
+def test_a_devices_total_by_hand() -> None:
+    device = DeviceBytes(weights_bytes=1, kv_cache_bytes=20, compute_bytes=300, scratch_bytes=4000)
+    assert device.total_bytes == 4321
+
+
+def _parameters(**changes: Any) -> EngineParameters:
+    values: dict[str, Any] = {
+        "paths": (Path("/models/one.gguf"), Path("/models/two.gguf")),
+        "context": 4096,
+        "parallel": 2,
+        "kv_type": "q8_0",
+        "micro_batch": 512,
+        "threads": 6,
+        "repack": True,
+        "load_mode": "read",
+        **changes,
+    }
+    return EngineParameters(**values)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        _parameters(),
+        _parameters(
+            devices=("CUDA0", "host:1"),
+            layers=(3, 0),
+            overrides=((r"^blk\.(0|1)\.(ffn_up)\.", 2), (r"^(output|token_embd)", 0)),
+        ),
+    ],
+)
+def test_parameters_survive_json(parameters: EngineParameters) -> None:
+    """They are keys of what was asked before, so they must be equal and hashable again."""
+    again = EngineParameters.from_json(json.loads(json.dumps(parameters.to_json())))
+    assert again == parameters
+    assert hash(again) == hash(parameters)
+
+
+def test_relative_paths_become_absolute_in_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # the worker may be elsewhere
+    assert _parameters(paths=(Path("one.gguf"),)).to_json()["paths"] == [str(tmp_path / "one.gguf")]
 
 
 def test_a_group_by_hand() -> None:

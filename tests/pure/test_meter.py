@@ -160,3 +160,53 @@ def test_files_that_the_run_left_in_the_cache_count(worker: _Worker, tmp_path: P
     worker_alone.settle()
     meter.settle()
     assert meter.peak_bytes - worker_alone.peak_bytes == pytest.approx(16 * MIB, abs=MIB)
+
+
+# --- GPUs ---
+
+
+def test_the_peak_of_each_gpu_is_kept(worker: _Worker) -> None:
+    held = {"gpu0": 100, "gpu1": 7}
+    asked: list[int] = []
+
+    def gpu_bytes(pid: int) -> dict[str, int]:
+        asked.append(pid)
+        return dict(held)
+
+    meter = _meter(worker, gpu_bytes=gpu_bytes)
+    assert meter.gpu_peak_bytes("gpu0") is None  # nobody has looked yet
+    meter.sample()
+    held |= {"gpu0": 300, "gpu1": 5}
+    meter.settle()
+    held |= {"gpu0": 200}
+    meter.sample()
+    assert (meter.gpu_peak_bytes("gpu0"), meter.gpu_peak_bytes("gpu1")) == (300, 7)
+    assert set(asked) == {worker.process.pid}
+
+
+def test_a_gpu_whose_driver_does_not_say_has_no_peak(worker: _Worker) -> None:
+    silent, none = _meter(worker, gpu_bytes=lambda _: {}), _meter(worker)
+    for meter in (silent, none):
+        meter.sample()
+        assert meter.gpu_peak_bytes("gpu0") is None
+
+
+def test_what_a_gpu_holds_is_not_ram(worker: _Worker) -> None:
+    meter = _meter(worker, gpu_bytes=lambda _: {"gpu0": 64 * GIB}, limit_bytes=GIB)
+    assert meter.sample() < GIB
+    assert meter.peak_bytes < GIB
+    assert meter.gpu_peak_bytes("gpu0") == 64 * GIB
+
+
+def test_the_watch_looks_at_gpus_too(worker: _Worker) -> None:
+    seen = threading.Event()
+
+    def gpu_bytes(_: int) -> dict[str, int]:
+        seen.set()
+        return {"gpu0": 5}
+
+    meter = _meter(worker, gpu_bytes=gpu_bytes)
+    meter.start()
+    assert seen.wait(5)
+    meter.stop()
+    assert meter.gpu_peak_bytes("gpu0") == 5

@@ -14,17 +14,29 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import FakeOracle, make_machine, make_plan_value, make_spec, make_speeds, make_tensor
+from fakes import (
+    DeviceOracle,
+    FakeOracle,
+    make_device,
+    make_gpu,
+    make_layered_spec,
+    make_machine,
+    make_plan_value,
+    make_spec,
+    make_speed,
+    make_speeds,
+    make_tier,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memfit.errors import DoesNotFitError, EngineError, UsageError
-from memfit.hardware.machine import Machine
+from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.planner.plan import Plan
 from memfit.planner.planner import make_plan, repack_modes, thread_count
 from memfit.planner.request import Budget, Workload
-from memfit.planner.speed import KernelSpeed
+from memfit.planner.speed import DeviceSpeed, WeightSpeed
 from memfit.units import GIB, KIB, MIB
 
 
@@ -34,7 +46,7 @@ def _plan(
     machine: Machine | None = None,
     spec: ModelSpec | None = None,
     oracle: FakeOracle | None = None,
-    speeds: Mapping[bool, Mapping[str, KernelSpeed]] | None = None,
+    speeds: Mapping[bool, DeviceSpeed] | None = None,
     **workload: Any,
 ) -> Plan:
     """Repacking is off unless the test is about it, which keeps the sums short."""
@@ -141,23 +153,16 @@ def test_repacking_that_does_not_fit_is_left_out_and_said() -> None:
 
 
 def test_the_workload_weighs_prompt_against_generation() -> None:
-    """Repacking doubles prompt speed and halves generation: 100 million weights of a byte each take
-    0.1 s a prompt token plain (2 operations each at 2e9 a second), and 0.1 s a generated token."""
-    spec = make_spec(make_tensor("blk.0.ffn_up.weight", (10_000, 10_000), "Q8_0", 100_000_000))
-    plain = make_speeds()[False]
-    repacked = {
-        kind: replace(
-            speed,
-            bytes_per_second=speed.bytes_per_second / 2,
-            operations_per_second=speed.operations_per_second * 2,
-        )
-        for kind, speed in plain.items()
-    }
+    """Repacking doubles prompt speed and halves generation: 100 Mi weights of a byte each take 0.1 s a
+    prompt token plain (2 operations each at 2e9 a second), and 0.1 s a generated token."""
+    plain = make_speed(1e9)
+    repacked = replace(
+        plain, weights={"Q8_0": WeightSpeed(bytes_per_second=0.5e9, operations_per_second=4e9)}
+    )
     speeds = {False: plain, True: repacked}
     for prompt, generated, expected in ((100, 1, True), (1, 100, False)):
         plan = _plan(
             GIB,
-            spec=spec,
             repack="auto",
             speeds=speeds,
             prompt_tokens=prompt,
@@ -265,7 +270,7 @@ def test_why_does_not_claim_a_fit_where_there_is_none() -> None:
 
 def test_no_budget_is_what_is_free_less_the_reserve() -> None:
     plan = _plan(machine=make_machine(2 * GIB))
-    assert plan.ram.budget_bytes == plan.limit_bytes == 2 * GIB - 512 * MIB
+    assert plan.ram.budget_bytes == plan.ram.limit_bytes == 2 * GIB - 512 * MIB
     assert plan.why[0] == "budget: 2.00 GiB free less 512.00 MiB reserve; --ram sets it"
 
 
@@ -276,7 +281,7 @@ def test_a_percentage_is_of_what_is_free() -> None:
 def test_a_budget_above_what_is_free_is_limited_and_said() -> None:
     plan = _plan(4 * GIB, machine=make_machine(GIB))
     assert plan.fits
-    assert (plan.ram.budget_bytes, plan.limit_bytes) == (4 * GIB, GIB)
+    assert (plan.ram.budget_bytes, plan.ram.limit_bytes) == (4 * GIB, GIB)
     assert "only 1.00 GiB of the budget is free now" in plan.why
     short = _plan(4 * GIB, machine=make_machine(_mib(150)))
     assert not short.fits
@@ -381,7 +386,7 @@ def test_every_suggestion_really_fits(
             if larger < plan.parameters.context:
                 more = _plan(budget, machine=machine, **{**asked, "context": larger})
                 room = 4 * MIB  # suggestions leave it for the prediction's error
-                assert more.ram.total_bytes + room > more.limit_bytes
+                assert more.ram.total_bytes + room > more.ram.limit_bytes
 
 
 @settings(max_examples=100, deadline=None)
@@ -443,6 +448,7 @@ def test_the_json_is_the_contracts() -> None:
         "name": "ram",
         "kind": "ram",
         "budget_bytes": 1073741824,
+        "limit_bytes": 1073741824,
         "weights_bytes": 104857600,
         "kv_cache_bytes": 67108864,
         "compute_bytes": 32505856,
@@ -478,5 +484,200 @@ def test_a_finished_plan_by_hand() -> None:
     assert plan.fits
     plan.require_fit()
     assert plan.ram.total_bytes == 217 * MIB
-    assert not replace(plan, limit_bytes=217 * MIB - 1).fits
-    assert replace(plan, limit_bytes=217 * MIB).fits
+    for limit, fits in ((217 * MIB - 1, False), (217 * MIB, True)):
+        tier = make_tier(100 * MIB, 64 * MIB, 31 * MIB, 22 * MIB, GIB, limit=limit)
+        assert make_plan_value(tier=tier).fits is fits
+
+
+def test_every_tier_must_fit_and_the_error_names_it() -> None:
+    full = make_tier(MIB, 0, 0, 0, 2 * MIB, name="gpu0")
+    plan = make_plan_value(devices=(full, replace(full, name="gpu1", limit_bytes=MIB - 1)))
+    assert (plan.fits, plan.ram.name) == (False, "ram")
+    with pytest.raises(DoesNotFitError, match="gpu1") as caught:
+        plan.require_fit()
+    assert (caught.value.needs_bytes, caught.value.budget_bytes) == (MIB, MIB - 1)
+    document = plan.to_json()
+    assert (document["needs_bytes"], document["short_bytes"]) == (MIB, 1)
+    short = make_plan_value(tier=make_tier(2, 0, 0, 0, 1), devices=(replace(full, limit_bytes=1),))
+    with pytest.raises(DoesNotFitError, match="RAM"):  # which takes what devices do not
+        short.require_fit()
+
+
+# --- devices: fakes.DeviceOracle, three layers of 8 + 3 * 16 MiB ---
+
+
+def _device_plan(
+    ram: int | str | None,
+    *devices: Device,
+    spec: ModelSpec | None = None,
+    speeds: tuple[DeviceSpeed | None, ...] = (),
+    vram: Any = None,
+    rpc: Mapping[str, Any] | None = None,
+    available: int = 8 * GIB,
+    **workload: Any,
+) -> Plan:
+    spec = spec or make_layered_spec()
+    lent = tuple(zip(devices, speeds or (make_speed(1e11),) * len(devices), strict=True))
+    remote = {one.name: None for one in devices if one.lends} if rpc is None else rpc
+    return make_plan(
+        spec,
+        make_machine(available, gpus=(make_gpu(),)),
+        Budget(ram=ram, vram=vram, rpc=remote),
+        Workload(**{"repack": "off", **workload}),
+        DeviceOracle(spec),
+        make_speeds(),
+        lent,
+    )
+
+
+@pytest.mark.parametrize(("name", "staging"), [("gpu0", 0), ("host:1", 32 - 5)])
+def test_a_model_that_fits_a_device_lies_there_whole(name: str, staging: int) -> None:
+    """On the device 3 * 56 + 12 MiB of weights, 3 * 4 MiB of KV, 5 MiB of buffers and its 7 of runtime; in
+    RAM the embedding, 5 MiB of buffers, 20 of processes. What is sent away lies twice in RAM while it is,
+    before those buffers are made; the receiver needs 16 once more, less than the 17 beside its weights."""
+    plan = _device_plan(GIB, make_device(name, GIB, 7 * MIB))
+    assert (len(plan.parameters.devices), plan.parameters.layers) == (1, (3,))
+    assert (plan.parameters.overrides, plan.parameters.load_mode) == ((), "read")
+    ram, device = plan.tiers
+    assert (device.name, device.kind) == (name, "vram")
+    assert device.weights_bytes == (3 * 56 + 12) * MIB + 4 * 256
+    assert (device.kv_cache_bytes, device.compute_bytes, device.overhead_bytes) == (
+        12 * MIB,
+        5 * MIB,
+        7 * MIB,
+    )
+    assert (ram.weights_bytes, ram.kv_cache_bytes, ram.compute_bytes) == (10 * MIB, 0, 5 * MIB)
+    assert ram.overhead_bytes == (20 + staging) * MIB
+    assert any(line.startswith(f"{name}: home of 3 layers") for line in plan.why)
+
+
+def test_an_imagined_gpu_holds_a_copy_of_what_it_multiplies() -> None:
+    """Its stand-in does not take over prompts, so the 16 MiB of a block in RAM are added by rule."""
+    imagined = replace(make_device("gpu0", 120 * MIB), engine_name="profile:0", imagined=True)
+    plan = _device_plan(GIB, imagined, vram="100%")
+    assert plan.parameters.overrides
+    assert plan.tiers[1].compute_bytes == (5 + 16) * MIB
+    assert plan.tiers[1].total_bytes <= 120 * MIB
+    whole = _device_plan(GIB, replace(imagined, total_bytes=GIB, free_bytes=GIB))
+    assert whole.tiers[1].compute_bytes == 5 * MIB  # nothing but the embedding is left behind
+
+
+def test_the_json_tells_the_placement() -> None:
+    document = json.loads(json.dumps(_device_plan(GIB, make_device()).to_json()))
+    assert (document["devices"], document["layers"], document["overrides"]) == (["CUDA0"], [3], [])
+    assert [tier["name"] for tier in document["tiers"]] == ["ram", "gpu0"]
+    partly = json.loads(json.dumps(_device_plan(GIB, make_device("gpu0", 100 * MIB), vram="100%").to_json()))
+    assert partly["overrides"]
+    assert all(isinstance(pattern, str) and place in (0, 1) for pattern, place in partly["overrides"])
+
+
+def test_the_budgets_of_devices() -> None:
+    gpus = make_device("gpu0"), make_device("gpu1")
+    both = _device_plan(GIB, *gpus, vram="25%")
+    assert [tier.budget_bytes for tier in both.tiers] == [GIB, 256 * MIB, 256 * MIB]
+    one = _device_plan(GIB, *gpus, vram={1: "200MiB"})
+    assert [tier.name for tier in one.tiers] == ["ram", "gpu1"]
+    assert one.parameters.devices == ("CUDA1",)
+    free = _device_plan(GIB, *gpus)
+    assert [tier.budget_bytes for tier in free.tiers] == [GIB, 512 * MIB, 512 * MIB]  # less the reserve
+    remote = _device_plan(GIB, make_device("host:1"))
+    assert remote.tiers[1].budget_bytes == GIB  # all that is lent
+    capped = _device_plan(GIB, make_device("host:1"), rpc={"host:1": "50%"})
+    assert capped.tiers[1].budget_bytes == 512 * MIB
+
+
+def test_a_device_budget_above_what_is_free_is_limited() -> None:
+    plan = _device_plan(GIB, make_device("gpu0", 150 * MIB), vram=GIB)
+    assert plan.fits
+    assert (plan.tiers[1].budget_bytes, plan.tiers[1].limit_bytes) == (GIB, 150 * MIB)
+    assert plan.tiers[1].total_bytes <= 150 * MIB
+
+
+def test_a_budget_below_a_devices_runtime_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"gpu0: the budget is 100.00 MiB.* its runtime alone takes 100.00 MiB"
+    ):
+        _device_plan(GIB, make_device("gpu0", GIB, 100 * MIB), vram="100MiB")
+
+
+def test_a_device_that_is_slower_than_ram_is_left_alone_and_said() -> None:
+    plan = _device_plan(GIB, make_device(), speeds=(make_speed(1e8),))
+    assert (plan.parameters.devices, plan.parameters.layers, plan.parameters.overrides) == ((), (), ())
+    assert plan.parameters.load_mode == "mmap"
+    assert plan.tiers[1].total_bytes == 0
+    assert "gpu0 is not used: with it the model would be slower, and RAM suffices" in plan.why
+
+
+def test_a_device_that_is_slower_than_ram_takes_what_ram_does_not_hold() -> None:
+    plan = _device_plan(150 * MIB, make_device(), speeds=(make_speed(1e8),))
+    assert plan.fits
+    assert plan.tiers[1].weights_bytes > 0
+
+
+def test_a_device_that_could_not_be_measured_is_assumed() -> None:
+    plan = _device_plan(GIB, make_device(), speeds=(None,))
+    assert plan.parameters.devices
+    assert plan.prediction.basis == "assumed"
+
+
+def test_a_lender_needs_room_for_the_largest_tensor_on_its_way() -> None:
+    """Its wall counts all weights and then the largest once more: 180 + 16 MiB, above the 180 + 12 + 5
+    that it holds in the end only if there is less KV; so with a context of 256 and KV of 0.75 MiB."""
+    total = (180 + 16) * MIB + 4 * 256
+    for budget, whole in ((total + 2 * MIB, True), (total, False)):
+        plan = _device_plan(GIB, make_device("host:1", budget), context=256)
+        assert (plan.parameters.layers == (3,) and not plan.parameters.overrides) is whole
+
+
+def test_a_model_larger_than_ram_and_device_names_ram_and_what_helps() -> None:
+    plan = _device_plan(60 * MIB, make_device("gpu0", 100 * MIB), vram="100%")
+    assert not plan.fits
+    with pytest.raises(DoesNotFitError, match="RAM"):
+        plan.require_fit()
+    assert plan.tiers[1].weights_bytes > 60 * MIB  # the device holds what it can
+    assert any(text.startswith("--ram") for text in plan.suggestions)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    ram=st.integers(30, 260),
+    vram=st.lists(st.integers(10, 220), min_size=1, max_size=2),
+    context=st.sampled_from([256, 4096, 16384]),
+    tied=st.booleans(),
+    lends=st.booleans(),
+)
+def test_no_plan_with_devices_exceeds_a_budget(
+    ram: int, vram: list[int], context: int, tied: bool, lends: bool
+) -> None:
+    """And what RAM alone holds, RAM and GPUs hold too."""
+    names = [f"host:{index + 1}" if lends else f"gpu{index}" for index in range(len(vram))]
+    devices = [make_device(name, size * MIB, MIB) for name, size in zip(names, vram, strict=True)]
+    spec = make_layered_spec(tied=tied)
+    oracle = DeviceOracle(spec)
+    asked: dict[str, Any] = {"spec": spec, "context": context, "kv_type": "f16"}
+    plan = _device_plan(ram * MIB, *devices, vram="100%", **asked)
+    if plan.fits:
+        assert all(tier.total_bytes <= tier.limit_bytes for tier in plan.tiers)
+        answer = oracle.ask(plan.parameters)
+        assert plan.ram.total_bytes >= answer.total_bytes
+        for tier, device in zip(plan.tiers[1:], answer.devices, strict=bool(answer.devices)):
+            assert tier.total_bytes >= device.total_bytes + MIB
+    if not lends:
+        alone = oracle.ask(replace(plan.parameters, devices=(), layers=(), overrides=(), micro_batch=32))
+        assert plan.fits or alone.total_bytes > ram * MIB
+
+
+@pytest.mark.parametrize(("ram", "vram", "context"), [(100, 60, 4096), (60, 100, 16384), (45, 30, 4096)])
+@pytest.mark.parametrize("name", ["gpu0", "host:1"])
+def test_suggestions_with_devices_fit(ram: int, vram: int, context: int, name: str) -> None:
+    device = make_device(name, vram * MIB, MIB)
+    asked: dict[str, Any] = {"vram": "100%", "context": context}
+    plan = _device_plan(ram * MIB, device, **asked)
+    assert not plan.fits
+    assert any(one.startswith("--ram") for one in plan.suggestions)
+    for suggestion in plan.suggestions:
+        option, value = shlex.split(suggestion)
+        size: int | str = value if option == "--ram" else ram * MIB
+        more = {"--ctx": {"context": value}, "--kv-type": {"kv_type": value}}.get(option, {})
+        changed = {key: int(text) if key == "context" else text for key, text in more.items()}
+        assert _device_plan(size, device, **{**asked, **changed}).fits, suggestion

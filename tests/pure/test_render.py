@@ -15,6 +15,7 @@ from rich.console import Console
 from memfit.cli.render import console, loading_progress, plain, print_plan, print_report, print_why
 from memfit.engines.protocol import Speed
 from memfit.planner.plan import Plan, TierUse
+from memfit.planner.speed import Term
 from memfit.units import GIB, MIB
 
 _CELLS = 48
@@ -45,6 +46,33 @@ def test_a_plan_by_hand() -> None:
         "predicted  prompt 200 tok/s (140 tok/s to 260 tok/s) · generation 40.0 tok/s "
         "(28.0 tok/s to 52.0 tok/s)  (calibrated)",
     ]
+
+
+_GPU = make_tier(256 * MIB, 128 * MIB, 64 * MIB, 64 * MIB, GIB, name="gpu0")
+_ENDPOINT = "a-machine-with-a-rather-long-name.in-a-department.example.org:50052"
+
+
+def test_every_tier_has_its_map() -> None:
+    """256, 128, 64 and 64 MiB of 1,024: 12, 6, 3 and 3 of 48 cells."""
+    remote = replace(_GPU, name=_ENDPOINT, budget_bytes=512 * MIB)
+    lines = _shown(make_plan_value(devices=(_GPU, remote)))
+    legend = (
+        "  █ weights 256.00 MiB  ▓ KV cache 128.00 MiB  ▒ compute 64.00 MiB  ░ overhead 64.00 MiB  · free "
+    )
+    assert lines[3].startswith("RAM  217.00 MiB")
+    assert lines[6:12] == [
+        "gpu0  512.00 MiB of 1.00 GiB",
+        "  " + "█" * 12 + "▓" * 6 + "▒" * 3 + "░" * 3 + "·" * 24,
+        legend + "512.00 MiB",
+        f"{_ENDPOINT}  512.00 MiB of 512.00 MiB",
+        "  " + "█" * 24 + "▓" * 12 + "▒" * 6 + "░" * 6,
+        legend + "0 B",
+    ]
+
+
+def test_a_device_that_is_not_used_is_empty() -> None:
+    lines = _shown(make_plan_value(devices=(make_tier(0, 0, 0, 0, GIB, name="gpu0"),)))
+    assert lines[6:8] == ["gpu0  0 B of 1.00 GiB", "  " + "·" * 48]
 
 
 _BYTES = st.integers(0, 2**50)
@@ -98,10 +126,37 @@ def test_plain_leaves_nothing_that_a_terminal_obeys(text: str) -> None:
     assert plain(text).plain.isprintable()
 
 
-def test_reasons_are_text() -> None:
+def _why(plan: Plan) -> list[str]:
     out = io.StringIO()
-    print_why(replace(make_plan_value(), why=("[b]one[/b]", "two\x1b[2J")), console(file=out))
-    assert out.getvalue() == "  · [b]one[/b]\n  · two�[2J\n"
+    print_why(plan, console(file=out))
+    return out.getvalue().splitlines()
+
+
+def test_reasons_are_text() -> None:
+    lines = _why(replace(make_plan_value(), why=("[b]one[/b]", "two\x1b[2J", r"in RAM: ^blk\.(0|1)\.[a-z]")))
+    assert lines[:3] == ["  · [b]one[/b]", "  · two�[2J", r"  · in RAM: ^blk\.(0|1)\.[a-z]"]
+
+
+def test_what_a_pass_spends_where() -> None:
+    """The longest first, each with its place."""
+    prediction = replace(
+        make_plan_value().prediction,
+        prompt_terms=(Term(place=0, kind="matmul Q8_0", seconds=1.5),),
+        generation_terms=(
+            Term(place=1, kind="entering", seconds=0.0002),
+            Term(place=0, kind="attention F16", seconds=0.012),
+            Term(place=1, kind="other", seconds=0.001),
+        ),
+    )
+    plan = replace(make_plan_value(devices=(_GPU,)), prediction=prediction)
+    assert _why(plan)[1:] == [
+        "  · a prompt's pass of 512 tokens takes 1.5e+03 ms:",
+        "       1.5e+03 ms  RAM: matmul Q8_0",
+        "  · one token takes 13.2 ms:",
+        "            12 ms  RAM: attention F16",
+        "             1 ms  gpu0: other",
+        "           0.2 ms  gpu0: entering",
+    ]
 
 
 def test_piped_output_has_no_escape_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +177,7 @@ def test_a_terminal_gets_colours() -> None:
 def test_piped_lines_are_not_wrapped() -> None:
     out = io.StringIO()
     print_why(replace(make_plan_value(), why=("word " * 100,)), console(file=out))
-    assert out.getvalue().count("\n") == 1
+    assert out.getvalue().splitlines()[0] == "  · " + "word " * 100
 
 
 def test_a_report_by_hand() -> None:
@@ -132,6 +187,20 @@ def test_a_report_by_hand() -> None:
         "RAM  peak 220.00 MiB · predicted 217.00 MiB (-3.00 MiB off) · budget 1.00 GiB · within budget",
         "prompt 150 tok/s (predicted 200 tok/s) · generation 45.0 tok/s (predicted 40.0 tok/s) · "
         "loaded in 0.2 s",
+    ]
+
+
+def test_a_report_of_several_tiers_by_hand() -> None:
+    out = io.StringIO()
+    report = make_report(make_plan_value(devices=(_GPU, replace(_GPU, name=_ENDPOINT))))
+    ram, gpu, remote = report.tiers
+    tiers = (ram, replace(gpu, peak_bytes=GIB + MIB), replace(remote, peak_bytes=None))
+    print_report(replace(report, tiers=tiers), console(file=out))
+    assert out.getvalue().splitlines()[:3] == [
+        "RAM  peak 220.00 MiB · predicted 217.00 MiB (-3.00 MiB off) · budget 1.00 GiB · within budget",
+        "gpu0  peak 1.00 GiB · predicted 512.00 MiB (-513.00 MiB off) · budget 1.00 GiB · OVER BUDGET",
+        f"{_ENDPOINT}  peak unknown: nobody there measures it · predicted 512.00 MiB · "
+        "budget 1.00 GiB · not proven",
     ]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from fakes import make_plan_value, make_report
+from fakes import make_plan_value, make_report, make_tier
 
 from memfit.engines.protocol import Speed
 from memfit.units import GIB, MIB
@@ -18,9 +19,34 @@ def test_the_error_is_predicted_minus_measured() -> None:
     assert make_report(peak_bytes=200 * MIB).tiers[0].error_bytes == 17 * MIB
 
 
-@pytest.mark.parametrize(("peak_bytes", "within"), [(0, True), (GIB, True), (GIB + 1, False)])
-def test_within_budget(peak_bytes: int, within: bool) -> None:
+@pytest.mark.parametrize(("peak_bytes", "within"), [(0, True), (GIB, True), (GIB + 1, False), (None, True)])
+def test_within_budget(peak_bytes: int | None, within: bool) -> None:
     assert make_report(peak_bytes=peak_bytes).within_budget is within
+
+
+def test_one_tier_over_its_budget_is_enough() -> None:
+    plan = make_plan_value(devices=(make_tier(200 * MIB, 0, 0, 0, 219 * MIB, name="gpu0"),))
+    report = make_report(plan, peak_bytes=220 * MIB)
+    assert [tier.within_budget for tier in report.tiers] == [True, False]
+    assert not report.within_budget
+    assert [tier.error_bytes for tier in report.tiers] == [-3 * MIB, -20 * MIB]
+
+
+def test_a_peak_that_nobody_measured_is_null() -> None:
+    plan = make_plan_value(devices=(make_tier(MIB, 0, 0, 0, 2 * MIB, name="host:1"),))
+    report = make_report(plan)
+    unknown = replace(report, tiers=(report.tiers[0], replace(report.tiers[1], peak_bytes=None)))
+    assert unknown.tiers[1].error_bytes is None
+    assert unknown.within_budget
+    measured = json.loads(json.dumps(unknown.to_json(**_ANSWER)["measured"]))
+    assert measured["tiers"][1] == {
+        "name": "host:1",
+        "kind": "vram",
+        "budget_bytes": 2 * MIB,
+        "predicted_bytes": MIB,
+        "peak_bytes": None,
+        "error_bytes": None,
+    }
 
 
 def test_rates_by_hand() -> None:

@@ -23,6 +23,7 @@ from memfit.units import GIB
         ("threads", "--threads", 1, 512),
         ("prompt_tokens", "prompt tokens", 1, 2**31 - 1),
         ("generated_tokens", "generated tokens", 1, 2**31 - 1),
+        ("depth", "--depth", 0, 2**31 - 1),
     ],
 )
 def test_the_workloads_limits(field: str, option: str, least: int, most: int) -> None:
@@ -52,8 +53,10 @@ def test_other_words_are_refused(word: str) -> None:
 
 def test_the_defaults() -> None:
     workload = Workload()
-    assert (workload.context, workload.threads) == (None, None)
+    assert (workload.context, workload.threads, workload.depth) == (None, None, None)
     assert (workload.parallel, workload.kv_type, workload.repack) == (1, "auto", "auto")
+    budget = Budget()
+    assert (budget.ram, budget.vram, budget.rpc, budget.disk) == (None, None, {}, True)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,63 @@ def test_a_nonsense_budget_names_its_option(ram: Any) -> None:
     with pytest.raises(UsageError, match=r"^--ram: ") as caught:
         Budget(ram=ram).ram_bytes(make_ram(GIB))
     assert str(ram) in str(caught.value)
+
+
+# --- GPUs and remote devices ---
+
+
+def test_no_gpu_budget_leaves_the_reserve_of_each() -> None:
+    assert Budget().gpu_bytes(0, GIB) == GIB - 536_870_912
+    assert Budget().gpu_bytes(1, 1000) == 0  # nothing fits there, so it is not used
+
+
+@pytest.mark.parametrize(("vram", "size_bytes"), [("8GiB", 8_589_934_592), (1024, 1024), ("90%", 9_000)])
+def test_one_size_is_for_every_gpu(vram: str | int, size_bytes: int) -> None:
+    assert [Budget(vram=vram).gpu_bytes(number, 10_000) for number in (0, 7)] == [size_bytes] * 2
+
+
+def test_a_gpu_that_is_not_named_is_not_used() -> None:
+    budget = Budget(vram={0: "50%", 2: 300, 3: 0})
+    assert [budget.gpu_bytes(number, 10_000) for number in range(4)] == [5_000, 0, 300, 0]
+
+
+@pytest.mark.parametrize("size", ["", "lots", "0", 0, -1, "101%"])
+def test_a_nonsense_gpu_budget_names_its_option(size: Any) -> None:
+    with pytest.raises(UsageError, match=r"^--vram: ") as caught:
+        Budget(vram=size).gpu_bytes(0, GIB)
+    assert str(size) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["lots", "0", -1, "101%"])
+def test_a_nonsense_budget_of_one_gpu_names_it(size: Any) -> None:
+    with pytest.raises(UsageError, match=r"^--vram 2: "):
+        Budget(vram={2: size}).gpu_bytes(2, GIB)
+
+
+@pytest.mark.parametrize(("size", "size_bytes"), [(None, 10_000), ("25%", 2_500), (77, 77), ("1KiB", 1024)])
+def test_a_remote_budget_is_what_is_lent_or_less(size: Any, size_bytes: int) -> None:
+    assert Budget(rpc={"host:1": size}).remote_bytes("host:1", 10_000) == size_bytes
+
+
+@pytest.mark.parametrize("size", ["", "lots", 0, "0 GiB", "101%"])
+def test_a_nonsense_remote_budget_names_the_endpoint(size: Any) -> None:
+    with pytest.raises(UsageError, match=r"^--rpc host:1: "):
+        Budget(rpc={"host:1": size}).remote_bytes("host:1", GIB)
+
+
+@pytest.mark.parametrize("endpoint", ["host:1", "192.168.1.7:50052", "[::1]:65535", "a.b.example:80"])
+def test_endpoints(endpoint: str) -> None:
+    assert Budget(rpc={endpoint: None}).remote_bytes(endpoint, 5) == 5
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["", "host", ":1", "host:", "host:0", "host:65536", "host:-1", "host:x", "host:1 ", "host:\u0661"],
+)
+def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
+    with pytest.raises(UsageError, match=r"^--rpc is .*; it must be HOST:PORT or HOST:PORT=SIZE$") as caught:
+        Budget(rpc={endpoint: None})
+    assert repr(endpoint) in str(caught.value)
 
 
 @given(st.text(max_size=20))

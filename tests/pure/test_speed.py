@@ -1,136 +1,425 @@
-"""The speed formula, against examples worked out by hand."""
+"""The speed formula, term by term, against sums worked out by hand."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from fakes import make_spec, make_tensor
+from fakes import make_graph, make_operation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfit.headers.model_spec import ModelSpec
-from memfit.planner.speed import KernelSpeed, Prediction, measured_types, predict
+from memfit.memory.oracle import Answer, Graph, Operation
+from memfit.planner.speed import (
+    ASSUMED,
+    AttentionSpeed,
+    DeviceSpeed,
+    Prediction,
+    WeightSpeed,
+    attention_key,
+    needed_rates,
+    predict,
+)
 
-# 1 ns a node; F16 moves 1,000 bytes a second and Q8_0 2,000, so that seconds are whole numbers.
-_SPEEDS = {
-    "F16": KernelSpeed(bytes_per_second=1000, operations_per_second=500, node_seconds=0.001),
-    "Q8_0": KernelSpeed(bytes_per_second=2000, operations_per_second=4000, node_seconds=0.001),
-}
-_EMBEDDING = make_tensor("token_embd.weight", (10, 100), "F16", 2000)
-_MATRIX = make_tensor("blk.0.attn_q.weight", (10, 60), "Q8_0", 640)
-_EFFICIENCY = 0.75  # what the formula says the kernels reach inside a model
-_VECTOR = make_tensor("blk.0.attn_norm.weight", (10,), "F32", 40)
-_OUTPUT = make_tensor("output.weight", (10, 100), "Q8_0", 1060)
+# Q8_0 streams 2,000 bytes a second and F16 1,000; a node takes 1 ms.
+_RAM = DeviceSpeed(
+    weights={
+        "Q8_0": WeightSpeed(bytes_per_second=2000, operations_per_second=4000),
+        "F16": WeightSpeed(bytes_per_second=1000, operations_per_second=500),
+    },
+    attention={
+        "F16/64": AttentionSpeed(generation=100, prompt=1000),
+        "Q8_0/64": AttentionSpeed(generation=50, prompt=2000),
+    },
+    activation_bytes_per_second=500,
+    node_seconds=0.001,
+    entering_seconds=0.0,
+    entering_bytes_per_second=1e12,
+    basis="calibrated",
+)
+# Ten times as fast; handing over to it takes 0.1 s, and 100 bytes a second pass.
+_DEVICE = replace(
+    _RAM,
+    weights={name: WeightSpeed(bytes_per_second=20_000, operations_per_second=40_000) for name in ("Q8_0",)},
+    activation_bytes_per_second=5000,
+    node_seconds=0.0,
+    entering_seconds=0.1,
+    entering_bytes_per_second=100,
+)
 
 
-def _predict(spec: ModelSpec, *, prompt: int = 10, generated: int = 20, nodes: int = 50) -> Prediction:
-    return predict(
-        spec,
-        _SPEEDS,
-        nodes=nodes,
-        kv_bytes_per_token=2.5,
-        prompt_tokens=prompt,
-        generated_tokens=generated,
+def _answer(generation: Graph, prompt: Graph | None = None) -> Answer:
+    return Answer(
+        context=4096,
+        weights_bytes=0,
+        kv_cache_bytes=0,
+        compute_bytes=0,
+        scratch_bytes=0,
+        process_bytes=0,
+        generation=generation,
+        prompt=prompt or make_graph(make_operation(operations=4000), tokens=10),
     )
 
 
-def test_a_dense_model_by_hand() -> None:
-    """A token: (640 + 1,060) / 2,000 + 50 * 0.001 + 20 * 2.5 / 1,000 = 0.85 + 0.05 + 0.05 = 0.95 s.
-    The embedding is read by the row and the vector is small. A prompt token: 2 * 600 / 4,000 = 0.3 s."""
-    prediction = _predict(make_spec(_EMBEDDING, _MATRIX, _VECTOR, _OUTPUT))
-    assert prediction.generation.value == pytest.approx(_EFFICIENCY / 0.95)
-    assert prediction.prompt.value == pytest.approx(_EFFICIENCY / 0.3)
-    assert prediction.basis == "calibrated"
+def _predict(
+    *generation: Operation,
+    prompt: Graph | None = None,
+    speeds: tuple[DeviceSpeed, ...] = (_RAM,),
+    entries: tuple[int, ...] = (0,),
+    prompt_tokens: int = 10,
+    generated_tokens: int = 20,
+    depth: int | None = None,
+) -> Prediction:
+    graph = make_graph(*(generation or (make_operation(bytes=2000),)), entries=entries)
+    return predict(
+        _answer(graph, prompt),
+        speeds,
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        depth=depth,
+    )
 
 
-def test_tied_embeddings_are_the_output_matrix_by_hand() -> None:
-    """A token: 640 / 2,000 + 2,000 / 1,000 + 0.05 + 0.05 = 2.42 s; the prompt does not change."""
-    prediction = _predict(make_spec(_EMBEDDING, _MATRIX, _VECTOR))
-    assert prediction.generation.value == pytest.approx(_EFFICIENCY / 2.42)
-    assert prediction.prompt.value == pytest.approx(_EFFICIENCY / 0.3)
+def _seconds(prediction: Prediction) -> float:
+    """Of one generated token."""
+    return 1 / prediction.generation.value
 
 
-def test_a_mixture_of_experts_by_hand() -> None:
-    """2 of 8 experts: a quarter of 3,200 bytes and 3,000 weights; shared matrices are used whole.
-    A token: (640 + 1,060 + 800) / 2,000 + 0.1 = 1.35 s; a prompt token: 2 * (600 + 750) / 4,000."""
-    experts = make_tensor("blk.0.ffn_up_exps.weight", (10, 60, 5), "Q8_0", 3200)
-    facts = {"qwen3moe.expert_count": 8, "qwen3moe.expert_used_count": 2}
-    spec = make_spec(_EMBEDDING, _MATRIX, experts, _OUTPUT, architecture="qwen3moe", metadata=dict(facts))
-    prediction = _predict(spec)
-    assert prediction.generation.value == pytest.approx(_EFFICIENCY / 1.35)
-    assert prediction.prompt.value == pytest.approx(_EFFICIENCY / 0.675)
+# --- matrices ---
 
 
-def test_the_output_matrix_does_not_count_for_prompts() -> None:
-    huge = replace(_OUTPUT, shape=(10, 10**9), size_bytes=10**10)
-    spec, other = (make_spec(_EMBEDDING, _MATRIX, output) for output in (_OUTPUT, huge))
-    assert _predict(spec).prompt == _predict(other).prompt
-    assert _predict(spec).generation.value > 1000 * _predict(other).generation.value
+@pytest.mark.parametrize(
+    ("size", "operations", "seconds"),
+    [
+        (1000, 0, 0.5),  # 1,000 / 2,000
+        (1000, 1999, 0.5),
+        (1000, 2000, 0.5),  # both take as long
+        (1000, 6000, 1.5),  # 6,000 / 4,000
+        (0, 400, 0.1),
+    ],
+)
+@pytest.mark.parametrize("kind", ["matmul", "experts"])
+def test_a_matrix_takes_the_longer_of_reading_and_multiplying(
+    kind: str, size: int, operations: int, seconds: float
+) -> None:
+    prediction = _predict(make_operation(kind, bytes=size, operations=operations))
+    assert _seconds(prediction) == pytest.approx(seconds + 0.001)
 
 
-def test_the_depth_is_the_prompt_and_half_of_the_answer() -> None:
-    spec = make_spec(_EMBEDDING, _MATRIX, _OUTPUT)
-    shallow, deep = _predict(spec, prompt=0, generated=200), _predict(spec, prompt=100, generated=400)
-    # 100 against 300 tokens of 2.5 bytes at 1,000 bytes a second
-    assert 1 / deep.generation.value - 1 / shallow.generation.value == pytest.approx(0.5 / _EFFICIENCY)
+def test_each_matrix_is_bounded_by_itself() -> None:
+    """One is bound by its bytes and one by its operations: 1 s each, not the larger of the sums."""
+    both = (make_operation(bytes=2000), make_operation("experts", bytes=2, operations=4000))
+    assert _seconds(_predict(*both)) == pytest.approx(1.0 + 1.0 + 0.002)
 
 
-def test_ranges_lie_either_side() -> None:
-    rate = _predict(make_spec(_EMBEDDING, _MATRIX, _OUTPUT)).generation
-    assert (rate.low, rate.high) == pytest.approx((0.65 * rate.value, 1.35 * rate.value))
+def test_a_type_has_its_own_rates() -> None:
+    assert _seconds(_predict(make_operation(type_name="F16", bytes=1000))) == pytest.approx(1.001)
+    assert _seconds(_predict(make_operation(type_name="F16", operations=1000))) == pytest.approx(2.001)
+
+
+def test_an_unknown_type_is_as_fast_as_the_slowest() -> None:
+    """F16 multiplies slowest, so its bandwidth counts too, although Q8_0's would be another."""
+    unknown = make_operation(type_name="IQ1_S", bytes=3000, operations=100)
+    assert _seconds(_predict(unknown)) == pytest.approx(3.001)
+
+
+def test_every_node_costs() -> None:
+    prediction = _predict(make_operation(bytes=2000, count=30), make_operation("other", "", count=70))
+    assert _seconds(prediction) == pytest.approx(1.0 + 0.1)
+
+
+def test_activations_are_moved() -> None:
+    assert _seconds(_predict(make_operation("other", "", bytes=250))) == pytest.approx(0.501)
+
+
+# --- attention ---
+
+
+def _attention(type_name: str = "F16", **values: int) -> Operation:
+    return make_operation("attention", type_name, **{"cells": 100, "head": 64, **values})
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "generated_tokens", "depth", "cells"),
+    [
+        (10, 20, None, 20),  # an answer follows its prompt: 10, and half of 20
+        (10, 20, 0, 10),
+        (10, 20, 30, 40),
+        (70, 60, None, 100),  # the whole cache, exactly
+        (70, 600, None, 100),  # no more than there is
+        (1, 1, 5000, 100),
+    ],
+)
+def test_attention_is_scaled_by_the_cells_in_use(
+    prompt_tokens: int, generated_tokens: int, depth: int | None, cells: int
+) -> None:
+    """1,000 operations over 100 cells at 100 a second: 0.1 s a cell."""
+    prediction = _predict(
+        _attention(operations=1000),
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        depth=depth,
+    )
+    assert _seconds(prediction) == pytest.approx(0.1 * cells + 0.001)
+
+
+@pytest.mark.parametrize(("depth", "cells"), [(None, 5), (0, 5), (40, 45), (90, 95), (96, 100)])
+def test_a_prompts_attention_sees_half_of_it_and_what_lies_before(depth: int | None, cells: int) -> None:
+    """1,000 operations over 100 cells at 1,000 a second, for a pass of 10 tokens."""
+    prompt = make_graph(_attention(operations=1000), tokens=10)
+    prediction = _predict(prompt=prompt, depth=depth)
+    assert prediction.prompt.value == pytest.approx(10 / (0.01 * cells + 0.001))
+
+
+def test_attention_is_bounded_by_streaming() -> None:
+    """10,000 bytes at the fastest type's 2,000 a second are 5 s, 20 of 100 cells 1 s; operations 0.2 s."""
+    assert _seconds(_predict(_attention(operations=100, bytes=10_000))) == pytest.approx(1.001)
+    assert _seconds(_predict(_attention(operations=1000, bytes=10_000))) == pytest.approx(2.001)
+
+
+def test_attention_has_its_own_rates_by_type_and_head() -> None:
+    assert _seconds(_predict(_attention("Q8_0", operations=1000))) == pytest.approx(4.001)  # at 50 a second
+    unknown = _attention("Q4_0", operations=1000)
+    assert _seconds(_predict(unknown)) == pytest.approx(4.001)  # the slowest generation
+    prompt = make_graph(_attention("F16", operations=1000, head=128), tokens=10)
+    # Slowest where generating is Q8_0/64, so its 2,000 a second count: 50 operations, 0.025 s.
+    assert _predict(prompt=prompt).prompt.value == pytest.approx(10 / 0.026)
+
+
+def test_attention_key() -> None:
+    assert attention_key("F16", 128) == "F16/128"
+
+
+# --- prompts ---
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seconds"),
+    [
+        (10, 1.001),  # one whole pass: 4,000 operations at 4,000 a second
+        (20, 2.002),
+        (5, 0.501),  # half full: half of the operations, all of the node
+        (15, 1.502),  # two passes of three quarters
+        (1, 0.101),
+    ],
+)
+def test_a_prompt_is_passes_of_a_micro_batch(tokens: int, seconds: float) -> None:
+    assert _predict(prompt_tokens=tokens).prompt.value == pytest.approx(tokens / seconds)
+
+
+def test_a_pass_that_is_not_full_still_reads_the_weights() -> None:
+    prompt = make_graph(make_operation(bytes=1000, operations=40), tokens=10)
+    assert _predict(prompt=prompt, prompt_tokens=1).prompt.value == pytest.approx(1 / 0.501)
+
+
+def test_moved_activations_shrink_with_a_pass_that_is_not_full() -> None:
+    prompt = make_graph(make_operation("other", "", bytes=500), tokens=10)
+    assert _predict(prompt=prompt, prompt_tokens=5).prompt.value == pytest.approx(5 / 0.501)
+
+
+# --- several places ---
+
+
+def test_each_place_has_its_own_rates() -> None:
+    here, there = make_operation(bytes=2000), make_operation(bytes=2000, place=1)
+    assert _seconds(_predict(here, there, speeds=(_RAM, _DEVICE))) == pytest.approx(1.001 + 0.1)
+
+
+def test_entering_a_place_costs_time_and_what_is_copied() -> None:
+    """Twice into the device: 2 * 0.1 s, and 30 bytes at 100 a second; back home is free of seconds."""
+    graph = Graph(
+        tokens=1,
+        operations=(make_operation(bytes=2000),),
+        entries=(2, 2),
+        entered_bytes=(5_000_000, 30),
+    )
+    lengths = {"prompt_tokens": 10, "generated_tokens": 20}
+    prediction = predict(_answer(graph), (_RAM, _DEVICE), **lengths)
+    assert _seconds(prediction) == pytest.approx(1.001 + 0.2 + 0.3)
+    waiting = replace(_RAM, entering_seconds=0.25)  # but its bytes are the other place's
+    slower = predict(_answer(graph), (waiting, _DEVICE), **lengths)
+    assert _seconds(slower) == pytest.approx(1.001 + 0.2 + 0.3 + 0.5)
+
+
+def test_the_copies_of_a_half_full_pass_are_half() -> None:
+    prompt = Graph(tokens=10, operations=(), entries=(1, 1), entered_bytes=(0, 40))
+    prediction = _predict(prompt=prompt, speeds=(_RAM, _DEVICE), prompt_tokens=5)
+    assert prediction.prompt.value == pytest.approx(5 / (0.1 + 0.2))
+
+
+_TAKING = replace(_DEVICE, takes_over_prompts=True)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seconds"),
+    [
+        (64, 10.1),  # 1,000 bytes at 100 a second are sent, and 4,000 operations done at 40,000
+        (32, 10.05),  # from 32 tokens on; half of the operations
+        (31, 0.5),  # one less, and RAM multiplies itself: reading bounds it
+    ],
+)
+def test_a_gpu_takes_over_prompts_of_matrices_in_ram(tokens: int, seconds: float) -> None:
+    prompt = make_graph(make_operation(bytes=1000, operations=4000), tokens=64)
+    quick = replace(_RAM, node_seconds=0.0)
+    speeds = (quick, _TAKING)
+    prediction = _predict(prompt=prompt, speeds=speeds, prompt_tokens=tokens)
+    assert prediction.prompt.value == pytest.approx(tokens / seconds)
+    # Generation, and a device that does not take over, are as ever.
+    assert _seconds(prediction) == pytest.approx(1.0)
+    left = _predict(prompt=prompt, speeds=(quick, _DEVICE), prompt_tokens=64)
+    assert left.prompt.value == pytest.approx(64 / 1.0)
+
+
+def test_what_lies_on_the_gpu_is_not_sent() -> None:
+    prompt = make_graph(make_operation(bytes=1000, operations=4000, place=1), tokens=64)
+    prediction = _predict(prompt=prompt, speeds=(_RAM, _TAKING), prompt_tokens=64)
+    assert prediction.prompt.value == pytest.approx(64 / 0.1)
+
+
+def test_attention_in_ram_is_not_taken_over() -> None:
+    prompt = make_graph(_attention(operations=1000), tokens=64)
+    prediction = _predict(prompt=prompt, speeds=(_RAM, _TAKING), prompt_tokens=64)
+    assert prediction.prompt.value == pytest.approx(64 / (0.32 + 0.001))  # 32 of 100 cells
+
+
+# --- what it is worth ---
+
+
+@pytest.mark.parametrize(("basis", "spread"), [("calibrated", 0.3), ("profile", 0.5), ("assumed", 0.75)])
+def test_ranges_lie_either_side(basis: str, spread: float) -> None:
+    prediction = _predict(speeds=(replace(_RAM, basis=basis),))
+    for rate in (prediction.prompt, prediction.generation):
+        assert (rate.low, rate.high) == pytest.approx(((1 - spread) * rate.value, (1 + spread) * rate.value))
+    assert prediction.basis == basis
+
+
+@pytest.mark.parametrize(
+    ("ram", "device", "basis"),
+    [
+        ("calibrated", "calibrated", "calibrated"),
+        ("calibrated", "profile", "profile"),
+        ("profile", "calibrated", "profile"),
+        ("profile", "assumed", "assumed"),
+        ("assumed", "calibrated", "assumed"),
+    ],
+)
+def test_the_weakest_basis_counts(ram: str, device: str, basis: str) -> None:
+    speeds = (replace(_RAM, basis=ram), replace(_DEVICE, basis=device))
+    assert _predict(make_operation(bytes=1, place=1), speeds=speeds).basis == basis
+
+
+def test_a_place_that_nothing_lies_in_does_not_weaken_the_basis() -> None:
+    assert _predict(speeds=(_RAM, replace(_DEVICE, basis="assumed"))).basis == "calibrated"
+    prompt = make_graph(make_operation(operations=1, place=1), tokens=10)
+    speeds = (_RAM, replace(_DEVICE, basis="assumed"))
+    assert _predict(prompt=prompt, speeds=speeds).basis == "assumed"
+
+
+def test_the_terms_sum_up_and_say_what_they_are() -> None:
+    prediction = _predict(
+        make_operation(bytes=2000),
+        make_operation("other", "", bytes=10, place=1),
+        _attention(operations=10),
+        speeds=(_RAM, _DEVICE),
+        entries=(1, 1),
+    )
+    assert [(term.place, term.kind) for term in prediction.generation_terms] == [
+        (0, "matmul Q8_0"),
+        (1, "other"),
+        (0, "attention F16"),
+        (1, "entering"),
+    ]
+    assert sum(term.seconds for term in prediction.generation_terms) == pytest.approx(_seconds(prediction))
+    assert sum(term.seconds for term in prediction.prompt_terms) == pytest.approx(1.001)
+
+
+def _scaled(speed: DeviceSpeed, factor: float) -> DeviceSpeed:
+    return replace(
+        speed,
+        weights={
+            name: WeightSpeed(
+                bytes_per_second=one.bytes_per_second * factor,
+                operations_per_second=one.operations_per_second * factor,
+            )
+            for name, one in speed.weights.items()
+        },
+        attention={
+            name: AttentionSpeed(generation=one.generation * factor, prompt=one.prompt * factor)
+            for name, one in speed.attention.items()
+        },
+        activation_bytes_per_second=speed.activation_bytes_per_second * factor,
+        node_seconds=speed.node_seconds / factor,
+        entering_seconds=speed.entering_seconds / factor,
+        entering_bytes_per_second=speed.entering_bytes_per_second * factor,
+    )
 
 
 @given(
     factor=st.floats(0.1, 10),
-    prompt=st.integers(1, 10_000),
-    generated=st.integers(1, 10_000),
-    nodes=st.integers(0, 5_000),
+    prompt_tokens=st.integers(1, 10_000),
+    generated_tokens=st.integers(1, 10_000),
+    depth=st.none() | st.integers(0, 10_000),
+    values=st.fixed_dictionaries({name: st.integers(0, 10**6) for name in ("count", "bytes", "operations")}),
+    taking=st.booleans(),
 )
-def test_a_machine_twice_as_fast_takes_half_the_time(
-    factor: float, prompt: int, generated: int, nodes: int
+def test_a_machine_so_much_faster_takes_so_much_less_time(
+    factor: float,
+    prompt_tokens: int,
+    generated_tokens: int,
+    depth: int | None,
+    values: Mapping[str, int],
+    taking: bool,
 ) -> None:
-    spec = make_spec(_EMBEDDING, _MATRIX, _OUTPUT)
-    faster = {
-        kind: KernelSpeed(
-            bytes_per_second=speed.bytes_per_second * factor,
-            operations_per_second=speed.operations_per_second * factor,
-            node_seconds=speed.node_seconds / factor,
+    kinds = [make_operation(kind, place=place, **values) for kind in ("matmul", "other") for place in (0, 1)]
+    operations = (*kinds, _attention(operations=7, bytes=3), make_operation(bytes=1))
+    prompt = make_graph(*operations, tokens=512, entries=(2, 2))
+    speeds = (_RAM, replace(_DEVICE, takes_over_prompts=taking))
+    before, after = (
+        _predict(
+            *operations,
+            prompt=prompt,
+            speeds=used,
+            entries=(1, 1),
+            prompt_tokens=prompt_tokens,
+            generated_tokens=generated_tokens,
+            depth=depth,
         )
-        for kind, speed in _SPEEDS.items()
-    }
-    lengths = {"prompt_tokens": prompt, "generated_tokens": generated}
-    before = predict(spec, _SPEEDS, nodes=nodes, kv_bytes_per_token=7.0, **lengths)
-    after = predict(spec, faster, nodes=nodes, kv_bytes_per_token=7.0, **lengths)
+        for used in (speeds, tuple(_scaled(speed, factor) for speed in speeds))
+    )
     assert after.generation.value == pytest.approx(factor * before.generation.value)
     assert after.prompt.value == pytest.approx(factor * before.prompt.value)
 
 
-def test_the_types_that_decide() -> None:
-    minor = make_tensor("blk.0.ffn_gate_inp.weight", (2, 2), "F32", 16)  # 16 of 1,716 bytes: below 1 %
-    assert measured_types(make_spec(_EMBEDDING, _MATRIX, minor, _OUTPUT)) == ["Q8_0", "F16"]
-    larger = make_tensor("blk.0.ffn_gate_inp.weight", (2, 3), "F32", 24)
-    assert measured_types(make_spec(_EMBEDDING, _MATRIX, larger, _OUTPUT)) == ["Q8_0", "F32", "F16"]
+# --- what has to be measured ---
 
 
-def test_a_minor_type_runs_at_the_main_types_speed() -> None:
-    """16 bytes of an unmeasured type at Q8_0's 2,000 bytes a second: 0.008 s more."""
-    minor = make_tensor("blk.0.ffn_gate_inp.weight", (2, 2), "F32", 16)
-    plain, more = (
-        _predict(make_spec(_EMBEDDING, _MATRIX, *extra, _OUTPUT)).generation.value for extra in ((), (minor,))
+def test_the_types_and_heads_that_decide() -> None:
+    def needed(*operations: Operation) -> tuple[list[str], list[str]]:
+        return needed_rates(_answer(make_graph(*operations)))
+
+    main = (
+        make_operation(type_name="Q8_0", bytes=600),
+        make_operation(type_name="Q8_0", bytes=390),
+        make_operation("experts", "Q4_K", bytes=300),
+        make_operation("other", "", bytes=10**9),
+        _attention("F16", bytes=10**9),
+        _attention("F16", bytes=10**9, head=128),
+        _attention("F16", bytes=1),
     )
-    assert 1 / more - 1 / plain == pytest.approx(0.008 / _EFFICIENCY)
+    both = ["Q4_K", "Q8_0"]
+    assert needed(*main) == (both, ["F16/128", "F16/64"])
+    # Below 1 % of the matrices' bytes a type needs no measuring; 13 of 1,303 are below, 14 of 1,304 above.
+    assert needed(*main, make_operation(type_name="F32", bytes=13))[0] == both
+    assert needed(*main, make_operation(type_name="F32", bytes=14))[0] == ["F32", *both]
+    # Small ones of one type count together.
+    seven = make_operation(type_name="F32", bytes=7)
+    assert needed(*main, seven, seven)[0] == ["F32", *both]
 
 
-def test_the_main_type_is_the_one_with_most_bytes() -> None:
-    speeds = {
-        "F16": _SPEEDS["F16"],
-        "F32": KernelSpeed(bytes_per_second=10, operations_per_second=10, node_seconds=0.5),
-        "Q8_0": _SPEEDS["Q8_0"],
-    }
-    minor = make_tensor("blk.0.odd.weight", (4, 4), "Q5_K", 11)
-    router = make_tensor("blk.0.ffn_gate_inp.weight", (2, 3), "F32", 24)
-    spec = make_spec(_MATRIX, router, minor, _OUTPUT)
-    prediction = predict(spec, speeds, nodes=0, kv_bytes_per_token=0.0, prompt_tokens=1, generated_tokens=1)
-    # (640 + 1,060 + 11) / 2,000 for all but the router's 24 bytes at 10 a second
-    assert prediction.generation.value == pytest.approx(_EFFICIENCY / (0.8555 + 2.4))
+def test_the_assumed_machine_knows_every_type() -> None:
+    prediction = _predict(
+        make_operation(type_name="Q4_K", bytes=20_000_000_000), _attention(bytes=1), speeds=(ASSUMED,)
+    )
+    assert _seconds(prediction) == pytest.approx(1.0, rel=1e-4)  # 20 GB/s
+    assert prediction.basis == "assumed"

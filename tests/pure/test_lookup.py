@@ -1,0 +1,153 @@
+"""Devices as the budget allows them, against an engine whose answers the test decides."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fakes import make_gpu, make_machine
+
+from memfit.engines.llamacpp import lookup
+from memfit.engines.llamacpp.lookup import find_devices, imagined_devices
+from memfit.errors import EngineError, UsageError, WorkerDiedError
+from memfit.hardware.machine import Device
+from memfit.hardware.profile import read_profile
+from memfit.memory.lending import encode_lending
+from memfit.planner.request import Budget
+from memfit.units import GIB, MIB
+
+
+class _Engine:
+    """A worker that knows these devices; None dies of the question."""
+
+    memory: dict[str, tuple[int, int]] | None
+
+    def ask(self, do: str, *, names: list[str]) -> dict[str, Any]:
+        assert do == "device_memory"
+        known = type(self).memory
+        if known is None:
+            raise WorkerDiedError("the engine's worker died")
+        gpus = {name: sizes for name, sizes in known.items() if ":" not in name}
+        return {"devices": {name: known[name] for name in names} if names else gpus}
+
+    def __enter__(self) -> _Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _Calibration:
+    def gpu_runtime_bytes(self, name: str, gpu: object) -> int:
+        return {"CUDA0": 300, "CUDA1": 400}[name]
+
+
+@pytest.fixture(autouse=True)
+def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Engine.memory = {}
+    monkeypatch.setattr(lookup, "WorkerProcess", _Engine)
+
+
+def _find(budget: Budget, *, gpus: int = 0) -> list[Device]:
+    machine = make_machine(gpus=tuple(make_gpu(index, (8 + index) * GIB) for index in range(gpus)))
+    return find_devices(machine, budget, _Calibration())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    """Somebody who listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+# --- GPUs of this machine ---
+
+
+def test_every_gpu_is_found_with_its_runtime() -> None:
+    _Engine.memory = {"CUDA0": (1, 2), "CUDA1": (1, 2)}
+    first, second = _find(Budget(), gpus=2)
+    assert (first.name, first.engine_name, first.overhead_bytes) == ("gpu0", "CUDA0", 300)
+    assert (second.name, second.engine_name, second.overhead_bytes) == ("gpu1", "CUDA1", 400)
+    assert (second.total_bytes, second.free_bytes) == (9 * GIB, 9 * GIB)
+    assert (second.lends, second.imagined, second.is_remote) == (False, False, False)
+
+
+def test_a_gpu_that_the_budget_leaves_out_is_not_looked_at() -> None:
+    _Engine.memory = {"CUDA0": (1, 2), "CUDA1": (1, 2)}
+    assert [one.name for one in _find(Budget(vram={1: "1GiB"}), gpus=2)] == ["gpu1"]
+
+
+def test_no_gpu_asks_no_engine() -> None:
+    _Engine.memory = None
+    assert _find(Budget()) == []
+
+
+def test_an_engine_without_gpu_support() -> None:
+    assert _find(Budget(), gpus=1) == []  # nobody asked for it
+    with pytest.raises(EngineError, match="built without GPU support"):
+        _find(Budget(vram="1GiB"), gpus=1)
+
+
+def test_a_gpu_that_the_engine_does_not_see() -> None:
+    _Engine.memory = {"CUDA0": (1, 2)}
+    with pytest.raises(UsageError, match="--vram 1: the engine sees only CUDA0"):
+        _find(Budget(vram="1GiB"), gpus=2)
+
+
+# --- remote ones ---
+
+
+def test_a_worker_that_lends(endpoint: str) -> None:
+    """Of 6 GiB lent it holds 40 MiB idle, and 3 more once it computes."""
+    _Engine.memory = {endpoint: encode_lending(6 * GIB, 40 * MIB)}
+    (device,) = _find(Budget(rpc={endpoint: None}))
+    assert (device.name, device.engine_name) == (endpoint, endpoint)
+    assert (device.free_bytes, device.total_bytes) == (6 * GIB, 6 * GIB)
+    assert device.overhead_bytes == 43 * MIB
+    assert (device.lends, device.is_remote) == (True, True)
+
+
+def test_another_rpc_server_says_only_what_is_free(endpoint: str) -> None:
+    _Engine.memory = {endpoint: (5 * GIB, 8 * GIB)}
+    (device,) = _find(Budget(rpc={endpoint: None}))
+    assert (device.free_bytes, device.total_bytes, device.overhead_bytes) == (5 * GIB, 8 * GIB, 0)
+    assert (device.lends, device.is_remote) == (False, True)
+
+
+def test_nobody_answers() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, so nobody else takes it; not listening
+        port = unused.getsockname()[1]
+        with pytest.raises(EngineError) as caught:
+            _find(Budget(rpc={f"127.0.0.1:{port}": None}))
+    assert str(caught.value) == (
+        f"--rpc 127.0.0.1:{port}: nothing answers there (Connection refused); "
+        f"start it with: memfit worker --host 127.0.0.1 --port {port}"
+    )
+
+
+def test_something_else_answers(endpoint: str) -> None:
+    _Engine.memory = None
+    with pytest.raises(EngineError, match=f"--rpc {endpoint}: what answers there is no worker"):
+        _find(Budget(rpc={endpoint: None}))
+
+
+def test_gpus_come_before_remote_devices(endpoint: str) -> None:
+    _Engine.memory = {"CUDA0": (1, 2), endpoint: (GIB, GIB)}
+    assert [one.name for one in _find(Budget(rpc={endpoint: None}), gpus=1)] == ["gpu0", endpoint]
+
+
+# --- a profile's ---
+
+
+def test_the_gpus_of_a_profile_are_imagined() -> None:
+    (device,) = imagined_devices(read_profile("colab-t4"))
+    assert (device.name, device.engine_name, device.description) == ("gpu0", "profile:0", "Tesla T4")
+    assert (device.total_bytes, device.free_bytes) == (16106127360, 16106127360 - 469762048)
+    assert (device.overhead_bytes, device.lends) == (300 * MIB, False)
+    assert (device.imagined, device.is_remote) == (True, False)
+    assert imagined_devices(read_profile("pi-8gb")) == []

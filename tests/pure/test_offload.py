@@ -1,0 +1,506 @@
+"""Placement of a model's tensors on devices: fakes' toy model, placed by hand.
+
+A layer is a core of 8 MiB with a KV cache of 4 (4,096 tokens), and three blocks of 16. The output has
+12 MiB; the embedding, 10, lies in RAM. DeviceOracle, which follows llama.cpp's source, has the last word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from fakes import (
+    DeviceOracle,
+    engine_places,
+    make_device,
+    make_layered_spec,
+    make_speed,
+    make_tensor,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memfit.headers.model_spec import ModelSpec
+from memfit.memory.oracle import EngineParameters
+from memfit.planner.offload import Offloader, exceptions_of, places_of, staging_bytes, taken_over_bytes
+from memfit.planner.placement import Place, Placement, Problem, cost
+from memfit.planner.request import Workload
+from memfit.planner.speed import AttentionSpeed, DeviceSpeed, predict
+from memfit.units import GIB, KIB, MIB
+
+_LARGE = 8 * GIB
+_BESIDE = 5 * MIB  # compute buffers and scratch of a place
+_VECTORS = 64 * KIB  # more than all vectors together
+# RAM attends a thousand times slower than it multiplies, so KV caches are worth most on a device.
+_SLOW_ATTENTION = make_speed(attention={"F16/64": AttentionSpeed(generation=1e6, prompt=1e6)})
+_FAST = make_speed(1e11)
+_ALIKE = make_speed(attention={"F16/64": AttentionSpeed(generation=1e12, prompt=1e12)})
+
+
+def _parameters(spec: ModelSpec) -> EngineParameters:
+    return EngineParameters(
+        paths=spec.paths,
+        context=4096,
+        parallel=1,
+        kv_type="f16",
+        micro_batch=512,
+        threads=4,
+        repack=False,
+        load_mode="mmap",
+    )
+
+
+def _offloader(
+    spec: ModelSpec,
+    *limits: int,
+    speeds: Sequence[DeviceSpeed] | None = None,
+    workload: Workload | None = None,
+) -> Offloader:
+    """`limits` are RAM's and each device's; they hold buffers too, but no runtime."""
+    devices = [make_device(f"gpu{index}", limit) for index, limit in enumerate(limits[1:])]
+    oracle = DeviceOracle(spec)
+
+    def totals(parameters: EngineParameters) -> list[int]:
+        answer = oracle.ask(parameters)
+        held = [device.total_bytes for device in answer.devices] or [0] * len(devices)
+        return [answer.total_bytes, *held]
+
+    speeds = speeds or [_SLOW_ATTENTION, *(_FAST for _ in devices)]
+    return Offloader(spec, workload or Workload(), devices, limits, speeds, totals)
+
+
+def _place(
+    spec: ModelSpec,
+    *limits: int,
+    speeds: Sequence[DeviceSpeed] | None = None,
+    workload: Workload | None = None,
+) -> EngineParameters | None:
+    parameters = _parameters(spec)
+    base = DeviceOracle(spec).ask(parameters)
+    return _offloader(spec, *limits, speeds=speeds, workload=workload).place(parameters, base)
+
+
+def _placed(
+    spec: ModelSpec,
+    *limits: int,
+    speeds: Sequence[DeviceSpeed] | None = None,
+    workload: Workload | None = None,
+) -> EngineParameters:
+    found = _place(spec, *limits, speeds=speeds, workload=workload)
+    assert found is not None
+    return found
+
+
+def _there(spec: ModelSpec, parameters: EngineParameters, place: int = 1) -> set[str]:
+    """Names of the matrices in a place."""
+    return {
+        one.name.removesuffix(".weight")
+        for one, where in engine_places(spec, parameters)
+        if where == place and len(one.shape) > 1
+    }
+
+
+# --- what goes where first ---
+
+
+def test_attention_and_kv_go_first() -> None:
+    """Room for all three layers' 8 + 4, and not for one block."""
+    spec = make_layered_spec()
+    placed = _placed(spec, _LARGE, 3 * 12 * MIB + _BESIDE + _VECTORS)
+    assert placed.layers == (3,)
+    assert _there(spec, placed) == {f"blk.{layer}.attn_q" for layer in range(3)}
+    (device,) = DeviceOracle(spec).ask(placed).devices
+    assert device.kv_cache_bytes == 12 * MIB
+
+
+@pytest.mark.parametrize("blocks", range(10))
+def test_then_block_by_block(blocks: int) -> None:
+    """Each 16 MiB more hold one block more, whichever: tensors are not moved by whole layers."""
+    spec = make_layered_spec()
+    placed = _placed(spec, _LARGE, (36 + 16 * blocks) * MIB + _BESIDE + _VECTORS)
+    assert placed.layers == (3,)
+    there = _there(spec, placed)
+    assert sum("ffn" in name for name in there) == blocks
+    assert "output" not in there
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_output_follows_where_there_is_room(tied: bool) -> None:
+    """Of 12 MiB; a tied one is the embedding of 10, which stays in RAM too."""
+    spec = make_layered_spec(tied=tied)
+    name, size = ("token_embd", 10) if tied else ("output", 12)
+    whole = (3 * 60 + size) * MIB + _BESIDE + _VECTORS
+    placed = _placed(spec, _LARGE, whole)
+    assert (placed.layers, placed.overrides) == ((3,), ())
+    assert _there(spec, placed, 1) == {f"blk.{i}.{part}" for i in range(3) for part in _PARTS} | {name}
+    assert _there(spec, placed, 0) == {"token_embd"}
+    without = _placed(spec, _LARGE, whole - MIB)
+    there = _there(spec, without)
+    # A block is worth more than the output, which a prompt needs once only; so that stays behind.
+    assert name not in there
+    assert len(there) == 12
+
+
+_PARTS = ("attn_q", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def test_experts_go_last() -> None:
+    """A token uses 2 of 8 experts, so a byte of them is worth a quarter of a byte of the dense layer's."""
+    spec = make_layered_spec(experts={1: 8, 2: 8})
+    cores = 36 * MIB + _BESIDE + _VECTORS
+    dense = {f"blk.0.ffn_{kind}" for kind in ("gate", "up", "down")}
+    workload = Workload(prompt_tokens=1)
+    for blocks in range(3):
+        there = _there(spec, _placed(spec, _LARGE, cores + 16 * blocks * MIB, workload=workload))
+        assert {name for name in there if "ffn" in name} <= dense
+        assert sum("ffn" in name for name in there) == blocks
+    there = _there(spec, _placed(spec, _LARGE, cores + (48 + 12) * MIB, workload=workload))
+    assert {name for name in there if "attn" not in name} == {*dense, "output"}
+    there = _there(spec, _placed(spec, _LARGE, cores + (48 + 12 + 32) * MIB, workload=workload))
+    assert sum("_exps" in name for name in there) == 2
+    assert {*dense, "output"} <= there
+
+
+def test_routers_and_shared_experts_stay_with_attention() -> None:
+    more = tuple(
+        make_tensor(f"blk.{layer}.{name}.weight", (1024, 1024), "Q8_0", MIB)
+        for layer in range(3)
+        for name in ("ffn_gate_inp", "ffn_up_shexp", "ffn_down_shexp", "ffn_gate_inp_shexp")
+    )
+    spec = make_layered_spec(experts=dict.fromkeys(range(3), 8), more=more)
+    there = _there(spec, _placed(spec, _LARGE, 3 * (12 + 4) * MIB + _BESIDE + _VECTORS))
+    assert there == {one.name.removesuffix(".weight") for one in more} | {
+        f"blk.{layer}.attn_q" for layer in range(3)
+    }
+
+
+# --- whole layers ---
+
+
+def test_whole_layers_where_nothing_is_clearly_better() -> None:
+    """Two layers of eight with the output fill the device. The best tensors would be 128 MiB of blocks
+    instead of 112, which leaves 320 of 448 in RAM instead of 336: 5 % less time, below 10."""
+    spec = make_layered_spec(8)
+    placed = _placed(spec, _LARGE, (120 + 12) * MIB + _BESIDE + _VECTORS, speeds=[_ALIKE, _FAST])
+    assert (placed.layers, placed.overrides) == ((2,), ())
+
+
+def test_not_whole_layers_where_they_leave_the_device_half_empty() -> None:
+    """A layer and a half would fit: the half is used, tensor by tensor."""
+    spec = make_layered_spec(4)
+    limit = (60 + 12 + 32) * MIB + _BESIDE + _VECTORS
+    placed = _placed(spec, _LARGE, limit, speeds=[_ALIKE, _FAST])
+    assert placed.overrides
+    (device,) = DeviceOracle(spec).ask(placed).devices
+    assert limit - device.total_bytes < 8 * MIB
+
+
+def test_not_whole_layers_where_tensors_are_clearly_better() -> None:
+    """The same room as for two whole layers with the output holds the attention of all four."""
+    spec = make_layered_spec(4)
+    placed = _placed(spec, _LARGE, (120 + 12) * MIB + _BESIDE + _VECTORS)
+    assert placed.layers == (4,)
+
+
+def test_a_place_that_is_slow_to_enter_is_entered_once() -> None:
+    """An entry costs 129 passes of 200 s, a MiB in RAM 670 s: 145 MiB are worth one entry, for two layers
+    and the block before them, and not another for the rest."""
+    spec = make_layered_spec(4)
+    slow = replace(_FAST, entering_seconds=200.0)
+    home = make_speed(1e6)
+    placed = _placed(spec, _LARGE, 150 * MIB, speeds=[home, slow])
+    assert DeviceOracle(spec).ask(placed).generation.entries[1] == 1
+    assert _there(spec, placed) == {f"blk.{i}.{part}" for i in (2, 3) for part in _PARTS} | {"blk.1.ffn_down"}
+    unused = _placed(spec, _LARGE, 150 * MIB, speeds=[make_speed(1e11), slow])
+    assert unused == _parameters(spec)
+
+
+# --- several devices ---
+
+
+def test_a_device_slower_than_ram_is_left_unused() -> None:
+    spec = make_layered_spec()
+    assert _placed(spec, _LARGE, _LARGE, speeds=[_FAST, make_speed(1e9)]) == _parameters(spec)
+
+
+def test_a_slow_device_takes_what_ram_does_not_hold() -> None:
+    """RAM lacks 16 MiB. A prompt needs the output once and an attention's 8 MiB as often as a block's 16,
+    so the output and the last layer's attention with its KV cost less there than a block."""
+    spec = make_layered_spec()
+    limit = (10 + 12 + 3 * 60 + 20 - 16) * MIB + _BESIDE + _VECTORS
+    placed = _placed(spec, limit, _LARGE, speeds=[_FAST, make_speed(1e9)])
+    assert _there(spec, placed) == {"output", "blk.2.attn_q"}
+    assert _place(spec, limit, 10 * MIB, speeds=[_FAST, make_speed(1e9)]) is None
+
+
+def test_two_devices_share_in_their_order() -> None:
+    """Each has room for two layers, the second for the output too."""
+    spec = make_layered_spec(4)
+    room = 120 * MIB + _BESIDE + _VECTORS
+    placed = _placed(spec, _LARGE, room, room + 12 * MIB)
+    assert (placed.devices, placed.layers, placed.overrides) == (("CUDA0", "CUDA1"), (2, 2), ())
+    assert {name.split(".")[1] for name in _there(spec, placed, 1)} == {"0", "1"}
+    assert "output" in _there(spec, placed, 2)
+
+
+def test_of_two_devices_the_faster_is_filled_first() -> None:
+    spec = make_layered_spec(4)
+    room = 4 * 60 * MIB + 12 * MIB + _BESIDE + _VECTORS
+    faster = make_speed(1e12)
+    for index, speeds in enumerate(([_SLOW_ATTENTION, faster, _FAST], [_SLOW_ATTENTION, _FAST, faster])):
+        placed = _placed(spec, _LARGE, room, room, speeds=speeds)
+        assert placed.layers == ((4, 0), (0, 4))[index]
+        assert "output" in _there(spec, placed, index + 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ram=st.integers(30, 300),
+    rooms=st.lists(st.integers(6, 200), min_size=1, max_size=2),
+    tied=st.booleans(),
+    fast=st.sampled_from([1e8, 1e9, 1e11]),
+    experts=st.booleans(),
+)
+def test_no_limit_is_ever_exceeded(
+    ram: int, rooms: list[int], tied: bool, fast: float, experts: bool
+) -> None:
+    spec = make_layered_spec(3, tied=tied, experts={1: 8} if experts else None)
+    limits = [ram * MIB, *(room * MIB for room in rooms)]
+    speeds = [make_speed(), *(make_speed(fast) for _ in rooms)]
+    placed = _place(spec, *limits, speeds=speeds)
+    alone = DeviceOracle(spec).ask(_parameters(spec)).total_bytes
+    if placed is None:
+        assert alone > limits[0]
+        return
+    answer = DeviceOracle(spec).ask(placed)
+    held = [answer.total_bytes, *(device.total_bytes for device in answer.devices)]
+    assert all(size <= limit for size, limit in zip(held, limits, strict=False))
+
+
+# --- into the engine's words ---
+
+
+def _engine_parameters(spec: ModelSpec, devices: int, placement: Placement) -> EngineParameters:
+    return _offloader(spec, *[_LARGE] * (1 + devices))._parameters(_parameters(spec), placement)
+
+
+@settings(deadline=None)
+@given(data=st.data(), tied=st.booleans(), devices=st.integers(1, 3))
+def test_every_tensor_lies_where_the_placement_says(data: st.DataObject, tied: bool, devices: int) -> None:
+    """Patterns and layer counts say exactly the placement; twelve layers, so that 1 is not 10 nor 11."""
+    odd = [
+        f"blk.{layer}.{name}"
+        for layer in (0, 1, 10, 11)
+        for name in ("ffn_up_shexp.weight", "ffn_gate_inp.weight", "ffn_norm.weight", "attn_output.weight")
+    ]
+    biases = [f"blk.{layer}.ffn_{kind}.bias" for layer in range(6) for kind in ("gate", "up", "down")]
+    biases += [
+        f"blk.{layer}.ffn_{kind}_exps.bias" for layer in range(6, 12) for kind in ("gate", "up", "down")
+    ]
+    more = tuple(make_tensor(name, (64,), "F32", 256) for name in (*odd, *biases))
+    spec = make_layered_spec(12, tied=tied, experts=dict.fromkeys(range(6, 12), 8), more=more)
+    place = st.integers(0, devices)
+    homes = tuple(sorted(data.draw(st.lists(place, min_size=12, max_size=12))))
+    blocks = tuple(data.draw(st.tuples(place, place, place)) for _ in range(12))
+    output = data.draw(st.sampled_from(sorted({0, homes[-1]})))
+    placement = Placement(homes=homes, blocks=blocks, output=output, seconds=0.0, used_bytes=(), exact=False)
+    parameters = _engine_parameters(spec, devices, placement)
+    if not any((*homes, output, *(where for one in blocks for where in one))):
+        assert parameters == _parameters(spec)  # no device is opened
+        return
+    assert parameters.load_mode == "read"
+    for tensor, where in engine_places(spec, parameters):
+        layer = re.match(r"blk\.(\d+)\.", tensor.name)
+        block = re.match(r"blk\.\d+\.ffn_(gate|up|down)(_exps)?\.(weight|bias)", tensor.name)
+        if block and layer:
+            expected = {blocks[int(layer[1])][("gate", "up", "down").index(block[1])]}
+        elif layer:
+            expected = {homes[int(layer[1])]}
+        elif tensor.name == "token_embd.weight":
+            expected = {0, output} if tied else {0}
+        else:
+            expected = {output}
+        assert where in expected, tensor.name
+    if tied and output:
+        names = [(one.name, where) for one, where in engine_places(spec, parameters)]
+        assert ("token_embd.weight", 0) in names and ("token_embd.weight", output) in names
+
+
+def test_the_patterns_by_hand() -> None:
+    spec = make_layered_spec(3)
+    placement = Placement(
+        homes=(0, 1, 1),
+        blocks=((1, 0, 0), (1, 0, 0), (1, 0, 0)),
+        output=0,
+        seconds=0.0,
+        used_bytes=(),
+        exact=True,
+    )
+    parameters = _engine_parameters(spec, 1, placement)
+    assert (parameters.devices, parameters.layers) == (("CUDA0",), (2,))
+    assert sorted(parameters.overrides) == [
+        (r"^(output|token_embd)", 0),
+        (r"^blk\.(0)\.(ffn_gate)\.", 1),
+        (r"^blk\.(1|2)\.(ffn_up|ffn_down)\.", 0),
+    ]
+    assert exceptions_of(spec, parameters) == {
+        (1, "ffn_gate"): [0],
+        (0, "ffn_up"): [1, 2],
+        (0, "ffn_down"): [1, 2],
+    }
+
+
+# --- the least in RAM ---
+
+
+@pytest.mark.parametrize("room", [0, 5, 20, 40, 75, 100, 125, 200])
+def test_least_ram_is_the_least(room: int) -> None:
+    """Against every placement of two layers: homes go up, the output in RAM or with the last layer."""
+    spec = make_layered_spec(2)
+    oracle, parameters = DeviceOracle(spec), _parameters(spec)
+    limit = room * MIB + _BESIDE + _VECTORS
+    found = oracle.ask(_offloader(spec, MIB, limit).least_ram(parameters, oracle.ask(parameters)))
+
+    def in_ram(homes: tuple[int, ...], blocks: tuple[int, ...], output: int) -> int:
+        there = 12 * output + sum(12 * home for home in homes) + 16 * sum(blocks)
+        return 10 + 12 + 2 * 60 - there if there <= room else 1000
+
+    least = min(
+        in_ram(homes, blocks, output)
+        for homes in ((0, 0), (0, 1), (1, 1))
+        for blocks in product((0, 1), repeat=6)
+        for output in {0, homes[-1]}
+    )
+    held = found.weights_bytes + found.kv_cache_bytes
+    assert held == pytest.approx(least * MIB, abs=_VECTORS)
+
+
+# --- what loading takes ---
+
+
+def _with(spec: ModelSpec, layers: tuple[int, ...], *overrides: tuple[str, int]) -> EngineParameters:
+    devices = tuple(f"CUDA{index}" for index in range(len(layers)))
+    return replace(_parameters(spec), devices=devices, layers=layers, overrides=overrides)
+
+
+def test_staging_by_hand() -> None:
+    spec = make_layered_spec(1)
+    assert staging_bytes(spec, _parameters(spec), []) == (0, 0)
+    # 8 and a norm: while it comes, twice; in the end once, with the norm
+    alone = _with(spec, (1,), (r"ffn_|output", 0))
+    assert staging_bytes(spec, alone, [1]) == (16 * MIB, 8 * MIB - 256)
+    # 16, 16, 16, 12, 8 and two norms: the last matrix meets 60 before it, so 76, of which 68 stay
+    assert staging_bytes(spec, _with(spec, (1,)), [1]) == (32 * MIB, 8 * MIB - 512)
+    # 16, 8 and a norm: 32 while either comes, of which 24 stay
+    one_block = _with(spec, (1,), (r"ffn_(gate|up)|output", 0))
+    assert staging_bytes(spec, one_block, [1]) == (32 * MIB, 8 * MIB - 256)
+    # only a block, of a layer that is at home in RAM
+    away = _with(spec, (0,), (r"ffn_up", 1), (r"output", 0))
+    assert staging_bytes(spec, away, [1]) == (32 * MIB, 16 * MIB)
+
+
+def test_staging_is_only_for_what_is_sent_away() -> None:
+    """A layer each on a local GPU and on a remote device, and the output of 12 with the last."""
+    spec = make_layered_spec(2)
+    parameters = _with(spec, (1, 1), (r"blk\.1\.ffn", 0))
+    assert staging_bytes(spec, parameters, []) == (0, 0)
+    assert staging_bytes(spec, parameters, [1]) == (32 * MIB, 8 * MIB - 256)  # 16, 16, 16, 8
+    assert staging_bytes(spec, parameters, [2]) == (24 * MIB, 8 * MIB - 512)  # 12, 8
+    assert staging_bytes(spec, parameters, [1, 2]) == (32 * MIB, 8 * MIB - 256)  # the more of each
+
+
+def test_staging_of_a_tied_output() -> None:
+    spec = make_layered_spec(1, tied=True)
+    output = _with(spec, (1,), (r"blk\.", 0))  # and the norm of the output
+    assert staging_bytes(spec, output, [1]) == (20 * MIB, 10 * MIB - 256)
+    assert staging_bytes(spec, _with(spec, (1,), (r"blk\.|output|token_embd", 0)), [1]) == (0, 0)
+    untied = make_layered_spec(1)
+    assert staging_bytes(untied, _with(untied, (1,), (r"blk\.", 0)), [1]) == (24 * MIB, 12 * MIB - 256)
+
+
+@settings(deadline=None)
+@given(
+    data=st.data(),
+    tied=st.booleans(),
+    layers=st.lists(st.integers(0, 2), min_size=1, max_size=2),
+)
+def test_what_lies_where_is_what_the_engine_does(data: st.DataObject, tied: bool, layers: list[int]) -> None:
+    """places_of, staging_bytes and taken_over_bytes against the engine's rules, whatever the patterns."""
+    spec = make_layered_spec(4, tied=tied)
+    pattern = st.sampled_from([r"ffn_up", r"^blk\.(0|3)\.", r"^(output|token_embd)", "attn", "norm", "^$"])
+    places = {pattern: 0 if "token_embd" in pattern else None for pattern in data.draw(st.lists(pattern))}
+    overrides = tuple(
+        (pattern, data.draw(st.integers(0, len(layers))) if place is None else place)
+        for pattern, place in places.items()
+    )
+    parameters = _with(spec, tuple(layers), *overrides)
+    engine = list(engine_places(spec, parameters))
+    # A tied table that lies twice is listed where the output is, which comes second here.
+    assert places_of(spec, parameters) == {one.name: place for one, place in engine}
+    remote = sorted(data.draw(st.sets(st.integers(1, len(layers)))))
+    in_ram = on_device = 0
+    for device in remote:
+        sizes = sorted((one.size_bytes for one, place in engine if place == device), reverse=True)
+        most = max((sum(sizes[:index]) + 2 * size for index, size in enumerate(sizes)), default=0)
+        in_ram, on_device = max([in_ram, *(2 * size for size in sizes)]), max(on_device, most - sum(sizes))
+    assert staging_bytes(spec, parameters, remote) == (in_ram, on_device)
+    kept = [one.size_bytes for one, place in engine if place == 0 and one.name.startswith("blk.")]
+    assert taken_over_bytes(spec, parameters) == max(kept, default=0)
+
+
+def test_without_devices_everything_lies_in_ram() -> None:
+    spec = make_layered_spec(1)
+    assert set(places_of(spec, _parameters(spec)).values()) == {0}
+    assert taken_over_bytes(spec, _parameters(spec)) == 16 * MIB
+
+
+# --- one idea of speed ---
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    experts=st.booleans(),
+    entering=st.sampled_from([0.0, 0.001]),
+    lengths=st.sampled_from([(512, 128, None), (2000, 1, None), (40, 10, None), (512, 128, 3000)]),
+)
+def test_what_is_minimised_is_what_is_predicted(
+    data: st.DataObject, experts: bool, entering: float, lengths: tuple[int, int, int | None]
+) -> None:
+    """Seconds of a request as the solver counts them, and by the graph that the engine then has."""
+    prompt_tokens, generated_tokens, depth = lengths
+    workload = Workload(prompt_tokens=prompt_tokens, generated_tokens=generated_tokens, depth=depth)
+    spec = make_layered_spec(4, experts=dict.fromkeys(range(1, 4), 8) if experts else None)
+    speeds = [make_speed(1e9), make_speed(2e10, entering_seconds=entering)]
+    offloader = _offloader(spec, _LARGE, _LARGE, speeds=speeds, workload=workload)
+    parameters, oracle = _parameters(spec), DeviceOracle(spec)
+    facts = offloader._facts(parameters, oracle.ask(parameters))
+    passes = generated_tokens + -(-prompt_tokens // parameters.micro_batch)
+    problem = Problem(
+        places=tuple(
+            Place(name="", room_bytes=_LARGE, enter_seconds=passes * speed.entering_seconds)
+            for speed in speeds
+        ),
+        layers=facts.layers,
+        output=facts.output,
+    )
+    place = st.integers(0, 1)
+    homes = tuple(sorted(data.draw(st.lists(place, min_size=4, max_size=4))))
+    blocks = tuple(data.draw(st.tuples(place, place, place)) for _ in range(4))
+    output = data.draw(st.sampled_from(sorted({0, homes[-1]})))
+    seconds, used = cost(problem, homes, blocks, output)
+    placement = Placement(
+        homes=homes, blocks=blocks, output=output, seconds=seconds, used_bytes=used, exact=False
+    )
+    prediction = predict(
+        oracle.ask(offloader._parameters(parameters, placement)),
+        speeds,
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        depth=depth,
+    )
+    whole = prompt_tokens / prediction.prompt.value + generated_tokens / prediction.generation.value
+    assert seconds == pytest.approx(whole, rel=0.01)
