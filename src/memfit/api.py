@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from memfit.engines.llamacpp.calibrate import Calibration
-from memfit.engines.llamacpp.oracle import LlamaOracle
+from memfit.engines.llamacpp.lookup import find_devices, imagined_devices
+from memfit.engines.llamacpp.oracle import LlamaOracle, small_parameters
 from memfit.engines.llamacpp.session import LlamaSession
-from memfit.errors import EngineError
+from memfit.errors import EngineError, UsageError
 from memfit.hardware import probe
+from memfit.hardware.profile import read_profile
 from memfit.headers import read_model
 from memfit.headers.source import resolve
+from memfit.planner.apart import SolverProcess
 from memfit.planner.plan import Plan
 from memfit.planner.planner import make_plan, repack_modes, thread_count
+from memfit.planner.profile_speed import profile_speeds
 from memfit.planner.request import Budget, Workload
-from memfit.planner.speed import measured_types
+from memfit.planner.speed import DeviceSpeed, needed_rates
+from memfit.saved_plan import require_this_machine, take_fingerprint
 
 __all__ = ["load", "plan"]
 
@@ -25,6 +31,7 @@ def plan(
     *,
     budget: Budget | None = None,
     workload: Workload | None = None,
+    machine: str | None = None,
     count_parent: bool = False,
     say: Callable[[str], None] | None = None,
     verbose: bool = False,
@@ -32,7 +39,8 @@ def plan(
     """Plan a model for this machine; loads no weights.
 
     `model` is a path to a GGUF file or "demo". `count_parent` counts the calling process as memfit's
-    own, as the command line does. `say` hears of one-time measurements. The plan may not fit: see
+    own, as the command line does. `machine` names a profile, or its JSON file, of a machine that is not
+    this one; such a plan cannot be loaded. `say` hears of one-time measurements. The plan may not fit: see
     `Plan.fits`.
 
     Raises:
@@ -46,15 +54,52 @@ def plan(
         )
     budget, workload = budget or Budget(), workload or Workload()
     spec = read_model(resolve(model), source=model)
-    machine = probe()
-    threads = thread_count(machine, workload)
-    calibration = Calibration(cpu_model=machine.cpu.model, say=say or _say_nothing)
+    profile = read_profile(machine) if machine else None
+    here = profile.to_machine() if profile else probe()
+    if budget.vram is not None and not here.gpus:
+        raise UsageError(
+            f"--vram: there is no GPU here ({here.gpu_note or 'no NVIDIA GPU was found'}); "
+            "memfit hardware shows what there is, --rpc takes a GPU of another machine"
+        )
+    if profile and budget.rpc:
+        raise UsageError("--rpc names a device of this machine, --machine another machine; use one of them")
+    if isinstance(budget.vram, Mapping):
+        for number in budget.vram:
+            if number not in {gpu.index for gpu in here.gpus}:
+                raise UsageError(
+                    f"--vram {number}: there is no GPU {number}; memfit hardware shows which there are"
+                )
+    threads = thread_count(here, workload)
+    calibration = Calibration(cpu_model=probe().cpu.model, say=say or _say_nothing)
+    devices = imagined_devices(profile) if profile else find_devices(here, budget, calibration)
     baseline = calibration.baseline(count_parent=count_parent)
     modes = repack_modes(workload)
-    types = measured_types(spec)
-    speeds = calibration.kernel_speeds(types, repack_modes=modes, threads=threads)
-    with LlamaOracle(spec, baseline, repack_modes=modes, verbose=verbose) as oracle:
-        return make_plan(spec, machine, budget, workload, oracle, speeds)
+    with (
+        LlamaOracle(spec, baseline, repack_modes=modes, verbose=verbose) as oracle,
+        SolverProcess() as solver,
+    ):
+        if profile:
+            ram_speed, imagined = profile_speeds(profile)
+            device_speeds: list[DeviceSpeed | None] = [*imagined]
+            speeds: Mapping[bool, DeviceSpeed] | None = dict.fromkeys(modes, ram_speed)
+        else:
+            types, attention = needed_rates(oracle.ask(small_parameters(spec, modes[0])))
+            speeds = calibration.ram_speeds(types, attention, repack_modes=modes, threads=threads)
+            device_speeds = [
+                calibration.device_speed(device.engine_name, types, attention) for device in devices
+            ]
+        lent = tuple(zip(devices, device_speeds, strict=True))
+        planned = make_plan(spec, here, budget, workload, oracle, speeds, lent, solver.solve)
+    used = [device for device in devices if device.engine_name in planned.parameters.devices]
+    fingerprint = take_fingerprint(
+        spec,
+        here,
+        used,
+        calibration,
+        profile=profile.name if profile else None,
+        counts_parent=count_parent,
+    )
+    return replace(planned, fingerprint=fingerprint)
 
 
 def load(
@@ -68,15 +113,18 @@ def load(
 ) -> LlamaSession:
     """Load a model, or a plan made before, inside its budget.
 
+    A plan that was saved as JSON is read by `memfit.saved_plan.read_plan`.
+
     Raises:
         DoesNotFitError: the budget is too small; the error says by how much and what to try.
-        MemfitError: as `plan` does; EngineError where loading fails.
+        MemfitError: as `plan` does; EngineError where loading fails; UsageError: it is for another machine.
     """
     planned = (
         model
         if isinstance(model, Plan)
         else plan(model, budget=budget, workload=workload, count_parent=count_parent, verbose=verbose)
     )
+    require_this_machine(planned)
     return LlamaSession(planned, count_parent=count_parent, on_progress=on_progress, verbose=verbose)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import struct
 import subprocess
@@ -13,16 +12,14 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfit.cli import hardware as hardware_command
 from memfit.hardware import probe
 from memfit.hardware.cgroup import Cgroup
 from memfit.hardware.cpu import read_cpu
 from memfit.hardware.disks import is_rotational, read_disks
-from memfit.hardware.machine import Cpu, Disk, Gpu, Machine, Ram
+from memfit.hardware.machine import Ram
 from memfit.hardware.ram import parse_memory_modules, read_ram
 from memfit.units import GIB, MIB
 
@@ -247,88 +244,3 @@ def test_probe_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-_MACHINE = Machine(
-    system="Linux 6.1.0",
-    cpu=Cpu(
-        model="Ryzen 5",
-        architecture="x86_64",
-        physical_cores=6,
-        logical_cores=12,
-        instruction_sets=("avx2",),
-    ),
-    ram=Ram(
-        total_bytes=8 * GIB,
-        available_bytes=6 * GIB,
-        physical_bytes=64 * GIB,
-        cgroup_limit_bytes=8 * GIB,
-        swap_total_bytes=2 * GIB,
-        swap_used_bytes=MIB,
-        type="DDR4",
-        megatransfers_per_second=3200,
-    ),
-    gpus=(
-        Gpu(
-            index=0,
-            name="NVIDIA GeForce RTX 3060",
-            total_bytes=12 * GIB,
-            used_bytes=GIB,
-            free_bytes=11 * GIB,
-            others_bytes=512 * MIB,
-            driver="550.54",
-            cuda="12.4",
-            compute_capability="8.6",
-            link="PCIe 4.0 x16",
-        ),
-    ),
-    gpu_note=None,
-    disks=(
-        Disk(
-            mount="/mnt/\x1b[31m\udcff",
-            device="/dev/sda1",
-            filesystem="ext4",
-            total_bytes=100 * GIB,
-            free_bytes=50 * GIB,
-            rotational=False,
-        ),
-    ),
-)
-
-
-def test_the_command_prints_plain_lines_into_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware_command, "probe", lambda: _MACHINE)
-    result = CliRunner().invoke(hardware_command.command, [], catch_exceptions=False)
-    assert result.output.splitlines() == [
-        "system  Linux 6.1.0",
-        "CPU     Ryzen 5 (x86_64), cores 6, usable threads 12, avx2",
-        "RAM     8.00 GiB, 6.00 GiB available, limited by a cgroup; the machine has 64.00 GiB, "
-        "DDR4, 3200 MT/s",
-        "swap    2.00 GiB, 1.00 MiB in use",
-        "GPU 0   NVIDIA GeForce RTX 3060, 12.00 GiB, 11.00 GiB free, "
-        "512.00 MiB held by other programs, driver 550.54, CUDA 12.4, compute capability 8.6, "
-        "PCIe 4.0 x16",
-        "disk    /mnt/?[31m?, 50.00 GiB free of 100.00 GiB, ext4 on /dev/sda1, solid state",
-    ]
-
-
-def test_the_command_says_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = dataclasses.replace(_MACHINE, gpus=(), gpu_note="Driver/library version mismatch")
-    monkeypatch.setattr(hardware_command, "probe", lambda: machine)
-    result = CliRunner().invoke(hardware_command.command, [], catch_exceptions=False)
-    assert "GPU     Driver/library version mismatch" in result.output.splitlines()
-
-
-def test_json_holds_every_fact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware_command, "probe", lambda: _MACHINE)
-    result = CliRunner().invoke(hardware_command.command, ["--json"], catch_exceptions=False)
-    found = json.loads(result.output)
-    assert found["ram"]["total_bytes"] == 8_589_934_592
-    assert found["gpus"][0]["link"] == "PCIe 4.0 x16"
-    assert found["disks"][0]["free_bytes"] == 53_687_091_200
-    assert list(found) == ["system", "cpu", "ram", "gpus", "gpu_note", "disks"]
-
-
-def test_a_terminal_gets_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    hardware_command._print_table(_MACHINE)
-    assert "NVIDIA GeForce RTX 3060" in capsys.readouterr().out

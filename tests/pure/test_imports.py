@@ -18,11 +18,13 @@ _FLOORS = (
     ("cli",),
     ("server", "batch", "evaluate", "quantize", "finetune", "monitor"),
     ("api",),  # the Python front: what `memfit.plan` and `memfit.load` are
+    ("saved_plan",),
     ("engines",),
     ("planner",),
     ("memory",),
     ("headers",),
     ("hardware",),
+    ("strict_json",),
     ("errors",),
     ("units",),
 )

@@ -10,8 +10,8 @@ import click
 from memfit.cli.options import (
     budget_options,
     json_option,
-    take_budget,
-    take_workload,
+    plan_option,
+    take_plan,
     verbose_option,
     workload_options,
 )
@@ -22,48 +22,39 @@ _REPETITIONS = 3
 
 
 @click.command("bench")
-@click.argument("model")
+@click.argument("model", required=False)
 @budget_options
 @workload_options
-@click.option("--prompt-tokens", type=int, default=512, show_default=True, metavar="N")
-@click.option("--gen-tokens", type=int, default=128, show_default=True, metavar="N")
+@plan_option
 @json_option
 @verbose_option
-def command(
-    model: str, prompt_tokens: int, gen_tokens: int, as_json: bool, verbose: bool, **options: Any
-) -> None:
+def command(model: str | None, as_json: bool, verbose: bool, **options: Any) -> None:
     """Measure MODEL's speed and memory, and compare with the plan.
 
     Times decoding alone, as llama-bench does: a prompt of N tokens, then N generated tokens, each from
-    an empty cache. The median of three repetitions is shown.
+    a cache of --depth tokens (none unless given); with --plan, as that plan has them. The median of
+    three repetitions is shown.
     """
-    from memfit.api import load, plan
+    from memfit.api import load
     from memfit.cli.render import console, loading_progress, print_plan, print_report
     from memfit.errors import UsageError
 
     err = console(stderr=True)
-    workload = take_workload(options, prompt_tokens=prompt_tokens, generated_tokens=gen_tokens)
-    planned = plan(
-        model,
-        budget=take_budget(options),
-        workload=workload,
-        count_parent=True,
-        say=lambda text: err.print(f"memfit: {text}"),
-        verbose=verbose,
-    )
+    options["depth"] = options["depth"] or 0
+    planned = take_plan(model, options, lambda text: err.print(f"memfit: {text}"), verbose)()
+    workload = planned.workload
+    prompt_tokens, gen_tokens, depth = workload.prompt_tokens, workload.generated_tokens, workload.depth or 0
     planned.require_fit()
-    if max(prompt_tokens, gen_tokens) > planned.context:
-        raise UsageError(
-            f"{max(prompt_tokens, gen_tokens)} tokens do not fit a context of {planned.context}; "
-            f"try --ctx {max(prompt_tokens, gen_tokens)}"
-        )
+    needed = depth + max(prompt_tokens, gen_tokens)
+    if needed > planned.context:
+        raise UsageError(f"{needed} tokens do not fit a context of {planned.context}; try --ctx {needed}")
     if not as_json:
         print_plan(planned, err)
     with (
         loading_progress(err) as on_progress,
         load(planned, count_parent=True, on_progress=on_progress, verbose=verbose) as session,
     ):
-        session.measure(prompt_tokens, gen_tokens, repetitions=_REPETITIONS)
+        session.measure(prompt_tokens, gen_tokens, depth=depth, repetitions=_REPETITIONS)
         report = session.report()
     if as_json:
         document = report.to_json(

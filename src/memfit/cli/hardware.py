@@ -1,15 +1,24 @@
-"""`memfit hardware`: what the probe found, for people or as JSON. Judges nothing; `doctor` does."""
+"""`memfit hardware`: what the probe found and what was measured, for people or as JSON.
+
+Judges nothing; `doctor` does. `--calibrate` measures; without it only what is cached is shown.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
+from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, speeds_json
+from memfit.engines.llamacpp.calibrate import Calibration, Measured, cache_folder
+from memfit.errors import EngineError, EngineMissingError, UsageError
 from memfit.hardware import probe
+from memfit.hardware.disks import mount_of
 from memfit.hardware.machine import Cpu, Disk, Gpu, Machine, Ram
 from memfit.units import format_bytes
 
@@ -17,27 +26,98 @@ __all__ = ["command"]
 
 
 @click.command("hardware")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Measure this CPU, its GPUs, and the disks of the cache and of the current folder, in less than a "
+    "minute. Plans use the figures from then on.",
+)
+@click.option(
+    "--rpc",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="With --calibrate: measure also the device that `memfit worker` lends there; repeatable.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
-def command(as_json: bool) -> None:
+@click.pass_context
+def command(context: click.Context, calibrate: bool, rpc: tuple[str, ...], as_json: bool) -> None:
     """Show CPU, RAM, swap, GPUs and disks, as this process may use them."""
     machine = probe()
+    if calibrate:
+        _calibrate(machine, rpc, as_json)
+        return
+    if rpc and context.get_parameter_source("rpc") is click.core.ParameterSource.COMMANDLINE:
+        raise UsageError("--rpc: a device elsewhere is only measured; add --calibrate")
+    measured = _known(machine)
     if as_json:
-        click.echo(json.dumps(asdict(machine), indent=2))
-    elif sys.stdout.isatty():
-        _print_table(machine)
+        click.echo(json.dumps({**asdict(machine), "speeds": speeds_json(measured)}, indent=2))
+        return
+    rows = [*_rows(machine), *(("speed", text) for text in brief_speeds(measured))]
+    if sys.stdout.isatty():
+        _print_table(rows)
     else:
-        for label, text in _rows(machine):
+        for label, text in rows:
             click.echo(f"{label:<8}{text}")
 
 
-def _print_table(machine: Machine) -> None:
+def _known(machine: Machine) -> Measured:
+    try:
+        return Calibration(cpu_model=machine.cpu.model, say=_say_nothing).measured()
+    except EngineMissingError:
+        return Measured(devices=(), disks={})  # this command also works without an engine
+
+
+def _say_nothing(text: str) -> None:
+    del text
+
+
+def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
+    from memfit.cli.render import console
+    from memfit.engines.llamacpp.lookup import find_devices
+    from memfit.planner.planner import thread_count
+    from memfit.planner.request import Budget, Workload
+
+    if sys.platform != "linux":
+        raise EngineError(f"memfit measures speeds on Linux only, and this is {sys.platform}; try WSL2")
+    err = console(stderr=True)
+    calibration = Calibration(
+        cpu_model=machine.cpu.model, say=lambda text: err.print(f"memfit: {text}", markup=False)
+    )
+    # A size, as other commands take it, says nothing here.
+    budget = Budget(rpc=dict.fromkeys(text.partition("=")[0] for text in rpc))
+    devices = find_devices(machine, budget, calibration)
+    with measuring_progress(err) as on_progress:
+        measured = calibration.measure_all(
+            [None, *(device.engine_name for device in devices)],
+            threads=thread_count(machine, Workload()),
+            folders=_folders(),
+            on_progress=on_progress,
+        )
+    if as_json:
+        click.echo(json.dumps(speeds_json(measured), indent=2))
+    else:
+        print_speeds(measured, console())
+
+
+def _folders() -> list[Path]:
+    """Where models are likely to lie, one for each disk."""
+    folders = []
+    with contextlib.suppress(OSError):  # the current folder was deleted
+        folders.append(Path.cwd())
+    with contextlib.suppress(OSError):  # a read-only home
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        folders.append(cache_folder().resolve())
+    return list({mount_of(folder): folder for folder in folders}.values())
+
+
+def _print_table(rows: Sequence[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for label, text in _rows(machine):
+    for label, text in rows:
         table.add_row(label, text)
     Console(highlight=False, markup=False, emoji=False).print(table)
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from memfit.errors import UsageError
 from memfit.planner.request import KV_TYPES, Budget, Workload
+
+if TYPE_CHECKING:
+    from memfit.planner.plan import Plan
 
 __all__ = [
     "budget_options",
     "json_option",
+    "machine_option",
+    "plan_option",
     "take_budget",
+    "take_plan",
     "take_workload",
     "verbose_option",
     "workload_options",
@@ -22,12 +31,27 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def budget_options(command: _Command) -> _Command:
-    option = click.option(
-        "--ram",
-        metavar="SIZE",
-        help="Most RAM to use: 8GiB, 800MiB, 90% of what is free.  [what is free]",
+    options = (
+        click.option(
+            "--ram",
+            metavar="SIZE",
+            help="Most RAM to use: 8GiB, 800MiB, 90% of what is free.  [what is free]",
+        ),
+        click.option(
+            "--vram",
+            multiple=True,
+            metavar="[N=]SIZE",
+            help="Most memory to use of every GPU, or of GPU number N; repeatable.  [what is free]",
+        ),
+        click.option(
+            "--rpc",
+            multiple=True,
+            metavar="HOST:PORT[=SIZE]",
+            help="Use a device that `memfit worker` lends there, and at most so much of it; repeatable.",
+        ),
+        click.option("--no-disk", is_flag=True, help="Refuse to stream weights from disk."),
     )
-    return option(command)
+    return _with(options, command)
 
 
 def workload_options(command: _Command) -> _Command:
@@ -54,10 +78,52 @@ def workload_options(command: _Command) -> _Command:
             show_default=True,
             help="Rewrite weights for this CPU's kernels while loading; auto takes what measures faster.",
         ),
+        click.option(
+            "--prompt-tokens",
+            type=int,
+            default=512,
+            show_default=True,
+            metavar="N",
+            help="Expected length of a prompt.",
+        ),
+        click.option(
+            "--gen-tokens",
+            type=int,
+            default=128,
+            show_default=True,
+            metavar="N",
+            help="Expected length of an answer.",
+        ),
+        click.option(
+            "--depth",
+            type=int,
+            metavar="N",
+            help="Tokens in the context when a prompt and an answer begin.  [an answer follows its prompt]",
+        ),
     )
+    return _with(options, command)
+
+
+def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def machine_option(command: _Command) -> _Command:
+    return click.option(
+        "--machine",
+        metavar="NAME|FILE",
+        help="Plan for a machine that is not this one: a JSON file, or a built-in name such as rtx3060-12gb.",
+    )(command)
+
+
+def plan_option(command: _Command) -> _Command:
+    return click.option(
+        "--plan",
+        metavar="FILE",
+        help="Take a plan that `memfit plan --json` saved, with its budget and workload; no MODEL needed.",
+    )(command)
 
 
 def json_option(command: _Command) -> _Command:
@@ -68,18 +134,82 @@ def verbose_option(command: _Command) -> _Command:
     return click.option("--verbose", is_flag=True, help="Show the engine's log on stderr.")(command)
 
 
+def take_plan(
+    model: str | None, options: dict[str, Any], say: Callable[[str], None], verbose: bool
+) -> Callable[[], Plan]:
+    """Remove budget, workload and --plan from a command's keyword arguments; what is returned makes the
+    plan, or reads the saved one."""
+    saved = options.pop("plan")
+    names = set(options)
+    budget, workload = take_budget(options), take_workload(options)
+    names -= set(options)
+    if saved is not None:
+        _refuse_beside_plan(names)
+        from memfit.saved_plan import read_plan
+
+        return partial(read_plan, saved, model=model, count_parent=True, say=say)
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL', or --plan FILE.", click.get_current_context())
+    from memfit.api import plan
+
+    return partial(plan, model, budget=budget, workload=workload, count_parent=True, say=say, verbose=verbose)
+
+
+def _refuse_beside_plan(names: set[str]) -> None:
+    context = click.get_current_context()
+    given = [
+        parameter.opts[0] if source is ParameterSource.COMMANDLINE else str(parameter.envvar)
+        for parameter in context.command.params
+        if parameter.name in names
+        and (source := context.get_parameter_source(parameter.name)) is not ParameterSource.DEFAULT
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} cannot be given beside --plan, whose budget and workload hold; "
+            "make a new plan with it: memfit plan MODEL … --json > FILE"
+        )
+
+
 def take_budget(options: dict[str, Any]) -> Budget:
     """Remove the budget options from a command's keyword arguments and build the value."""
-    return Budget(ram=options.pop("ram"))
+    rpc = {}
+    for text in options.pop("rpc"):
+        endpoint, equals, size = text.partition("=")
+        if endpoint in rpc or (equals and not size):
+            raise UsageError(f"--rpc {text}: give each HOST:PORT once, alone or with =SIZE")
+        rpc[endpoint] = size or None
+    return Budget(
+        ram=options.pop("ram"),
+        vram=_vram(options.pop("vram")),
+        rpc=rpc,
+        disk=not options.pop("no_disk"),
+    )
 
 
-def take_workload(options: dict[str, Any], **expected: int) -> Workload:
-    """Likewise for the workload; `expected` are its prompt_tokens and generated_tokens."""
+def _vram(texts: Sequence[str]) -> str | dict[int, str] | None:
+    """One size for every GPU, or N=SIZE for some of them."""
+    numbered: dict[int, str] = {}
+    for text in texts:
+        number, equals, size = text.partition("=")
+        if not equals:
+            if len(texts) > 1:
+                raise UsageError(f"--vram {text} is for every GPU; give it alone, or each as N=SIZE")
+            return text
+        if not (number.isascii() and number.isdigit() and size) or int(number) in numbered:
+            raise UsageError(f"--vram {text}: give the number of a GPU, once each, as in 0={size or 'SIZE'}")
+        numbered[int(number)] = size
+    return numbered or None
+
+
+def take_workload(options: dict[str, Any]) -> Workload:
+    """Likewise for the workload."""
     return Workload(
         context=options.pop("ctx"),
         parallel=options.pop("parallel"),
         kv_type=options.pop("kv_type"),
         threads=options.pop("threads"),
         repack=options.pop("repack"),
-        **expected,
+        prompt_tokens=options.pop("prompt_tokens"),
+        generated_tokens=options.pop("gen_tokens"),
+        depth=options.pop("depth"),
     )

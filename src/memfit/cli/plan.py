@@ -10,6 +10,7 @@ import click
 from memfit.cli.options import (
     budget_options,
     json_option,
+    machine_option,
     take_budget,
     take_workload,
     verbose_option,
@@ -24,10 +25,13 @@ __all__ = ["command"]
 @click.argument("model")
 @budget_options
 @workload_options
+@machine_option
 @click.option("--explain", is_flag=True, help="Say why each choice was made.")
 @json_option
 @verbose_option
-def command(model: str, explain: bool, as_json: bool, verbose: bool, **options: Any) -> int:
+def command(
+    model: str, machine: str | None, explain: bool, as_json: bool, verbose: bool, **options: Any
+) -> int:
     """Say what will lie where and how fast MODEL will run; loads no weights.
 
     MODEL is a GGUF file (any shard of a split one), or demo. Exit code 3 where it does not fit.
@@ -40,6 +44,7 @@ def command(model: str, explain: bool, as_json: bool, verbose: bool, **options: 
         model,
         budget=take_budget(options),
         workload=take_workload(options),
+        machine=machine,
         count_parent=True,
         say=lambda text: err.print(f"memfit: {text}"),
         verbose=verbose,

@@ -21,7 +21,7 @@ from memfit.memory.baseline import Baseline
 from memfit.memory.process import process_memory
 from memfit.planner.planner import make_plan
 from memfit.planner.request import Budget, Workload
-from memfit.planner.speed import KernelSpeed, measured_types
+from memfit.planner.speed import ASSUMED
 
 __all__: list[str] = []
 
@@ -30,8 +30,7 @@ def main() -> None:
     spec = read_model(sys.argv[1])
     nothing = Baseline(parent=None, decode_bytes=0)
     # The tiny model's speed is of no interest, only that it is printed.
-    speed = KernelSpeed(bytes_per_second=1e9, operations_per_second=1e9, node_seconds=1e-6)
-    speeds = {False: dict.fromkeys(measured_types(spec), speed)}
+    speeds = {False: ASSUMED}
     workload = Workload(repack="off", threads=2, prompt_tokens=8, generated_tokens=4)
     with LlamaOracle(spec, nothing, repack_modes=(False,)) as oracle:
         plan = make_plan(spec, probe(), Budget(), workload, oracle, speeds)

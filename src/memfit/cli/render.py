@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -77,12 +78,20 @@ def print_why(plan: Plan, out: Console) -> None:
     """Each choice with its reason."""
     for reason in plan.why:
         out.print(Text("  · "), plain(reason), sep="")
+    names = [_tier_name(tier.name) for tier in plan.tiers]
+    for what, terms in (
+        (f"a prompt's pass of {plan.parameters.micro_batch} tokens", plan.prediction.prompt_terms),
+        ("one token", plan.prediction.generation_terms),
+    ):
+        whole = sum(term.seconds for term in terms)
+        out.print(f"  · {what} takes {1000 * whole:.3g} ms:")
+        for term in sorted(terms, key=lambda term: -term.seconds):
+            out.print(f"      {1000 * term.seconds:8.3g} ms  {names[term.place]}: {term.kind}")
 
 
 def _print_tier(tier: TierUse, out: Console) -> None:
-    out.print(
-        f"[bold]{tier.name.upper()}[/]  {format_bytes(tier.total_bytes)} of {format_bytes(tier.budget_bytes)}"
-    )
+    filled = f"{format_bytes(tier.total_bytes)} of {format_bytes(tier.budget_bytes)}"
+    out.print(f"[bold]{_tier_name(tier.name)}[/]  {filled}")
     scale = max(tier.budget_bytes, tier.total_bytes)
     bar = Text("  ")
     edge = 0
@@ -102,6 +111,11 @@ def _print_tier(tier: TierUse, out: Console) -> None:
     out.print(legend)
 
 
+def _tier_name(name: str) -> str:
+    """Safe between tags of markup: an address may hold brackets."""
+    return escape(name.upper() if name == "ram" else readable(name, kept=""))
+
+
 def _range(rate: Rate) -> str:
     return f"{format_rate(rate.value)} ({format_rate(rate.low)} to {format_rate(rate.high)})"
 
@@ -109,11 +123,16 @@ def _range(rate: Rate) -> str:
 def print_report(report: Report, out: Console) -> None:
     """Predicted against measured."""
     for tier in report.tiers:
-        within = tier.peak_bytes <= tier.budget_bytes
-        verdict = "[green]within budget[/]" if within else "[red]OVER BUDGET[/]"
+        verdict = "[green]within budget[/]" if tier.within_budget else "[red]OVER BUDGET[/]"
+        if tier.peak_bytes is None or tier.error_bytes is None:
+            reached, verdict = "peak unknown: nobody there measures it", "not proven"
+        else:
+            reached = f"peak {format_bytes(tier.peak_bytes)}"
+        expected = f"predicted {format_bytes(tier.predicted_bytes)}"
+        if tier.error_bytes is not None:
+            expected += f" ({format_bytes(tier.error_bytes)} off)"
         out.print(
-            f"[bold]{tier.name.upper()}[/]  peak {format_bytes(tier.peak_bytes)} · "
-            f"predicted {format_bytes(tier.predicted_bytes)} ({format_bytes(tier.error_bytes)} off) · "
+            f"[bold]{_tier_name(tier.name)}[/]  {reached} · {expected} · "
             f"budget {format_bytes(tier.budget_bytes)} · {verdict}"
         )
     rates = []

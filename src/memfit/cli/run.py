@@ -12,8 +12,8 @@ import click
 from memfit.cli.options import (
     budget_options,
     json_option,
-    take_budget,
-    take_workload,
+    plan_option,
+    take_plan,
     verbose_option,
     workload_options,
 )
@@ -24,13 +24,14 @@ __all__ = ["command"]
 
 
 @click.command("run")
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt; without it, piped text, or a chat.")
 @click.option("--file", "file", metavar="PATH", help="Add a file's text after the prompt.")
 @click.option("--system", metavar="TEXT", help="The system message.")
 @click.option("--raw", is_flag=True, help="Continue the text itself, without the chat template.")
 @budget_options
 @workload_options
+@plan_option
 @click.option("--max-tokens", type=int, metavar="N", help="Most tokens to generate.  [until the model ends]")
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=int, default=40, show_default=True, help="0 is all.")
@@ -42,7 +43,7 @@ __all__ = ["command"]
 @json_option
 @verbose_option
 def command(
-    model: str,
+    model: str | None,
     prompt: str | None,
     file: str | None,
     system: str | None,
@@ -55,25 +56,18 @@ def command(
 
     The answer goes to stdout, the plan and the report of predicted against measured bytes to stderr.
     """
-    from memfit.api import load, plan
+    from memfit.api import load
     from memfit.cli.render import console, loading_progress, print_plan, print_report
 
-    budget, workload = take_budget(options), take_workload(options)
+    err = console(stderr=True)
+    make_plan = take_plan(model, options, lambda said: err.print(f"memfit: {said}"), verbose)
     sampling = _sampling(options)
     text = _prompt_text(prompt, file)
     if raw and system:
         raise UsageError("--system needs the chat template, which --raw leaves out; use one of them")
     if text is None and (as_json or raw):
         raise UsageError("there is no prompt; give -p TEXT, --file PATH or pipe a text in")
-    err = console(stderr=True)
-    planned = plan(
-        model,
-        budget=budget,
-        workload=workload,
-        count_parent=True,
-        say=lambda said: err.print(f"memfit: {said}"),
-        verbose=verbose,
-    )
+    planned = make_plan()
     planned.require_fit()
     if not as_json:
         print_plan(planned, err)

@@ -48,7 +48,9 @@ class FakeSession:
     def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
         yield from self._answer(prompt, None).text
 
-    def measure(self, prompt_tokens: int, generated_tokens: int, *, repetitions: int = 1) -> Speed:
+    def measure(
+        self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1
+    ) -> Speed:
         return _SPEED
 
     def report(self) -> Report:

@@ -111,7 +111,9 @@ class Session(Protocol):
         """The pieces of an answer as they come."""
         ...
 
-    def measure(self, prompt_tokens: int, generated_tokens: int, *, repetitions: int = 1) -> Speed:
+    def measure(
+        self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1
+    ) -> Speed:
         """Time a prompt and a generation of exactly so many tokens, without sampling: medians."""
         ...
 

@@ -20,12 +20,16 @@ class TierReport:
     kind: str
     budget_bytes: int
     predicted_bytes: int  # as the plan said before anything was loaded
-    peak_bytes: int
+    peak_bytes: int | None  # None: nobody there measures it
 
     @property
-    def error_bytes(self) -> int:
+    def error_bytes(self) -> int | None:
         """Predicted minus measured: negative where the prediction was too low."""
-        return self.predicted_bytes - self.peak_bytes
+        return None if self.peak_bytes is None else self.predicted_bytes - self.peak_bytes
+
+    @property
+    def within_budget(self) -> bool:
+        return self.peak_bytes is None or self.peak_bytes <= self.budget_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class Report:
 
     @property
     def within_budget(self) -> bool:
-        return all(tier.peak_bytes <= tier.budget_bytes for tier in self.tiers)
+        return all(tier.within_budget for tier in self.tiers)
 
     @property
     def advice(self) -> tuple[str, ...]:

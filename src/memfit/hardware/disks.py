@@ -14,7 +14,7 @@ import psutil
 
 from memfit.hardware.machine import Disk
 
-__all__ = ["is_rotational", "read_disks"]
+__all__ = ["is_rotational", "mount_of", "read_disks"]
 
 _READ_ONLY_IMAGES = frozenset({"squashfs", "iso9660", "udf", "erofs"})
 
@@ -44,7 +44,7 @@ def read_disks() -> tuple[Disk, ...]:
 
 
 def _partitions() -> Iterator[Any]:
-    here = {_mount_of(folder) for folder in _user_folders()}
+    here = {mount_of(folder) for folder in _user_folders()}
     for partition in psutil.disk_partitions(all=False):
         if partition.fstype not in _READ_ONLY_IMAGES and Path(partition.mountpoint).is_dir():
             yield partition
@@ -62,7 +62,8 @@ def _user_folders() -> Iterator[Path]:
             continue  # the working directory was deleted, or nobody knows this user's home
 
 
-def _mount_of(folder: Path) -> str:
+def mount_of(folder: Path) -> str:
+    """Where the filesystem of a resolved path begins; the path itself need not exist."""
     while not os.path.ismount(folder) and folder != folder.parent:
         folder = folder.parent
     return str(folder)

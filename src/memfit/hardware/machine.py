@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Cpu", "Disk", "Gpu", "Machine", "Ram"]
+__all__ = ["Cpu", "Device", "Disk", "Gpu", "Machine", "Ram"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,25 @@ class Gpu:
     cuda: str | None  # the newest CUDA version that the driver supports, such as "12.4"
     compute_capability: str | None
     link: str | None  # "PCIe 4.0 x16", the link's maximum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A place for weights that is not this machine's RAM: a GPU, or a worker behind RPC."""
+
+    name: str  # what people call it, and its tier: "gpu0", "192.168.1.7:50052"
+    engine_name: str  # "CUDA0"; a remote one's address; with a colon also one that is only imagined
+    description: str
+    total_bytes: int
+    free_bytes: int  # before memfit takes any
+    overhead_bytes: int  # what running there takes beyond buffers: driver context, the worker's process
+    lends: bool  # a memfit worker, which measures its own peak
+    imagined: bool  # a profile's GPU, which the engine can only imitate
+
+    @property
+    def is_remote(self) -> bool:
+        """Reached through RPC."""
+        return ":" in self.engine_name and not self.imagined
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from memfit.hardware.machine import Gpu
 
-__all__ = ["read_gpus"]
+__all__ = ["gpu_bytes_of", "read_gpus"]
 
 _Nvml = Any  # the pynvml module, which has no types
 
@@ -33,6 +33,28 @@ def read_gpus() -> tuple[tuple[Gpu, ...], str | None]:
         return _devices(pynvml)
     except pynvml.NVMLError as error:
         return (), f"the NVIDIA driver does not answer: {error}"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def gpu_bytes_of(pid: int) -> dict[str, int]:
+    """Bytes that a process holds on each GPU, by tier name ("gpu0"); empty where the driver says nothing."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # the package or the driver is missing, each with errors of its own
+        return {}
+    try:
+        held = {}
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            for process in _optional(pynvml, pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ():
+                if process.pid == pid and process.usedGpuMemory is not None:
+                    held[f"gpu{index}"] = int(process.usedGpuMemory)
+        return held
+    except pynvml.NVMLError:
+        return {}
     finally:
         pynvml.nvmlShutdown()
 

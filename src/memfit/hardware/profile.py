@@ -7,15 +7,13 @@ models, and judges no figure beyond its type and range.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, NoReturn
 
-from memfit.errors import UsageError, readable
+from memfit.errors import UsageError
 from memfit.hardware.machine import Cpu, Gpu, Machine, Ram
-from memfit.units import MIB, format_bytes
+from memfit.strict_json import Fields, parse_json, read_bytes, shown
 
 __all__ = [
     "Figure",
@@ -29,12 +27,8 @@ __all__ = [
     "read_profile",
 ]
 
-_FILE_LIMIT_BYTES = MIB
 _MEMORY_LIMIT_BYTES = 2**50
 _CORES_LIMIT = 4096
-_RATE_LIMIT = 1e18  # bytes, operations or tokens per second
-_TEXT_LIMIT = 1000  # characters
-_LIST_LIMIT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,41 +147,20 @@ def read_profile(name_or_path: str) -> Profile:
     Raises:
         UsageError: no such profile or file, or something in it is wrong; names the field.
     """
-    where = f"machine profile {_shown(name_or_path)}"
+    where = f"machine profile {shown(name_or_path)}"
     if name_or_path in profile_names():
         file = resources.files("memfit.hardware") / "profiles" / f"{name_or_path}.json"
         return _parse(file.read_bytes(), where)
     if not name_or_path.endswith(".json"):
         names = ", ".join(profile_names())
         raise UsageError(f"no {where}; there are {names}, or give the path of a .json file")
-    return _parse(_file_bytes(Path(name_or_path), where), where)
-
-
-def _file_bytes(path: Path, where: str) -> bytes:
-    try:
-        if not path.is_file():  # opening a pipe would wait for a writer
-            raise UsageError(f"no {where}: there is no such file; built in are {', '.join(profile_names())}")
-        with path.open("rb") as file:
-            content = file.read(_FILE_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {where}: {error.strerror}") from None
-    if len(content) > _FILE_LIMIT_BYTES:
-        raise UsageError(f"cannot read {where}: it is larger than {format_bytes(_FILE_LIMIT_BYTES)}")
-    return content
+    return _parse(
+        read_bytes(Path(name_or_path), where, f"; built in are {', '.join(profile_names())}"), where
+    )
 
 
 def _parse(content: bytes, where: str) -> Profile:
-    try:
-        value = json.loads(
-            content.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
-        )
-    except UnicodeDecodeError as error:
-        raise UsageError(f"cannot read {where}: byte {error.start} is not UTF-8") from None
-    except RecursionError:
-        raise UsageError(f"cannot read {where}: it is nested too deeply") from None
-    except ValueError as error:  # not JSON, or from one of the two hooks
-        raise UsageError(f"cannot read {where}: {readable(str(error), most=200)}") from None
-    fields = _Fields(value, where, "", {"name", "description", "cpu", "ram", "gpus", "disk"})
+    fields = Fields(parse_json(content, where), where, "", _keys("name description cpu ram gpus disk"))
     return Profile(
         name=fields.text("name"),
         description=fields.text("description"),
@@ -208,104 +181,43 @@ _GPU_KEYS = _keys("name total_bytes reserved_bytes compute_capability link_bytes
 _GPU_KEYS |= _OPERATIONS | _BANDWIDTH
 
 
-class _Fields:
-    """One object of the file: exactly the `keys`, and a "note" for people if its author likes."""
-
-    def __init__(self, value: Any, where: str, field: str, keys: set[str]) -> None:
-        self._where, self._field = where, field
-        if not isinstance(value, dict):
-            self.refuse("", value, "an object")
-        self._value: dict[str, Any] = value
-        for key in value.keys() - keys - {"note"}:
-            names = ", ".join(sorted(keys | {"note"}))
-            raise UsageError(f"{where}: {self.path(key)} is not a field; here are {names}")
-        for key in sorted(keys - value.keys()):
-            raise UsageError(f"{where}: {self.path(key)} is missing")
-        if "note" in value:
-            self.text("note")
-
-    def path(self, key: str) -> str:
-        return readable(f"{self._field}.{key}".strip("."), most=200, kept="") or "the whole file"
-
-    def refuse(self, key: str, found: Any, needed: str) -> NoReturn:
-        raise UsageError(f"{self._where}: {self.path(key)}: got {_shown(found)}, needed {needed}")
-
-    def is_null(self, key: str) -> bool:
-        return self._value[key] is None
-
-    def text(self, key: str) -> str:
-        value = self._value[key]
-        if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= _TEXT_LIMIT:
-            self.refuse(key, value, f"one line of text, at most {_TEXT_LIMIT} characters")
-        return value
-
-    def url(self, key: str) -> str:
-        value = self.text(key)
-        if not value.startswith(("https://", "http://")) or " " in value:
-            self.refuse(key, value, "a URL: https://…")
-        return value
-
-    def integer(self, key: str, low: int, high: int) -> int:
-        value = self._value[key]
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self.refuse(key, value, f"a whole number from {low} to {high}")
-        return value
-
-    def rate(self, key: str) -> float:
-        value = self._value[key]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value <= _RATE_LIMIT:  # which no NaN passes
-            self.refuse(key, value, f"a number above 0 and up to {_RATE_LIMIT:g}")
-        return float(value)
-
-    def figure(self, key: str) -> Figure | None:
-        value = self._value[key]
-        unknown = isinstance(value, dict) and value.get("value", 0) is None
-        fields = self.child(key, {"value", "note"} if unknown else {"value", "source"})
-        return None if unknown else Figure(value=fields.rate("value"), source=fields.url("source"))
-
-    def child(self, key: str, keys: set[str]) -> _Fields:
-        return _Fields(self._value[key], self._where, self.path(key), keys)
-
-    def children(self, key: str, keys: set[str]) -> list[_Fields]:
-        value = self._value[key]
-        if not isinstance(value, list) or len(value) > _LIST_LIMIT:
-            self.refuse(key, value, f"a list of at most {_LIST_LIMIT}")
-        return [
-            _Fields(each, self._where, f"{self.path(key)}[{index}]", keys) for index, each in enumerate(value)
-        ]
+def _figure(parent: Fields, key: str) -> Figure | None:
+    value = parent.value(key)
+    unknown = isinstance(value, dict) and value.get("value", 0) is None
+    fields = parent.child(key, {"value", "note"} if unknown else {"value", "source"})
+    return None if unknown else Figure(value=fields.rate("value"), source=fields.url("source"))
 
 
-def _cpu(fields: _Fields) -> ProfileCpu:
+def _cpu(fields: Fields) -> ProfileCpu:
     physical = fields.integer("physical_cores", 1, _CORES_LIMIT)
     return ProfileCpu(
         model=fields.text("model"),
         architecture=fields.text("architecture"),
         physical_cores=physical,
         logical_cores=fields.integer("logical_cores", physical, _CORES_LIMIT),
-        operations_per_second=fields.figure("operations_per_second"),
+        operations_per_second=_figure(fields, "operations_per_second"),
     )
 
 
-def _ram(fields: _Fields) -> ProfileRam:
+def _ram(fields: Fields) -> ProfileRam:
     total = fields.integer("total_bytes", 1, _MEMORY_LIMIT_BYTES)
     return ProfileRam(
         total_bytes=total,
         system_bytes=fields.integer("system_bytes", 0, total),
-        bandwidth_bytes_per_second=fields.figure("bandwidth_bytes_per_second"),
+        bandwidth_bytes_per_second=_figure(fields, "bandwidth_bytes_per_second"),
         type=None if fields.is_null("type") else fields.text("type"),
     )
 
 
-def _gpu(fields: _Fields) -> ProfileGpu:
+def _gpu(fields: Fields) -> ProfileGpu:
     total = fields.integer("total_bytes", 1, _MEMORY_LIMIT_BYTES)
     return ProfileGpu(
         name=fields.text("name"),
         total_bytes=total,
         reserved_bytes=fields.integer("reserved_bytes", 0, total),
-        bandwidth_bytes_per_second=fields.figure("bandwidth_bytes_per_second"),
-        operations_per_second=fields.figure("operations_per_second"),
-        link_bytes_per_second=fields.figure("link_bytes_per_second"),
+        bandwidth_bytes_per_second=_figure(fields, "bandwidth_bytes_per_second"),
+        operations_per_second=_figure(fields, "operations_per_second"),
+        link_bytes_per_second=_figure(fields, "link_bytes_per_second"),
         compute_capability=None
         if fields.is_null("compute_capability")
         else fields.text("compute_capability"),
@@ -320,29 +232,5 @@ def _gpu(fields: _Fields) -> ProfileGpu:
     )
 
 
-def _disk(fields: _Fields) -> ProfileDisk:
-    return ProfileDisk(read_bytes_per_second=fields.figure("read_bytes_per_second"))
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} is there twice in one object")
-        found[key] = value
-    return found
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that JSON has")
-
-
-def _shown(found: Any) -> str:
-    """A stranger's value in a message: short and harmless."""
-    if isinstance(found, dict):
-        return "an object"
-    if isinstance(found, list):
-        return "a list"
-    if isinstance(found, int) and abs(found) >= 10**30:
-        return "a number of more than 30 digits"  # Python refuses to print very long ones
-    return readable(json.dumps(found, ensure_ascii=False), most=100, kept="")
+def _disk(fields: Fields) -> ProfileDisk:
+    return ProfileDisk(read_bytes_per_second=_figure(fields, "read_bytes_per_second"))

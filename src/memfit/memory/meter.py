@@ -7,7 +7,7 @@ worker's own high-water mark catches what falls between two samples.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from memfit.memory.page_cache import cached_bytes
@@ -34,12 +34,16 @@ class Meter:
         model_files: Sequence[Path],
         limit_bytes: int | None,
         on_overrun: Callable[[], None],
+        gpu_bytes: Callable[[int], Mapping[str, int]] | None = None,
     ) -> None:
+        """`gpu_bytes` says what a process holds on each GPU tier; None where there is none."""
         self._worker = worker_pid
         self._count_parent = count_parent
         self._files = tuple(path.absolute() for path in model_files)
         self._limit_bytes = limit_bytes
         self._on_overrun = on_overrun
+        self._gpu_bytes = gpu_bytes
+        self._gpu_peaks: dict[str, int] = {}
         self._cached_before = cached_bytes(self._files) or 0
         self._shared_bytes = 0
         self._parent_peak = 0
@@ -76,6 +80,10 @@ class Meter:
         # Where the kernel does not say, nothing is left: loading has dropped what it read.
         self._cache_bytes = max(0, (cached_bytes(self._files) or 0) - known)
 
+    def gpu_peak_bytes(self, tier: str) -> int | None:
+        """The most that the worker held on a GPU of this machine; None where its driver does not say."""
+        return self._gpu_peaks.get(tier)
+
     def stop(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
@@ -98,6 +106,8 @@ class Meter:
             return 0
         self._worker_peak = max(self._worker_peak, worker.peak_resident_bytes)
         self.swapped_bytes = max(self.swapped_bytes, worker.swapped_bytes)
+        for tier, held in self._gpu_bytes(self._worker).items() if self._gpu_bytes else ():
+            self._gpu_peaks[tier] = max(self._gpu_peaks.get(tier, 0), held)
         parent = process_status().resident_bytes if self._count_parent else 0
         self._parent_peak = max(self._parent_peak, parent)
         return worker.resident_bytes + parent - self._shared_bytes

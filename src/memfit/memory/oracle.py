@@ -1,15 +1,19 @@
 """The question "how many bytes will exactly this configuration use", and the shape of its answer.
 
-An engine answers it (engines/llamacpp/oracle.py); the planner only sees this interface.
+An engine answers it (engines/llamacpp/oracle.py); the planner only sees this interface. The answer also
+says what the engine's own graph will compute where, which is what the speed model needs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-__all__ = ["Answer", "EngineParameters", "Oracle"]
+__all__ = ["RAM", "Answer", "DeviceBytes", "EngineParameters", "Graph", "Operation", "Oracle"]
+
+RAM = 0  # the place that is no device; device i of `EngineParameters.devices` is place i + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,24 +26,86 @@ class EngineParameters:
     kv_type: str  # "f16", "q8_0" or "q4_0", for keys and values alike
     micro_batch: int  # tokens per pass of a prompt (n_ubatch)
     threads: int
-    repack: bool  # weights rewritten while loading for this CPU's kernels
+    repack: bool  # weights in RAM rewritten while loading for this CPU's kernels
     load_mode: str  # "mmap": the file's own pages; "read": copied into memory of our own
+    devices: tuple[str, ...] = ()  # the engine's names: "CUDA0", or "HOST:PORT" of a remote one
+    layers: tuple[int, ...] = ()  # per device: how many layers it is home to; the others, first, are RAM's
+    # Exceptions from each layer's home: a tensor whose name matches the pattern lies in that place.
+    overrides: tuple[tuple[str, int], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "paths": [str(path.absolute()) for path in self.paths]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EngineParameters:
+        """What `to_json` gave, after any number of readings and writings as JSON."""
+        return cls(
+            **{
+                **values,
+                "paths": tuple(Path(path) for path in values["paths"]),
+                "devices": tuple(values["devices"]),
+                "layers": tuple(values["layers"]),
+                "overrides": tuple((pattern, place) for pattern, place in values["overrides"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """The graph nodes of one kind in one place, together."""
+
+    place: int
+    kind: str  # "matmul", "experts" (routed ones), "attention", or "other": norms, activations, copies
+    type: str  # GGML's name of the weights' type, or the KV cache's; empty for "other"
+    count: int  # nodes
+    bytes: int  # weights or cache read; for "other" whatever is read and written
+    operations: int  # multiplications and additions
+    cells: int = 0  # of "attention": cells of the KV cache that bytes and operations stand for
+    head: int = 0  # of "attention": numbers per head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One pass over the model: what it computes where, and what passes between places."""
+
+    tokens: int
+    operations: tuple[Operation, ...]
+    entries: tuple[int, ...]  # per place: how often computing moves into it
+    entered_bytes: tuple[int, ...]  # per place: activations copied into it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceBytes:
+    """What one device holds once loaded, as the engine counts it; the device's runtime is not in it."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    compute_bytes: int
+    scratch_bytes: int  # work buffer, where the device's kernels are a CPU's
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes + self.scratch_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Bytes in RAM once loaded, each as the engine counts it."""
+    """Bytes in RAM and on devices once loaded, each as the engine counts it."""
 
     context: int  # tokens the engine will really hold: it rounds up to a multiple of 256
     weights_bytes: int
     kv_cache_bytes: int
     compute_bytes: int  # the graph's activations
     scratch_bytes: int  # the CPU kernels' work buffer, and the sampler's candidates
-    nodes: int  # operations of one token's graph
     process_bytes: int  # memfit's processes themselves: Python, vocabulary, metadata, output buffer
+    generation: Graph  # of one token over a full context
+    prompt: Graph  # of one micro-batch over a full context
+    layer_kv_bytes: tuple[int, ...] = ()  # KV cache of each layer, all sequences together
+    devices: tuple[DeviceBytes, ...] = ()
 
     @property
     def total_bytes(self) -> int:
+        """In RAM."""
         return (
             self.weights_bytes
             + self.kv_cache_bytes

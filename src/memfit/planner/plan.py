@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from memfit.errors import DoesNotFitError
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import EngineParameters
+from memfit.planner.fingerprint import Fingerprint
+from memfit.planner.request import Workload
 from memfit.planner.speed import Prediction, Rate
 
 __all__ = ["Plan", "TierUse"]
@@ -20,10 +22,11 @@ class TierUse:
     name: str
     kind: str  # "ram", "vram" or "disk"
     budget_bytes: int
+    limit_bytes: int  # what may be used: the budget, or what is free where that is less
     weights_bytes: int
     kv_cache_bytes: int
     compute_bytes: int
-    overhead_bytes: int  # memfit's processes: Python, libraries, vocabulary
+    overhead_bytes: int  # processes, libraries, vocabulary, driver; what only loading needs
 
     @property
     def total_bytes(self) -> int:
@@ -40,29 +43,35 @@ class Plan:
     tiers: tuple[TierUse, ...]
     prediction: Prediction
     why: tuple[str, ...]
-    limit_bytes: int  # what may be used: the budget, or what is free where that is less
     suggestions: tuple[str, ...] = ()  # options that do fit; only where this plan does not
+    workload: Workload = field(default_factory=Workload)  # what it was made for
+    fingerprint: Fingerprint | None = None  # of model and machine; None: cannot be saved
 
     @property
     def ram(self) -> TierUse:
         return next(tier for tier in self.tiers if tier.kind == "ram")
 
     @property
+    def overfull(self) -> TierUse | None:
+        """The tier that what is planned does not fit into; RAM first, which takes what devices do not."""
+        return next((tier for tier in self.tiers if tier.total_bytes > tier.limit_bytes), None)
+
+    @property
     def fits(self) -> bool:
-        return self.ram.total_bytes <= self.limit_bytes
+        return self.overfull is None
 
     def require_fit(self) -> None:
         """Raises DoesNotFitError unless the plan fits."""
-        if not self.fits:
+        if tier := self.overfull:
             raise DoesNotFitError(
-                tier="RAM",
-                needs_bytes=self.ram.total_bytes,
-                budget_bytes=self.limit_bytes,
+                tier=tier.name.upper() if tier.kind == "ram" else tier.name,
+                needs_bytes=tier.total_bytes,
+                budget_bytes=tier.limit_bytes,
                 suggestions=self.suggestions,
             )
 
     def to_json(self) -> dict[str, Any]:
-        """CONTRACT.md's JSON of `plan`."""
+        """CONTRACT.md's JSON of `plan`; saved.py makes an equal Plan of it."""
         values: dict[str, Any] = {
             "model": {
                 "source": self.spec.source,
@@ -80,6 +89,9 @@ class Plan:
             "threads": self.parameters.threads,
             "repack": self.parameters.repack,
             "load_mode": self.parameters.load_mode,
+            "devices": list(self.parameters.devices),
+            "layers": list(self.parameters.layers),
+            "overrides": [list(one) for one in self.parameters.overrides],
             "fits": self.fits,
             "why": list(self.why),
             "tiers": [
@@ -87,6 +99,7 @@ class Plan:
                     "name": tier.name,
                     "kind": tier.kind,
                     "budget_bytes": tier.budget_bytes,
+                    "limit_bytes": tier.limit_bytes,
                     "weights_bytes": tier.weights_bytes,
                     "kv_cache_bytes": tier.kv_cache_bytes,
                     "compute_bytes": tier.compute_bytes,
@@ -101,12 +114,16 @@ class Plan:
                 "generation_tokens_per_second": _rate_json(self.prediction.generation),
                 "basis": self.prediction.basis,
             },
+            # What a saved plan needs beyond that.
+            "workload": asdict(self.workload),
+            "parameters": self.parameters.to_json(),
+            "prediction": asdict(self.prediction),
+            "fingerprint": self.fingerprint and self.fingerprint.to_json(),
         }
-        if not self.fits:
-            needs = self.ram.total_bytes
+        if tier := self.overfull:
             values |= {
-                "needs_bytes": needs,
-                "short_bytes": needs - self.limit_bytes,
+                "needs_bytes": tier.total_bytes,
+                "short_bytes": tier.total_bytes - tier.limit_bytes,
                 "try": list(self.suggestions),
             }
         return values

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from memfit.errors import UsageError
 from memfit.hardware.machine import Ram
@@ -15,11 +16,23 @@ RESERVE_BYTES = 512 * MIB  # left to everybody else where no budget is given
 _MOST_TOKENS = 2**31 - 1  # the engine counts them in 32 bits
 
 
+Size = str | int  # bytes, or a text such as "8GiB" or "90%" (of what is free)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """Hard caps on what memfit's processes hold, runtime overhead included."""
 
-    ram: str | int | None = None  # bytes, or a size such as "8GiB" or "90%"; None: what is free
+    ram: Size | None = None  # None: what is free, less a reserve
+    vram: Size | Mapping[int, Size] | None = None  # for every GPU, or by its number; None: what is free
+    rpc: Mapping[str, Size | None] = field(default_factory=dict)  # "HOST:PORT" → size; None: all it lends
+    disk: bool = True  # whether weights may be streamed from disk
+
+    def __post_init__(self) -> None:
+        for endpoint in self.rpc:
+            host, _, port = endpoint.rpartition(":")
+            if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+                raise UsageError(f"--rpc is {endpoint!r}; it must be HOST:PORT or HOST:PORT=SIZE")
 
     def ram_bytes(self, ram: Ram) -> int:
         """The cap in bytes on this machine.
@@ -29,10 +42,36 @@ class Budget:
         """
         if self.ram is None:
             return max(1, ram.available_bytes - RESERVE_BYTES)
-        try:
-            return parse_size(str(self.ram), free_bytes=ram.available_bytes)
-        except ValueError as error:
-            raise UsageError(f"--ram: {error}") from None
+        return _size("--ram", self.ram, ram.available_bytes)
+
+    def gpu_bytes(self, number: int, free_bytes: int) -> int:
+        """The cap on a GPU of this machine. A GPU that a mapping does not name is not used.
+
+        Raises:
+            UsageError: not a size.
+        """
+        if self.vram is None:
+            return max(0, free_bytes - RESERVE_BYTES)
+        if isinstance(self.vram, Mapping):
+            size = self.vram.get(number, 0)
+            return _size(f"--vram {number}", size, free_bytes) if size else 0
+        return _size("--vram", self.vram, free_bytes)
+
+    def remote_bytes(self, endpoint: str, free_bytes: int) -> int:
+        """The cap on a remote device; what its worker lends where none is given.
+
+        Raises:
+            UsageError: not a size.
+        """
+        size = self.rpc[endpoint]
+        return free_bytes if size is None else _size(f"--rpc {endpoint}", size, free_bytes)
+
+
+def _size(option: str, size: Size, free_bytes: int) -> int:
+    try:
+        return parse_size(str(size), free_bytes=free_bytes)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +85,9 @@ class Workload:
     repack: str = "auto"  # "on" and "off" are obeyed; auto takes what the kernels measure faster
     prompt_tokens: int = 512  # expected of a typical request; weighs prompt against generation speed
     generated_tokens: int = 128
+    # Tokens in the cache when a prompt and when a generation begins, as llama-bench's -d has it; None: a
+    # request, whose prompt begins at nothing and whose generation follows it.
+    depth: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
@@ -54,6 +96,7 @@ class Workload:
             ("--threads", self.threads, 1, 512),  # GGML_MAX_N_THREADS
             ("prompt tokens", self.prompt_tokens, 1, _MOST_TOKENS),
             ("generated tokens", self.generated_tokens, 1, _MOST_TOKENS),
+            ("--depth", self.depth, 0, _MOST_TOKENS),
         ):
             if value is not None and not least <= value <= most:
                 raise UsageError(f"{name} is {value}; it must be between {least} and {most}")

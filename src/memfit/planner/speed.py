@@ -1,44 +1,104 @@
-"""How fast a configuration will run, from what was measured of this CPU's kernels.
+"""How fast a configuration will run: the engine's own graph, priced with measured rates of each place.
 
-    seconds per token  = (sum over types (weight bytes / bytes per second)
-                          + KV bytes / bytes per second + nodes * seconds per node) / efficiency
-    seconds per prompt = sum over types (2 * weights * tokens / operations per second) / efficiency
+    seconds of a pass = sum over matrices of max(bytes / bytes per second, operations / operations per second)
+                      + attention's operations over the cells in use / operations per second
+                      + bytes of activations / bytes per second + nodes * seconds per node
+                      + entries into a place * seconds + bytes copied into it / bytes per second
 
-Counted: the weights a token passes through (a mixture of experts counts the experts it uses), the KV
-cache at the workload's mean depth, one barrier per node. Not counted but in the efficiency: attention's
-arithmetic, norms and activations. Ignored: sampling, caches larger than the weights.
-The efficiency is the mean over both packaged models, measured by benchmarks/speed.py: 0.63 to 0.83.
+Counted: what one token, or one micro-batch of a prompt, passes through; of a mixture of experts those it
+is routed to; the KV cache as far as it is filled. Ignored: sampling, caches larger than the weights, and
+that a place's kernels are measured on one shape of matrix. benchmarks/prediction.py holds it to reality.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from memfit.headers.model_spec import ModelSpec, TensorSpec
+from memfit.memory.oracle import Answer, Graph, Operation
 
-__all__ = ["ASSUMED", "KernelSpeed", "Prediction", "Rate", "measured_types", "predict"]
+__all__ = [
+    "ASSUMED",
+    "ASSUMED_DEVICE",
+    "OFFLOADED_TOKENS",
+    "AttentionSpeed",
+    "DeviceSpeed",
+    "Prediction",
+    "Rate",
+    "Term",
+    "WeightSpeed",
+    "attention_key",
+    "needed_rates",
+    "predict",
+]
 
-_SPREADS = {  # of the rates either side; benchmarks/speed.py records how often reality lies within
-    "calibrated": 0.35,
+_SPREADS = {  # of the rates either side; benchmarks/prediction.py records how often reality lies within
+    "calibrated": 0.30,
+    "profile": 0.50,
     "assumed": 0.75,
 }
-_EFFICIENCY = 0.75  # of the matrix kernels' own speed
-_MINOR = 0.01  # a type with a smaller share of the bytes runs at the main type's speed
-_ATTENTION_TYPE = "F16"  # KV cache bytes stream at about this type's speed
+_BASES = ("assumed", "profile", "calibrated")  # the weakest one that a prediction uses is its own
+_MINOR = 0.01  # a type with a smaller share of the bytes needs no measuring of its own
+OFFLOADED_TOKENS = 32  # from here on the engine lets a GPU multiply matrices that lie in RAM
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelSpeed:
-    """One quantization type on this machine, repacked or not, with a number of threads."""
+class WeightSpeed:
+    """Matrices of one quantization type."""
 
-    bytes_per_second: float  # weights streamed while generating
-    operations_per_second: float  # multiplications and additions while processing a prompt
+    bytes_per_second: float  # streamed past one token
+    operations_per_second: float  # multiplications and additions with a micro-batch of 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpeed:
+    """Operations per second over a KV cache of one type and head size."""
+
+    generation: float
+    prompt: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpeed:
+    """What one place was measured at: RAM with its CPU, or a device."""
+
+    weights: Mapping[str, WeightSpeed]
+    attention: Mapping[str, AttentionSpeed]  # by `attention_key`
+    activation_bytes_per_second: float
     node_seconds: float  # a graph node that does next to nothing
+    entering_seconds: float  # handing over a little input and taking the result back; 0 for RAM
+    entering_bytes_per_second: float
+    basis: str  # "calibrated": measured there; "profile": from published figures; "assumed"
+    # A local GPU multiplies a prompt with matrices that lie in RAM, sending them over for each pass.
+    takes_over_prompts: bool = False
+
+    def weight(self, type_name: str) -> WeightSpeed:
+        """A type that was not measured is as fast as the slowest one that was."""
+        return self.weights.get(type_name) or min(
+            self.weights.values(), key=lambda one: one.operations_per_second
+        )
+
+    def attending(self, key: str) -> AttentionSpeed:
+        return self.attention.get(key) or min(self.attention.values(), key=lambda one: one.generation)
+
+    @property
+    def streaming_bytes_per_second(self) -> float:
+        """The fastest that anything was streamed: the memory's own bandwidth, nearly."""
+        return max(one.bytes_per_second for one in self.weights.values())
 
 
 # A desktop CPU of about 2020 with two memory channels, whatever the type: better than no figure at all.
-ASSUMED = KernelSpeed(bytes_per_second=20e9, operations_per_second=150e9, node_seconds=2e-6)
+ASSUMED = DeviceSpeed(
+    weights={"": WeightSpeed(bytes_per_second=20e9, operations_per_second=150e9)},
+    attention={"": AttentionSpeed(generation=10e9, prompt=50e9)},
+    activation_bytes_per_second=20e9,
+    node_seconds=2e-6,
+    entering_seconds=0.0,
+    entering_bytes_per_second=1e9,
+    basis="assumed",
+)
+ASSUMED_DEVICE = replace(ASSUMED, entering_seconds=200e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,69 +111,108 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Term:
+    """What one pass spends where."""
+
+    place: int
+    kind: str  # an Operation's kind with its type, or "entering"
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     prompt: Rate
     generation: Rate
-    basis: str  # "calibrated": from kernels measured on this machine; "assumed": from ASSUMED
+    basis: str
+    prompt_terms: tuple[Term, ...] = ()  # of one micro-batch
+    generation_terms: tuple[Term, ...] = ()  # of one token
 
 
-def measured_types(spec: ModelSpec) -> list[str]:
-    """The types whose kernels decide this model's speed, the one of most bytes first."""
-    sizes: dict[str, float] = {}
-    for tensor, share in _active_tensors(spec):
-        sizes[tensor.type] = sizes.get(tensor.type, 0.0) + tensor.size_bytes * share
-    whole = sum(sizes.values())
-    major = sorted((name for name in sizes if sizes[name] >= _MINOR * whole), key=lambda name: -sizes[name])
-    return [*major, *({_ATTENTION_TYPE} - set(major))]
+def attention_key(type_name: str, head: int) -> str:
+    return f"{type_name}/{head}"
+
+
+def needed_rates(answer: Answer) -> tuple[list[str], list[str]]:
+    """The weights' types, and the keys of attention, whose speeds decide this model's."""
+    sizes: dict[str, int] = {}
+    attention = set()
+    for one in answer.generation.operations:
+        if one.kind == "attention":
+            attention.add(attention_key(one.type, one.head))
+        elif one.kind != "other":
+            sizes[one.type] = sizes.get(one.type, 0) + one.bytes
+    least = _MINOR * sum(sizes.values())
+    return sorted(name for name in sizes if sizes[name] >= least), sorted(attention)
 
 
 def predict(
-    spec: ModelSpec,
-    speeds: Mapping[str, KernelSpeed] | None,
+    answer: Answer,
+    speeds: Sequence[DeviceSpeed],
     *,
-    nodes: int,
-    kv_bytes_per_token: float,
     prompt_tokens: int,
     generated_tokens: int,
+    depth: int | None = None,
 ) -> Prediction:
-    """Rates for a request of these lengths; `nodes` are the operations of one token's graph.
+    """Rates for a request of these lengths; `speeds` are those of RAM and then of each device.
 
-    `speeds` are those of `measured_types`; None where they could not be measured.
+    `depth` tokens lie in the cache when the prompt and when the generation begins; None is a request,
+    which begins empty and whose generation follows its prompt.
     """
-    basis = "assumed" if speeds is None else "calibrated"
-    types = measured_types(spec)
-    speeds = dict.fromkeys(types, ASSUMED) if speeds is None else speeds
-    main = speeds[types[0]]
-    token_seconds = nodes * main.node_seconds
-    operation_seconds = 0.0
-    for tensor, share in _active_tensors(spec):
-        speed = speeds.get(tensor.type, main)
-        token_seconds += tensor.size_bytes * share / speed.bytes_per_second
-        if not _is_output(tensor):  # a prompt needs the logits of its last token only
-            operation_seconds += 2 * tensor.elements * share / speed.operations_per_second
-    depth = prompt_tokens + generated_tokens / 2
-    token_seconds += depth * kv_bytes_per_token / speeds[_ATTENTION_TYPE].bytes_per_second
+    speeds = speeds[: 1 + len(answer.devices)]  # a device that is not opened takes nothing over
+    passes = math.ceil(prompt_tokens / answer.prompt.tokens)
+    filled = prompt_tokens / (passes * answer.prompt.tokens)
+    prompt = _terms(answer.prompt, speeds, cells=(depth or 0) + prompt_tokens / 2, filled=filled)
+    begin = prompt_tokens if depth is None else depth
+    generation = _terms(answer.generation, speeds, cells=begin + generated_tokens / 2, filled=1.0)
+    used = {0} | {one.place for graph in (answer.prompt, answer.generation) for one in graph.operations}
+    basis = min((speeds[place].basis for place in used), key=_BASES.index)
     return Prediction(
-        prompt=_rate(_EFFICIENCY / operation_seconds, _SPREADS[basis]),
-        generation=_rate(_EFFICIENCY / token_seconds, _SPREADS[basis]),
+        prompt=_rate(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
+        generation=_rate(1 / _sum(generation), _SPREADS[basis]),
         basis=basis,
+        prompt_terms=tuple(prompt),
+        generation_terms=tuple(generation),
     )
+
+
+def _sum(terms: Sequence[Term]) -> float:
+    return sum(term.seconds for term in terms)
 
 
 def _rate(value: float, spread: float) -> Rate:
     return Rate(value=value, low=value * (1 - spread), high=value * (1 + spread))
 
 
-def _active_tensors(spec: ModelSpec) -> Iterator[tuple[TensorSpec, float]]:
-    """Matrices that a token is multiplied with, and the share of each that it uses."""
-    tied = all(tensor.name != "output.weight" for tensor in spec.tensors)
-    experts, used = (spec.architecture_value(key) for key in ("expert_count", "expert_used_count"))
-    routed = used / experts if isinstance(experts, int) and isinstance(used, int) and experts else 1.0
-    for tensor in spec.tensors:
-        if len(tensor.shape) < 2 or (tensor.name == "token_embd.weight" and not tied):
-            continue  # vectors are small; an embedding table is read by the row
-        yield tensor, routed if "_exps." in tensor.name else 1.0
+def _terms(graph: Graph, speeds: Sequence[DeviceSpeed], *, cells: float, filled: float) -> list[Term]:
+    """One pass, of whose tokens the share `filled` is there, with so many `cells` in use."""
+    terms = []
+    for one in graph.operations:
+        speed = speeds[one.place]
+        if one.kind == "attention":
+            rates = speed.attending(attention_key(one.type, one.head))
+            rate = rates.generation if graph.tokens == 1 else rates.prompt
+            share = filled * min(1.0, cells / one.cells)
+            seconds = max(one.operations * share / rate, one.bytes * share / speed.streaming_bytes_per_second)
+        elif one.kind == "other":
+            seconds = one.bytes * filled / speed.activation_bytes_per_second
+        else:
+            seconds = _multiplying(one, speeds, graph.tokens, filled)
+        seconds += one.count * speed.node_seconds
+        terms.append(Term(place=one.place, kind=f"{one.kind} {one.type}".strip(), seconds=seconds))
+    for place, speed in enumerate(speeds[: len(graph.entries)]):
+        copied = graph.entered_bytes[place] * filled / speed.entering_bytes_per_second if place else 0.0
+        entering = graph.entries[place] * speed.entering_seconds + copied
+        if entering:
+            terms.append(Term(place=place, kind="entering", seconds=entering))
+    return terms
 
 
-def _is_output(tensor: TensorSpec) -> bool:
-    return tensor.name in ("output.weight", "token_embd.weight")
+def _multiplying(one: Operation, speeds: Sequence[DeviceSpeed], tokens: int, filled: float) -> float:
+    own = speeds[one.place]
+    taking = next((speed for speed in speeds[1:] if speed.takes_over_prompts), None)
+    if one.place == 0 and taking and tokens * filled >= OFFLOADED_TOKENS:
+        sending = one.bytes / taking.entering_bytes_per_second
+        return sending + one.operations * filled / taking.weight(one.type).operations_per_second
+    speed = own.weight(one.type)
+    # An output matrix gives logits for one token whatever the pass, so its operations tell, not `tokens`.
+    return max(one.bytes / speed.bytes_per_second, one.operations * filled / speed.operations_per_second)

@@ -1,7 +1,8 @@
 """Measures on this machine, once, what the oracle cannot say; keeps it in a cache file.
 
 The baseline comes from a model of a few kilobytes, written here, simulated and really loaded: what the
-second holds beyond the first is what every worker holds. Kernel speeds come from the worker's bench.
+second holds beyond the first is what every worker holds. Kernel speeds come from the worker's bench, the
+disk's from reading a file of its own.
 """
 
 from __future__ import annotations
@@ -16,22 +17,55 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from memfit import __version__
 from memfit.engines.llamacpp.client import WorkerProcess
 from memfit.errors import EngineError, EngineMissingError
+from memfit.hardware.disk_speed import DiskSpeed, measure_reads
+from memfit.hardware.disks import mount_of
+from memfit.hardware.machine import Gpu
+from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.memory.baseline import Baseline
 from memfit.memory.process import ProcessMemory
-from memfit.planner.speed import KernelSpeed
+from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed, attention_key
 
-__all__ = ["Calibration"]
+__all__ = ["Calibration", "Measured", "MeasuredDevice", "cache_folder"]
 
-_BUSY_SECONDS = 600  # between two tries to measure a busy machine
+_REMOTE_SECONDS = 600  # for which a remote device is taken to be the same
+_BUSY_SECONDS = 60  # between two tries to measure a busy machine
+_TRYING_SECONDS = 45.0  # after which a measurement that other programs spoiled is not repeated
+# What models and their caches are made of.
+_TYPES = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("F16", "BF16", "F32", "IQ4_NL", "IQ4_XS", "MXFP4"),
+)
+_ATTENTION = tuple(attention_key(kind, head) for kind in ("F16", "Q8_0") for head in (64, 80, 96, 128, 256))
 # A program of its own: the caller's process may hold anything. Named, not imported: it lies above here.
 _REHEARSAL = (sys.executable, "-m", "memfit.cli.rehearse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredDevice:
+    """The figures of one device as they are cached; those of a type are None where it does not do it."""
+
+    name: str  # "cpu", "CUDA0", "192.168.1.7:50052"
+    threads: int | None  # of the CPU
+    weights: Mapping[str, Mapping[str, float] | None]  # each as WeightSpeed has it
+    repacked: Mapping[str, Mapping[str, float] | None]  # of the CPU; None for a type that stays plain
+    attention: Mapping[str, Mapping[str, float] | None]  # each as AttentionSpeed has it
+    basics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of this machine's speed, for people to see."""
+
+    devices: Sequence[MeasuredDevice]
+    disks: Mapping[str, DiskSpeed]  # by where they are mounted
 
 
 class Calibration:
@@ -39,8 +73,9 @@ class Calibration:
 
     def __init__(self, *, cpu_model: str, say: Callable[[str], None], path: Path | None = None) -> None:
         self._say = say
-        self._path = path or _cache_folder() / "calibration.json"
-        self._key = f"{__version__} {cpu_model} {platform.python_version()} {_engine_build()}"
+        self._path = path or cache_folder() / "calibration.json"
+        self.engine_build = _engine_build()
+        self._key = f"{__version__} {cpu_model} {platform.python_version()} {self.engine_build}"
         self._values = self._read()
 
     def baseline(self, *, count_parent: bool) -> Baseline:
@@ -55,40 +90,163 @@ class Calibration:
             decode_bytes=values["decode_bytes"],
         )
 
-    def kernel_speeds(
-        self, types: Sequence[str], *, repack_modes: Sequence[bool], threads: int
-    ) -> dict[bool, dict[str, KernelSpeed]] | None:
-        """Measured speeds of quantization types, for repacked and plain weights.
+    def ram_speeds(
+        self, types: Sequence[str], attention: Sequence[str], *, repack_modes: Sequence[bool], threads: int
+    ) -> dict[bool, DeviceSpeed] | None:
+        """Measured speeds of this CPU, for repacked and plain weights in RAM.
 
-        None where the machine is too busy to measure; that is tried again after ten minutes.
+        None where the machine is too busy to measure; that is tried again after a minute.
         """
-        kernels = self._values.setdefault("kernels", {})
-        modes = sorted({False, *repack_modes})  # plain speeds also stand in for types that are not repacked
-        for repack in modes:
-            known = kernels.setdefault(f"{threads} {repack}", {})
-            missing = [name for name in types if name not in known]
-            if not missing:
-                continue
-            if time.time() - self._values.get("busy_at", 0) < _BUSY_SECONDS:
+        plain = self._speeds(None, types, attention, repack=False, threads=threads)
+        if plain is None:
+            return None
+        speeds = {False: plain}
+        if True in repack_modes:
+            repacked = self._speeds(None, types, [], repack=True, threads=threads)
+            if repacked is None:
                 return None
-            how = "repacked " if repack else ""
-            self._say(f"measuring this CPU's speed with {how}{', '.join(missing)}, once")
+            # What is not repacked stays plain.
+            weights = {**plain["weights"], **{name: one for name, one in repacked["weights"].items() if one}}
+            speeds[True] = {**plain, "weights": weights}
+        return {repack: _device_speed(speeds[repack]) for repack in repack_modes}
+
+    def device_speed(self, name: str, types: Sequence[str], attention: Sequence[str]) -> DeviceSpeed | None:
+        """Measured speed of a device; None where it is too busy. A remote one is measured anew after ten
+        minutes, since another machine may answer there."""
+        speeds = self._speeds(name, types, attention, repack=False, threads=None)
+        if speeds is None:
+            return None
+        return replace(_device_speed(speeds), takes_over_prompts=":" not in name)
+
+    def gpu_runtime_bytes(self, name: str, gpu: Gpu) -> int:
+        """What the driver's context and the engine's kernels take of a GPU; measured once per driver."""
+        known: dict[str, int] = self._values.setdefault("gpu_runtime", {})
+        key = f"{gpu.driver} {gpu.name}"
+        if key not in known:
+            self._say(f"measuring what the driver itself takes of {gpu.name}, once")
             with WorkerProcess() as worker:
-                reply = worker.ask("kernels", type_names=missing, repack=repack, threads=threads)
-            if reply["speeds"] is None:
-                self._say("other programs keep this machine busy; its speed is assumed for now")
-                self._values["busy_at"] = time.time()
-                self._write()
-                return None
-            known.update(reply["speeds"])
+                worker.ask(
+                    "kernels", device=name, threads=None, repack=False, types=[], attention=[], basics=True
+                )
+                held = gpu_bytes_of(worker.pid).get(f"gpu{gpu.index}")
+            if held is None:
+                raise EngineError(f"the driver does not say what a process holds on {gpu.name}")
+            known[key] = held
             self._write()
-        plain = kernels[f"{threads} False"]
-        return {
-            repack: {
-                name: KernelSpeed(**(kernels[f"{threads} {repack}"][name] or plain[name])) for name in types
-            }
-            for repack in repack_modes
-        }
+        return known[key]
+
+    def disk_speed(self, folder: Path) -> DiskSpeed | None:
+        """Reads from the disk where a folder lies; None where they cannot be measured, which is said."""
+        known = self._values.setdefault("disks", {})
+        mount = mount_of(folder.resolve())
+        if mount not in known:
+            self._say(f"measuring reads from {mount}, once")
+            known.update(self._measure_disk(folder))
+            self._write()
+        return _disk_speed(known[mount]) if mount in known else None
+
+    def measured(self) -> Measured:
+        """What is cached and still believed; measures nothing."""
+        return _measured(self._values.get("speeds", {}), self._values.get("disks", {}))
+
+    def measure_all(
+        self,
+        devices: Sequence[str | None],
+        *,
+        threads: int,
+        folders: Sequence[Path],
+        on_progress: Callable[[float, str], None],
+    ) -> Measured:
+        """Measure devices (None is this CPU) and the disks of folders anew.
+
+        It replaces what was known of them, once all of it is measured; before, nothing changes.
+
+        Raises:
+            EngineError: other programs keep the machine busy, or a device fails.
+        """
+        steps = [step for device in devices for step in _steps(device, threads)]
+        parts = len(steps) + len(folders)
+        speeds: dict[str, Any] = {}
+        disks: dict[str, Any] = {}
+        ends = time.monotonic() + _TRYING_SECONDS
+        with WorkerProcess() as worker:
+            for number, (what, key, request) in enumerate(steps):
+                on_progress(number / parts, what)
+                while (found := worker.ask("kernels", **request)["speeds"]) is None:
+                    if time.monotonic() > ends:
+                        raise EngineError(
+                            f"other programs keep this machine busy, so {what} cannot be measured now; what "
+                            "was measured before is kept; end what computes, and try again"
+                        )
+                known = speeds.setdefault(key, _nothing_known())
+                for part, values in found.items():
+                    known[part].update(values)
+                known["measured_at"] = time.time()
+        for number, folder in enumerate(folders, start=len(steps)):
+            on_progress(number / parts, f"reads from {mount_of(folder.resolve())}")
+            disks.update(self._measure_disk(folder))
+        self._values.setdefault("speeds", {}).update(speeds)
+        self._values.setdefault("disks", {}).update(disks)
+        self._write()
+        return _measured(speeds, disks)
+
+    def _measure_disk(self, folder: Path) -> dict[str, Any]:
+        """To be cached, by the disk's mount; empty where it cannot be measured."""
+        mount = mount_of(folder.resolve())
+        try:
+            speed = measure_reads(folder)
+        except OSError as error:
+            self._say(f"reads from {mount} are not measured: {folder}: {error.strerror or error}")
+            return {}
+        # JSON has no numbers for keys.
+        blocks = {str(block): rate for block, rate in speed.bytes_per_second.items()}
+        return {mount: {"direct": speed.direct, "bytes_per_second": blocks}}
+
+    def _speeds(
+        self,
+        device: str | None,
+        types: Sequence[str],
+        attention: Sequence[str],
+        *,
+        repack: bool,
+        threads: int | None,
+    ) -> dict[str, Any] | None:
+        key = _speeds_key(device, threads, repack=repack)
+        all_known = self._values.setdefault("speeds", {})
+        if _is_old(device, all_known.get(key, {})):
+            all_known.pop(key, None)
+        known: dict[str, Any] = all_known.setdefault(key, _nothing_known())
+        missing = [name for name in types if name not in known["weights"]]
+        unattended = [name for name in attention if name not in known["attention"]]
+        basics = not known["basics"] and not repack
+        if not (missing or unattended or basics):
+            return known
+        if time.time() - self._values.get("busy_at", 0) < _BUSY_SECONDS:
+            return None
+        what = ", ".join([*missing, *(f"attention {name}" for name in unattended)]) or "basics"
+        self._say(
+            f"measuring the speed of {device or 'this CPU'}{' (repacked)' if repack else ''}: {what}; once"
+        )
+        with WorkerProcess(yields=device is not None) as worker:
+            reply = worker.ask(
+                "kernels",
+                device=device,
+                threads=threads,
+                repack=repack,
+                types=missing,
+                attention=unattended,
+                basics=basics,
+            )
+        if reply["speeds"] is None:
+            self._say("other programs keep this machine busy; its speed is assumed for now")
+            self._values["busy_at"] = time.time()
+            self._write()
+            return None
+        for part, found in reply["speeds"].items():
+            known[part].update(found)
+        known["measured_at"] = time.time()
+        self._write()
+        return known
 
     def _read(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -106,7 +264,73 @@ class Calibration:
             Path(file.name).replace(self._path)
 
 
-def _cache_folder() -> Path:
+def _nothing_known() -> dict[str, Any]:
+    return {"weights": {}, "attention": {}, "basics": {}}
+
+
+def _speeds_key(device: str | None, threads: int | None, *, repack: bool) -> str:
+    return f"{threads} {repack}" if device is None else device
+
+
+def _is_old(device: str | None, values: dict[str, Any]) -> bool:
+    """Whether another machine may answer by now."""
+    remote = device is not None and ":" in device
+    return remote and time.time() - values.get("measured_at", 0) > _REMOTE_SECONDS
+
+
+def _steps(device: str | None, threads: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """A device's measurements, each short enough to be repeated: what it is, the cache's key, the request."""
+    nothing: dict[str, Any] = {"types": [], "attention": [], "basics": False}
+    for repack in (False, True) if device is None else (False,):
+        what = f"{device or 'this CPU'}{' with repacked weights' if repack else ''}"
+        key = _speeds_key(device, threads, repack=repack)
+        place = {"device": device, "threads": threads if device is None else None, "repack": repack}
+        requests = [{**nothing, "types": [name]} for name in _TYPES]
+        if not repack:  # which changes weights only
+            requests += [{**nothing, "attention": [name]} for name in _ATTENTION]
+            requests.append({**nothing, "basics": True})
+        for request in requests:
+            yield what, key, {**place, **request}
+
+
+def _measured(speeds: dict[str, Any], disks: dict[str, Any]) -> Measured:
+    devices = []
+    for key, values in speeds.items():
+        threads, _, repack = key.partition(" ")  # of the CPU only: other names hold no space
+        name = None if repack else key
+        if repack == str(True) or not any(values["weights"].values()) or _is_old(name, values):
+            continue
+        repacked = speeds.get(_speeds_key(None, int(threads), repack=True), {}) if repack else {}
+        devices.append(
+            MeasuredDevice(
+                name=name or "cpu",
+                threads=int(threads) if repack else None,
+                weights=values["weights"],
+                repacked=repacked.get("weights", {}),
+                attention=values["attention"],
+                basics=values["basics"],
+            )
+        )
+    return Measured(devices=devices, disks={mount: _disk_speed(values) for mount, values in disks.items()})
+
+
+def _disk_speed(values: dict[str, Any]) -> DiskSpeed:
+    blocks = {int(block): rate for block, rate in values["bytes_per_second"].items()}
+    return DiskSpeed(direct=values["direct"], bytes_per_second=blocks)
+
+
+def _device_speed(values: dict[str, Any]) -> DeviceSpeed:
+    """Without what the device does not do."""
+    return DeviceSpeed(
+        weights={name: WeightSpeed(**one) for name, one in values["weights"].items() if one},
+        attention={name: AttentionSpeed(**one) for name, one in values["attention"].items() if one},
+        **values["basics"],
+        basis="calibrated",
+    )
+
+
+def cache_folder() -> Path:
+    """Where memfit keeps what it can make again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memfit"
 
 

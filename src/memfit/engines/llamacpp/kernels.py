@@ -1,8 +1,9 @@
-"""How fast this CPU runs the engine's own matrix kernels, per quantization type. Runs in the worker.
+"""How fast a device runs the engine's own kernels: this CPU, a GPU, or one behind RPC. In the worker.
 
-Measured: one multiplication with a single token, weights streamed from memory (generation), one with
-512 tokens (prompt), and the cost of a graph node that does almost nothing (a barrier between threads).
-Not measured: attention, whose cost grows with depth.
+Measured: one multiplication per quantization type with a single token, weights streamed from memory
+(generation), and with a micro-batch of 512 (prompt); attention over a KV cache, likewise; activations
+passing through memory; a graph node that does next to nothing; and what it costs to hand a device its
+input and take its result back.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from __future__ import annotations
 import ctypes
 import resource
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from memfit.engines.llamacpp.library import Library
-from memfit.units import MIB
+from memfit.units import KIB, MIB
 
-__all__ = ["BusyMachineError", "measure"]
+__all__ = ["Bench", "BusyMachineError"]
 
 _COLUMNS = 2048  # a multiple of every type's block
+_ROWS = 2048
 _STREAMED_BYTES = 64 * MIB  # beyond most CPUs' caches, yet below any budget
-_PROMPT_ROWS = 2048
-_PROMPT_TOKENS = 512
-_EMPTY_NODES = 256
+_TOKENS = 512
+_HEADS, _KV_HEADS = 16, 4
+_CELLS = 4096  # of the KV cache, with one token
+_PROMPT_CELLS = 1024
+_EMPTY_NODES = 240
+_SMALL_GRAPH = 24  # nodes of a typical part of a layer
 # The fastest run counts: noise only ever slows. A preempted thread leaves the others spinning at a
 # barrier, a thousand times slower, so only runs with next to no preemption are clean.
 _CLEAN_RUNS = 5
@@ -29,34 +35,44 @@ _LEAST_SECONDS = 0.04  # of clean runs together: memory bandwidth varies from mo
 _QUIET_PREEMPTIONS = 100  # per second, by the system's own housekeeping; a busy program makes 250 and more
 _PATIENCE_SECONDS = 0.5  # per graph, until the machine counts as busy
 _TYPE_F32 = 0
+_TYPES = 43  # GGML_TYPE_COUNT of the pinned engine
 
-_P = ctypes.c_void_p
+_P, _I64, _F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
+    "ggml_add": ([_P, _P, _P], _P),
     "ggml_backend_alloc_ctx_tensors_from_buft": ([_P, _P], _P),
-    "ggml_backend_cpu_buffer_type": ([], _P),
     "ggml_backend_buffer_clear": ([_P, ctypes.c_uint8], None),
     "ggml_backend_buffer_free": ([_P], None),
-    "ggml_backend_buffer_set_usage": ([_P, ctypes.c_int], None),
+    "ggml_backend_dev_backend_reg": ([_P], _P),
+    "ggml_backend_dev_init": ([_P, ctypes.c_char_p], _P),
     "ggml_backend_dev_supports_op": ([_P, _P], ctypes.c_bool),
     "ggml_backend_free": ([_P], None),
     "ggml_backend_graph_compute": ([_P, _P], ctypes.c_int),
+    "ggml_backend_reg_get_proc_address": ([_P, ctypes.c_char_p], _P),
+    "ggml_backend_tensor_get": ([_P, _P, ctypes.c_size_t, ctypes.c_size_t], None),
     "ggml_backend_tensor_set": ([_P, _P, ctypes.c_size_t, ctypes.c_size_t], None),
+    "ggml_blck_size": ([ctypes.c_int], _I64),
     "ggml_build_forward_expand": ([_P, _P], None),
+    "ggml_flash_attn_ext": ([_P, _P, _P, _P, _P, _F32, _F32, _F32], _P),
     "ggml_free": ([_P], None),
+    "ggml_mul": ([_P, _P, _P], _P),
     "ggml_mul_mat": ([_P, _P, _P], _P),
     "ggml_nbytes": ([_P], ctypes.c_size_t),
     "ggml_new_graph": ([_P], _P),
-    "ggml_new_tensor_2d": ([_P, ctypes.c_int, ctypes.c_int64, ctypes.c_int64], _P),
-    "ggml_row_size": ([ctypes.c_int, ctypes.c_int64], ctypes.c_size_t),
-    "ggml_type_name": ([ctypes.c_int], ctypes.c_char_p),
-    "ggml_backend_reg_get_proc_address": ([_P, ctypes.c_char_p], _P),
-    "ggml_backend_dev_backend_reg": ([_P], _P),
-    "ggml_backend_get_device": ([_P], _P),
+    "ggml_new_tensor_2d": ([_P, ctypes.c_int, _I64, _I64], _P),
+    "ggml_new_tensor_3d": ([_P, ctypes.c_int, _I64, _I64, _I64], _P),
+    "ggml_permute": ([_P, _P, *[ctypes.c_int] * 4], _P),
+    "ggml_rms_norm": ([_P, _P, _F32], _P),
+    "ggml_row_size": ([ctypes.c_int, _I64], ctypes.c_size_t),
 }
 
 
 class BusyMachineError(Exception):
     """In no run of a graph were its threads left alone."""
+
+
+class _UnsupportedError(Exception):
+    """The device has no kernel for a graph."""
 
 
 class _InitParameters(ctypes.Structure):
@@ -65,88 +81,166 @@ class _InitParameters(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _P), ("no_alloc", ctypes.c_bool))
 
 
-def measure(
-    library: Library, type_names: list[str], *, repack: bool, threads: int
-) -> dict[str, dict[str, float] | None]:
-    """Per type: bytes per second streamed with one token, operations per second with 512 tokens, and
-    seconds of an empty node. With `repack`, as the kernels run after repacking; None where this CPU
-    has no such kernels for a type.
+class Bench:
+    """Builds small graphs for one device and times them. A context manager.
 
-    Raises:
-        BusyMachineError: other programs keep the cores busy.
+    Every method raises BusyMachineError where other programs keep the cores busy, and MemoryError where
+    the device has no room for the test.
     """
-    ggml = library.ggml_base
-    for name, (arguments, result) in _FUNCTIONS.items():
-        function = getattr(ggml, name)
-        function.argtypes, function.restype = arguments, result
-    ggml.ggml_init.argtypes, ggml.ggml_init.restype = [_InitParameters], _P
-    cpu = library.ggml_cpu
-    cpu.ggml_backend_cpu_init.restype = _P
-    cpu.ggml_backend_cpu_set_n_threads.argtypes = [_P, ctypes.c_int]
 
-    backend = cpu.ggml_backend_cpu_init()
-    cpu.ggml_backend_cpu_set_n_threads(backend, threads)
-    try:
-        bench = _Bench(ggml, backend, plain=ggml.ggml_backend_cpu_buffer_type())
-        numbers = _type_numbers(ggml)
-        node_seconds = bench.empty_node_seconds()
-        speeds: dict[str, dict[str, float] | None] = {}
-        for name in type_names:
-            measured = bench.type_speed(numbers[name], repack=repack)
-            speeds[name] = None if measured is None else {**measured, "node_seconds": node_seconds}
-        return speeds
-    finally:
-        ggml.ggml_backend_free(backend)
+    def __init__(self, library: Library, device: int, *, threads: int | None, repack: bool = False) -> None:
+        """`threads` is set on a CPU; None leaves the device as it is. `repack`: weights are rewritten."""
+        ggml = self._ggml = library.ggml_base
+        for name, (arguments, result) in _FUNCTIONS.items():
+            function = getattr(ggml, name)
+            function.argtypes, function.restype = arguments, result
+        ggml.ggml_init.argtypes, ggml.ggml_init.restype = [_InitParameters], _P
+        self._device = device
+        self._backend = ggml.ggml_backend_dev_init(device, None)
+        if threads is not None:
+            library.ggml_cpu.ggml_backend_cpu_set_n_threads.argtypes = [_P, ctypes.c_int]
+            library.ggml_cpu.ggml_backend_cpu_set_n_threads(self._backend, threads)
+        self._plain = ggml.ggml_backend_dev_buffer_type(device)
+        self._repack = repack
+        names = {ggml.ggml_type_name(number): number for number in range(_TYPES)}
+        self._numbers = {name.decode().upper(): number for name, number in names.items() if name}
 
+    def __enter__(self) -> Bench:
+        return self
 
-class _Bench:
-    """Builds small graphs on one CPU backend and times them."""
+    def __exit__(self, *_: object) -> None:
+        self._ggml.ggml_backend_free(self._backend)
 
-    def __init__(self, ggml: Any, backend: int, *, plain: int) -> None:
-        self._ggml = ggml
-        self._backend = backend
-        self._plain = plain
-        self._device = ggml.ggml_backend_get_device(backend)
-        self._repacking = self._extra_buffer_types()
+    def weights(self, type_name: str) -> dict[str, float] | None:
+        """Bytes/s with one token and operations/s with 512.
 
-    def type_speed(self, type_number: int, *, repack: bool) -> dict[str, float] | None:
-        """Bytes/s with one token and operations/s with 512 of one type's multiplication."""
-        matrix_bytes = self._ggml.ggml_row_size(type_number, _COLUMNS) * _PROMPT_ROWS
+        None where the CPU does not repack the type, or the device does not compute with it.
+        """
+        number = self._numbers[type_name]
+        matrix_bytes = self._ggml.ggml_row_size(number, _COLUMNS) * _ROWS
         count = max(1, _STREAMED_BYTES // matrix_bytes)
-        seconds = self._multiply(type_number, count, 1, repack)
+        seconds = self._multiply(number, count, 1)
         if seconds is None:
             return None
-        prompt_seconds = self._multiply(type_number, 1, _PROMPT_TOKENS, repack)
+        prompt_seconds = self._multiply(number, 1, _TOKENS)
         assert prompt_seconds is not None, "the type is repacked whatever the number of tokens"
-        operations = 2 * _COLUMNS * _PROMPT_ROWS * _PROMPT_TOKENS
         return {
             "bytes_per_second": count * matrix_bytes / seconds,
-            "operations_per_second": operations / prompt_seconds,
+            "operations_per_second": 2 * _COLUMNS * _ROWS * _TOKENS / prompt_seconds,
         }
 
-    def empty_node_seconds(self) -> float:
-        """Seconds of one node with next to no work, one barrier included."""
-        context = self._context(_EMPTY_NODES + 2)
-        weight = self._ggml.ggml_new_tensor_2d(context, _TYPE_F32, 32, 32)
-        node = self._ggml.ggml_new_tensor_2d(context, _TYPE_F32, 32, 1)
+    def attention(self, type_name: str, head: int) -> dict[str, float] | None:
+        """Operations/s over a KV cache of a type, `head` numbers per head, with one token and with 512.
+
+        None where a head is no whole number of the type's blocks, or the device has no such kernel.
+        """
+        if head % self._ggml.ggml_blck_size(self._numbers[type_name]):
+            return None
+        found = {}
+        for name, tokens, cells in (
+            ("generation", 1, _CELLS),
+            ("prompt", _TOKENS, _PROMPT_CELLS),
+        ):
+
+            def build(context: int, tokens: int = tokens, cells: int = cells) -> int:
+                ggml, number = self._ggml, self._numbers[type_name]
+                query = ggml.ggml_new_tensor_3d(context, _TYPE_F32, head, tokens, _HEADS)
+                # As the cache lies in memory: a cell's heads side by side.
+                caches = [ggml.ggml_new_tensor_3d(context, number, head, _KV_HEADS, cells) for _ in "kv"]
+                key, value = (ggml.ggml_permute(context, cache, 0, 2, 1, 3) for cache in caches)
+                scale = head**-0.5
+                return int(ggml.ggml_flash_attn_ext(context, query, key, value, None, scale, 0.0, 0.0))
+
+            try:
+                found[name] = 4 * _HEADS * tokens * cells * head / self._run(build)
+            except _UnsupportedError:
+                return None
+        return found
+
+    def node_seconds(self) -> float:
+        """One node with next to no work: a barrier between threads, or a kernel's launch."""
+        return self._run(lambda context: self._chain(context, _EMPTY_NODES)) / _EMPTY_NODES
+
+    def activation_bytes_per_second(self) -> float:
+        """Bytes read and written by norms, sums and products over a micro-batch."""
+        size = 4 * _COLUMNS * _TOKENS
+
+        def build(context: int) -> int:
+            ggml = self._ggml
+            first, second = (ggml.ggml_new_tensor_2d(context, _TYPE_F32, _COLUMNS, _TOKENS) for _ in "ab")
+            for _ in range(4):
+                second = ggml.ggml_add(context, first, ggml.ggml_mul(context, first, second))
+                second = ggml.ggml_rms_norm(context, second, 1e-5)
+            return int(second)
+
+        return 4 * (3 + 3 + 2) * size / self._run(build)
+
+    def entering(self) -> dict[str, float]:
+        """Seconds to hand a device a little input and take a result back, and bytes/s of much of it."""
+        seconds = self._round_trip(4 * KIB) - _SMALL_GRAPH * self.node_seconds()
+        much = 4 * MIB
+        more = max(self._round_trip(much) - self._round_trip(4 * KIB), 1e-9)
+        return {"seconds": max(seconds, 0.0), "bytes_per_second": 2 * much / more}
+
+    # -- graphs ----------------------------------------------------------------------------------
+
+    def _chain(self, context: int, nodes: int) -> int:
+        """Small nodes, each waiting for the one before: of the kinds that a layer has many of."""
+        ggml = self._ggml
+        weight = ggml.ggml_new_tensor_2d(context, _TYPE_F32, 64, 64)
+        node = other = ggml.ggml_new_tensor_2d(context, _TYPE_F32, 64, 1)
+        for index in range(nodes):
+            if index % 4 == 0:
+                node = ggml.ggml_rms_norm(context, node, 1e-5)
+            elif index % 4 == 1:
+                node = ggml.ggml_add(context, node, other)
+            else:
+                node = ggml.ggml_mul_mat(context, weight, node)
+        return int(node)
+
+    def _round_trip(self, size: int) -> float:
+        data = ctypes.create_string_buffer(size)
+        result = ctypes.create_string_buffer(size)
+        context = self._context()
         graph = self._ggml.ggml_new_graph(context)
-        for _ in range(_EMPTY_NODES):
-            node = self._ggml.ggml_mul_mat(context, weight, node)
-        self._ggml.ggml_build_forward_expand(graph, node)
+        given = self._ggml.ggml_new_tensor_2d(context, _TYPE_F32, 1024, size // 4096)
+        taken = self._ggml.ggml_rms_norm(context, given, 1e-5)
+        for node in (taken, self._chain(context, _SMALL_GRAPH - 1)):
+            self._ggml.ggml_build_forward_expand(graph, node)
         buffer = self._allocate(context, self._plain)
-        seconds = self._time(graph) / _EMPTY_NODES
+
+        def trip() -> None:
+            self._ggml.ggml_backend_tensor_set(given, data, 0, size)
+            self._ggml.ggml_backend_graph_compute(self._backend, graph)
+            self._ggml.ggml_backend_tensor_get(taken, result, 0, size)
+
+        seconds = self._time(trip)
         self._ggml.ggml_backend_buffer_free(buffer)
         self._ggml.ggml_free(context)
         return seconds
 
-    def _multiply(self, type_number: int, count: int, tokens: int, repack: bool) -> float | None:
+    def _run(self, build: Callable[[int], int]) -> float:
+        """Seconds of the graph that leads to the tensor which `build` returns."""
+        context = self._context()
+        graph = self._ggml.ggml_new_graph(context)
+        result = build(context)
+        if not self._ggml.ggml_backend_dev_supports_op(self._device, result):
+            self._ggml.ggml_free(context)
+            raise _UnsupportedError
+        self._ggml.ggml_build_forward_expand(graph, result)
+        buffer = self._allocate(context, self._plain)
+        seconds = self._time_graph(graph, result)
+        self._ggml.ggml_backend_buffer_free(buffer)
+        self._ggml.ggml_free(context)
+        return seconds
+
+    def _multiply(self, type_number: int, count: int, tokens: int) -> float | None:
         """Seconds of `count` multiplications of separate matrices with `tokens` columns; None where
         they should be repacked and this CPU does not repack the type."""
         ggml = self._ggml
-        weights_context, context = self._context(count), self._context(3 * count)
+        weights_context, context = self._context(), self._context()
         weights = [
-            ggml.ggml_new_tensor_2d(weights_context, type_number, _COLUMNS, _PROMPT_ROWS)
-            for _ in range(count)
+            ggml.ggml_new_tensor_2d(weights_context, type_number, _COLUMNS, _ROWS) for _ in range(count)
         ]
         graph = ggml.ggml_new_graph(context)
         products = []
@@ -155,15 +249,15 @@ class _Bench:
             products.append(ggml.ggml_mul_mat(context, weight, activations))
             ggml.ggml_build_forward_expand(graph, products[-1])
         seconds = None
-        for buffer_type in self._repacking if repack else [self._plain]:
-            weights_buffer = self._allocate(weights_context, buffer_type, clear=not repack)
+        for buffer_type in self._extra_buffer_types() if self._repack else [self._plain]:
+            weights_buffer = self._allocate(weights_context, buffer_type, clear=not self._repack)
             if ggml.ggml_backend_dev_supports_op(self._device, products[0]):
-                if repack:  # setting the data is what repacks it
+                if self._repack:  # setting the data is what repacks it
                     zeros = ctypes.create_string_buffer(ggml.ggml_nbytes(weights[0]))
                     for weight in weights:
                         ggml.ggml_backend_tensor_set(weight, zeros, 0, len(zeros))
                 buffer = self._allocate(context, self._plain)
-                seconds = self._time(graph)
+                seconds = self._time_graph(graph, products[-1])
                 ggml.ggml_backend_buffer_free(buffer)
             ggml.ggml_backend_buffer_free(weights_buffer)
             if seconds is not None:
@@ -177,23 +271,47 @@ class _Bench:
 
     def _allocate(self, context: int, buffer_type: int, *, clear: bool = True) -> int:
         buffer = self._ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, buffer_type)
+        if not buffer:
+            raise MemoryError
         if clear:
             self._ggml.ggml_backend_buffer_clear(buffer, 0)
         return int(buffer)
 
-    def _context(self, tensors: int) -> int:
-        # Room for tensor structs and one default graph of 2048 nodes; no data lies in it.
-        size = MIB + 1024 * tensors
-        return int(self._ggml.ggml_init(_InitParameters(size, None, True)))
+    def _context(self) -> int:
+        # Room for the structs of a default graph of 2048 nodes; no data lies in it.
+        return int(self._ggml.ggml_init(_InitParameters(2 * MIB, None, True)))
 
-    def _time(self, graph: int) -> float:
-        self._ggml.ggml_backend_graph_compute(self._backend, graph)  # starts threads, touches memory
+    def _time_graph(self, graph: int, last: int) -> float:
+        """Seconds of a graph that ends with the node `last`.
+
+        A number of it is read back: computing behind RPC only sends the request, and would queue up
+        thousands of them. What reading takes by itself is subtracted.
+        """
+        number = ctypes.create_string_buffer(4)
+
+        def wait() -> None:
+            self._ggml.ggml_backend_tensor_get(last, number, 0, 4)
+
+        def compute_and_wait() -> None:
+            self._ggml.ggml_backend_graph_compute(self._backend, graph)
+            wait()
+
+        seconds = self._time(compute_and_wait)
+        waits = []
+        for _ in range(_CLEAN_RUNS):
+            started = time.perf_counter()
+            wait()
+            waits.append(time.perf_counter() - started)
+        return max(seconds - min(waits), 1e-9)
+
+    def _time(self, run: Callable[[], object]) -> float:
+        run()  # starts threads, touches memory
         seconds: list[float] = []
         clean_runs, clean_seconds = 0, 0.0
         while clean_runs < _CLEAN_RUNS or clean_seconds < _LEAST_SECONDS:
             preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             started = time.perf_counter()
-            self._ggml.ggml_backend_graph_compute(self._backend, graph)
+            run()
             seconds.append(time.perf_counter() - started)
             preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - preempted
             if preempted <= 1 + _QUIET_PREEMPTIONS * seconds[-1]:
@@ -204,7 +322,7 @@ class _Bench:
             raise BusyMachineError
         return min(seconds)
 
-    def _extra_buffer_types(self) -> list[int]:
+    def _extra_buffer_types(self) -> Sequence[int]:
         """The CPU device's buffer types that rewrite weights."""
         registry = self._ggml.ggml_backend_dev_backend_reg(self._device)
         address = self._ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
@@ -215,17 +333,3 @@ class _Bench:
         while listed and listed[len(found)]:
             found.append(int(listed[len(found)]))
         return found
-
-
-def _type_numbers(ggml: Any) -> dict[str, int]:
-    """GGML's numbers by upper-case name ("Q4_K"), as the engine itself names them."""
-    count = 64  # beyond GGML_TYPE_COUNT the table holds nothing
-    names = {}
-    for number in range(min(count, _TYPE_COUNT)):
-        name = ggml.ggml_type_name(number)
-        if name:
-            names[name.decode().upper()] = number
-    return names
-
-
-_TYPE_COUNT = 43  # GGML_TYPE_COUNT of the pinned engine

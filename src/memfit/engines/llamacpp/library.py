@@ -4,9 +4,9 @@ Only worker processes import this: a failed assertion inside ggml aborts the pro
 
 The pinned low-level module (`llama_cpp.llama_cpp`) is imported under a stub parent package, because
 the real package's `__init__` pulls numpy, jinja2 and diskcache: 16 MiB instead of 39.
-Three functions are C++ or struct-returning and have no Python binding; they are called through ctypes
-here, and nowhere else: the memory breakdown, the graph of a reserved batch, and the size of the work
-buffer that the CPU backend allocates for a graph.
+Functions that are C++ or return structures have no Python binding; they are called through ctypes here,
+and nowhere else: the memory breakdown, the graph of a reserved batch and its scheduler, and the size of
+the work buffer that the CPU backend allocates for a graph.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memfit.engines.llamacpp.graph import Node, read_graph
 from memfit.errors import EngineError, EngineMissingError
+from memfit.memory.oracle import RAM
 
 __all__ = ["ENGINE_VERSION", "Breakdown", "Library", "load_library"]
 
@@ -36,17 +39,29 @@ _INSTALL = (
 class Breakdown:
     """Bytes that one context and its model hold in one buffer type ("CPU", "CPU_REPACK", …)."""
 
+    device: int | None  # the address of the device whose own memory it is; None: in RAM
     weights_bytes: int
     kv_cache_bytes: int
     compute_bytes: int
 
 
 _POINTER = ctypes.c_void_p
-_USAGE_COMPUTE = 2  # GGML_BACKEND_BUFFER_USAGE_COMPUTE
-_EMPTY_OPERATIONS = (b"NONE", b"RESHAPE", b"VIEW", b"PERMUTE", b"TRANSPOSE")
+_GPU_DEVICES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
 _GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
     ("ggml_backend_buft_name", [_POINTER], ctypes.c_char_p),
-    ("ggml_backend_sched_alloc_graph", [_POINTER, _POINTER], ctypes.c_bool),
+    ("ggml_backend_buft_get_device", [_POINTER], _POINTER),
+    ("ggml_backend_buft_is_host", [_POINTER], ctypes.c_bool),
+    ("ggml_backend_dev_buffer_type", [_POINTER], _POINTER),
+    ("ggml_backend_dev_memory", [_POINTER, _POINTER, _POINTER], None),
+    ("ggml_backend_dev_name", [_POINTER], ctypes.c_char_p),
+    ("ggml_backend_dev_description", [_POINTER], ctypes.c_char_p),
+    ("ggml_backend_dev_type", [_POINTER], ctypes.c_int),
+    ("ggml_backend_get_device", [_POINTER], _POINTER),
+    ("ggml_backend_reg_dev_get", [_POINTER, ctypes.c_size_t], _POINTER),
+    ("ggml_backend_sched_get_tensor_backend", [_POINTER, _POINTER], _POINTER),
+    ("ggml_blck_size", [ctypes.c_int], ctypes.c_int64),
+    ("ggml_type_name", [ctypes.c_int], ctypes.c_char_p),
+    ("ggml_type_size", [ctypes.c_int], ctypes.c_size_t),
     ("ggml_graph_n_nodes", [_POINTER], ctypes.c_int),
     ("ggml_op_name", [ctypes.c_int], ctypes.c_char_p),
     ("ggml_graph_node", [_POINTER, ctypes.c_int], _POINTER),
@@ -79,12 +94,18 @@ class Library:
         # Already loaded as dependencies of libllama: these calls only return their handles.
         self.ggml_base = ctypes.CDLL(str(_library_file(folder, "ggml-base")))
         self.ggml_cpu = ctypes.CDLL(str(_library_file(folder, "ggml-cpu")))
+        self.ggml = ctypes.CDLL(str(_library_file(folder, "ggml")))
+
+        self._folder = folder
 
         self._memory_breakdown = api._lib._Z26llama_get_memory_breakdownPK13llama_context
         self._memory_breakdown.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self._memory_breakdown.restype = None
-        self._graph_reserve = api._lib._Z19llama_graph_reserveP13llama_contextjjj
-        self._graph_reserve.argtypes = [ctypes.c_void_p, *[ctypes.c_uint32] * 3]
+        self._graph_reserve = api._lib._ZN13llama_context13graph_reserveEjjjPK22llama_memory_context_ibPm
+        self._graph_reserve.argtypes = [
+            *(ctypes.c_void_p, *[ctypes.c_uint32] * 3),
+            *(ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p),
+        ]
         self._graph_reserve.restype = ctypes.c_void_p
         self.ggml_cpu.ggml_graph_plan.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
         self.ggml_cpu.ggml_graph_plan.restype = _GraphPlan
@@ -93,6 +114,20 @@ class Library:
         for name, arguments, result in _GGML_FUNCTIONS:
             function = getattr(self.ggml_base, name)
             function.argtypes, function.restype = arguments, result
+
+    @property
+    def rpc(self) -> Any:
+        """The RPC backend's library, loaded when first asked for.
+
+        Raises:
+            EngineMissingError: the engine was built without it.
+        """
+        try:
+            return ctypes.CDLL(str(_library_file(self._folder, "ggml-rpc")))
+        except OSError as error:
+            raise EngineMissingError(
+                f"the engine was built without RPC: {error}; rebuild it with: {_INSTALL}"
+            ) from error
 
     def memory_breakdown(self, context: int) -> dict[str, Breakdown]:
         """Bytes per buffer type name, as the engine itself counts them.
@@ -113,51 +148,98 @@ class Library:
             left, right, key, weights, kv_cache, compute = (ctypes.c_size_t * 6).from_address(node + 16)
             pending += [left, right]
             found[self.ggml_base.ggml_backend_buft_name(key).decode()] = Breakdown(
-                weights_bytes=weights, kv_cache_bytes=kv_cache, compute_bytes=compute
+                device=self._device_of(key),
+                weights_bytes=weights,
+                kv_cache_bytes=kv_cache,
+                compute_bytes=compute,
             )
         assert len(found) == header[5], "the walk must visit as many nodes as the map counts"
         return found
 
-    def work_buffer_bytes(self, context: int, *, tokens: int, sequences: int, threads: int) -> int:
-        """Bytes that the CPU backend will allocate as scratch for a micro-batch of `tokens`.
+    def _device_of(self, buffer_type: int) -> int | None:
+        """The GPU whose own memory a buffer type is; pinned host memory and a CPU's types are RAM."""
+        ggml = self.ggml_base
+        device = ggml.ggml_backend_buft_get_device(buffer_type)
+        if not device or ggml.ggml_backend_buft_is_host(buffer_type):
+            return None
+        return int(device) if ggml.ggml_backend_dev_type(device) in _GPU_DEVICES else None
 
-        Asked of the engine's own graph planner. Reserving the graph allocates compute buffers on
-        the context's backends, untouched on the CPU.
-        """
-        graph = self._graph_reserve(context, tokens, sequences, sequences)
+    def work_buffer_bytes(self, context: int, *, tokens: int, sequences: int, threads: int) -> int:
+        """Bytes that the CPU backend will allocate as scratch for a micro-batch of `tokens`, by the
+        engine's own graph planner."""
+        graph = self._split_graph(context, tokens, sequences)
         return int(self.ggml_cpu.ggml_graph_plan(graph, threads, None).work_size)
 
-    def operations(self, context: int, *, sequences: int) -> int:
-        """Nodes that compute something when each sequence generates one token."""
-        graph = self._graph_reserve(context, sequences, sequences, sequences)
-        ggml = self.ggml_base
-        count = 0
-        for index in range(ggml.ggml_graph_n_nodes(graph)):
-            # ggml_tensor: the operation lies at 80, after type, buffer, ne and nb (ggml.h)
-            number = ctypes.c_int.from_address(ggml.ggml_graph_node(graph, index) + 80).value
-            count += ggml.ggml_op_name(number) not in _EMPTY_OPERATIONS
-        return count
+    def _split_graph(self, context: int, tokens: int, sequences: int) -> int:
+        """The graph of `tokens` over a full context, divided between devices; nothing is allocated.
 
-    def touch_compute_buffers(self, context: int, *, tokens: int, sequences: int) -> int:
+        Its scheduler keeps the division until the next graph. To divide a graph twice would corrupt it:
+        its nodes already read from copies in memory that the second division uses again.
+        """
+        memory = self.api.llama_get_memory(context)
+        full = self._full_memory(memory) if memory else None
+        graph = self._graph_reserve(context, tokens, sequences, sequences, full, True, None)
+        if full:
+            # llama_memory_context_i's deleting destructor is the second entry of its virtual table.
+            ctypes.CFUNCTYPE(None, _POINTER)(_virtual(full, 1))(full)
+        if not graph:
+            raise EngineError("the engine could not build its graph")
+        return int(graph)
+
+    @staticmethod
+    def _full_memory(memory: int) -> int:
+        """`llama_memory_i::init_full()`: a cache as if every cell were in use.
+
+        The fourth entry of the virtual table, after two destructors and init_batch. It returns a
+        unique_ptr, for which the caller passes room as a hidden first argument.
+        """
+        room = ctypes.c_void_p()
+        call = ctypes.CFUNCTYPE(_POINTER, _POINTER, _POINTER)(_virtual(memory, 3))
+        call(ctypes.addressof(room), memory)
+        assert room.value, "it never returns nothing"
+        return room.value
+
+    def read_graph(
+        self, context: int, *, tokens: int, sequences: int, devices: Sequence[int]
+    ) -> dict[str, Any]:
+        """What a pass of `tokens` computes, and on which of `devices` (addresses): see graph.py."""
+        graph = self._split_graph(context, tokens, sequences)
+        ggml, scheduler = self.ggml_base, self._scheduler(context)
+        places: dict[int, int] = {}  # by backend
+
+        def place_of(node: Node) -> int:
+            backend = ggml.ggml_backend_sched_get_tensor_backend(scheduler, ctypes.addressof(node))
+            if backend not in places:
+                device = backend and ggml.ggml_backend_get_device(backend)
+                places[backend] = 1 + devices.index(device) if device in devices else RAM
+            return places[backend]
+
+        return read_graph(ggml, graph, 1 + len(devices), place_of)
+
+    def touch_compute_buffers(self, context: int) -> int:
         """Write every byte of a context's compute buffers, and return how many there are.
 
-        They are allocated untouched, and a shallow context reaches only part of them. The graph of a
-        full micro-batch over a full context is given its addresses, as decoding would; its nodes
-        then lead to the buffers. Their content never outlives a graph.
+        They are allocated untouched, and a shallow context reaches only part of them; their content
+        never outlives a graph. Found in the scheduler's own structures (ggml-backend.cpp, ggml-alloc.c):
+        ggml_backend_sched holds its allocator at 264, ggml_gallocr its list of buffers at 8 and their
+        number at 24, and each of them is an array of 16 chunks.
         """
-        graph = self._graph_reserve(context, tokens, sequences, sequences)
         ggml = self.ggml_base
-        if not ggml.ggml_backend_sched_alloc_graph(self._scheduler(context), graph):
-            raise EngineError("the engine could not allocate its compute buffers")
-        buffers = set()
-        for index in range(ggml.ggml_graph_n_nodes(graph)):
-            # ggml_tensor: the type, then at 8 the buffer (ggml.h)
-            buffer = ctypes.c_void_p.from_address(ggml.ggml_graph_node(graph, index) + 8).value
-            if buffer and ggml.ggml_backend_buffer_get_usage(buffer) == _USAGE_COMPUTE:
-                buffers.add(buffer)
+        allocator = ctypes.c_void_p.from_address(self._scheduler(context) + 264).value
+        assert allocator is not None, "a context has reserved its graphs"
+        count = ctypes.c_int.from_address(allocator + 24).value
+        listed = ctypes.c_void_p.from_address(allocator + 8).value
+        lists = {one for one in (ctypes.c_void_p * count).from_address(listed or 0) if one}
+        buffers = {one for each in lists for one in (ctypes.c_void_p * 16).from_address(each) if one}
         for buffer in buffers:
             ggml.ggml_backend_buffer_clear(buffer, 0)
         return sum(ggml.ggml_backend_buffer_get_size(buffer) for buffer in buffers)
+
+
+def _virtual(instance: int, index: int) -> int:
+    """The address of an entry in a C++ object's virtual table."""
+    table = ctypes.c_size_t.from_address(instance).value
+    return ctypes.c_size_t.from_address(table + ctypes.sizeof(ctypes.c_size_t) * index).value
 
 
 def load_library() -> Library:

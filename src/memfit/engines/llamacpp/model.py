@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.library import Breakdown, Library
 from memfit.errors import EngineError
 from memfit.memory.oracle import EngineParameters
@@ -42,6 +43,7 @@ class Model:
     def __init__(
         self,
         library: Library,
+        devices: Devices,
         parameters: EngineParameters,
         *,
         simulate: bool = False,
@@ -58,6 +60,8 @@ class Model:
         """
         self._library = library
         self._api: Any = library.api
+        self._devices = devices
+        self.device_addresses = devices.find(parameters.devices)
         self._limit_bytes = limit_bytes
         self._on_progress = on_progress
         self._overrun: OverBudgetError | None = None
@@ -72,7 +76,7 @@ class Model:
     def _load(self, parameters: EngineParameters, simulate: bool, overrides: Any) -> int:
         api = self._api
         options = api.llama_model_default_params()
-        options.n_gpu_layers = 0
+        kept = self._place(options, parameters)  # alive until the engine has read it
         options.use_extra_bufts = parameters.repack
         options.no_alloc = simulate
         if overrides is not None:
@@ -95,6 +99,7 @@ class Model:
             pointer = api.llama_model_load_from_file(names[0], options)
         else:
             pointer = api.llama_model_load_from_splits(array, len(names), options)
+        del kept
         if self._drops_cache:
             drop_cached(parameters.paths)  # what is mapped stays
         if self._overrun:
@@ -102,6 +107,30 @@ class Model:
         if not pointer:
             raise EngineError(f"the engine cannot load {parameters.paths[0]}")
         return int(pointer)
+
+    def _place(self, options: Any, parameters: EngineParameters) -> tuple[object, ...]:
+        """Say where every tensor lies; returns what must stay alive while loading.
+
+        The engine gives the last `n_gpu_layers` of its layers, the output counting as one, to the
+        devices in shares of `tensor_split`; in whole layers as here, the shares come out exactly.
+        """
+        devices, layers = self.device_addresses, parameters.layers
+        addresses = (ctypes.c_void_p * (len(devices) + 1))(*devices, None)  # empty: none, whatever is there
+        options.devices = ctypes.addressof(addresses)
+        used = [index for index, count in enumerate(layers) if count]
+        last = used[-1] if used else len(devices) - 1
+        options.n_gpu_layers = sum(layers) + 1 if devices else 0
+        shares = (ctypes.c_float * _MOST_DEVICES)(*layers)
+        shares[max(last, 0)] += 1  # the output
+        options.tensor_split = ctypes.cast(shares, type(options.tensor_split))
+        # One that matches nothing keeps several devices from holding every compute buffer four times.
+        overrides = (*parameters.overrides, ("^$", 0)) if devices else ()
+        table = (_Override * (len(overrides) + 1))()
+        for row, (pattern, place) in zip(table, overrides, strict=False):
+            row.pattern = pattern.encode()
+            row.buffer_type = self._devices.default_buffer_type(devices[place - 1] if place else None)
+        options.tensor_buft_overrides = ctypes.addressof(table)
+        return addresses, shares, table
 
     def _progress(self, fraction: float, _: object) -> bool:
         """Called by the engine before each tensor; False stops the loading."""
@@ -158,6 +187,11 @@ class Model:
         self.micro_batch: int = api.llama_n_ubatch(context)
         self.context_tokens: int = api.llama_n_ctx(context)
 
+    def close(self) -> None:
+        """Give everything back. Only a simulated model is ever closed; a process ends with a real one."""
+        self.close_context()
+        self._api.llama_model_free(self._pointer)
+
     def close_context(self) -> None:
         if self._context is not None:
             self._api.llama_free(self._context)
@@ -176,9 +210,12 @@ class Model:
             threads=self.parameters.threads,
         )
 
-    def operations(self) -> int:
+    def read_graph(self, *, tokens: int, sequences: int) -> dict[str, Any]:
+        """What a pass computes, and where: see graph.py."""
         assert self._context is not None
-        return self._library.operations(self._context, sequences=self.parameters.parallel)
+        return self._library.read_graph(
+            self._context, tokens=tokens, sequences=sequences, devices=self.device_addresses
+        )
 
     def open_resident_context(self, parameters: EngineParameters, more_bytes: int) -> None:
         """Create the context and touch all it will ever hold, so that the peak is reached now.
@@ -192,9 +229,9 @@ class Model:
         self._check_limit(more_bytes)
         self.open_context(parameters)
         assert self._context is not None
-        self._library.touch_compute_buffers(
-            self._context, tokens=self.micro_batch, sequences=parameters.parallel
-        )
+        touched = self._library.touch_compute_buffers(self._context)
+        counted = sum(part.compute_bytes for part in self.memory_breakdown().values())
+        assert touched == counted, "the engine's compute buffers must be those that it counts"
         self.decode([self._filler_token()] * min(self.micro_batch, self.context_tokens))
         self.clear()
 
@@ -290,6 +327,13 @@ class Model:
         }
 
 
+class _Override(ctypes.Structure):
+    """llama.cpp's `llama_model_tensor_buft_override`."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+_MOST_DEVICES = 16  # llama_max_devices
 _ALL_CACHED = 0.99  # a share of the file that counts as all of it
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from memfit.engines.llamacpp.client import WorkerProcess
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.baseline import Baseline
-from memfit.memory.oracle import Answer, EngineParameters
+from memfit.memory.oracle import Answer, DeviceBytes, EngineParameters, Graph, Operation
 from memfit.memory.process import ProcessMemory
 
-__all__ = ["LlamaOracle", "request_values"]
+__all__ = ["LlamaOracle", "small_parameters"]
 
 
 class LlamaOracle:
@@ -32,7 +33,7 @@ class LlamaOracle:
         self._answers: dict[EngineParameters, Answer] = {}
         for repack, worker in self._workers.items():
             # Posted, not asked: the workers load side by side, and this answer is of no interest.
-            worker.post("simulate", **self._question(replace(_SMALL, paths=spec.paths, repack=repack)))
+            worker.post("simulate", **self._question(small_parameters(spec, repack)))
 
     def ask(self, parameters: EngineParameters) -> Answer:
         if parameters not in self._answers:
@@ -42,7 +43,7 @@ class LlamaOracle:
     def _question(self, parameters: EngineParameters) -> dict[str, Any]:
         whole = parameters.repack == self._first
         return {
-            "parameters": request_values(parameters),
+            "parameters": parameters.to_json(),
             "without_vocabulary": None if whole else [self._spec.architecture, self._spec.vocabulary],
         }
 
@@ -50,16 +51,21 @@ class LlamaOracle:
         whole = parameters.repack == self._first
         reply = self._workers[parameters.repack].ask("simulate", **self._question(parameters))
         worker = ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
+        ram, *devices = reply["bytes"]
+        layers = reply["prompt"]["layer_kv_bytes"]  # JSON made their numbers texts
         return Answer(
             context=reply["context"],
-            weights_bytes=reply["weights_bytes"],
-            kv_cache_bytes=reply["kv_cache_bytes"],
-            compute_bytes=reply["compute_bytes"],
-            scratch_bytes=reply["scratch_bytes"],
-            nodes=reply["nodes"],
+            **ram,
+            scratch_bytes=reply["scratch_bytes"] + reply["candidate_bytes"],
             process_bytes=self._baseline.with_worker(worker)
             if whole
             else self.ask(replace(parameters, repack=self._first)).process_bytes,
+            generation=_graph(reply["generation"], 1),
+            prompt=_graph(reply["prompt"], reply["micro_batch"]),
+            layer_kv_bytes=tuple(
+                layers.get(str(layer), 0) for layer in range(1 + max(map(int, layers), default=-1))
+            ),
+            devices=tuple(DeviceBytes(**device, scratch_bytes=reply["scratch_bytes"]) for device in devices),
         )
 
     def close(self) -> None:
@@ -74,18 +80,24 @@ class LlamaOracle:
         self.close()
 
 
-_SMALL = EngineParameters(
-    paths=(),
-    context=256,
-    parallel=1,
-    kv_type="f16",
-    micro_batch=32,
-    threads=1,
-    repack=False,
-    load_mode="read",
-)
+def small_parameters(spec: ModelSpec, repack: bool) -> EngineParameters:
+    """A configuration that is quick to ask about, where any will do."""
+    return EngineParameters(
+        paths=spec.paths,
+        context=256,
+        parallel=1,
+        kv_type="f16",
+        micro_batch=32,
+        threads=1,
+        repack=repack,
+        load_mode="read",
+    )
 
 
-def request_values(parameters: EngineParameters) -> dict[str, Any]:
-    """EngineParameters as JSON values."""
-    return {**asdict(parameters), "paths": [str(path.absolute()) for path in parameters.paths]}
+def _graph(values: Mapping[str, Any], tokens: int) -> Graph:
+    return Graph(
+        tokens=tokens,
+        operations=tuple(Operation(**operation) for operation in values["operations"]),
+        entries=tuple(values["entries"]),
+        entered_bytes=tuple(values["entered_bytes"]),
+    )

@@ -9,10 +9,11 @@ from statistics import median
 from typing import Any
 
 from memfit.engines.llamacpp.client import OverBudget, WorkerProcess
-from memfit.engines.llamacpp.oracle import request_values
 from memfit.engines.protocol import Completion, Message, Sampling, Speed
 from memfit.engines.report import Report, TierReport
 from memfit.errors import DoesNotFitError, InterruptedByUser, WorkerDiedError
+from memfit.hardware.nvidia import gpu_bytes_of
+from memfit.memory.lending import decode_lending
 from memfit.memory.meter import Meter
 from memfit.memory.process import process_memory
 from memfit.planner.plan import Plan
@@ -44,13 +45,14 @@ class LlamaSession:
         self.plan = plan
         self._count_parent = count_parent
         self._speed = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
-        self._worker = WorkerProcess(verbose=verbose)
+        self._worker = WorkerProcess(verbose=verbose, yields=bool(plan.parameters.devices))
         self._meter = Meter(
             self._worker.pid,
             count_parent=count_parent,
             model_files=plan.spec.paths,
-            limit_bytes=plan.limit_bytes,
+            limit_bytes=plan.ram.limit_bytes,
             on_overrun=self._worker.kill,
+            gpu_bytes=gpu_bytes_of if any(":" not in name for name in plan.parameters.devices) else None,
         )
         try:
             self._load(on_progress)
@@ -81,8 +83,8 @@ class LlamaSession:
                 reply = self._worker.ask(
                     "load",
                     report,
-                    parameters=request_values(self.plan.parameters),
-                    limit_bytes=self.plan.limit_bytes - ours,
+                    parameters=self.plan.parameters.to_json(),
+                    limit_bytes=tier.limit_bytes - ours,
                     more_bytes=tier.kv_cache_bytes + tier.compute_bytes,
                 )
         except OverBudget as overrun:
@@ -163,8 +165,10 @@ class LlamaSession:
             speed=self._speed,
         )
 
-    def measure(self, prompt_tokens: int, generated_tokens: int, *, repetitions: int = 1) -> Speed:
-        """Time a prompt and a generation of exactly so many tokens, each from an empty cache.
+    def measure(
+        self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1
+    ) -> Speed:
+        """Time a prompt and a generation of exactly so many tokens, each after `depth` tokens in the cache.
 
         Decoding alone, without sampling, as llama-bench measures it; medians of the repetitions.
 
@@ -174,7 +178,12 @@ class LlamaSession:
         replies = []
         for _ in range(repetitions):
             replies.append(
-                self._ask("measure", prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+                self._ask(
+                    "measure",
+                    prompt_tokens=prompt_tokens,
+                    generated_tokens=generated_tokens,
+                    depth=depth,
+                )
             )
             if replies[-1]["cancelled"]:
                 raise InterruptedByUser
@@ -189,23 +198,36 @@ class LlamaSession:
     def report(self) -> Report:
         """Predicted against measured so far; the speeds are those of the last request."""
         self._meter.settle()
-        tier = self.plan.ram
+        peaks = {"ram": self._meter.peak_bytes, **self._device_peaks()}
         return Report(
             plan=self.plan,
-            tiers=(
+            tiers=tuple(
                 TierReport(
                     name=tier.name,
                     kind=tier.kind,
                     budget_bytes=tier.budget_bytes,
                     predicted_bytes=tier.total_bytes,
-                    peak_bytes=self._meter.peak_bytes,
-                ),
+                    peak_bytes=peaks.get(tier.name),
+                )
+                for tier in self.plan.tiers
             ),
             speed=self._speed,
             load_seconds=self._load_seconds,
             disk_read_bytes=self._meter.disk_read_bytes,
             swapped_bytes=self._meter.swapped_bytes,
         )
+
+    def _device_peaks(self) -> dict[str, int | None]:
+        """What each device's own side measured; None where nobody there does."""
+        names = self.plan.parameters.devices
+        if not names:
+            return {tier.name: 0 for tier in self.plan.tiers if tier.kind == "vram"}
+        peaks: dict[str, int | None] = {}
+        answers = self._ask("device_memory", names=list(names))["devices"]
+        for tier, name in zip((one for one in self.plan.tiers if one.kind == "vram"), names, strict=True):
+            lent = decode_lending(*answers[name])
+            peaks[tier.name] = lent[1] if lent else self._meter.gpu_peak_bytes(tier.name)
+        return peaks
 
     def close(self) -> None:
         """End the worker. Safe to repeat."""
@@ -238,4 +260,4 @@ class LlamaSession:
             raise
 
     def _does_not_fit(self, needs_bytes: int) -> DoesNotFitError:
-        return DoesNotFitError(tier="RAM", needs_bytes=needs_bytes, budget_bytes=self.plan.limit_bytes)
+        return DoesNotFitError(tier="RAM", needs_bytes=needs_bytes, budget_bytes=self.plan.ram.limit_bytes)

@@ -12,18 +12,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from memfit.engines.llamacpp import kernels
 from memfit.engines.llamacpp.channel import Channel
+from memfit.engines.llamacpp.devices import Devices
+from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
 from memfit.engines.llamacpp.library import Library, load_library
 from memfit.engines.llamacpp.model import Aborted, Model, OverBudgetError
 from memfit.engines.llamacpp.sampling import sampler_chain
 from memfit.engines.llamacpp.template import render_chat
 from memfit.engines.llamacpp.text import TextAssembler
 from memfit.engines.protocol import Sampling
-from memfit.errors import MemfitError, UsageError
+from memfit.errors import EngineError, MemfitError, UsageError
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.process import process_memory
 
@@ -37,6 +38,8 @@ class Worker:
     def __init__(self) -> None:
         self.channel = Channel(on_cancel=self.cancel)
         self.model: Model | None = None
+        self._simulated: EngineParameters | None = None  # what of its parameters a loaded model depends on
+        self._devices: Devices | None = None
         self.cached: list[int] = []  # tokens of sequence 0 in the KV cache, in order
         self.library: Library = load_library()
         self._log = self.library.api.llama_log_callback(self._keep_log)
@@ -57,6 +60,7 @@ class Worker:
     def serve(self) -> None:
         actions: dict[str, Callable[..., dict[str, Any]]] = {
             "simulate": self.simulate,
+            "device_memory": self.device_memory,
             "load": self.load,
             "complete": self.complete,
             "measure": self.measure,
@@ -79,30 +83,51 @@ class Worker:
         """Bytes of a configuration, without its weights. `without_vocabulary` is the architecture and
         the number of tokens, which then stand in for the vocabulary's text."""
         wanted = _parameters(parameters)
-        if self.model is None:
+        placement = replace(wanted, **_CONTEXT_ONLY)
+        if self.model is None or self._simulated != placement:
+            if self.model is not None:
+                self.model.close()
             overrides = _no_vocabulary(self.library.api, *without_vocabulary) if without_vocabulary else None
-            self.model = Model(self.library, wanted, simulate=True, overrides=overrides)
-        self.model.open_context(wanted)
+            devices = self._devices or Devices(self.library, stand_ins=True)
+            self._devices, self._simulated = devices, placement
+            self.model = Model(self.library, devices, wanted, simulate=True, overrides=overrides)
+        model = self.model
+        model.open_context(wanted)
         ctypes.CDLL(None).malloc_trim(0)  # earlier questions must not count in this one
         memory = process_memory()
-        breakdown = self.model.memory_breakdown().values()
+        breakdown = model.memory_breakdown().values()
+        scratch = model.work_buffer_bytes()
         return {
-            "context": self.model.context_tokens,
-            "weights_bytes": sum(part.weights_bytes for part in breakdown),
-            "kv_cache_bytes": sum(part.kv_cache_bytes for part in breakdown),
-            "compute_bytes": sum(part.compute_bytes for part in breakdown),
-            "scratch_bytes": self.model.work_buffer_bytes() + _CANDIDATE_BYTES * self.model.vocabulary_size,
-            "nodes": self.model.operations(),
+            "context": model.context_tokens,
+            "bytes": [
+                {
+                    kind: sum(getattr(part, kind) for part in breakdown if part.device == device)
+                    for kind in ("weights_bytes", "kv_cache_bytes", "compute_bytes")
+                }
+                for device in (None, *model.device_addresses)
+            ],
+            "scratch_bytes": scratch,
+            "candidate_bytes": _CANDIDATE_BYTES * model.vocabulary_size,
+            "generation": model.read_graph(tokens=1, sequences=1),
+            "prompt": model.read_graph(tokens=model.micro_batch, sequences=1),
+            "micro_batch": model.micro_batch,
             "anonymous_bytes": memory.anonymous_bytes,
             "files": dict(memory.files),
         }
+
+    def device_memory(self, names: list[str]) -> dict[str, Any]:
+        """Free and total bytes of devices; without names, of this machine's GPUs."""
+        devices = self._devices = self._devices or Devices(self.library, stand_ins=False)
+        return {"devices": {name: devices.memory(name) for name in names or devices.gpus()}}
 
     def load(self, parameters: dict[str, Any], limit_bytes: int | None, more_bytes: int) -> dict[str, Any]:
         """Load for real; `more_bytes` is what the context will add to the weights."""
         wanted = _parameters(parameters)
         started = time.monotonic()
+        self._devices = Devices(self.library, stand_ins=False)
         self.model = Model(
             self.library,
+            self._devices,
             wanted,
             limit_bytes=limit_bytes,
             on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
@@ -177,17 +202,20 @@ class Worker:
             "generation_seconds": ended - prompt_done if prompt_done and len(generated) > 1 else 0.0,
         }
 
-    def measure(self, prompt_tokens: int, generated_tokens: int) -> dict[str, Any]:
-        """Time decoding alone, as llama-bench does: fixed tokens, no sampling, an empty cache."""
+    def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
+        """Time decoding alone, as llama-bench does: fixed tokens, no sampling, `depth` of them before."""
         model = self._loaded()
         model.clear_abort()
         token = 1 if model.vocabulary_size > 1 else 0
         try:
             self._forget()
+            model.decode([token] * depth)
             started = time.monotonic()
             model.decode([token] * prompt_tokens)
             prompt_done = time.monotonic()
-            model.clear()
+            if not model.keep(depth):
+                model.clear()
+                model.decode([token] * depth)
             begun = time.monotonic()
             for _ in range(generated_tokens):
                 model.decode([token])
@@ -202,12 +230,41 @@ class Worker:
             "generation_seconds": ended - begun,
         }
 
-    def measure_kernels(self, type_names: list[str], repack: bool, threads: int) -> dict[str, Any]:
+    def measure_kernels(
+        self,
+        device: str | None,
+        threads: int | None,
+        repack: bool,
+        types: list[str],
+        attention: list[str],
+        basics: bool,
+    ) -> dict[str, Any]:
+        """Speeds of a device, or of this CPU; `attention` holds keys such as "F16/128"."""
+        devices = self._devices = self._devices or Devices(self.library, stand_ins=False)
+        address = devices.cpu if device is None else devices.find([device])[0]
+        found: dict[str, Any] = {"weights": {}, "attention": {}, "basics": {}}
         try:
-            speeds = kernels.measure(self.library, type_names, repack=repack, threads=threads)
-        except kernels.BusyMachineError:
+            with Bench(self.library, address, threads=threads, repack=repack) as bench:
+                for name in types:
+                    found["weights"][name] = bench.weights(name)
+                for key in attention:
+                    kind, head = key.split("/")
+                    found["attention"][key] = bench.attention(kind, int(head))
+                if basics:
+                    entering = (
+                        {"seconds": 0.0, "bytes_per_second": 1e12} if device is None else bench.entering()
+                    )
+                    found["basics"] = {
+                        "activation_bytes_per_second": bench.activation_bytes_per_second(),
+                        "node_seconds": bench.node_seconds(),
+                        "entering_seconds": entering["seconds"],
+                        "entering_bytes_per_second": entering["bytes_per_second"],
+                    }
+        except BusyMachineError:
             return {"speeds": None}
-        return {"speeds": speeds}
+        except MemoryError:
+            raise EngineError(f"{device} has no room for measuring its speed: 64 MiB and a little") from None
+        return {"speeds": found}
 
     # -- details ---------------------------------------------------------------------------------
 
@@ -276,6 +333,16 @@ class _TextSender:
         return "".join(self._pieces)
 
 
+# What a context decides, not the model: equal in all models that need no new loading.
+_CONTEXT_ONLY: dict[str, Any] = {
+    "context": 0,
+    "parallel": 0,
+    "kv_type": "",
+    "micro_batch": 0,
+    "threads": 0,
+    "load_mode": "",
+}
+
 _LOG_ERROR = 4  # ggml_log_level
 
 
@@ -291,7 +358,7 @@ def _no_vocabulary(api: Any, architecture: str, tokens: int) -> Any:
 
 
 def _parameters(values: dict[str, Any]) -> EngineParameters:
-    return EngineParameters(**{**values, "paths": tuple(Path(path) for path in values["paths"])})
+    return EngineParameters.from_json(values)
 
 
 def main() -> None:

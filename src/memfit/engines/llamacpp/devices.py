@@ -1,0 +1,131 @@
+"""The engine's devices by name: local GPUs, remote ones behind RPC, and stand-ins for either.
+
+A stand-in is this CPU behind an RPC server of our own on loopback: a simulating worker asks it instead
+of the device itself, so that planning neither occupies a remote machine nor needs a GPU that is not
+here. Simulated buffers are counted on the client's side, so none of its memory is used.
+Lives in the worker: the engine aborts when a remote device does not answer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+from memfit.engines.llamacpp.library import Library
+from memfit.errors import EngineError
+
+__all__ = ["Devices"]
+
+_POINTER = ctypes.c_void_p
+_CPU, _GPU = 0, 1  # ggml_backend_dev_type
+_START_SECONDS = 5.0
+
+
+class Devices:
+    """Finds each device once; the engine keeps them until the process ends."""
+
+    def __init__(self, library: Library, *, stand_ins: bool) -> None:
+        """With `stand_ins`, remote devices and those of other machines are only imitated."""
+        self._library = library
+        self._stand_ins = stand_ins
+        self._imitated: list[int] = []
+        ggml = library.ggml
+        ggml.ggml_backend_dev_by_name.argtypes, ggml.ggml_backend_dev_by_name.restype = (
+            [ctypes.c_char_p],
+            _POINTER,
+        )
+        ggml.ggml_backend_dev_by_type.argtypes, ggml.ggml_backend_dev_by_type.restype = (
+            [ctypes.c_int],
+            _POINTER,
+        )
+        ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+        ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], _POINTER
+
+    def find(self, names: Sequence[str]) -> list[int]:
+        """Addresses of devices, in order.
+
+        Raises:
+            EngineError: the engine was built without it.
+        """
+        found: list[int] = []
+        for name in names:
+            device: int | None
+            if ":" not in name:
+                device = self._library.ggml.ggml_backend_dev_by_name(name.encode())
+            elif self._stand_ins:
+                device = self._stand_in(sum(":" in before for before in names[: len(found)]))
+            else:
+                device = self._remote(name, 0)
+            if not device:
+                raise EngineError(f"the engine has no device {name}")
+            found.append(device)
+        return found
+
+    @property
+    def cpu(self) -> int:
+        """The address of this machine's CPU as a device."""
+        return int(self._library.ggml.ggml_backend_dev_by_type(_CPU))
+
+    def gpus(self) -> list[str]:
+        """The engine's names of this machine's GPUs: "CUDA0", "Vulkan0"."""
+        ggml, base = self._library.ggml, self._library.ggml_base
+        devices = [ggml.ggml_backend_dev_get(index) for index in range(ggml.ggml_backend_dev_count())]
+        return [
+            base.ggml_backend_dev_name(device).decode()
+            for device in devices
+            if base.ggml_backend_dev_type(device) == _GPU
+        ]
+
+    def memory(self, name: str) -> tuple[int, int]:
+        """Free and total bytes, as the device itself says."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._library.ggml_base.ggml_backend_dev_memory(
+            self.find([name])[0], ctypes.byref(free), ctypes.byref(total)
+        )
+        return free.value, total.value
+
+    def default_buffer_type(self, device: int | None) -> int:
+        """Where a device keeps weights; None is RAM."""
+        if device is None:
+            device = self.cpu
+        return int(self._library.ggml_base.ggml_backend_dev_buffer_type(device))
+
+    def _remote(self, endpoint: str, index: int) -> int | None:
+        rpc = self._library.rpc
+        rpc.ggml_backend_rpc_add_server.argtypes = [ctypes.c_char_p]
+        rpc.ggml_backend_rpc_add_server.restype = _POINTER
+        server = rpc.ggml_backend_rpc_add_server(endpoint.encode())
+        device: int | None = server and self._library.ggml_base.ggml_backend_reg_dev_get(server, index)
+        return device
+
+    def _stand_in(self, index: int) -> int:
+        while len(self._imitated) <= index:
+            endpoint = self._serve()
+            device = self._remote(endpoint, 0)
+            assert device is not None, "our own server offers one device"
+            self._imitated.append(device)
+        return self._imitated[index]
+
+    def _serve(self) -> str:
+        """Start a server of this CPU in a thread that lives as long as the process."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        endpoint = f"127.0.0.1:{port}"
+        cpu = (_POINTER * 1)(self.cpu)
+        start = self._library.rpc.ggml_backend_rpc_start_server
+        start.argtypes = [ctypes.c_char_p, _POINTER, ctypes.c_size_t, ctypes.c_size_t, _POINTER]
+        start.restype = None
+        threading.Thread(target=start, args=(endpoint.encode(), None, 1, 1, cpu), daemon=True).start()
+        ends = time.monotonic() + _START_SECONDS
+        while time.monotonic() < ends:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            except ConnectionRefusedError:
+                time.sleep(0.002)
+            else:
+                return endpoint
+        raise EngineError("the engine could not imitate a device: its RPC server did not start")

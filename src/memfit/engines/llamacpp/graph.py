@@ -1,0 +1,198 @@
+"""What the engine's own graph computes, where, and how much: read from its nodes. Runs in the worker.
+
+The source of every term of the speed model, so that no architecture has to be known here: a node is
+counted by its operation and the shapes of what it reads. Knows nothing of seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from memfit.memory.oracle import RAM
+
+__all__ = ["Node", "read_graph"]
+
+_WEIGHTS_USAGE = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
+_EMPTY = frozenset({"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
+_ROWS = frozenset({"ADD_ID", "GET_ROWS", "SET_ROWS"})  # touch single rows of a large table
+_CACHE_NAME = re.compile(rb"cache_\w+_l(\d+)")
+
+
+class Node(ctypes.Structure):
+    """ggml's `ggml_tensor` (ggml.h)."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+        ("extra", ctypes.c_void_p),
+    )
+
+    @property
+    def elements(self) -> int:
+        first, second, third, fourth = self.ne
+        return int(first * second * third * fourth)
+
+
+def _nodes(ggml: Any, graph: int) -> Iterator[Node]:
+    """A graph's nodes in order of execution."""
+    for index in range(ggml.ggml_graph_n_nodes(graph)):
+        yield Node.from_address(ggml.ggml_graph_node(graph, index))
+
+
+def read_graph(ggml: Any, graph: int, places: int, place_of: Callable[[Node], int]) -> dict[str, Any]:
+    """`graph` as JSON values of memory.oracle's Graph, and the KV cache's bytes per layer.
+
+    `place_of` says where a node is computed; `places` is their number, RAM included.
+    """
+    reader = _Reader(ggml, places)
+    for node in _nodes(ggml, graph):
+        reader.read(node, place_of)
+    return reader.result()
+
+
+class _Reader:
+    def __init__(self, ggml: Any, places: int) -> None:
+        self._ggml = ggml
+        self._sums: dict[tuple[int, str, str, int, int], list[int]] = {}
+        self._names: dict[int, str] = {}  # operations by number
+        self._types: dict[int, tuple[str, int, int]] = {}  # name, bytes and elements of a block
+        self._here = RAM
+        self._entries = [0] * places
+        self._entered_bytes = [0] * places
+        self._copies: set[int] = set()
+        self._caches: dict[int, tuple[int, int]] = {}  # address → layer, bytes
+
+    def read(self, node: Node, place_of: Callable[[Node], int]) -> None:
+        name = self._operation(node.op)
+        if name in _EMPTY:
+            return
+        place = place_of(node)
+        if place != self._here:
+            self._entries[place] += 1
+            self._here = place
+        addresses = [address for address in node.src if address]
+        sources = [Node.from_address(address) for address in addresses]
+        for address, source in zip(addresses, sources, strict=True):
+            self._note(address, source, place)
+        count = _COUNTERS.get(name)
+        if count and self._multiplies(name, sources):
+            self._add(place, *count(self, node, sources))
+        elif name in _ROWS:
+            small = sources[0] if name == "SET_ROWS" else node
+            self._add(place, "other", "", 2 * self._bytes(small), 0, 0, 0)
+        else:
+            moved = self._bytes(node) + sum(self._bytes(source) for source in sources)
+            self._add(place, "other", "", moved, 0, 0, 0)
+
+    def result(self) -> dict[str, Any]:
+        if self._here != RAM:  # the logits come home
+            self._entries[RAM] += 1
+        layers: dict[int, int] = {}
+        for layer, size in self._caches.values():
+            layers[layer] = layers.get(layer, 0) + size
+        keys = ("place", "kind", "type", "cells", "head", "count", "bytes", "operations")
+        return {
+            "operations": [
+                dict(zip(keys, (*key, *sums), strict=True)) for key, sums in sorted(self._sums.items())
+            ],
+            "entries": self._entries,
+            "entered_bytes": self._entered_bytes,
+            "layer_kv_bytes": layers,
+        }
+
+    # -- one node --------------------------------------------------------------------------------
+
+    def _note(self, address: int, source: Node, place: int) -> None:
+        """Copies between places, and the caches behind views."""
+        if b"#" in source.name:  # the scheduler names a copy "PLACE#tensor#0"
+            if address not in self._copies:
+                self._copies.add(address)
+                self._entered_bytes[place] += self._bytes(source)
+            return
+        root = source
+        while root.view_src:
+            address = root.view_src
+            root = Node.from_address(address)
+        if address not in self._caches and (match := _CACHE_NAME.match(root.name)):
+            self._caches[address] = (int(match[1]), self._bytes(root))
+
+    def _multiplies(self, name: str, sources: Sequence[Node]) -> bool:
+        """Not a product of two activations, as attention without its own kernel has."""
+        return name == "FLASH_ATTN_EXT" or self._is_weight(sources[0])
+
+    def _is_weight(self, node: Node) -> bool:
+        return bool(node.buffer) and self._ggml.ggml_backend_buffer_get_usage(node.buffer) == _WEIGHTS_USAGE
+
+    def _add(
+        self, place: int, kind: str, type_name: str, size: int, operations: int, cells: int, head: int
+    ) -> None:
+        sums = self._sums.setdefault((place, kind, type_name, cells, head), [0, 0, 0])
+        for index, amount in enumerate((1, size, operations)):
+            sums[index] += amount
+
+    def _matmul(self, node: Node, sources: Sequence[Node]) -> tuple[str, str, int, int, int, int]:
+        weight = sources[0]
+        operations = 2 * weight.ne[0] * node.elements
+        return "matmul", self._type(weight)[0], self._bytes(weight), operations, 0, 0
+
+    def _experts(self, node: Node, sources: Sequence[Node]) -> tuple[str, str, int, int, int, int]:
+        """Of a mixture, only the experts that some token is routed to are read."""
+        weight = sources[0]
+        experts, used, tokens = weight.ne[2], node.ne[1], node.ne[2]
+        # Expected number of different experts, every token choosing `used` of them at random.
+        read = experts * (1 - (1 - used / experts) ** tokens)
+        size = round(self._bytes(weight) * read / experts)
+        return "experts", self._type(weight)[0], size, 2 * weight.ne[0] * node.elements, 0, 0
+
+    def _attention(self, _: Node, sources: Sequence[Node]) -> tuple[str, str, int, int, int, int]:
+        query, key, value = sources[:3]
+        head, tokens, heads = query.ne[0], query.ne[1], query.ne[2]
+        cells = key.ne[1]
+        operations = 2 * heads * tokens * cells * (key.ne[0] + value.ne[0])
+        return (
+            "attention",
+            self._type(key)[0],
+            self._bytes(key) + self._bytes(value),
+            operations,
+            cells,
+            head,
+        )
+
+    def _bytes(self, node: Node) -> int:
+        _, block_bytes, block_elements = self._type(node)
+        return int(node.elements * block_bytes // block_elements)
+
+    def _operation(self, number: int) -> str:
+        if number not in self._names:
+            self._names[number] = self._ggml.ggml_op_name(number).decode()
+        return self._names[number]
+
+    def _type(self, node: Node) -> tuple[str, int, int]:
+        number = node.type
+        if number not in self._types:
+            self._types[number] = (
+                self._ggml.ggml_type_name(number).decode().upper(),
+                self._ggml.ggml_type_size(number),
+                self._ggml.ggml_blck_size(number),
+            )
+        return self._types[number]
+
+
+_COUNTERS: dict[str, Callable[..., tuple[str, str, int, int, int, int]]] = {
+    "MUL_MAT": _Reader._matmul,
+    "MUL_MAT_ID": _Reader._experts,
+    "FLASH_ATTN_EXT": _Reader._attention,
+}

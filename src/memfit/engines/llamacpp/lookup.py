@@ -1,0 +1,110 @@
+"""Finds the devices that a budget names, asks what they hold, and imagines those of a profile."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.engines.llamacpp.client import WorkerProcess
+from memfit.errors import EngineError, UsageError, WorkerDiedError
+from memfit.hardware.machine import Device, Machine
+from memfit.hardware.profile import Profile
+from memfit.memory.lending import decode_lending
+from memfit.planner.request import Budget
+from memfit.units import MIB
+
+__all__ = ["find_devices", "imagined_devices"]
+
+_CONNECT_SECONDS = 3.0
+_ANSWER_SECONDS = 10.0
+_REMOTE_GROWTH_BYTES = 3 * MIB  # of a worker from idle to computing: threads' stacks, the graph it is sent
+_CUDA_RUNTIME_BYTES = 300 * MIB  # of a profile's GPU: context and kernels; a real one is measured
+
+
+def find_devices(machine: Machine, budget: Budget, calibration: Calibration) -> list[Device]:
+    """This machine's GPUs that the budget allows, then the remote devices it names.
+
+    Raises:
+        UsageError: a GPU that is not there.
+        EngineError: a remote device does not answer, or the engine was built without the GPU's backend.
+    """
+    return [*_gpus(machine, budget, calibration), *(_remote(endpoint) for endpoint in budget.rpc)]
+
+
+def imagined_devices(profile: Profile) -> list[Device]:
+    """A profile's GPUs; the engine imitates them, being told a name with a colon."""
+    return [
+        Device(
+            name=f"gpu{index}",
+            engine_name=f"profile:{index}",
+            description=gpu.name,
+            total_bytes=gpu.total_bytes,
+            free_bytes=gpu.total_bytes - gpu.reserved_bytes,
+            overhead_bytes=_CUDA_RUNTIME_BYTES,
+            lends=False,
+            imagined=True,
+        )
+        for index, gpu in enumerate(profile.gpus)
+    ]
+
+
+def _gpus(machine: Machine, budget: Budget, calibration: Calibration) -> Sequence[Device]:
+    wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu.index, gpu.free_bytes)]
+    if not wanted:
+        return []
+    with WorkerProcess() as worker:
+        names = list(worker.ask("device_memory", names=[])["devices"])
+    if not names:
+        if budget.vram is None:
+            return []  # nobody asked for one
+        raise EngineError(
+            "the engine was built without GPU support; memfit doctor gives the command that mends it"
+        )
+    found = []
+    for gpu in wanted:
+        if gpu.index >= len(names):
+            raise UsageError(f"--vram {gpu.index}: the engine sees only {', '.join(names)}")
+        found.append(
+            Device(
+                name=f"gpu{gpu.index}",
+                engine_name=names[gpu.index],
+                description=gpu.name,
+                total_bytes=gpu.total_bytes,
+                free_bytes=gpu.free_bytes,
+                overhead_bytes=calibration.gpu_runtime_bytes(names[gpu.index], gpu),
+                lends=False,
+                imagined=False,
+            )
+        )
+    return found
+
+
+def _remote(endpoint: str) -> Device:
+    host, _, port = endpoint.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise EngineError(
+            f"--rpc {endpoint}: nothing answers there ({error.strerror or error}); "
+            f"start it with: memfit worker --host {host} --port {port}"
+        ) from None
+    try:
+        with WorkerProcess() as worker:
+            free, total = worker.ask("device_memory", names=[endpoint])["devices"][endpoint]
+    except WorkerDiedError as error:
+        raise EngineError(
+            f"--rpc {endpoint}: what answers there is no worker of this version: {error}"
+        ) from None
+    lent = decode_lending(free, total)
+    budget, held = lent or (free, 0)
+    return Device(
+        name=endpoint,
+        engine_name=endpoint,
+        description="memfit worker" if lent else "RPC server",
+        total_bytes=budget if lent else total,
+        free_bytes=budget,
+        overhead_bytes=held + _REMOTE_GROWTH_BYTES if lent else 0,
+        lends=lent is not None,
+        imagined=False,
+    )

@@ -1,0 +1,89 @@
+"""How fast a disk gives large blocks, one after the other: what streaming weights from it can reach.
+
+Measured on a nameless file that the kernel takes back whatever happens to this process. Ignored: more
+than one reader at a time, and caches below the kernel (the disk's own, or those of a virtual machine's host),
+which can serve again what was written a moment ago.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from memfit.units import GIB, MIB, format_bytes
+
+__all__ = ["BLOCK_SIZES", "DiskSpeed", "measure_reads"]
+
+BLOCK_SIZES = (1 * MIB, 4 * MIB, 8 * MIB)
+_FILE_BYTES = 256 * MIB
+_LEAST_FREE_BYTES = GIB
+_STEP_BYTES = 32 * MIB  # written, and forced to the disk, at a time
+_WRITING_SECONDS = 8.0  # a slow card gets a smaller file,
+_READING_SECONDS = 3.0  # of which less is read with each size of block
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskSpeed:
+    """Sequential reads from one disk."""
+
+    direct: bool  # past the page cache; False where the filesystem refuses that, so through an emptied cache
+    bytes_per_second: Mapping[int, float]  # by bytes per block
+
+
+def measure_reads(folder: Path, *, file_bytes: int = _FILE_BYTES) -> DiskSpeed:
+    """Write a file of at most `file_bytes` into a folder, read it with every size of block, leave nothing.
+
+    Raises:
+        OSError: the folder cannot be written, or its disk has less than 1 GiB free; `strerror` says which.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < _LEAST_FREE_BYTES:
+        room = f"{format_bytes(free)} free, and measuring wants {format_bytes(_LEAST_FREE_BYTES)}"
+        raise OSError(errno.ENOSPC, room, str(folder))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        size = _fill(file, file_bytes)
+        direct = _go_direct(file.fileno())
+        speeds = {block: _read_speed(file.fileno(), size, block) for block in BLOCK_SIZES}
+    return DiskSpeed(direct=direct, bytes_per_second=speeds)
+
+
+def _fill(file: IO[bytes], most_bytes: int) -> int:
+    """Write noise, which no filesystem compresses; returns how much is on the disk."""
+    size, ends = 0, time.monotonic() + _WRITING_SECONDS
+    while size < most_bytes and (size == 0 or time.monotonic() < ends):
+        size += file.write(os.urandom(min(_STEP_BYTES, most_bytes - size)))
+        file.flush()
+        os.fsync(file.fileno())
+    return size
+
+
+def _go_direct(file: int) -> bool:
+    """Let reads go past the page cache; False where the filesystem refuses."""
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_DIRECT)
+        os.preadv(file, [mmap.mmap(-1, MIB)], 0)  # some refuse only here
+    except OSError:
+        fcntl.fcntl(file, fcntl.F_SETFL, flags)
+        return False
+    return True
+
+
+def _read_speed(file: int, size: int, block_bytes: int) -> float:
+    buffer = mmap.mmap(-1, block_bytes)  # aligned to pages, as direct reads want it
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    done, started = 0, time.perf_counter()
+    seconds = 0.0
+    while done < size and seconds < _READING_SECONDS:
+        done += os.preadv(file, [buffer], done)
+        seconds = time.perf_counter() - started
+    return done / seconds
