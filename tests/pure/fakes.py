@@ -135,6 +135,11 @@ def make_speeds(plain: float = 1e9, repacked: float = 1e9) -> dict[bool, DeviceS
     return {False: make_speed(plain), True: make_speed(repacked)}
 
 
+def make_device_bytes(count: int) -> tuple[DeviceBytes, ...]:
+    """Of so many open devices that hold nothing."""
+    return (DeviceBytes(weights_bytes=0, kv_cache_bytes=0, compute_bytes=0, scratch_bytes=0),) * count
+
+
 def make_graph(*operations: Operation, tokens: int = 1, entries: tuple[int, ...] = (0,)) -> Graph:
     return Graph(
         tokens=tokens, operations=operations, entries=entries, entered_bytes=tuple(0 for _ in entries)

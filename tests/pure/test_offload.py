@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import EngineParameters
-from memfit.planner.offload import Offloader, exceptions_of, places_of, staging_bytes, taken_over_bytes
-from memfit.planner.placement import Place, Placement, Problem, cost
+from memfit.planner.offload import Offloader, exceptions_of, places_of, sent_bytes, taken_over_bytes
+from memfit.planner.placement import Place, Placement, Problem, cost, solve
 from memfit.planner.request import Workload
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, predict
 from memfit.units import GIB, KIB, MIB
@@ -58,8 +58,10 @@ def _offloader(
     *limits: int,
     speeds: Sequence[DeviceSpeed] | None = None,
     workload: Workload | None = None,
+    asked: bool = False,
 ) -> Offloader:
-    """`limits` are RAM's and each device's; they hold buffers too, but no runtime."""
+    """`limits` are RAM's and each device's; they hold buffers too, but no runtime. No device was `asked`
+    for by name, but for tests about that."""
     devices = [make_device(f"gpu{index}", limit) for index, limit in enumerate(limits[1:])]
     oracle = DeviceOracle(spec)
 
@@ -69,7 +71,8 @@ def _offloader(
         return [answer.total_bytes, *held]
 
     speeds = speeds or [_SLOW_ATTENTION, *(_FAST for _ in devices)]
-    return Offloader(spec, workload or Workload(), devices, limits, speeds, totals)
+    wanted = [asked] * len(devices)
+    return Offloader(spec, workload or Workload(), devices, limits, wanted, speeds, totals, solve)
 
 
 def _place(
@@ -256,6 +259,41 @@ def test_of_two_devices_the_faster_is_filled_first() -> None:
         assert "output" in _there(spec, placed, index + 1)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_fits_ram_alone_is_placed_whatever_the_devices(asked: bool) -> None:
+    """A second device of 4 MiB has no room for its 5 of buffers: opening any would open it."""
+    spec = make_layered_spec()
+    speeds = [make_speed(), make_speed(1e11), make_speed(1e11)]
+    parameters = _parameters(spec)
+    whole = DeviceOracle(spec).ask(parameters).total_bytes
+    for ram, expected in ((whole, parameters), (whole - 1, None)):
+        offloader = _offloader(spec, ram, 100 * MIB, 4 * MIB, speeds=speeds, asked=asked)
+        assert offloader.place(parameters, DeviceOracle(spec).ask(parameters)) == expected
+
+
+def test_dense_and_routed_blocks_of_one_layer_keep_their_order() -> None:
+    """Six blocks, of which two each come at the same point of execution: a choice names one, always."""
+    kinds = ("gate", "up", "down")
+    routed = tuple(
+        make_tensor(f"blk.0.ffn_{kind}_exps.weight", (1024, 64 * KIB), "Q8_0", 64 * MIB) for kind in kinds
+    )
+    spec = make_layered_spec(1, more=routed)
+    parameters = _parameters(spec)
+    facts = _offloader(spec, GIB, GIB)._facts(parameters, DeviceOracle(spec).ask(parameters))
+    names = [block.name for block in facts.layers[0].blocks]
+    assert names == [f"blk.0.ffn_{kind}{suffix}" for kind in kinds for suffix in ("", "_exps")]
+    for chosen, name in enumerate(names):
+        placement = Placement(
+            homes=(0,),
+            blocks=(tuple(int(index == chosen) for index in range(6)),),
+            output=0,
+            seconds=0.0,
+            used_bytes=(),
+            exact=False,
+        )
+        assert _there(spec, _engine_parameters(spec, 1, placement)) == {name}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     ram=st.integers(30, 300),
@@ -386,39 +424,32 @@ def _with(spec: ModelSpec, layers: tuple[int, ...], *overrides: tuple[str, int])
     return replace(_parameters(spec), devices=devices, layers=layers, overrides=overrides)
 
 
-def test_staging_by_hand() -> None:
+def test_what_is_sent_by_hand() -> None:
+    """The largest first, as the engine sends them: three blocks of 16, the output's 12, attention's 8."""
     spec = make_layered_spec(1)
-    assert staging_bytes(spec, _parameters(spec), []) == (0, 0)
-    # 8 and a norm: while it comes, twice; in the end once, with the norm
-    alone = _with(spec, (1,), (r"ffn_|output", 0))
-    assert staging_bytes(spec, alone, [1]) == (16 * MIB, 8 * MIB - 256)
-    # 16, 16, 16, 12, 8 and two norms: the last matrix meets 60 before it, so 76, of which 68 stay
-    assert staging_bytes(spec, _with(spec, (1,)), [1]) == (32 * MIB, 8 * MIB - 512)
-    # 16, 8 and a norm: 32 while either comes, of which 24 stay
-    one_block = _with(spec, (1,), (r"ffn_(gate|up)|output", 0))
-    assert staging_bytes(spec, one_block, [1]) == (32 * MIB, 8 * MIB - 256)
+    assert sent_bytes(spec, _parameters(spec)) == {}
+    assert sent_bytes(spec, _with(spec, (1,), (r"ffn_|output", 0))) == {1: [8 * MIB, 256]}
+    assert sent_bytes(spec, _with(spec, (1,))) == {
+        1: [16 * MIB, 16 * MIB, 16 * MIB, 12 * MIB, 8 * MIB, 256, 256]
+    }
     # only a block, of a layer that is at home in RAM
-    away = _with(spec, (0,), (r"ffn_up", 1), (r"output", 0))
-    assert staging_bytes(spec, away, [1]) == (32 * MIB, 16 * MIB)
+    assert sent_bytes(spec, _with(spec, (0,), (r"ffn_up", 1), (r"output", 0))) == {1: [16 * MIB]}
 
 
-def test_staging_is_only_for_what_is_sent_away() -> None:
-    """A layer each on a local GPU and on a remote device, and the output of 12 with the last."""
+def test_what_is_sent_to_each_of_two() -> None:
+    """A layer each, and the output of 12 with its norm on the last."""
     spec = make_layered_spec(2)
-    parameters = _with(spec, (1, 1), (r"blk\.1\.ffn", 0))
-    assert staging_bytes(spec, parameters, []) == (0, 0)
-    assert staging_bytes(spec, parameters, [1]) == (32 * MIB, 8 * MIB - 256)  # 16, 16, 16, 8
-    assert staging_bytes(spec, parameters, [2]) == (24 * MIB, 8 * MIB - 512)  # 12, 8
-    assert staging_bytes(spec, parameters, [1, 2]) == (32 * MIB, 8 * MIB - 256)  # the more of each
+    assert sent_bytes(spec, _with(spec, (1, 1), (r"blk\.1\.ffn", 0))) == {
+        1: [16 * MIB, 16 * MIB, 16 * MIB, 8 * MIB, 256],
+        2: [12 * MIB, 8 * MIB, 256, 256],
+    }
+    assert sent_bytes(spec, _with(spec, (1, 1), (r"^blk\.1|output", 0))).keys() == {1}
 
 
-def test_staging_of_a_tied_output() -> None:
+def test_what_is_sent_of_a_tied_output() -> None:
     spec = make_layered_spec(1, tied=True)
-    output = _with(spec, (1,), (r"blk\.", 0))  # and the norm of the output
-    assert staging_bytes(spec, output, [1]) == (20 * MIB, 10 * MIB - 256)
-    assert staging_bytes(spec, _with(spec, (1,), (r"blk\.|output|token_embd", 0)), [1]) == (0, 0)
-    untied = make_layered_spec(1)
-    assert staging_bytes(untied, _with(untied, (1,), (r"blk\.", 0)), [1]) == (24 * MIB, 12 * MIB - 256)
+    assert sent_bytes(spec, _with(spec, (1,), (r"blk\.", 0))) == {1: [10 * MIB, 256]}  # and its norm
+    assert sent_bytes(spec, _with(spec, (1,), (r"blk\.|output|token_embd", 0))) == {}
 
 
 @settings(deadline=None)
@@ -428,7 +459,7 @@ def test_staging_of_a_tied_output() -> None:
     layers=st.lists(st.integers(0, 2), min_size=1, max_size=2),
 )
 def test_what_lies_where_is_what_the_engine_does(data: st.DataObject, tied: bool, layers: list[int]) -> None:
-    """places_of, staging_bytes and taken_over_bytes against the engine's rules, whatever the patterns."""
+    """places_of, sent_bytes and taken_over_bytes against the engine's rules, whatever the patterns."""
     spec = make_layered_spec(4, tied=tied)
     pattern = st.sampled_from([r"ffn_up", r"^blk\.(0|3)\.", r"^(output|token_embd)", "attn", "norm", "^$"])
     places = {pattern: 0 if "token_embd" in pattern else None for pattern in data.draw(st.lists(pattern))}
@@ -440,13 +471,11 @@ def test_what_lies_where_is_what_the_engine_does(data: st.DataObject, tied: bool
     engine = list(engine_places(spec, parameters))
     # A tied table that lies twice is listed where the output is, which comes second here.
     assert places_of(spec, parameters) == {one.name: place for one, place in engine}
-    remote = sorted(data.draw(st.sets(st.integers(1, len(layers)))))
-    in_ram = on_device = 0
-    for device in remote:
-        sizes = sorted((one.size_bytes for one, place in engine if place == device), reverse=True)
-        most = max((sum(sizes[:index]) + 2 * size for index, size in enumerate(sizes)), default=0)
-        in_ram, on_device = max([in_ram, *(2 * size for size in sizes)]), max(on_device, most - sum(sizes))
-    assert staging_bytes(spec, parameters, remote) == (in_ram, on_device)
+    sent = {
+        device: sorted((one.size_bytes for one, place in engine if place == device), reverse=True)
+        for device in range(1, 1 + len(layers))
+    }
+    assert sent_bytes(spec, parameters) == {device: sizes for device, sizes in sent.items() if sizes}
     kept = [one.size_bytes for one, place in engine if place == 0 and one.name.startswith("blk.")]
     assert taken_over_bytes(spec, parameters) == max(kept, default=0)
 

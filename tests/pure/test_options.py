@@ -79,6 +79,7 @@ def test_vram(texts: list[str], vram: object) -> None:
         (["gpu0=8GiB"], "--vram gpu0=8GiB: give the number of a GPU, once each, as in 0=8GiB"),
         (["-1=8GiB"], "--vram -1=8GiB: give the number of a GPU, once each, as in 0=8GiB"),
         (["=8GiB"], "--vram =8GiB: give the number of a GPU, once each, as in 0=8GiB"),
+        (["0="], "--vram 0=: give the number of a GPU, once each, as in 0=SIZE"),
         (["x="], "--vram x=: give the number of a GPU, once each, as in 0=SIZE"),
         (["²=1GiB"], "--vram ²=1GiB: give the number of a GPU, once each, as in 0=1GiB"),
     ],
@@ -97,8 +98,9 @@ def test_rpc() -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["host:1", "host:1"], "--rpc host:1 is given twice"),
-        (["host:1=1GiB", "host:1=2GiB"], "--rpc host:1 is given twice"),
+        (["host:1", "host:1"], "--rpc host:1: give each HOST:PORT once, alone or with =SIZE"),
+        (["host:1=1GiB", "host:1=2GiB"], "--rpc host:1=2GiB: give each HOST:PORT once, alone or with =SIZE"),
+        (["host:1="], "--rpc host:1=: give each HOST:PORT once, alone or with =SIZE"),
         (["host"], "--rpc is 'host'; it must be HOST:PORT or HOST:PORT=SIZE"),
         (["=1GiB"], "--rpc is ''; it must be HOST:PORT or HOST:PORT=SIZE"),
         (["host:99999=1GiB"], "--rpc is 'host:99999'; it must be HOST:PORT or HOST:PORT=SIZE"),
@@ -160,6 +162,24 @@ def test_vram_on_a_profile_without_a_gpu(model: str, capsys: pytest.CaptureFixtu
     assert said.startswith("memfit: --vram: there is no GPU here")
 
 
+def test_vram_of_a_gpu_that_is_not_there(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "probe", lambda: make_machine(gpus=(make_gpu(0), make_gpu(1))))
+    said = "memfit: --vram 5: there is no GPU 5; memfit hardware shows which there are\n"
+    assert _refused(capsys, "plan", model, "--vram", "5=1GiB") == said
+    assert _refused(capsys, "plan", model, "--vram", "0=1GiB", "--vram", "5=1GiB") == said
+    on_a_profile = _refused(capsys, "plan", model, "--machine", "rtx3060-12gb", "--vram", "1=1GiB")
+    assert on_a_profile.startswith("memfit: --vram 1: there is no GPU 1;")
+
+
+def test_a_remote_device_is_none_of_a_profiles(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = _refused(capsys, "plan", model, "--machine", "rtx3060-12gb", "--rpc", "host:1")
+    assert said == (
+        "memfit: --rpc names a device of this machine, --machine another machine; use one of them\n"
+    )
+
+
 def test_an_unknown_machine_names_those_there_are(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = _refused(capsys, "plan", model, "--machine", "rtx9999")
     assert said.startswith('memfit: no machine profile "rtx9999"')
@@ -171,7 +191,12 @@ def test_an_unknown_machine_names_those_there_are(model: str, capsys: pytest.Cap
     ("arguments", "words"),
     [
         (["--rpc", "nowhere"], "--rpc is 'nowhere'"),
-        (["--rpc", "host:1", "--rpc", "host:1"], "--rpc host:1 is given twice"),
+        (
+            ["--rpc", "host:1", "--rpc", "host:1"],
+            "--rpc host:1: give each HOST:PORT once, alone or with =SIZE",
+        ),
+        (["--rpc", "host:1="], "--rpc host:1=: give each HOST:PORT once, alone or with =SIZE"),
+        (["--vram", "0="], "--vram 0=: give the number of a GPU, once each, as in 0=SIZE"),
         (["--vram", "1GiB", "--vram", "2GiB"], "--vram 1GiB is for every GPU"),
         (["--depth", "-1"], "--depth is -1"),
     ],

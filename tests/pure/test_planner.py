@@ -17,6 +17,7 @@ import pytest
 from fakes import (
     DeviceOracle,
     FakeOracle,
+    engine_places,
     make_device,
     make_gpu,
     make_layered_spec,
@@ -33,8 +34,9 @@ from hypothesis import strategies as st
 from memfit.errors import DoesNotFitError, EngineError, UsageError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
+from memfit.planner.placement import Placement, Problem, solve
 from memfit.planner.plan import Plan
-from memfit.planner.planner import make_plan, repack_modes, thread_count
+from memfit.planner.planner import _receiving, make_plan, repack_modes, thread_count
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, WeightSpeed
 from memfit.units import GIB, KIB, MIB
@@ -649,7 +651,7 @@ def test_a_model_larger_than_ram_and_device_names_ram_and_what_helps() -> None:
 def test_no_plan_with_devices_exceeds_a_budget(
     ram: int, vram: list[int], context: int, tied: bool, lends: bool
 ) -> None:
-    """And what RAM alone holds, RAM and GPUs hold too."""
+    """And what RAM alone holds, RAM and devices hold too."""
     names = [f"host:{index + 1}" if lends else f"gpu{index}" for index in range(len(vram))]
     devices = [make_device(name, size * MIB, MIB) for name, size in zip(names, vram, strict=True)]
     spec = make_layered_spec(tied=tied)
@@ -662,9 +664,15 @@ def test_no_plan_with_devices_exceeds_a_budget(
         assert plan.ram.total_bytes >= answer.total_bytes
         for tier, device in zip(plan.tiers[1:], answer.devices, strict=bool(answer.devices)):
             assert tier.total_bytes >= device.total_bytes + MIB
-    if not lends:
-        alone = oracle.ask(replace(plan.parameters, devices=(), layers=(), overrides=(), micro_batch=32))
-        assert plan.fits or alone.total_bytes > ram * MIB
+        # A worker's own wall: its runtime, all it is sent, and the largest of that once more.
+        found = not plan.suggestions  # and so not merely the smallest configuration
+        for place, tier in enumerate(plan.tiers[1:], start=1):
+            if lends and answer.devices and found:
+                there = engine_places(spec, plan.parameters)
+                sizes = [one.size_bytes for one, where in there if where == place]
+                assert MIB + sum(sizes) + max(sizes, default=0) <= tier.limit_bytes
+    alone = oracle.ask(replace(plan.parameters, devices=(), layers=(), overrides=(), micro_batch=32))
+    assert plan.fits or alone.total_bytes > ram * MIB
 
 
 @pytest.mark.parametrize(("ram", "vram", "context"), [(100, 60, 4096), (60, 100, 16384), (45, 30, 4096)])
@@ -681,3 +689,132 @@ def test_suggestions_with_devices_fit(ram: int, vram: int, context: int, name: s
         more = {"--ctx": {"context": value}, "--kv-type": {"kv_type": value}}.get(option, {})
         changed = {key: int(text) if key == "context" else text for key, text in more.items()}
         assert _device_plan(size, device, **{**asked, **changed}).fits, suggestion
+
+
+def test_a_ram_that_is_suggested_was_tried() -> None:
+    """A larger budget is another placement, which may need more of it than the one that did not fit."""
+    device = make_device("host:1", 40 * MIB, MIB)
+    asked: dict[str, Any] = {"vram": "100%", "context": 16384}
+    plan = _device_plan(150 * MIB, device, **asked)
+    assert not plan.fits
+    (size,) = [text.split()[1] for text in plan.suggestions if text.startswith("--ram")]
+    assert _device_plan(size, device, **asked).fits
+
+
+@pytest.mark.parametrize("small", [2, 4, 5, 6])
+def test_a_device_too_small_for_compute_buffers_is_left_out_and_said(small: int) -> None:
+    """5 MiB of buffers and 1.5 of room: opened, it would take the others' use from them."""
+    spec = make_layered_spec()
+    gpu0, gpu1 = make_device("gpu0", 181 * MIB), make_device("gpu1", small * MIB)
+    without = _device_plan(120 * MIB, gpu0, vram="100%")
+    plan = _device_plan(120 * MIB, gpu0, gpu1, vram="100%")
+    assert (plan.fits, plan.parameters) == (True, without.parameters)
+    assert [tier.name for tier in plan.tiers] == ["ram", "gpu0"]
+    said = "gpu1 is not used: its budget holds little more than compute buffers"
+    assert said in plan.why and said not in without.why
+    alone = _device_plan(GIB, gpu1, vram="100%", spec=spec)
+    assert (alone.parameters.devices, said in alone.why) == ((), True)
+
+
+def test_a_device_with_a_little_more_room_is_used() -> None:
+    plan = _device_plan(GIB, make_device("gpu0", 40 * MIB), vram="100%")
+    assert plan.tiers[1].weights_bytes + plan.tiers[1].kv_cache_bytes > 30 * MIB
+    assert not any("little more than compute buffers" in line for line in plan.why)
+
+
+@pytest.mark.parametrize("lent", [(110, 91), (16,)])
+def test_what_ram_alone_holds_is_planned_beside_any_lender(lent: tuple[int, ...]) -> None:
+    spec = make_layered_spec()
+    devices = [make_device(f"host:{index}", size * MIB, MIB) for index, size in enumerate(lent, start=1)]
+    asked: dict[str, Any] = {"spec": spec, "context": 16384 if len(lent) > 1 else 256, "kv_type": "f16"}
+    ram = 264 * MIB if len(lent) > 1 else 219 * MIB
+    alone = _plan(ram, oracle=DeviceOracle(spec), **asked)  # type: ignore[arg-type]
+    assert alone.fits
+    assert _device_plan(ram, *devices, **asked).fits
+
+
+def test_a_plan_that_opens_no_gpu_gets_no_help_from_it() -> None:
+    """It multiplies fast, but streams and enters too slowly to be worth opening."""
+    spec = make_layered_spec()
+    gpu = make_speed(
+        1e8,
+        takes_over_prompts=True,
+        weights={"Q8_0": WeightSpeed(bytes_per_second=1e8, operations_per_second=1e15)},
+    )
+    plan = _device_plan(GIB, make_device(), spec=spec, speeds=(gpu,))
+    assert plan.parameters.devices == ()
+    alone = _plan(GIB, spec=spec, oracle=DeviceOracle(spec))  # type: ignore[arg-type]
+    assert plan.prediction == alone.prediction
+
+
+def test_what_is_on_its_way_to_a_worker_by_hand() -> None:
+    """Each tensor lies there twice while it comes; those before it, once."""
+    assert _receiving([]) == 0
+    assert _receiving([8 * MIB, 256]) == 8 * MIB - 256
+    # 60 before the last matrix, so 76 with it, of which 68 and two norms stay
+    assert _receiving([16 * MIB, 16 * MIB, 16 * MIB, 12 * MIB, 8 * MIB, 256, 256]) == 8 * MIB - 512
+    assert _receiving([16 * MIB, 8 * MIB, 256]) == 8 * MIB - 256
+    assert _receiving([16 * MIB]) == 16 * MIB
+
+
+def test_a_worker_keeps_room_for_what_comes_to_it_and_not_to_another() -> None:
+    """A context of 256 has 0.75 MiB of KV: beside 5 of buffers little is free for what is on its way."""
+    devices = [make_device("host:1", 130 * MIB, MIB), make_device("host:2", 100 * MIB, MIB)]
+    spec = make_layered_spec()
+    plan = _device_plan(100 * MIB, *devices, spec=spec, context=256)
+    assert plan.fits and len(plan.parameters.devices) == 2
+    answer = DeviceOracle(spec).ask(plan.parameters)
+    for place, (tier, held) in enumerate(zip(plan.tiers[1:], answer.devices, strict=True), start=1):
+        there = engine_places(spec, plan.parameters)
+        sizes = sorted((one.size_bytes for one, where in there if where == place), reverse=True)
+        assert sizes
+        peak = max(sum(sizes[:index]) + 2 * size for index, size in enumerate(sizes))
+        assert tier.overhead_bytes == MIB + max(0, peak - sum(sizes) - held.kv_cache_bytes - 5 * MIB)
+        assert MIB + sum(sizes) + sizes[0] <= tier.limit_bytes
+
+
+def test_another_rpc_server_receives_into_its_own_account() -> None:
+    """Only a memfit worker counts what is on its way; this side's copies are counted for both."""
+    server = replace(make_device("host:1", GIB), lends=False)
+    plan = _device_plan(GIB, server, rpc={"host:1": None}, context=256)
+    assert plan.parameters.layers == (3,)
+    assert plan.tiers[1].overhead_bytes == 0
+    assert plan.ram.overhead_bytes == (20 + 32 - 5) * MIB
+
+
+def test_the_solver_may_be_another() -> None:
+    """make_plan asks the one it is given, and that one only."""
+    spec = make_layered_spec()
+    problems: list[Problem] = []
+
+    def solver(problem: Problem) -> Placement | None:
+        problems.append(problem)
+        return solve(problem)
+
+    plan = make_plan(
+        spec,
+        make_machine(gpus=(make_gpu(),)),
+        Budget(ram=GIB),
+        Workload(repack="off"),
+        DeviceOracle(spec),
+        make_speeds(),
+        ((make_device(), make_speed(1e11)),),
+        solver,
+    )
+    assert plan.parameters.devices == ("CUDA0",)
+    assert problems and all(len(one.places) == 2 for one in problems)
+
+
+@pytest.mark.parametrize(("name", "asked"), [("gpu0", {"vram": "100%"}), ("host:1", {})])
+def test_a_device_that_was_asked_for_is_filled_even_where_ram_is_faster(
+    name: str, asked: dict[str, Any]
+) -> None:
+    """As far as blocks of 16 MiB come out even, and it is said what that costs."""
+    device = make_device(name, 100 * MIB)
+    plan = _device_plan(GIB, device, speeds=(make_speed(1e8),), **asked)
+    assert plan.fits
+    assert 84 * MIB <= plan.tiers[1].total_bytes <= 100 * MIB
+    said = [line for line in plan.why if line.startswith("devices are used because they were asked for")]
+    assert len(said) == 1
+    faster = _device_plan(GIB, device, **asked)
+    assert not any("asked for: RAM alone" in line for line in faster.why)

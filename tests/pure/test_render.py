@@ -70,6 +70,22 @@ def test_every_tier_has_its_map() -> None:
     ]
 
 
+_BRACKETED = "[fe80::1]:50052"
+
+
+def test_an_address_in_brackets_is_no_markup() -> None:
+    remote = replace(_GPU, name=_BRACKETED)
+    plan = make_plan_value(devices=(remote, replace(_GPU, name="[/]")))
+    assert [line.split("  ")[0] for line in _shown(plan)[3:13:3]] == ["RAM", _BRACKETED, "[/]", ""]
+    out = io.StringIO()
+    print_report(make_report(plan), console(file=out))
+    assert [line.split("  ")[0] for line in out.getvalue().splitlines()[:3]] == ["RAM", _BRACKETED, "[/]"]
+    prediction = replace(
+        plan.prediction, generation_terms=(Term(place=1, kind="matmul Q8_0", seconds=0.001),)
+    )
+    assert f"             1 ms  {_BRACKETED}: matmul Q8_0" in _why(replace(plan, prediction=prediction))
+
+
 def test_a_device_that_is_not_used_is_empty() -> None:
     lines = _shown(make_plan_value(devices=(make_tier(0, 0, 0, 0, GIB, name="gpu0"),)))
     assert lines[6:8] == ["gpu0  0 B of 1.00 GiB", "  " + "·" * 48]

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from fakes import make_graph, make_operation
+from fakes import make_device_bytes, make_graph, make_operation
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit.memory.oracle import Answer, Graph, Operation
 from memfit.planner.speed import (
     ASSUMED,
+    ASSUMED_DEVICE,
+    OFFLOADED_TOKENS,
     AttentionSpeed,
     DeviceSpeed,
     Prediction,
@@ -49,7 +51,7 @@ _DEVICE = replace(
 )
 
 
-def _answer(generation: Graph, prompt: Graph | None = None) -> Answer:
+def _answer(generation: Graph, prompt: Graph | None = None, *, devices: int = 0) -> Answer:
     return Answer(
         context=4096,
         weights_bytes=0,
@@ -59,6 +61,7 @@ def _answer(generation: Graph, prompt: Graph | None = None) -> Answer:
         process_bytes=0,
         generation=generation,
         prompt=prompt or make_graph(make_operation(operations=4000), tokens=10),
+        devices=make_device_bytes(devices),
     )
 
 
@@ -71,9 +74,10 @@ def _predict(
     generated_tokens: int = 20,
     depth: int | None = None,
 ) -> Prediction:
+    """All devices whose speeds are given are open."""
     graph = make_graph(*(generation or (make_operation(bytes=2000),)), entries=entries)
     return predict(
-        _answer(graph, prompt),
+        _answer(graph, prompt, devices=len(speeds) - 1),
         speeds,
         prompt_tokens=prompt_tokens,
         generated_tokens=generated_tokens,
@@ -235,10 +239,10 @@ def test_entering_a_place_costs_time_and_what_is_copied() -> None:
         entered_bytes=(5_000_000, 30),
     )
     lengths = {"prompt_tokens": 10, "generated_tokens": 20}
-    prediction = predict(_answer(graph), (_RAM, _DEVICE), **lengths)
+    prediction = predict(_answer(graph, devices=1), (_RAM, _DEVICE), **lengths)
     assert _seconds(prediction) == pytest.approx(1.001 + 0.2 + 0.3)
     waiting = replace(_RAM, entering_seconds=0.25)  # but its bytes are the other place's
-    slower = predict(_answer(graph), (waiting, _DEVICE), **lengths)
+    slower = predict(_answer(graph, devices=1), (waiting, _DEVICE), **lengths)
     assert _seconds(slower) == pytest.approx(1.001 + 0.2 + 0.3 + 0.5)
 
 
@@ -281,6 +285,17 @@ def test_attention_in_ram_is_not_taken_over() -> None:
     prompt = make_graph(_attention(operations=1000), tokens=64)
     prediction = _predict(prompt=prompt, speeds=(_RAM, _TAKING), prompt_tokens=64)
     assert prediction.prompt.value == pytest.approx(64 / (0.32 + 0.001))  # 32 of 100 cells
+
+
+def test_a_gpu_that_is_not_opened_takes_nothing_over() -> None:
+    """Its speed is known, and yet the prediction is RAM's alone."""
+    prompt = make_graph(make_operation(bytes=1000, operations=4000), tokens=64)
+    answer = _answer(make_graph(make_operation(bytes=2000)), prompt)
+    lengths = {"prompt_tokens": 64, "generated_tokens": 20}
+    closed = replace(_TAKING, basis="assumed")
+    assert predict(answer, (_RAM, closed), **lengths) == predict(answer, (_RAM,), **lengths)
+    opened = predict(replace(answer, devices=make_device_bytes(1)), (_RAM, closed), **lengths)
+    assert opened.prompt.value == pytest.approx(64 / (10.1 + 0.001))
 
 
 # --- what it is worth ---
@@ -415,6 +430,12 @@ def test_the_types_and_heads_that_decide() -> None:
     # Small ones of one type count together.
     seven = make_operation(type_name="F32", bytes=7)
     assert needed(*main, seven, seven)[0] == ["F32", *both]
+
+
+def test_only_a_device_is_assumed_to_be_entered_for_a_price() -> None:
+    assert ASSUMED.entering_seconds == 0.0 < ASSUMED_DEVICE.entering_seconds
+    assert replace(ASSUMED, entering_seconds=ASSUMED_DEVICE.entering_seconds) == ASSUMED_DEVICE
+    assert OFFLOADED_TOKENS == 32  # min_batch_size in ggml-cuda.cu
 
 
 def test_the_assumed_machine_knows_every_type() -> None:
