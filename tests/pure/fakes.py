@@ -109,7 +109,6 @@ def make_device(name: str = "gpu0", free_bytes: int = GIB, overhead_bytes: int =
         free_bytes=free_bytes,
         overhead_bytes=overhead_bytes,
         lends=":" in name,
-        imagined=False,
     )
 
 

@@ -555,7 +555,7 @@ def test_a_model_that_fits_a_device_lies_there_whole(name: str, staging: int) ->
 
 def test_an_imagined_gpu_holds_a_copy_of_what_it_multiplies() -> None:
     """Its stand-in does not take over prompts, so the 16 MiB of a block in RAM are added by rule."""
-    imagined = replace(make_device("gpu0", 120 * MIB), engine_name="profile:0", imagined=True)
+    imagined = replace(make_device("gpu0", 120 * MIB), engine_name="profile:0")
     plan = _device_plan(GIB, imagined, vram="100%")
     assert plan.parameters.overrides
     assert plan.tiers[1].compute_bytes == (5 + 16) * MIB

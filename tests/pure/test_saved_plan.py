@@ -118,7 +118,6 @@ def _device(name: str, engine_name: str, total: int, free: int) -> Device:
         free_bytes=free,
         overhead_bytes=0,
         lends=":" in name,
-        imagined=False,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Cpu", "Device", "Disk", "Gpu", "Machine", "Ram"]
+__all__ = ["IMAGINED", "Cpu", "Device", "Disk", "Gpu", "Machine", "Ram", "is_remote"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,14 @@ class Gpu:
     link: str | None  # "PCIe 4.0 x16", the link's maximum
 
 
+IMAGINED = "profile:"  # how the engine's names of a profile's GPUs begin
+
+
+def is_remote(engine_name: str) -> bool:
+    """Whether an engine's device is reached through RPC: "HOST:PORT"."""
+    return ":" in engine_name and not engine_name.startswith(IMAGINED)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """A place for weights that is not this machine's RAM: a GPU, or a worker behind RPC."""
@@ -53,12 +61,16 @@ class Device:
     free_bytes: int  # before memfit takes any
     overhead_bytes: int  # what running there takes beyond buffers: driver context, the worker's process
     lends: bool  # a memfit worker, which measures its own peak
-    imagined: bool  # a profile's GPU, which the engine can only imitate
+
+    @property
+    def imagined(self) -> bool:
+        """A profile's GPU, which the engine can only imitate."""
+        return self.engine_name.startswith(IMAGINED)
 
     @property
     def is_remote(self) -> bool:
         """Reached through RPC."""
-        return ":" in self.engine_name and not self.imagined
+        return is_remote(self.engine_name)
 
 
 @dataclass(frozen=True, kw_only=True)

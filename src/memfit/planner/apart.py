@@ -31,14 +31,17 @@ class SolverProcess:
         """
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "memfit.planner.apart"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [sys.executable, "-m", "memfit.planner.apart"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C is for this process, which ends it
             )
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             pickle.dump(problem, self._process.stdin)
             self._process.stdin.flush()
             answer: Placement | None = pickle.load(self._process.stdout)
-        except (EOFError, BrokenPipeError):
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             raise EngineError("the placement solver ended before it answered") from None
         return answer
 

@@ -27,8 +27,11 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 _OUTPUT = re.compile(r"output|token_embd\.")
 _OUTPUT_PATTERN = r"^(output|token_embd)"
 _ORDER = ("gate", "up", "gate_up", "down")  # of execution
-_ATTEMPTS = 4
-_FULL = 0.97  # of a device's budget: a plan that leaves more of it unused is looked at again
+_ATTEMPTS = 6
+_CLOSE = 0.004  # of a device's budget: less room found than this is not worth another attempt
+_FULL = 0.97  # of a device's budget: whole layers are good enough from here
+_ASKED = 0.972  # of the budget of a device that was asked for by name
+_FEWER = (1.0, 0.95, 0.8, 0.0)  # of that, where large tensors do not come out even
 _CLEAR_GAIN = 0.10  # over whole layers; below it the simpler plan is taken, if it fills the devices
 
 
@@ -49,16 +52,19 @@ class Offloader:
         workload: Workload,
         devices: Sequence[Device],
         limits: Sequence[int],
+        asked: Sequence[bool],
         speeds: Sequence[DeviceSpeed],
         totals: Callable[[EngineParameters], Sequence[int]],
         solver: Callable[[Problem], Placement | None],
     ) -> None:
-        """`limits` and `speeds` are each place's, RAM's first; `totals` says what a placement really
+        """`limits` and `speeds` are each place's, RAM's first; devices that were `asked` for are filled
+        even where RAM would be faster; `totals` says what a placement really
         holds in each place, by the oracle; `solver` is placement.solve, here or in another process."""
         self._spec = spec
         self._workload = workload
         self._devices = devices
         self._limits = limits
+        self._asked = (False, *asked)
         self._speeds = speeds
         self._totals = totals
         self._solve = solver
@@ -70,46 +76,40 @@ class Offloader:
         """
         facts = self._facts(parameters, base)
         passes = self._workload.generated_tokens + -(-self._workload.prompt_tokens // parameters.micro_batch)
-        rooms = self._rooms(base)
-        if sum(map(_bytes, facts.layers)) > sum(rooms):
-            return None
-        # With everything in RAM no GPU takes over prompts, so its price here would be too low.
-        alone = self._fits(parameters)
-        best = parameters if alone else None
-        best_seconds = float("inf")
+        whole = sum(map(_bytes, facts.layers)) + (facts.output.size_bytes if facts.output else 0)
+        beside = self._beside(base)
+        best: EngineParameters | None = None
+        best_seconds, too_low = float("inf"), [0] * len(beside)
         for _ in range(_ATTEMPTS):
+            rooms = [max(0, limit - size) for limit, size in zip(self._limits, beside, strict=True)]
+            if whole - (facts.output.size_bytes if facts.output else 0) > sum(rooms):
+                break
             problem = Problem(
                 places=tuple(
-                    Place(
-                        name=str(place),
-                        room_bytes=max(0, room),
-                        enter_seconds=passes * speed.entering_seconds,
-                    )
+                    Place(name=str(place), room_bytes=room, enter_seconds=passes * speed.entering_seconds)
                     for place, (room, speed) in enumerate(zip(rooms, self._speeds, strict=True))
                 ),
                 layers=facts.layers,
                 output=facts.output,
             )
-            placement = self._choose(problem)
+            placement = self._choose(problem, whole)
             if placement is None:
-                return best
+                break
             placed = self._parameters(parameters, placement)
-            used = self._totals(placed)
-            spare = [limit - size for limit, size in zip(self._limits, used, strict=True)]
-            if min(spare) >= 0 and placement.seconds < best_seconds:
-                best, best_seconds = placed, placement.seconds
-            slack = [
-                room - size for room, size in zip(rooms, placement.used_bytes, strict=True)
-            ]  # room the solver knowingly left
-            change = [have - left for have, left in zip(spare, slack, strict=True)]
-            if (
-                best is not None
-                and best_seconds < float("inf")
-                and all(gain <= (1 - _FULL) * limit for gain, limit in zip(change, self._limits, strict=True))
+            held = self._totals(placed)
+            learned = [size - known for size, known in zip(held, placement.used_bytes, strict=True)]
+            if all(size <= limit for size, limit in zip(held, self._limits, strict=True)):
+                if placement.seconds < best_seconds:
+                    best, best_seconds = placed, placement.seconds
+            else:  # never again as little beside as here
+                too_low = [max(pair) for pair in zip(too_low, learned, strict=True)]
+            spare = [assumed - now for assumed, now in zip(beside, learned, strict=True)]
+            if best and all(
+                gain <= _CLOSE * limit for gain, limit in zip(spare[1:], self._limits[1:], strict=True)
             ):
-                return best
-            rooms = [room + gain for room, gain in zip(rooms, change, strict=True)]
-        return best
+                break
+            beside = [max(pair) for pair in zip(learned, too_low, strict=True)]
+        return best or (parameters if self._fits(parameters) else None)
 
     def _fits(self, parameters: EngineParameters) -> bool:
         used = self._totals(parameters)
@@ -122,7 +122,7 @@ class Offloader:
         def by_size(piece: Piece) -> Piece:
             return replace(piece, seconds=(float(piece.size_bytes), *[0.0] * (len(self._limits) - 1)))
 
-        rooms = self._rooms(base)
+        rooms = [max(0, one - two) for one, two in zip(self._limits, self._beside(base), strict=True)]
         whole = sum(tensor.size_bytes for tensor in self._spec.tensors) + base.kv_cache_bytes
         problem = Problem(
             places=tuple(
@@ -149,18 +149,29 @@ class Offloader:
         assert placement is not None, "RAM without end holds any model"
         return self._parameters(parameters, placement)
 
-    def _rooms(self, base: Answer) -> list[int]:
-        """What weights and KV cache may take, were the rest as large as with everything in RAM."""
-        beside = base.compute_bytes + base.scratch_bytes
-        fixed = [base.process_bytes, *(device.overhead_bytes for device in self._devices)]
-        return [max(0, limit - size - beside) for limit, size in zip(self._limits, fixed, strict=True)]
+    def _beside(self, base: Answer) -> list[int]:
+        """What weights and KV cache do not take, were it as much as with everything in RAM."""
+        buffers = base.compute_bytes + base.scratch_bytes
+        return [
+            buffers + fixed
+            for fixed in (base.process_bytes, *(device.overhead_bytes for device in self._devices))
+        ]
 
-    def _choose(self, problem: Problem) -> Placement | None:
+    def _choose(self, problem: Problem, whole: int) -> Placement | None:
         """The best placement; whole layers where that is not clearly better and they fill the devices."""
-        placement = self._solve(problem)
-        if placement is None:
+        for share in _FEWER:
+            filled = replace(
+                problem,
+                places=tuple(
+                    replace(one, least_bytes=int(share * self._least(problem, place, whole)))
+                    for place, one in enumerate(problem.places)
+                ),
+            )
+            if placement := self._solve(filled):
+                break
+        else:
             return None
-        simple = layer_split(problem)
+        simple = layer_split(filled)
         if simple and simple.seconds <= placement.seconds * (1 + _CLEAR_GAIN):
             full = all(
                 used >= _FULL * place.room_bytes
@@ -169,6 +180,17 @@ class Offloader:
             if full or simple.seconds <= placement.seconds:
                 return simple
         return placement
+
+    def _least(self, problem: Problem, place: int, whole: int) -> int:
+        """What a device must hold: nearly its budget, or its share of a model that the devices could hold."""
+        if not self._asked[place]:
+            return 0
+        room = problem.places[place].room_bytes
+        beside = self._limits[place] - room
+        devices = sum(one.room_bytes for one in problem.places[1:])
+        return max(
+            0, min(int(_ASKED * self._limits[place]) - beside, int(_FULL * whole * room / (devices or 1)))
+        )
 
     # -- into a problem --------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ class Place:
     name: str
     room_bytes: int  # what weights and KV cache may take there
     enter_seconds: float  # per request: handing control and activations INTO this place once per pass
+    least_bytes: int = 0  # what must lie there at least, whether that is fast or not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +122,10 @@ def _steps(
 def _placement(
     problem: Problem, homes: Sequence[int], blocks: Sequence[Sequence[int]], output: int, exact: bool
 ) -> Placement | None:
-    """None where a place overflows."""
+    """None where a place overflows, or holds less than it must."""
     seconds, used = cost(problem, homes, blocks, output)
-    if any(used_bytes > place.room_bytes for used_bytes, place in zip(used, problem.places, strict=True)):
+    rooms = ((place.least_bytes, place.room_bytes) for place in problem.places)
+    if any(not least <= size <= most for size, (least, most) in zip(used, rooms, strict=True)):
         return None
     return Placement(
         homes=tuple(homes),
@@ -138,7 +140,8 @@ def _placement(
 def layer_split(problem: Problem) -> Placement | None:
     """What llama.cpp does: devices take whole layers with their KV cache, the last layers first.
 
-    The output lies on the last device that holds a layer, whose room it counts in. None where RAM overflows.
+    The output lies on the last device that holds a layer, whose room it counts in. None where RAM overflows,
+    or a device holds less than it must.
     """
     homes = [0] * len(problem.layers)
     left, output = len(homes) - 1, 0
@@ -331,7 +334,8 @@ class _Program:
         """In the largest unit that divides every size, so that HiGHS's tolerances do not count."""
         unit = math.gcd(*(size for terms in self.used for _, size in terms)) or 1
         for place, terms in zip(self.problem.places, self.used, strict=True):
-            self._row(((column, size // unit) for column, size in terms), -math.inf, place.room_bytes // unit)
+            terms_in_units = ((column, size // unit) for column, size in terms)
+            self._row(terms_in_units, -(-place.least_bytes // unit), place.room_bytes // unit)
 
     def minimise(
         self, seconds_limit: float = math.inf, *, whole: bool = True, priced: bool = True

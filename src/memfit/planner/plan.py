@@ -27,6 +27,13 @@ class TierUse:
     kv_cache_bytes: int
     compute_bytes: int
     overhead_bytes: int  # processes, libraries, vocabulary, driver; what only loading needs
+    # What a worker's own limit counts while it is sent its tensors: buffers whole, before they are filled.
+    reserved_bytes: int = 0
+
+    @property
+    def needs_bytes(self) -> int:
+        """What must be had, be it only for a moment."""
+        return max(self.total_bytes, self.reserved_bytes)
 
     @property
     def total_bytes(self) -> int:
@@ -54,7 +61,7 @@ class Plan:
     @property
     def overfull(self) -> TierUse | None:
         """The tier that what is planned does not fit into; RAM first, which takes what devices do not."""
-        return next((tier for tier in self.tiers if tier.total_bytes > tier.limit_bytes), None)
+        return next((tier for tier in self.tiers if tier.needs_bytes > tier.limit_bytes), None)
 
     @property
     def fits(self) -> bool:
@@ -65,7 +72,7 @@ class Plan:
         if tier := self.overfull:
             raise DoesNotFitError(
                 tier=tier.name.upper() if tier.kind == "ram" else tier.name,
-                needs_bytes=tier.total_bytes,
+                needs_bytes=tier.needs_bytes,
                 budget_bytes=tier.limit_bytes,
                 suggestions=self.suggestions,
             )
@@ -104,6 +111,7 @@ class Plan:
                     "kv_cache_bytes": tier.kv_cache_bytes,
                     "compute_bytes": tier.compute_bytes,
                     "overhead_bytes": tier.overhead_bytes,
+                    "reserved_bytes": tier.reserved_bytes,
                     "total_bytes": tier.total_bytes,
                 }
                 for tier in self.tiers
@@ -122,8 +130,8 @@ class Plan:
         }
         if tier := self.overfull:
             values |= {
-                "needs_bytes": tier.total_bytes,
-                "short_bytes": tier.total_bytes - tier.limit_bytes,
+                "needs_bytes": tier.needs_bytes,
+                "short_bytes": tier.needs_bytes - tier.limit_bytes,
                 "try": list(self.suggestions),
             }
         return values

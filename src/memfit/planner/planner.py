@@ -30,8 +30,7 @@ _CONTEXT_STEP = 256  # the engine rounds up to it
 _MICRO_BATCHES = (512, 256, 128, 64, 32)
 _SUGGESTED_STEP = 16 * MIB
 _ROOM_FOR_ERROR = 4 * MIB  # predictions are within 2: benchmarks/memory.py
-_DEVICE_ROOM = 0.01  # of a device's budget, where that is less
-_LEAST_ROOM = 3 * MIB // 2  # a worker cannot use the last of its budget
+_DEVICE_ROOM = 3 * MIB // 2  # a worker cannot use the last of its budget: benchmarks/devices.py
 _NEGLIGIBLE_GAIN = 0.02  # within the noise of measuring kernels
 
 
@@ -238,11 +237,13 @@ class _Planner:
 
     def _offloader(self, repack: bool) -> Offloader:
         limits = [limit - self._room(place) for place, limit in enumerate(self._limits)]
+        asked = [one.name in self._budget.rpc or self._budget.vram is not None for one in self._devices]
         return Offloader(
             self._spec,
             self._workload,
             self._devices,
             limits,
+            asked,
             self._speeds(repack),
             self._totals,
             self._solver,
@@ -271,17 +272,8 @@ class _Planner:
         )
 
     def _totals(self, parameters: EngineParameters) -> list[int]:
-        """Bytes that must be had per place; of a device that is not opened, none.
-
-        A worker's own wall counts a buffer whole as soon as it is allocated, and then the largest tensor
-        once more on its way into it: more than is ever resident.
-        """
-        totals = [tier.total_bytes for tier in self._tiers(parameters)]
-        for place, sizes in sent_bytes(self._spec, parameters).items():
-            device = self._devices[place - 1]
-            if device.lends:
-                totals[place] = max(totals[place], device.overhead_bytes + sum(sizes) + sizes[0])
-        return totals
+        """Bytes that must be had per place; of a device that is not opened, none."""
+        return [tier.needs_bytes for tier in self._tiers(parameters)]
 
     def _tiers(self, parameters: EngineParameters) -> Iterator[TierUse]:
         answer = self._oracle.ask(parameters)
@@ -305,11 +297,13 @@ class _Planner:
         for index, device in enumerate(self._devices):
             held = answer.devices[index] if answer.devices else None
             compute = held.compute_bytes + held.scratch_bytes if held else 0
-            staging = 0
+            staging = reserved = 0
             if held and device.imagined:  # its stand-in does not take over prompts
                 compute += taken_over_bytes(self._spec, parameters)
             elif held and device.lends:
-                staging = max(0, _receiving(sent.get(index + 1, [])) - held.kv_cache_bytes - compute)
+                sizes = sent.get(index + 1, [0])
+                staging = max(0, _receiving(sizes) - held.kv_cache_bytes - compute)
+                reserved = device.overhead_bytes + sum(sizes) + sizes[0]
             yield TierUse(
                 name=device.name,
                 kind="vram",
@@ -319,13 +313,13 @@ class _Planner:
                 kv_cache_bytes=held.kv_cache_bytes if held else 0,
                 compute_bytes=compute,
                 overhead_bytes=device.overhead_bytes + staging if held else 0,
+                reserved_bytes=reserved,
             )
 
     def _room(self, place: int) -> int:
         if not self._leaves_room:
             return 0
-        share = max(_LEAST_ROOM, int(_DEVICE_ROOM * self._limits[place]))
-        return min(_ROOM_FOR_ERROR, share) if place else _ROOM_FOR_ERROR
+        return _DEVICE_ROOM if place else _ROOM_FOR_ERROR
 
     def _fitting(self, options: list[_Candidate]) -> list[_Candidate]:
         return [one for one in options if self._fits(one)]
@@ -403,6 +397,13 @@ class _Planner:
                 yield f"{device.name} is not used: with it the model would be slower, and RAM suffices"
             else:
                 yield f"{device.name}: home of {parameters.layers[index]} layers, with their KV cache"
+        if parameters.devices:
+            alone = self._evaluate(replace(parameters, devices=(), layers=(), overrides=()))
+            if self._fits(alone) and alone.seconds < chosen.seconds:
+                yield (
+                    "devices are used because they were asked for: RAM alone would do, at "
+                    f"{format_rate(alone.prediction.generation.value)} generation"
+                )
         if not parameters.devices:
             return
         names = ["RAM", *(device.name for device in self._devices)]

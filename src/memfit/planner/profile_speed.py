@@ -47,8 +47,9 @@ def _gpu(gpu: ProfileGpu) -> DeviceSpeed:
     bandwidth, operations = gpu.bandwidth_bytes_per_second, gpu.operations_per_second
     if bandwidth is None or operations is None or gpu.link_bytes_per_second is None:
         return replace(ASSUMED_DEVICE, takes_over_prompts=True)
-    capability = float(gpu.compute_capability or 0)
-    multiplying = (1.0 if capability >= 8 else _OLD_TENSOR_CORES) * operations.value
+    major = (gpu.compute_capability or "0").split(".")[0]
+    new = major.isascii() and major.isdigit() and int(major) >= 8
+    multiplying = (1.0 if new else _OLD_TENSOR_CORES) * operations.value
     streaming = _GPU_EFFICIENCY * bandwidth.value
     return DeviceSpeed(
         weights={"": WeightSpeed(bytes_per_second=streaming, operations_per_second=multiplying)},

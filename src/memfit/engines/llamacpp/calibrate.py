@@ -238,7 +238,7 @@ class Calibration:
                 basics=basics,
             )
         if reply["speeds"] is None:
-            self._say("other programs keep this machine busy; its speed is assumed for now")
+            self._say(f"{reply['why']}; its speed is assumed for now")
             self._values["busy_at"] = time.time()
             self._write()
             return None

@@ -73,6 +73,9 @@ class _Reader:
         self._entries = [0] * places
         self._entered_bytes = [0] * places
         self._copies: set[int] = set()
+        self._computed: dict[bytes, int] = {}  # a node's name → where it was computed
+        self._sent_bytes = 0  # to the place that computes now, since it was entered
+        self._message_bytes = [0] * places
         self._caches: dict[int, tuple[int, int]] = {}  # address → layer, bytes
 
     def read(self, node: Node, place_of: Callable[[Node], int]) -> None:
@@ -83,10 +86,12 @@ class _Reader:
         if place != self._here:
             self._entries[place] += 1
             self._here = place
+            self._sent_bytes = 0
         addresses = [address for address in node.src if address]
         sources = [Node.from_address(address) for address in addresses]
         for address, source in zip(addresses, sources, strict=True):
             self._note(address, source, place)
+        self._computed[node.name] = place
         count = _COUNTERS.get(name)
         if count and self._multiplies(name, sources):
             self._add(place, *count(self, node, sources))
@@ -110,6 +115,7 @@ class _Reader:
             ],
             "entries": self._entries,
             "entered_bytes": self._entered_bytes,
+            "message_bytes": self._message_bytes,
             "layer_kv_bytes": layers,
         }
 
@@ -120,7 +126,7 @@ class _Reader:
         if b"#" in source.name:  # the scheduler names a copy "PLACE#tensor#0"
             if address not in self._copies:
                 self._copies.add(address)
-                self._entered_bytes[place] += self._bytes(source)
+                self._copy(source.name.split(b"#")[1], self._bytes(source), place)
             return
         root = source
         while root.view_src:
@@ -128,6 +134,21 @@ class _Reader:
             root = Node.from_address(address)
         if address not in self._caches and (match := _CACHE_NAME.match(root.name)):
             self._caches[address] = (int(match[1]), self._bytes(root))
+
+    def _copy(self, name: bytes, size: int, place: int) -> None:
+        """Count what a copy between places takes while it is under way.
+
+        A remote device holds each message that it receives or sends; this process holds at once all that
+        it has to send before a device can begin.
+        """
+        self._entered_bytes[place] += size
+        origin = self._computed.get(name, RAM)
+        for end in (origin, place):
+            if end != RAM:
+                self._message_bytes[end] = max(self._message_bytes[end], size)
+        if place != RAM:
+            self._sent_bytes += size * (1 if origin == RAM else 2)  # one more on its way through here
+            self._message_bytes[RAM] = max(self._message_bytes[RAM], self._sent_bytes)
 
     def _multiplies(self, name: str, sources: Sequence[Node]) -> bool:
         """Not a product of two activations, as attention without its own kernel has."""

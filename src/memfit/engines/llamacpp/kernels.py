@@ -22,6 +22,7 @@ __all__ = ["Bench", "BusyMachineError"]
 _COLUMNS = 2048  # a multiple of every type's block
 _ROWS = 2048
 _STREAMED_BYTES = 64 * MIB  # beyond most CPUs' caches, yet below any budget
+_ROOM_SHARE = 0.4  # of a small device's room: activations and the messages want some too
 _TOKENS = 512
 _HEADS, _KV_HEADS = 16, 4
 _CELLS = 4096  # of the KV cache, with one token
@@ -88,8 +89,17 @@ class Bench:
     the device has no room for the test.
     """
 
-    def __init__(self, library: Library, device: int, *, threads: int | None, repack: bool = False) -> None:
-        """`threads` is set on a CPU; None leaves the device as it is. `repack`: weights are rewritten."""
+    def __init__(
+        self,
+        library: Library,
+        device: int,
+        *,
+        threads: int | None,
+        repack: bool = False,
+        room_bytes: int | None = None,
+    ) -> None:
+        """`threads` is set on a CPU; None leaves the device as it is. `repack`: weights are rewritten.
+        `room_bytes` is what the device has for the test, where that is little."""
         ggml = self._ggml = library.ggml_base
         for name, (arguments, result) in _FUNCTIONS.items():
             function = getattr(ggml, name)
@@ -102,6 +112,8 @@ class Bench:
             library.ggml_cpu.ggml_backend_cpu_set_n_threads(self._backend, threads)
         self._plain = ggml.ggml_backend_dev_buffer_type(device)
         self._repack = repack
+        room = _ROOM_SHARE * room_bytes if room_bytes else _STREAMED_BYTES
+        self._streamed_bytes = min(_STREAMED_BYTES, int(room))
         names = {ggml.ggml_type_name(number): number for number in range(_TYPES)}
         self._numbers = {name.decode().upper(): number for name, number in names.items() if name}
 
@@ -118,7 +130,7 @@ class Bench:
         """
         number = self._numbers[type_name]
         matrix_bytes = self._ggml.ggml_row_size(number, _COLUMNS) * _ROWS
-        count = max(1, _STREAMED_BYTES // matrix_bytes)
+        count = max(1, self._streamed_bytes // matrix_bytes)
         seconds = self._multiply(number, count, 1)
         if seconds is None:
             return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Sequence
 
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.client import WorkerProcess
 from memfit.errors import EngineError, UsageError, WorkerDiedError
-from memfit.hardware.machine import Device, Machine
+from memfit.hardware.machine import IMAGINED, Device, Machine
 from memfit.hardware.profile import Profile
 from memfit.memory.lending import decode_lending
 from memfit.planner.request import Budget
@@ -18,7 +19,7 @@ __all__ = ["find_devices", "imagined_devices"]
 
 _CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 10.0
-_REMOTE_GROWTH_BYTES = 3 * MIB  # of a worker from idle to computing: threads' stacks, the graph it is sent
+_REMOTE_GROWTH_BYTES = 2 * MIB  # of a worker from idle to computing: threads' stacks, the graph it is sent
 _CUDA_RUNTIME_BYTES = 300 * MIB  # of a profile's GPU: context and kernels; a real one is measured
 
 
@@ -37,13 +38,12 @@ def imagined_devices(profile: Profile) -> list[Device]:
     return [
         Device(
             name=f"gpu{index}",
-            engine_name=f"profile:{index}",
+            engine_name=f"{IMAGINED}{index}",
             description=gpu.name,
             total_bytes=gpu.total_bytes,
             free_bytes=gpu.total_bytes - gpu.reserved_bytes,
             overhead_bytes=_CUDA_RUNTIME_BYTES,
             lends=False,
-            imagined=True,
         )
         for index, gpu in enumerate(profile.gpus)
     ]
@@ -74,7 +74,6 @@ def _gpus(machine: Machine, budget: Budget, calibration: Calibration) -> Sequenc
                 free_bytes=gpu.free_bytes,
                 overhead_bytes=calibration.gpu_runtime_bytes(names[gpu.index], gpu),
                 lends=False,
-                imagined=False,
             )
         )
     return found
@@ -89,13 +88,21 @@ def _remote(endpoint: str) -> Device:
             f"--rpc {endpoint}: nothing answers there ({error.strerror or error}); "
             f"start it with: memfit worker --host {host} --port {port}"
         ) from None
-    try:
-        with WorkerProcess() as worker:
+    with WorkerProcess() as worker:
+        alarm = threading.Timer(_ANSWER_SECONDS, worker.kill)
+        alarm.start()
+        try:
             free, total = worker.ask("device_memory", names=[endpoint])["devices"][endpoint]
-    except WorkerDiedError as error:
-        raise EngineError(
-            f"--rpc {endpoint}: what answers there is no worker of this version: {error}"
-        ) from None
+        except WorkerDiedError as error:
+            late = alarm.finished.is_set()
+            raise EngineError(
+                f"--rpc {endpoint}: no answer within {_ANSWER_SECONDS:.0f} s; a worker serves one client at "
+                "a time, so another one may be using it"
+                if late
+                else f"--rpc {endpoint}: what answers there is no worker of this version: {error}"
+            ) from None
+        finally:
+            alarm.cancel()
     lent = decode_lending(free, total)
     budget, held = lent or (free, 0)
     return Device(
@@ -106,5 +113,4 @@ def _remote(endpoint: str) -> Device:
         free_bytes=budget,
         overhead_bytes=held + _REMOTE_GROWTH_BYTES if lent else 0,
         lends=lent is not None,
-        imagined=False,
     )

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from memfit.engines.llamacpp.client import WorkerProcess
+from memfit.hardware.machine import is_remote
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.baseline import Baseline
-from memfit.memory.oracle import Answer, DeviceBytes, EngineParameters, Graph, Operation
+from memfit.memory.oracle import RAM, Answer, DeviceBytes, EngineParameters, Graph, Operation
 from memfit.memory.process import ProcessMemory
 
 __all__ = ["LlamaOracle", "small_parameters"]
@@ -52,11 +53,15 @@ class LlamaOracle:
         reply = self._workers[parameters.repack].ask("simulate", **self._question(parameters))
         worker = ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
         ram, *devices = reply["bytes"]
+        messages = reply["prompt"]["message_bytes"]
+        remote = [is_remote(name) for name in parameters.devices]
         layers = reply["prompt"]["layer_kv_bytes"]  # JSON made their numbers texts
         return Answer(
             context=reply["context"],
             **ram,
-            scratch_bytes=reply["scratch_bytes"] + reply["candidate_bytes"],
+            scratch_bytes=reply["scratch_bytes"]
+            + reply["candidate_bytes"]
+            + (messages[RAM] if any(remote) else 0),
             process_bytes=self._baseline.with_worker(worker)
             if whole
             else self.ask(replace(parameters, repack=self._first)).process_bytes,
@@ -65,7 +70,10 @@ class LlamaOracle:
             layer_kv_bytes=tuple(
                 layers.get(str(layer), 0) for layer in range(1 + max(map(int, layers), default=-1))
             ),
-            devices=tuple(DeviceBytes(**device, scratch_bytes=reply["scratch_bytes"]) for device in devices),
+            devices=tuple(
+                DeviceBytes(**device, scratch_bytes=reply["scratch_bytes"] + (message if sent else 0))
+                for device, message, sent in zip(devices, messages[1:], remote, strict=True)
+            ),
         )
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from memfit.engines.llamacpp.sampling import sampler_chain
 from memfit.engines.llamacpp.template import render_chat
 from memfit.engines.llamacpp.text import TextAssembler
 from memfit.engines.protocol import Sampling
-from memfit.errors import EngineError, MemfitError, UsageError
+from memfit.errors import MemfitError, UsageError
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.process import process_memory
 
@@ -242,9 +242,10 @@ class Worker:
         """Speeds of a device, or of this CPU; `attention` holds keys such as "F16/128"."""
         devices = self._devices = self._devices or Devices(self.library, stand_ins=False)
         address = devices.cpu if device is None else devices.find([device])[0]
+        room = None if device is None else devices.memory(device)[0]
         found: dict[str, Any] = {"weights": {}, "attention": {}, "basics": {}}
         try:
-            with Bench(self.library, address, threads=threads, repack=repack) as bench:
+            with Bench(self.library, address, threads=threads, repack=repack, room_bytes=room) as bench:
                 for name in types:
                     found["weights"][name] = bench.weights(name)
                 for key in attention:
@@ -261,9 +262,9 @@ class Worker:
                         "entering_bytes_per_second": entering["bytes_per_second"],
                     }
         except BusyMachineError:
-            return {"speeds": None}
+            return {"speeds": None, "why": "other programs keep this machine busy"}
         except MemoryError:
-            raise EngineError(f"{device} has no room for measuring its speed: 64 MiB and a little") from None
+            return {"speeds": None, "why": f"{device} has no room for a measurement"}
         return {"speeds": found}
 
     # -- details ---------------------------------------------------------------------------------
