@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from memfit.hardware.machine import Device
 from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.memory.oracle import RAM, Answer, EngineParameters, Operation
-from memfit.planner.placement import Layer, Piece, Place, Placement, Problem, layer_split
+from memfit.planner.placement import Layer, Piece, Place, Placement, Problem, cost, layer_split
+from memfit.planner.plan import TierUse
 from memfit.planner.request import Workload
 from memfit.planner.speed import OFFLOADED_TOKENS, DeviceSpeed, attention_key
 
@@ -43,6 +44,22 @@ class _Facts:
     output: Piece | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A placement, and what it really holds."""
+
+    parameters: EngineParameters
+    problem: Problem
+    placement: Placement
+    needs: tuple[int, ...]  # bytes per place
+    fits: bool
+    filled: float  # how much of its budget the emptiest device holds that was asked for
+
+    def score(self) -> tuple[float, float]:
+        """Filled devices first, as far as they were asked for; then seconds."""
+        return min(self.filled, _FULL), -self.placement.seconds
+
+
 class Offloader:
     """Finds the placement for one configuration after another."""
 
@@ -54,19 +71,19 @@ class Offloader:
         limits: Sequence[int],
         asked: Sequence[bool],
         speeds: Sequence[DeviceSpeed],
-        totals: Callable[[EngineParameters], Sequence[int]],
+        tiers: Callable[[EngineParameters], Sequence[TierUse]],
         solver: Callable[[Problem], Placement | None],
     ) -> None:
         """`limits` and `speeds` are each place's, RAM's first; devices that were `asked` for are filled
-        even where RAM would be faster; `totals` says what a placement really
-        holds in each place, by the oracle; `solver` is placement.solve, here or in another process."""
+        even where RAM would be faster; `tiers` says what a placement
+        really holds in each place, by the oracle; `solver` is placement.solve, here or in another process."""
         self._spec = spec
         self._workload = workload
         self._devices = devices
         self._limits = limits
         self._asked = (False, *asked)
         self._speeds = speeds
-        self._totals = totals
+        self._tiers = tiers
         self._solve = solver
 
     def place(self, parameters: EngineParameters, base: Answer) -> EngineParameters | None:
@@ -75,14 +92,25 @@ class Offloader:
         `base` is the answer with everything in RAM.
         """
         facts = self._facts(parameters, base)
+        found = self._search(parameters, base, facts)
+        if facts.output and (found is None or found.filled < _FULL):
+            # The output is the largest matrix of many models: it may keep a worker from being filled.
+            without = self._search(parameters, base, replace(facts, output=None))
+            found = max((one for one in (found, without) if one), key=_Found.score, default=None)
+        if found:
+            return found.parameters
+        return parameters if self._fits(parameters) else None
+
+    def _search(self, parameters: EngineParameters, base: Answer, facts: _Facts) -> _Found | None:
         passes = self._workload.generated_tokens + -(-self._workload.prompt_tokens // parameters.micro_batch)
-        whole = sum(map(_bytes, facts.layers)) + (facts.output.size_bytes if facts.output else 0)
+        layers_bytes = sum(map(_bytes, facts.layers))
+        whole = layers_bytes + (facts.output.size_bytes if facts.output else 0)
         beside = self._beside(base)
-        best: EngineParameters | None = None
-        best_seconds, too_low = float("inf"), [0] * len(beside)
+        best: _Found | None = None
+        too_low = [0] * len(beside)
         for _ in range(_ATTEMPTS):
             rooms = [max(0, limit - size) for limit, size in zip(self._limits, beside, strict=True)]
-            if whole - (facts.output.size_bytes if facts.output else 0) > sum(rooms):
+            if layers_bytes > sum(rooms):
                 break
             problem = Problem(
                 places=tuple(
@@ -95,25 +123,76 @@ class Offloader:
             placement = self._choose(problem, whole)
             if placement is None:
                 break
-            placed = self._parameters(parameters, placement)
-            held = self._totals(placed)
-            learned = [size - known for size, known in zip(held, placement.used_bytes, strict=True)]
-            if all(size <= limit for size, limit in zip(held, self._limits, strict=True)):
-                if placement.seconds < best_seconds:
-                    best, best_seconds = placed, placement.seconds
+            found = self._look(parameters, problem, placement)
+            learned = [size - known for size, known in zip(found.needs, placement.used_bytes, strict=True)]
+            if found.fits:
+                best = max((one for one in (best, found) if one), key=_Found.score)
             else:  # never again as little beside as here
                 too_low = [max(pair) for pair in zip(too_low, learned, strict=True)]
             spare = [assumed - now for assumed, now in zip(beside, learned, strict=True)]
-            if best and all(
-                gain <= _CLOSE * limit for gain, limit in zip(spare[1:], self._limits[1:], strict=True)
+            if (
+                best
+                and best.filled >= _FULL
+                and all(
+                    gain <= _CLOSE * limit for gain, limit in zip(spare[1:], self._limits[1:], strict=True)
+                )
             ):
                 break
             beside = [max(pair) for pair in zip(learned, too_low, strict=True)]
-        return best or (parameters if self._fits(parameters) else None)
+        return self._top_up(parameters, best) if best and best.filled < _FULL else best
+
+    def _look(self, parameters: EngineParameters, problem: Problem, placement: Placement) -> _Found:
+        """What a placement really holds."""
+        placed = self._parameters(parameters, placement)
+        tiers = self._tiers(placed)
+        shares = [
+            tier.total_bytes / limit
+            for tier, limit, asked in zip(tiers, self._limits, self._asked, strict=True)
+            if asked
+        ]
+        needs = tuple(tier.needs_bytes for tier in tiers)
+        return _Found(
+            parameters=placed,
+            problem=problem,
+            placement=placement,
+            needs=needs,
+            fits=all(size <= limit for size, limit in zip(needs, self._limits, strict=True)),
+            filled=min(shares, default=1.0),
+        )
+
+    def _top_up(self, parameters: EngineParameters, found: _Found) -> _Found:
+        """Single tensors from RAM into what a device that was asked for has left."""
+        for share in _FEWER[:-1]:
+            left = [
+                int(share * (limit - size)) for limit, size in zip(self._limits, found.needs, strict=True)
+            ]
+            blocks = [list(places) for places in found.placement.blocks]
+            pieces = [
+                (block.size_bytes, layer, index)
+                for layer, one in enumerate(found.problem.layers)
+                for index, block in enumerate(one.blocks)
+                if blocks[layer][index] == RAM
+            ]
+            for size, layer, index in sorted(pieces, reverse=True):
+                place = max(range(len(left)), key=lambda one: left[one] if self._asked[one] else -1)
+                if size <= left[place] and self._asked[place]:
+                    blocks[layer][index] = place
+                    left[place] -= size
+            placement = found.placement
+            seconds, used = cost(found.problem, placement.homes, blocks, placement.output)
+            fuller = replace(
+                placement, blocks=tuple(map(tuple, blocks)), seconds=seconds, used_bytes=used, exact=False
+            )
+            looked = self._look(parameters, found.problem, fuller)
+            if looked.fits and looked.filled > found.filled:
+                return looked
+        return found
 
     def _fits(self, parameters: EngineParameters) -> bool:
-        used = self._totals(parameters)
-        return all(size <= limit for size, limit in zip(used, self._limits, strict=True))
+        return all(
+            tier.needs_bytes <= limit
+            for tier, limit in zip(self._tiers(parameters), self._limits, strict=True)
+        )
 
     def least_ram(self, parameters: EngineParameters, base: Answer) -> EngineParameters:
         """The placement that leaves least in RAM, fit or not: what an error can say about shortness."""

@@ -245,7 +245,7 @@ class _Planner:
             limits,
             asked,
             self._speeds(repack),
-            self._totals,
+            lambda placed: tuple(self._tiers(placed)),
             self._solver,
         )
 
