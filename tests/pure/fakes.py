@@ -337,7 +337,7 @@ class DeviceOracle:
                 bytes=kv_bytes,
                 operations=4096 * context * tokens,
                 cells=context,
-                head=64,
+                width=64,
             )
             for kind in ("gate", "up", "down"):
                 for suffix in ("", "_exps"):

@@ -186,7 +186,7 @@ def test_attention_has_its_own_rates_by_type_and_head() -> None:
     assert _seconds(_predict(_attention("Q8_0", operations=1000))) == pytest.approx(4.001)  # at 50 a second
     unknown = _attention("Q4_0", operations=1000)
     assert _seconds(_predict(unknown)) == pytest.approx(4.001)  # the slowest generation
-    prompt = make_graph(_attention("F16", operations=1000, head=128), tokens=10)
+    prompt = make_graph(_attention("F16", operations=1000, width=128), tokens=10)
     # Slowest where generating is Q8_0/64, so its 2,000 a second count: 50 operations, 0.025 s.
     assert _predict(prompt=prompt).prompt.value == pytest.approx(10 / 0.026)
 
@@ -419,7 +419,7 @@ def test_the_types_and_heads_that_decide() -> None:
         make_operation("experts", "Q4_K", bytes=300),
         make_operation("other", "", bytes=10**9),
         _attention("F16", bytes=10**9),
-        _attention("F16", bytes=10**9, head=128),
+        _attention("F16", bytes=10**9, width=128),
         _attention("F16", bytes=1),
     )
     both = ["Q4_K", "Q8_0"]

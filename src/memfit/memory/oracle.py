@@ -61,7 +61,7 @@ class Operation:
     bytes: int  # weights or cache read; for "other" whatever is read and written
     operations: int  # multiplications and additions
     cells: int = 0  # of "attention": cells of the KV cache that bytes and operations stand for
-    head: int = 0  # of "attention": numbers per head
+    width: int = 0  # numbers per row of the matrices, or per head of "attention"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -332,13 +332,13 @@ class Offloader:
                 if len(tensor.shape) < 2:
                     continue
                 share = self._share(tensor)
-                rates = speed.weight(tensor.type)
+                rates = speed.weight(tensor.type, tensor.shape[0])
                 total += generated * tensor.size_bytes * share / rates.bytes_per_second
                 operations = 2 * tensor.elements * share * prompt
                 taking = next((one for one in self._speeds[1:] if one.takes_over_prompts), None)
                 if place == RAM and taking and min(prompt, parameters.micro_batch) >= OFFLOADED_TOKENS:
                     total += passes * tensor.size_bytes / taking.entering_bytes_per_second
-                    total += operations / taking.weight(tensor.type).operations_per_second
+                    total += operations / taking.weight(tensor.type, tensor.shape[0]).operations_per_second
                 else:
                     total += operations / rates.operations_per_second
             seconds.append(total)
@@ -364,7 +364,7 @@ class Offloader:
             return (0.0,) * len(self._speeds)
         found = []
         for speed in self._speeds:
-            rates = speed.attending(attention_key(one_token.type, one_token.head))
+            rates = speed.attending(attention_key(one_token.type, one_token.width))
             per_token = one_token.operations / one_token.count * min(1.0, generation_cells / one_token.cells)
             per_batch = batch.operations / batch.count * min(1.0, prompt_cells / batch.cells)
             streamed = kv_bytes * min(1.0, generation_cells / one_token.cells)

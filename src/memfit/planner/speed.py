@@ -31,6 +31,7 @@ __all__ = [
     "attention_key",
     "needed_rates",
     "predict",
+    "weight_key",
 ]
 
 _SPREADS = {  # of the rates either side; benchmarks/prediction.py records how often reality lies within
@@ -39,7 +40,12 @@ _SPREADS = {  # of the rates either side; benchmarks/prediction.py records how o
     "assumed": 0.75,
 }
 _BASES = ("assumed", "profile", "calibrated")  # the weakest one that a prediction uses is its own
-_MINOR = 0.01  # a type with a smaller share of the bytes needs no measuring of its own
+# Of what the kernels reach by themselves: medians over benchmarks/prediction.py, resident in RAM. What is
+# missing was looked for in node overhead, page sizes and graph building, and not found.
+_GENERATION_EFFICIENCY = 0.85
+_PROMPT_EFFICIENCY = 0.95
+_COLUMNS = 1536  # from here on the length of a matrix's rows makes no difference to speed
+_MINOR = 0.02  # a type with a smaller share of the bytes needs no measuring of its own
 OFFLOADED_TOKENS = 32  # from here on the engine lets a GPU multiply matrices that lie in RAM
 
 
@@ -63,7 +69,7 @@ class AttentionSpeed:
 class DeviceSpeed:
     """What one place was measured at: RAM with its CPU, or a device."""
 
-    weights: Mapping[str, WeightSpeed]
+    weights: Mapping[str, WeightSpeed]  # by `weight_key`
     attention: Mapping[str, AttentionSpeed]  # by `attention_key`
     activation_bytes_per_second: float
     node_seconds: float  # a graph node that does next to nothing
@@ -73,10 +79,12 @@ class DeviceSpeed:
     # A local GPU multiplies a prompt with matrices that lie in RAM, sending them over for each pass.
     takes_over_prompts: bool = False
 
-    def weight(self, type_name: str) -> WeightSpeed:
+    def weight(self, type_name: str, columns: int = _COLUMNS) -> WeightSpeed:
         """A type that was not measured is as fast as the slowest one that was."""
-        return self.weights.get(type_name) or min(
-            self.weights.values(), key=lambda one: one.operations_per_second
+        return (
+            self.weights.get(weight_key(type_name, columns))
+            or self.weights.get(type_name)
+            or min(self.weights.values(), key=lambda one: one.operations_per_second)
         )
 
     def attending(self, key: str) -> AttentionSpeed:
@@ -128,6 +136,11 @@ class Prediction:
     generation_terms: tuple[Term, ...] = ()  # of one token
 
 
+def weight_key(type_name: str, columns: int) -> str:
+    """Short rows are slower, so they are measured by themselves."""
+    return type_name if columns >= _COLUMNS else f"{type_name}/{columns}"
+
+
 def attention_key(type_name: str, head: int) -> str:
     return f"{type_name}/{head}"
 
@@ -138,9 +151,10 @@ def needed_rates(answer: Answer) -> tuple[list[str], list[str]]:
     attention = set()
     for one in answer.generation.operations:
         if one.kind == "attention":
-            attention.add(attention_key(one.type, one.head))
+            attention.add(attention_key(one.type, one.width))
         elif one.kind != "other":
-            sizes[one.type] = sizes.get(one.type, 0) + one.bytes
+            key = weight_key(one.type, one.width)
+            sizes[key] = sizes.get(key, 0) + one.bytes
     least = _MINOR * sum(sizes.values())
     return sorted(name for name in sizes if sizes[name] >= least), sorted(attention)
 
@@ -167,8 +181,8 @@ def predict(
     used = {0} | {one.place for graph in (answer.prompt, answer.generation) for one in graph.operations}
     basis = min((speeds[place].basis for place in used), key=_BASES.index)
     return Prediction(
-        prompt=_rate(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
-        generation=_rate(1 / _sum(generation), _SPREADS[basis]),
+        prompt=_rate(_PROMPT_EFFICIENCY * prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
+        generation=_rate(_GENERATION_EFFICIENCY / _sum(generation), _SPREADS[basis]),
         basis=basis,
         prompt_terms=tuple(prompt),
         generation_terms=tuple(generation),
@@ -189,7 +203,7 @@ def _terms(graph: Graph, speeds: Sequence[DeviceSpeed], *, cells: float, filled:
     for one in graph.operations:
         speed = speeds[one.place]
         if one.kind == "attention":
-            rates = speed.attending(attention_key(one.type, one.head))
+            rates = speed.attending(attention_key(one.type, one.width))
             rate = rates.generation if graph.tokens == 1 else rates.prompt
             share = filled * min(1.0, cells / one.cells)
             seconds = max(one.operations * share / rate, one.bytes * share / speed.streaming_bytes_per_second)
@@ -212,7 +226,7 @@ def _multiplying(one: Operation, speeds: Sequence[DeviceSpeed], tokens: int, fil
     taking = next((speed for speed in speeds[1:] if speed.takes_over_prompts), None)
     if one.place == 0 and taking and tokens * filled >= OFFLOADED_TOKENS:
         sending = one.bytes / taking.entering_bytes_per_second
-        return sending + one.operations * filled / taking.weight(one.type).operations_per_second
-    speed = own.weight(one.type)
+        return sending + one.operations * filled / taking.weight(one.type, one.width).operations_per_second
+    speed = own.weight(one.type, one.width)
     # An output matrix gives logits for one token whatever the pass, so its operations tell, not `tokens`.
     return max(one.bytes / speed.bytes_per_second, one.operations * filled / speed.operations_per_second)

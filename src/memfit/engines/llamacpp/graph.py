@@ -108,7 +108,7 @@ class _Reader:
         layers: dict[int, int] = {}
         for layer, size in self._caches.values():
             layers[layer] = layers.get(layer, 0) + size
-        keys = ("place", "kind", "type", "cells", "head", "count", "bytes", "operations")
+        keys = ("place", "kind", "type", "cells", "width", "count", "bytes", "operations")
         return {
             "operations": [
                 dict(zip(keys, (*key, *sums), strict=True)) for key, sums in sorted(self._sums.items())
@@ -158,16 +158,16 @@ class _Reader:
         return bool(node.buffer) and self._ggml.ggml_backend_buffer_get_usage(node.buffer) == _WEIGHTS_USAGE
 
     def _add(
-        self, place: int, kind: str, type_name: str, size: int, operations: int, cells: int, head: int
+        self, place: int, kind: str, type_name: str, size: int, operations: int, cells: int, width: int
     ) -> None:
-        sums = self._sums.setdefault((place, kind, type_name, cells, head), [0, 0, 0])
+        sums = self._sums.setdefault((place, kind, type_name, cells, width), [0, 0, 0])
         for index, amount in enumerate((1, size, operations)):
             sums[index] += amount
 
     def _matmul(self, node: Node, sources: Sequence[Node]) -> tuple[str, str, int, int, int, int]:
         weight = sources[0]
         operations = 2 * weight.ne[0] * node.elements
-        return "matmul", self._type(weight)[0], self._bytes(weight), operations, 0, 0
+        return "matmul", self._type(weight)[0], self._bytes(weight), operations, 0, weight.ne[0]
 
     def _experts(self, node: Node, sources: Sequence[Node]) -> tuple[str, str, int, int, int, int]:
         """Of a mixture, only the experts that some token is routed to are read."""
@@ -176,7 +176,8 @@ class _Reader:
         # Expected number of different experts, every token choosing `used` of them at random.
         read = experts * (1 - (1 - used / experts) ** tokens)
         size = round(self._bytes(weight) * read / experts)
-        return "experts", self._type(weight)[0], size, 2 * weight.ne[0] * node.elements, 0, 0
+        operations = 2 * weight.ne[0] * node.elements
+        return "experts", self._type(weight)[0], size, operations, 0, weight.ne[0]
 
     def _attention(self, _: Node, sources: Sequence[Node]) -> tuple[str, str, int, int, int, int]:
         query, key, value = sources[:3]

@@ -12,6 +12,7 @@ import ctypes
 import resource
 import time
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 from memfit.engines.llamacpp.library import Library
@@ -21,7 +22,7 @@ __all__ = ["Bench", "BusyMachineError"]
 
 _COLUMNS = 2048  # a multiple of every type's block
 _ROWS = 2048
-_STREAMED_BYTES = 64 * MIB  # beyond most CPUs' caches, yet below any budget
+_STREAMED_BYTES = 256 * MIB  # far beyond most CPUs' caches: 64 MiB still measured 1.6 times too fast
 _ROOM_SHARE = 0.4  # of a small device's room: activations and the messages want some too
 _TOKENS = 512
 _HEADS, _KV_HEADS = 16, 4
@@ -29,8 +30,9 @@ _CELLS = 4096  # of the KV cache, with one token
 _PROMPT_CELLS = 1024
 _EMPTY_NODES = 240
 _SMALL_GRAPH = 24  # nodes of a typical part of a layer
-# The fastest run counts: noise only ever slows. A preempted thread leaves the others spinning at a
-# barrier, a thousand times slower, so only runs with next to no preemption are clean.
+# The median of clean runs counts, as a user has them: the fastest is 10 to 20 % faster. A preempted
+# thread leaves the others spinning at a barrier, a thousand times slower, so only runs with next to no
+# preemption are clean.
 _CLEAN_RUNS = 5
 _LEAST_SECONDS = 0.04  # of clean runs together: memory bandwidth varies from moment to moment
 _QUIET_PREEMPTIONS = 100  # per second, by the system's own housekeeping; a busy program makes 250 and more
@@ -123,22 +125,25 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._ggml.ggml_backend_free(self._backend)
 
-    def weights(self, type_name: str) -> dict[str, float] | None:
-        """Bytes/s with one token and operations/s with 512.
+    def weights(self, key: str) -> dict[str, float] | None:
+        """Bytes/s with one token and operations/s with 512; None where the CPU does not repack the type,
+        or the device has no kernel for it.
 
-        None where the CPU does not repack the type, or the device does not compute with it.
+        `key` is a type, or one with the length of its rows: "Q4_K", "Q8_0/576".
         """
+        type_name, _, length = key.partition("/")
+        columns = int(length or _COLUMNS)
         number = self._numbers[type_name]
-        matrix_bytes = self._ggml.ggml_row_size(number, _COLUMNS) * _ROWS
+        matrix_bytes = self._ggml.ggml_row_size(number, columns) * _ROWS
         count = max(1, self._streamed_bytes // matrix_bytes)
-        seconds = self._multiply(number, count, 1)
+        seconds = self._multiply(number, columns, count, 1)
         if seconds is None:
             return None
-        prompt_seconds = self._multiply(number, 1, _TOKENS)
+        prompt_seconds = self._multiply(number, columns, 1, _TOKENS)
         assert prompt_seconds is not None, "the type is repacked whatever the number of tokens"
         return {
             "bytes_per_second": count * matrix_bytes / seconds,
-            "operations_per_second": 2 * _COLUMNS * _ROWS * _TOKENS / prompt_seconds,
+            "operations_per_second": 2 * columns * _ROWS * _TOKENS / prompt_seconds,
         }
 
     def attention(self, type_name: str, head: int) -> dict[str, float] | None:
@@ -246,18 +251,18 @@ class Bench:
         self._ggml.ggml_free(context)
         return seconds
 
-    def _multiply(self, type_number: int, count: int, tokens: int) -> float | None:
+    def _multiply(self, type_number: int, columns: int, count: int, tokens: int) -> float | None:
         """Seconds of `count` multiplications of separate matrices with `tokens` columns; None where
         they should be repacked and this CPU does not repack the type."""
         ggml = self._ggml
         weights_context, context = self._context(), self._context()
         weights = [
-            ggml.ggml_new_tensor_2d(weights_context, type_number, _COLUMNS, _ROWS) for _ in range(count)
+            ggml.ggml_new_tensor_2d(weights_context, type_number, columns, _ROWS) for _ in range(count)
         ]
         graph = ggml.ggml_new_graph(context)
         products = []
         for weight in weights:
-            activations = ggml.ggml_new_tensor_2d(context, _TYPE_F32, _COLUMNS, tokens)
+            activations = ggml.ggml_new_tensor_2d(context, _TYPE_F32, columns, tokens)
             products.append(ggml.ggml_mul_mat(context, weight, activations))
             ggml.ggml_build_forward_expand(graph, products[-1])
         seconds = None
@@ -291,7 +296,7 @@ class Bench:
 
     def _context(self) -> int:
         # Room for the structs of a default graph of 2048 nodes; no data lies in it.
-        return int(self._ggml.ggml_init(_InitParameters(2 * MIB, None, True)))
+        return int(self._ggml.ggml_init(_InitParameters(4 * MIB, None, True)))
 
     def _time_graph(self, graph: int, last: int) -> float:
         """Seconds of a graph that ends with the node `last`.
@@ -319,20 +324,20 @@ class Bench:
     def _time(self, run: Callable[[], object]) -> float:
         run()  # starts threads, touches memory
         seconds: list[float] = []
-        clean_runs, clean_seconds = 0, 0.0
-        while clean_runs < _CLEAN_RUNS or clean_seconds < _LEAST_SECONDS:
+        clean: list[float] = []
+        while len(clean) < _CLEAN_RUNS or sum(clean) < _LEAST_SECONDS:
             preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             started = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - started)
             preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - preempted
             if preempted <= 1 + _QUIET_PREEMPTIONS * seconds[-1]:
-                clean_runs, clean_seconds = clean_runs + 1, clean_seconds + seconds[-1]
+                clean.append(seconds[-1])
             if sum(seconds) > _PATIENCE_SECONDS:
                 break
-        if clean_runs == 0:
+        if not clean:
             raise BusyMachineError
-        return min(seconds)
+        return median(clean)
 
     def _extra_buffer_types(self) -> Sequence[int]:
         """The CPU device's buffer types that rewrite weights."""

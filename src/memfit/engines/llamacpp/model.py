@@ -257,6 +257,7 @@ class Model:
                 raise Aborted
             if code != 0:
                 raise EngineError(f"the engine could not process {len(piece)} tokens (code {code})")
+        self._api.llama_synchronize(self._context)  # a device may still be at work
 
     def abort(self) -> None:
         """Stop decoding at the next graph node. Safe from another thread."""
