@@ -146,7 +146,9 @@ def make_graph(*operations: Operation, tokens: int = 1, entries: tuple[int, ...]
 
 
 def make_operation(kind: str = "matmul", type_name: str = "Q8_0", **changes: int) -> Operation:
-    values = {"place": RAM, "count": 1, "bytes": 0, "operations": 0, **changes}
+    """The rows of a matrix are long ones."""
+    width = 0 if kind == "other" else 4096
+    values = {"place": RAM, "count": 1, "bytes": 0, "operations": 0, "width": width, **changes}
     return Operation(kind=kind, type=type_name, **values)
 
 
@@ -356,6 +358,7 @@ def make_tier(
     *,
     name: str = "ram",
     limit: int | None = None,
+    reserved: int = 0,
 ) -> TierUse:
     return TierUse(
         name=name,
@@ -366,6 +369,7 @@ def make_tier(
         kv_cache_bytes=kv_cache,
         compute_bytes=compute,
         overhead_bytes=overhead,
+        reserved_bytes=reserved,
     )
 
 

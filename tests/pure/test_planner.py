@@ -455,6 +455,7 @@ def test_the_json_is_the_contracts() -> None:
         "kv_cache_bytes": 67108864,
         "compute_bytes": 32505856,
         "overhead_bytes": 23068672,
+        "reserved_bytes": 0,
         "total_bytes": 227540992,
     }
     assert document["predicted"]["basis"] == "calibrated"
@@ -503,6 +504,29 @@ def test_every_tier_must_fit_and_the_error_names_it() -> None:
     short = make_plan_value(tier=make_tier(2, 0, 0, 0, 1), devices=(replace(full, limit_bytes=1),))
     with pytest.raises(DoesNotFitError, match="RAM"):  # which takes what devices do not
         short.require_fit()
+
+
+def test_what_a_worker_must_have_for_a_moment_must_fit_too() -> None:
+    """2 MiB lie there in the end, and 3 MiB are counted while they are sent."""
+    alone = make_tier(MIB, MIB, 0, 0, 4 * MIB, name="host:1")
+    assert (alone.needs_bytes, alone.total_bytes) == (2 * MIB, 2 * MIB)
+    worker = replace(alone, reserved_bytes=3 * MIB)
+    assert (worker.needs_bytes, worker.total_bytes) == (3 * MIB, 2 * MIB)
+    less = replace(alone, reserved_bytes=2 * MIB - 1)
+    assert (less.needs_bytes, less.total_bytes) == (2 * MIB, 2 * MIB)
+    exact = make_plan_value(devices=(replace(worker, limit_bytes=3 * MIB),))
+    assert (exact.overfull, exact.fits) == (None, True)
+    exact.require_fit()
+    short = replace(worker, limit_bytes=3 * MIB - 1)
+    plan = make_plan_value(devices=(short,))
+    assert (plan.overfull, plan.fits) == (short, False)
+    with pytest.raises(DoesNotFitError, match="host:1") as caught:
+        plan.require_fit()
+    assert (caught.value.needs_bytes, caught.value.budget_bytes) == (3 * MIB, 3 * MIB - 1)
+    document = plan.to_json()
+    assert (document["fits"], document["needs_bytes"], document["short_bytes"]) == (False, 3 * MIB, 1)
+    tier = document["tiers"][1]
+    assert (tier["reserved_bytes"], tier["total_bytes"]) == (3 * MIB, 2 * MIB)
 
 
 # --- devices: fakes.DeviceOracle, three layers of 8 + 3 * 16 MiB ---

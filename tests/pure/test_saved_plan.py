@@ -163,6 +163,19 @@ def test_a_plan_with_devices_is_equal_when_read_back(world: _World) -> None:
     assert world.asked == [Budget(vram={1: 700 * MIB}, rpc={_ENDPOINT: None})]
 
 
+def test_what_a_worker_must_have_for_a_moment_is_read_back(world: _World) -> None:
+    """More than what lies there in the end, 60 MiB; and it is held to what is free now."""
+    plan = world.with_devices(_ENDPOINT)
+    tiers = (plan.ram, replace(plan.tiers[1], reserved_bytes=90 * MIB))
+    plan = replace(plan, tiers=tiers)
+    path = world.save(plan)
+    assert read_plan(path) == plan
+    world.free_bytes = 90 * MIB - 1
+    with pytest.raises(DoesNotFitError, match=_ENDPOINT) as caught:
+        read_plan(path)
+    assert (caught.value.needs_bytes, caught.value.budget_bytes) == (90 * MIB, 90 * MIB - 1)
+
+
 def test_devices_that_the_plan_leaves_alone_are_not_asked(world: _World) -> None:
     base = world.plan()
     plan = replace(base, tiers=(*base.tiers, make_tier(0, 0, 0, 0, GIB, name=_ENDPOINT)))
@@ -438,6 +451,8 @@ _WRONG: list[tuple[str, object, str]] = [
     ("why", "because", "why"),
     ("tiers", [], "tiers"),
     ("tiers.0.weights_bytes", -1, "weights_bytes"),
+    ("tiers.1.reserved_bytes", -1, "reserved_bytes"),
+    ("tiers.1.reserved_bytes", 2**60 + 1, "reserved_bytes"),
     ("tiers.0.limit_bytes", GIB + 1, "limit_bytes"),
     ("tiers.0.budget_bytes", 0, "budget_bytes"),
     ("tiers.0.kind", "disk", "kind"),

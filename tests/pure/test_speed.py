@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from memfit.memory.oracle import Answer, Graph, Operation
 from memfit.planner.speed import (
+    _GENERATION_EFFICIENCY,
+    _PROMPT_EFFICIENCY,
     ASSUMED,
     ASSUMED_DEVICE,
     OFFLOADED_TOKENS,
@@ -22,6 +24,7 @@ from memfit.planner.speed import (
     attention_key,
     needed_rates,
     predict,
+    weight_key,
 )
 
 # Q8_0 streams 2,000 bytes a second and F16 1,000; a node takes 1 ms.
@@ -86,8 +89,8 @@ def _predict(
 
 
 def _seconds(prediction: Prediction) -> float:
-    """Of one generated token."""
-    return 1 / prediction.generation.value
+    """Of one generated token, by what the kernels reach by themselves."""
+    return _GENERATION_EFFICIENCY / prediction.generation.value
 
 
 # --- matrices ---
@@ -128,6 +131,28 @@ def test_an_unknown_type_is_as_fast_as_the_slowest() -> None:
     assert _seconds(_predict(unknown)) == pytest.approx(3.001)
 
 
+def test_short_rows_have_their_own_rates_or_their_types() -> None:
+    assert [weight_key("Q8_0", columns) for columns in (576, 1535, 1536, 4096)] == [
+        *("Q8_0/576", "Q8_0/1535"),
+        *("Q8_0", "Q8_0"),
+    ]
+    short = WeightSpeed(bytes_per_second=400, operations_per_second=800)
+    speed = replace(_RAM, weights={**_RAM.weights, "Q8_0/576": short})
+    assert speed.weight("Q8_0", 576) == short
+    for columns in (512, 577, 1536, 4096):
+        assert speed.weight("Q8_0", columns) == speed.weight("Q8_0") == _RAM.weights["Q8_0"]
+    # Another type's short rows are not this one's, and an unknown type is as fast as the slowest key.
+    assert speed.weight("F16", 576) == _RAM.weights["F16"]
+    assert speed.weight("IQ1_S", 576) == speed.weight("IQ1_S") == _RAM.weights["F16"]
+    # A pass of either kind looks them up by the width of its matrices.
+    prompt = make_graph(make_operation(operations=4000, width=576), tokens=10)
+    prediction = _predict(make_operation(bytes=2000, width=576), prompt=prompt, speeds=(speed,))
+    assert _seconds(prediction) == pytest.approx(5.001)  # at 400 a second
+    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 10 / 5.001)  # at 800
+    other = _predict(make_operation(bytes=2000, width=640), speeds=(speed,))
+    assert _seconds(other) == pytest.approx(1.001)
+
+
 def test_every_node_costs() -> None:
     prediction = _predict(make_operation(bytes=2000, count=30), make_operation("other", "", count=70))
     assert _seconds(prediction) == pytest.approx(1.0 + 0.1)
@@ -141,7 +166,7 @@ def test_activations_are_moved() -> None:
 
 
 def _attention(type_name: str = "F16", **values: int) -> Operation:
-    return make_operation("attention", type_name, **{"cells": 100, "head": 64, **values})
+    return make_operation("attention", type_name, **{"cells": 100, "width": 64, **values})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +198,7 @@ def test_a_prompts_attention_sees_half_of_it_and_what_lies_before(depth: int | N
     """1,000 operations over 100 cells at 1,000 a second, for a pass of 10 tokens."""
     prompt = make_graph(_attention(operations=1000), tokens=10)
     prediction = _predict(prompt=prompt, depth=depth)
-    assert prediction.prompt.value == pytest.approx(10 / (0.01 * cells + 0.001))
+    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 10 / (0.01 * cells + 0.001))
 
 
 def test_attention_is_bounded_by_streaming() -> None:
@@ -188,7 +213,7 @@ def test_attention_has_its_own_rates_by_type_and_head() -> None:
     assert _seconds(_predict(unknown)) == pytest.approx(4.001)  # the slowest generation
     prompt = make_graph(_attention("F16", operations=1000, width=128), tokens=10)
     # Slowest where generating is Q8_0/64, so its 2,000 a second count: 50 operations, 0.025 s.
-    assert _predict(prompt=prompt).prompt.value == pytest.approx(10 / 0.026)
+    assert _predict(prompt=prompt).prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 10 / 0.026)
 
 
 def test_attention_key() -> None:
@@ -209,17 +234,21 @@ def test_attention_key() -> None:
     ],
 )
 def test_a_prompt_is_passes_of_a_micro_batch(tokens: int, seconds: float) -> None:
-    assert _predict(prompt_tokens=tokens).prompt.value == pytest.approx(tokens / seconds)
+    assert _predict(prompt_tokens=tokens).prompt.value == pytest.approx(_PROMPT_EFFICIENCY * tokens / seconds)
 
 
 def test_a_pass_that_is_not_full_still_reads_the_weights() -> None:
     prompt = make_graph(make_operation(bytes=1000, operations=40), tokens=10)
-    assert _predict(prompt=prompt, prompt_tokens=1).prompt.value == pytest.approx(1 / 0.501)
+    assert _predict(prompt=prompt, prompt_tokens=1).prompt.value == pytest.approx(
+        _PROMPT_EFFICIENCY * 1 / 0.501
+    )
 
 
 def test_moved_activations_shrink_with_a_pass_that_is_not_full() -> None:
     prompt = make_graph(make_operation("other", "", bytes=500), tokens=10)
-    assert _predict(prompt=prompt, prompt_tokens=5).prompt.value == pytest.approx(5 / 0.501)
+    assert _predict(prompt=prompt, prompt_tokens=5).prompt.value == pytest.approx(
+        _PROMPT_EFFICIENCY * 5 / 0.501
+    )
 
 
 # --- several places ---
@@ -249,7 +278,7 @@ def test_entering_a_place_costs_time_and_what_is_copied() -> None:
 def test_the_copies_of_a_half_full_pass_are_half() -> None:
     prompt = Graph(tokens=10, operations=(), entries=(1, 1), entered_bytes=(0, 40))
     prediction = _predict(prompt=prompt, speeds=(_RAM, _DEVICE), prompt_tokens=5)
-    assert prediction.prompt.value == pytest.approx(5 / (0.1 + 0.2))
+    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 5 / (0.1 + 0.2))
 
 
 _TAKING = replace(_DEVICE, takes_over_prompts=True)
@@ -268,23 +297,25 @@ def test_a_gpu_takes_over_prompts_of_matrices_in_ram(tokens: int, seconds: float
     quick = replace(_RAM, node_seconds=0.0)
     speeds = (quick, _TAKING)
     prediction = _predict(prompt=prompt, speeds=speeds, prompt_tokens=tokens)
-    assert prediction.prompt.value == pytest.approx(tokens / seconds)
+    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * tokens / seconds)
     # Generation, and a device that does not take over, are as ever.
     assert _seconds(prediction) == pytest.approx(1.0)
     left = _predict(prompt=prompt, speeds=(quick, _DEVICE), prompt_tokens=64)
-    assert left.prompt.value == pytest.approx(64 / 1.0)
+    assert left.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 64 / 1.0)
 
 
 def test_what_lies_on_the_gpu_is_not_sent() -> None:
     prompt = make_graph(make_operation(bytes=1000, operations=4000, place=1), tokens=64)
     prediction = _predict(prompt=prompt, speeds=(_RAM, _TAKING), prompt_tokens=64)
-    assert prediction.prompt.value == pytest.approx(64 / 0.1)
+    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 64 / 0.1)
 
 
 def test_attention_in_ram_is_not_taken_over() -> None:
     prompt = make_graph(_attention(operations=1000), tokens=64)
     prediction = _predict(prompt=prompt, speeds=(_RAM, _TAKING), prompt_tokens=64)
-    assert prediction.prompt.value == pytest.approx(64 / (0.32 + 0.001))  # 32 of 100 cells
+    assert prediction.prompt.value == pytest.approx(
+        _PROMPT_EFFICIENCY * 64 / (0.32 + 0.001)
+    )  # 32 of 100 cells
 
 
 def test_a_gpu_that_is_not_opened_takes_nothing_over() -> None:
@@ -295,7 +326,7 @@ def test_a_gpu_that_is_not_opened_takes_nothing_over() -> None:
     closed = replace(_TAKING, basis="assumed")
     assert predict(answer, (_RAM, closed), **lengths) == predict(answer, (_RAM,), **lengths)
     opened = predict(replace(answer, devices=make_device_bytes(1)), (_RAM, closed), **lengths)
-    assert opened.prompt.value == pytest.approx(64 / (10.1 + 0.001))
+    assert opened.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 64 / (10.1 + 0.001))
 
 
 # --- what it is worth ---
@@ -424,12 +455,16 @@ def test_the_types_and_heads_that_decide() -> None:
     )
     both = ["Q4_K", "Q8_0"]
     assert needed(*main) == (both, ["F16/128", "F16/64"])
-    # Below 1 % of the matrices' bytes a type needs no measuring; 13 of 1,303 are below, 14 of 1,304 above.
-    assert needed(*main, make_operation(type_name="F32", bytes=13))[0] == both
-    assert needed(*main, make_operation(type_name="F32", bytes=14))[0] == ["F32", *both]
-    # Small ones of one type count together.
-    seven = make_operation(type_name="F32", bytes=7)
-    assert needed(*main, seven, seven)[0] == ["F32", *both]
+    # Below 2 % of the matrices' bytes a type needs no measuring; 26 of 1,316 are below, 27 of 1,317 above.
+    assert needed(*main, make_operation(type_name="F32", bytes=26))[0] == both
+    assert needed(*main, make_operation(type_name="F32", bytes=27))[0] == ["F32", *both]
+    # Small ones of one type count together, whatever they are for,
+    small = (make_operation(type_name="F32", bytes=13), make_operation("experts", "F32", bytes=14))
+    assert needed(*main, *small)[0] == ["F32", *both]
+    # but not those with short rows, which are measured by themselves.
+    short = (make_operation(bytes=26, width=576), make_operation(bytes=1, width=1535))
+    assert needed(*main, *short)[0] == both
+    assert needed(*main, *short, make_operation(bytes=1, width=576))[0] == [*both, "Q8_0/576"]
 
 
 def test_only_a_device_is_assumed_to_be_entered_for_a_price() -> None:
