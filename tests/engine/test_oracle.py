@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from memfit.engines.llamacpp.client import WorkerProcess
-from memfit.engines.llamacpp.oracle import LlamaOracle, request_values
+from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.errors import EngineError
 from memfit.headers import read_model
 from memfit.memory.baseline import Baseline
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.process import process_memory
+from memfit.planner.offload import places_of
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -76,9 +77,37 @@ def test_a_real_load_holds_what_the_oracle_said(
     with _oracle(path, repack) as oracle:
         predicted = oracle.ask(parameters).total_bytes
     with WorkerProcess() as worker:
-        worker.ask("load", parameters=request_values(parameters), limit_bytes=None, more_bytes=0)
+        worker.ask("load", parameters=parameters.to_json(), limit_bytes=None, more_bytes=0)
         held = process_memory(worker.pid).total_bytes
     assert abs(held - predicted) < 4 * MIB  # what is left is the part that calibration measures
+
+
+def test_every_byte_lies_where_it_was_asked_to(demo: str) -> None:
+    """Layers, single tensors and the output on two devices, and what each then computes."""
+    spec = read_model(demo)
+    overrides = ((r"^blk\.(20|21)\.(ffn_up|ffn_down)\.", 0), (r"^blk\.3\.ffn_gate\.", 2))
+    parameters = _parameters(
+        demo, devices=("one:1", "two:2"), layers=(8, 6), overrides=overrides, load_mode="read"
+    )
+    with _oracle(demo) as oracle:
+        alone, placed = oracle.ask(_parameters(demo)), oracle.ask(parameters)
+    places = places_of(spec, parameters)
+    for place, device in enumerate(placed.devices, start=1):
+        here = sum(one.size_bytes for one in spec.tensors if places[one.name] == place)
+        assert 0 <= device.weights_bytes - here <= 32 * len(spec.tensors)
+    assert [device.kv_cache_bytes for device in placed.devices] == [
+        8 * alone.kv_cache_bytes // 30,
+        6 * alone.kv_cache_bytes // 30,
+    ]
+    assert placed.layer_kv_bytes == alone.layer_kv_bytes == (alone.kv_cache_bytes // 30,) * 30
+    # One token computes the same, wherever: matrices to the byte.
+    for kind in ("matmul", "attention"):
+        counted = [
+            sum(one.bytes for one in answer.generation.operations if one.kind == kind)
+            for answer in (alone, placed)
+        ]
+        assert counted[0] == counted[1]
+    assert placed.generation.entries[1] == 1 + 2 and placed.generation.entries[2] == 1 + 1
 
 
 def test_questions_do_not_add_up(demo: str) -> None:

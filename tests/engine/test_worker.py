@@ -272,7 +272,7 @@ context_parameters.n_ctx, context_parameters.n_threads, context_parameters.n_thr
 context = api.llama_init_from_model(model, context_parameters)
 tokens = (api.llama_token * 64)(*range(100, 164))
 assert api.llama_decode(context, api.llama_batch_get_one(tokens, 64)) == 0
-library.touch_compute_buffers(context, tokens=512, sequences=1)
+library.touch_compute_buffers(context)
 held = [parts for name, parts in library.memory_breakdown(context).items() if name.startswith("RPC")]
 live = sum(one.weights_bytes + one.kv_cache_bytes + one.compute_bytes for one in held)
 print(live, *overhead, *memory())

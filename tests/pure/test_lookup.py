@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,13 +21,26 @@ from memfit.units import GIB, MIB
 
 
 class _Engine:
-    """A worker that knows these devices; None dies of the question."""
+    """A worker that knows these devices; None dies of the question, unless it hangs until it is killed."""
 
     memory: dict[str, tuple[int, int]] | None
+    hangs: bool
+
+    def __init__(self) -> None:
+        self._killed = threading.Event()
+        self._killer = threading.current_thread()
+
+    def kill(self) -> None:
+        self._killer = threading.current_thread()
+        self._killed.set()
 
     def ask(self, do: str, *, names: list[str]) -> dict[str, Any]:
         assert do == "device_memory"
         known = type(self).memory
+        if type(self).hangs:
+            assert self._killed.wait(timeout=10), "nobody ended it"
+            self._killer.join(timeout=10)  # a process takes longer to end than its killer to go on
+            raise WorkerDiedError("the engine's worker died")
         if known is None:
             raise WorkerDiedError("the engine's worker died")
         gpus = {name: sizes for name, sizes in known.items() if ":" not in name}
@@ -47,6 +61,7 @@ class _Calibration:
 @pytest.fixture(autouse=True)
 def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
     _Engine.memory = {}
+    _Engine.hangs = False
     monkeypatch.setattr(lookup, "WorkerProcess", _Engine)
 
 
@@ -102,12 +117,12 @@ def test_a_gpu_that_the_engine_does_not_see() -> None:
 
 
 def test_a_worker_that_lends(endpoint: str) -> None:
-    """Of 6 GiB lent it holds 40 MiB idle, and 3 more once it computes."""
+    """Of 6 GiB lent it holds 40 MiB idle, and 2 more once it computes."""
     _Engine.memory = {endpoint: encode_lending(6 * GIB, 40 * MIB)}
     (device,) = _find(Budget(rpc={endpoint: None}))
     assert (device.name, device.engine_name) == (endpoint, endpoint)
     assert (device.free_bytes, device.total_bytes) == (6 * GIB, 6 * GIB)
-    assert device.overhead_bytes == 43 * MIB
+    assert device.overhead_bytes == 42 * MIB
     assert (device.lends, device.is_remote) == (True, True)
 
 
@@ -134,6 +149,41 @@ def test_something_else_answers(endpoint: str) -> None:
     _Engine.memory = None
     with pytest.raises(EngineError, match=f"--rpc {endpoint}: what answers there is no worker"):
         _find(Budget(rpc={endpoint: None}))
+
+
+def test_a_worker_that_serves_another_client(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _Engine.hangs = True
+    monkeypatch.setattr(lookup, "_ANSWER_SECONDS", 0.05)
+    with pytest.raises(EngineError) as caught:
+        _find(Budget(rpc={endpoint: None}))
+    assert str(caught.value) == (
+        f"--rpc {endpoint}: no answer within 0 s; a worker serves one client at a time, "
+        "so another one may be using it"
+    )
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_nothing_is_left_to_end_a_worker_that_answered(
+    endpoint: str, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its process, or another that got its number, would be killed later on."""
+    _Engine.memory = {endpoint: (GIB, GIB)} if answers else None
+    timers: list[threading.Timer] = []
+
+    class Timer(threading.Timer):
+        def start(self) -> None:
+            timers.append(self)
+            super().start()
+
+    monkeypatch.setattr(lookup.threading, "Timer", Timer)
+    if answers:
+        _find(Budget(rpc={endpoint: None}))
+    else:
+        with pytest.raises(EngineError, match="what answers there is no worker"):
+            _find(Budget(rpc={endpoint: None}))
+    (timer,) = timers
+    timer.join(timeout=5)
+    assert not timer.is_alive()
 
 
 def test_gpus_come_before_remote_devices(endpoint: str) -> None:

@@ -19,6 +19,7 @@ from fakes import (
     make_layered_spec,
     make_speed,
     make_tensor,
+    make_tier,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,8 +28,15 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import EngineParameters
 from memfit.planner.offload import Offloader, exceptions_of, places_of, sent_bytes, taken_over_bytes
 from memfit.planner.placement import Place, Placement, Problem, cost, solve
+from memfit.planner.plan import TierUse
 from memfit.planner.request import Workload
-from memfit.planner.speed import AttentionSpeed, DeviceSpeed, predict
+from memfit.planner.speed import (
+    _GENERATION_EFFICIENCY,
+    _PROMPT_EFFICIENCY,
+    AttentionSpeed,
+    DeviceSpeed,
+    predict,
+)
 from memfit.units import GIB, KIB, MIB
 
 _LARGE = 8 * GIB
@@ -59,20 +67,36 @@ def _offloader(
     speeds: Sequence[DeviceSpeed] | None = None,
     workload: Workload | None = None,
     asked: bool = False,
+    reserved: int = 0,
 ) -> Offloader:
     """`limits` are RAM's and each device's; they hold buffers too, but no runtime. No device was `asked`
     for by name, but for tests about that."""
     devices = [make_device(f"gpu{index}", limit) for index, limit in enumerate(limits[1:])]
     oracle = DeviceOracle(spec)
 
-    def totals(parameters: EngineParameters) -> list[int]:
+    def tiers(parameters: EngineParameters) -> list[TierUse]:
         answer = oracle.ask(parameters)
-        held = [device.total_bytes for device in answer.devices] or [0] * len(devices)
-        return [answer.total_bytes, *held]
+        held = answer.devices or [None] * len(devices)
+        names = ["ram", *(device.name for device in devices)]
+        found = [
+            make_tier(
+                use.weights_bytes if use else 0,
+                use.kv_cache_bytes if use else 0,
+                use.compute_bytes + use.scratch_bytes if use else 0,
+                0 if index else answer.process_bytes,
+                limits[index],
+                name=name,
+            )
+            for index, (name, use) in enumerate(zip(names, [answer, *held], strict=True))
+        ]
+        return [
+            replace(tier, reserved_bytes=tier.weights_bytes + reserved if use else 0)
+            for tier, use in zip(found, [None, *held], strict=True)
+        ]
 
     speeds = speeds or [_SLOW_ATTENTION, *(_FAST for _ in devices)]
     wanted = [asked] * len(devices)
-    return Offloader(spec, workload or Workload(), devices, limits, wanted, speeds, totals, solve)
+    return Offloader(spec, workload or Workload(), devices, limits, wanted, speeds, tiers, solve)
 
 
 def _place(
@@ -80,10 +104,13 @@ def _place(
     *limits: int,
     speeds: Sequence[DeviceSpeed] | None = None,
     workload: Workload | None = None,
+    asked: bool = False,
+    reserved: int = 0,
 ) -> EngineParameters | None:
     parameters = _parameters(spec)
     base = DeviceOracle(spec).ask(parameters)
-    return _offloader(spec, *limits, speeds=speeds, workload=workload).place(parameters, base)
+    offloader = _offloader(spec, *limits, speeds=speeds, workload=workload, asked=asked, reserved=reserved)
+    return offloader.place(parameters, base)
 
 
 def _placed(
@@ -91,8 +118,10 @@ def _placed(
     *limits: int,
     speeds: Sequence[DeviceSpeed] | None = None,
     workload: Workload | None = None,
+    asked: bool = False,
+    reserved: int = 0,
 ) -> EngineParameters:
-    found = _place(spec, *limits, speeds=speeds, workload=workload)
+    found = _place(spec, *limits, speeds=speeds, workload=workload, asked=asked, reserved=reserved)
     assert found is not None
     return found
 
@@ -229,6 +258,43 @@ def test_a_device_slower_than_ram_is_left_unused() -> None:
     assert _placed(spec, _LARGE, _LARGE, speeds=[_FAST, make_speed(1e9)]) == _parameters(spec)
 
 
+@pytest.mark.parametrize("blocks", range(1, 9))
+def test_a_slow_device_that_was_asked_for_is_filled(blocks: int) -> None:
+    """RAM is faster and would hold everything."""
+    spec = make_layered_spec()
+    limit = (36 + 16 * blocks) * MIB + _BESIDE + _VECTORS
+    placed = _placed(spec, _LARGE, limit, speeds=[_FAST, make_speed(1e9)], asked=True)
+    (device,) = DeviceOracle(spec).ask(placed).devices
+    assert 0.97 * limit <= device.total_bytes <= limit
+
+
+def test_an_output_that_fills_no_device_stays_in_ram() -> None:
+    """Its 190 MiB are more than the device has, which three cores and five blocks fill."""
+    spec = make_layered_spec()
+    tensors = tuple(
+        replace(one, shape=(1024, 190 * KIB), size_bytes=190 * MIB) if one.name == "output.weight" else one
+        for one in spec.tensors
+    )
+    spec = replace(spec, tensors=tensors)
+    limit = (36 + 5 * 16) * MIB + _BESIDE + _VECTORS
+    placed = _placed(spec, _LARGE, limit, speeds=[_FAST, make_speed(1e9)], asked=True)
+    assert "output" in _there(spec, placed, 0)
+    (device,) = DeviceOracle(spec).ask(placed).devices
+    assert 0.97 * limit <= device.total_bytes <= limit
+
+
+def test_what_only_loading_needs_is_left_free() -> None:
+    """Loading takes 37 MiB beside the weights, running 12 of KV cache and 5 of buffers: so 52 MiB are left
+    for weights instead of 72, which are the cores' 24, a block of 16, and no second one."""
+    spec = make_layered_spec()
+    limit = (36 + 3 * 16) * MIB + _BESIDE + _VECTORS
+    placed = _placed(spec, _LARGE, limit, reserved=(12 + 5 + 20) * MIB)
+    (device,) = DeviceOracle(spec).ask(placed).devices
+    assert placed.layers == (3,)
+    assert sum("ffn" in name for name in _there(spec, placed)) == 1
+    assert device.weights_bytes + 37 * MIB <= limit
+
+
 def test_a_slow_device_takes_what_ram_does_not_hold() -> None:
     """RAM lacks 16 MiB. A prompt needs the output once and an attention's 8 MiB as often as a block's 16,
     so the output and the last layer's attention with its KV cost less there than a block."""
@@ -301,14 +367,16 @@ def test_dense_and_routed_blocks_of_one_layer_keep_their_order() -> None:
     tied=st.booleans(),
     fast=st.sampled_from([1e8, 1e9, 1e11]),
     experts=st.booleans(),
+    asked=st.booleans(),
+    reserved=st.sampled_from([0, 20 * MIB]),
 )
 def test_no_limit_is_ever_exceeded(
-    ram: int, rooms: list[int], tied: bool, fast: float, experts: bool
+    ram: int, rooms: list[int], tied: bool, fast: float, experts: bool, asked: bool, reserved: int
 ) -> None:
     spec = make_layered_spec(3, tied=tied, experts={1: 8} if experts else None)
     limits = [ram * MIB, *(room * MIB for room in rooms)]
     speeds = [make_speed(), *(make_speed(fast) for _ in rooms)]
-    placed = _place(spec, *limits, speeds=speeds)
+    placed = _place(spec, *limits, speeds=speeds, asked=asked, reserved=reserved)
     alone = DeviceOracle(spec).ask(_parameters(spec)).total_bytes
     if placed is None:
         assert alone > limits[0]
@@ -316,6 +384,8 @@ def test_no_limit_is_ever_exceeded(
     answer = DeviceOracle(spec).ask(placed)
     held = [answer.total_bytes, *(device.total_bytes for device in answer.devices)]
     assert all(size <= limit for size, limit in zip(held, limits, strict=False))
+    for device, limit in zip(answer.devices, limits[1:], strict=False):
+        assert device.weights_bytes + reserved <= limit
 
 
 # --- into the engine's words ---
@@ -531,5 +601,7 @@ def test_what_is_minimised_is_what_is_predicted(
         generated_tokens=generated_tokens,
         depth=depth,
     )
-    whole = prompt_tokens / prediction.prompt.value + generated_tokens / prediction.generation.value
+    # The solver counts what kernels reach by themselves; reality is known to be that much slower.
+    whole = _PROMPT_EFFICIENCY * prompt_tokens / prediction.prompt.value
+    whole += _GENERATION_EFFICIENCY * generated_tokens / prediction.generation.value
     assert seconds == pytest.approx(whole, rel=0.01)

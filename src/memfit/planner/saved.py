@@ -46,7 +46,7 @@ _PLAN = {
 }
 _SHORT = {"needs_bytes", "short_bytes", "try"}  # only where the plan does not fit
 _MODEL = {"source", "architecture", "name", "file_bytes", "parameters", "quantization"}
-_TIER_BYTES = ("budget", "limit", "weights", "kv_cache", "compute", "overhead")
+_TIER_BYTES = ("budget", "limit", "weights", "kv_cache", "compute", "overhead", "reserved")
 _TIER = {"name", "kind", "total_bytes", *(f"{part}_bytes" for part in _TIER_BYTES)}
 
 
@@ -203,6 +203,7 @@ def _tier(fields: Fields, *, is_ram: bool) -> TierUse:
         kv_cache_bytes=fields.integer("kv_cache_bytes", 0, _MOST_BYTES),
         compute_bytes=fields.integer("compute_bytes", 0, _MOST_BYTES),
         overhead_bytes=fields.integer("overhead_bytes", 0, _MOST_BYTES),
+        reserved_bytes=fields.integer("reserved_bytes", 0, _MOST_BYTES),
     )
 
 
