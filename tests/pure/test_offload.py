@@ -268,19 +268,33 @@ def test_a_slow_device_that_was_asked_for_is_filled(blocks: int) -> None:
     assert 0.97 * limit <= device.total_bytes <= limit
 
 
-def test_an_output_that_fills_no_device_stays_in_ram() -> None:
-    """Its 190 MiB are more than the device has, which three cores and five blocks fill."""
-    spec = make_layered_spec()
-    tensors = tuple(
-        replace(one, shape=(1024, 190 * KIB), size_bytes=190 * MIB) if one.name == "output.weight" else one
-        for one in spec.tensors
-    )
+@pytest.mark.parametrize(("output", "room", "least"), [(60, 150, 0.97), (100, 200, 0.99)])
+def test_a_large_output_does_not_keep_a_worker_from_being_filled(
+    output: int, room: int, least: float
+) -> None:
+    """While loading, a worker holds its largest tensor twice. With the output of 60 MiB it would hold two
+    thirds of its budget; with one of 100, single tensors have to fill what whole choices leave."""
+    spec = make_layered_spec(8)
+    large = make_tensor("output.weight", (1024, output * KIB), "Q8_0", output * MIB)
+    tensors = tuple(large if one.name == large.name else one for one in spec.tensors)
     spec = replace(spec, tensors=tensors)
-    limit = (36 + 5 * 16) * MIB + _BESIDE + _VECTORS
-    placed = _placed(spec, _LARGE, limit, speeds=[_FAST, make_speed(1e9)], asked=True)
-    assert "output" in _there(spec, placed, 0)
-    (device,) = DeviceOracle(spec).ask(placed).devices
-    assert 0.97 * limit <= device.total_bytes <= limit
+    limit = room * MIB + _BESIDE + _VECTORS
+    offloader = _offloader(spec, _LARGE, limit, speeds=[_FAST, make_speed(1e9)], asked=True)
+    plain = offloader._tiers
+
+    def tiers(parameters: EngineParameters) -> list[TierUse]:
+        ram, worker = plain(parameters)
+        sent = sent_bytes(spec, parameters).get(1, [0])
+        return [ram, replace(worker, reserved_bytes=sum(sent) + sent[0])]
+
+    offloader._tiers = tiers
+    parameters = _parameters(spec)
+    placed = offloader.place(parameters, DeviceOracle(spec).ask(parameters))
+    assert placed is not None
+    _, worker = tiers(placed)
+    assert least * limit <= worker.total_bytes <= worker.needs_bytes <= limit
+    if output == 60:
+        assert "output" in _there(spec, placed, 0)
 
 
 def test_what_only_loading_needs_is_left_free() -> None:
