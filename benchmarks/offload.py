@@ -5,7 +5,7 @@
 The device is a worker on loopback, faster than this side (two threads against one) or slower (one against
 two). Both placements run through the same engine: the split is what `--n-gpu-layers` does, as many whole
 layers as the budget holds, the output with them. Seconds of a request (a prompt, then generation, both
-after `depth` tokens), alternating, the median ratio of three rounds.
+after `depth` tokens), alternating, the median ratio of two rounds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from memfit.memory.baseline import Baseline
 from memfit.planner.plan import Plan
 from memfit.units import MIB
 
-ROUNDS = 3
-PROMPT, GENERATED = 64, 48
+ROUNDS = 2
+PROMPT, GENERATED = 64, 32
 CASES = (
     # model, shape, share of the weights that the device holds, depth, its threads, ours
     ("dense, shallow", SMALL, 0.5, 0, 2, 1),
-    ("dense, deep", SMALL, 0.5, 3584, 2, 1),
+    ("dense, deep", SMALL, 0.5, 2048, 2, 1),
     ("MoE", MOE, 0.4, 0, 2, 1),
-    ("MoE, deep", MOE, 0.4, 3584, 2, 1),
+    ("MoE, deep", MOE, 0.4, 2048, 2, 1),
     ("dense, slow device", SMALL, 0.3, 0, 1, 2),
 )
 

@@ -22,8 +22,8 @@ from synthetic import write_model
 import memfit
 from memfit.units import MIB
 
-DEPTHS = (0, 512, 1536, 3072)
-SPLIT_DEPTHS = (0, 512, 2048)
+DEPTHS = (0, 512, 2048)
+SPLIT_DEPTHS = (0, 1536)
 PROMPT, GENERATED, REPETITIONS = 512, 32, 1
 
 

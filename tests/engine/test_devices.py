@@ -55,7 +55,7 @@ def planned(model: str, **rpc: str | None) -> memfit.Plan:
     )
 
 
-@pytest.mark.parametrize("budgets", [(90 * MIB,), (95 * MIB, 85 * MIB)])
+@pytest.mark.parametrize("budgets", [(90 * MIB,), (70 * MIB, 60 * MIB)])
 def test_budgets_are_held_and_filled_and_the_text_is_the_cpus(demo: str, budgets: tuple[int, ...]) -> None:
     with memfit.load(planned(demo)) as session:
         alone = session.generate(PROMPT, GREEDY).text
@@ -75,7 +75,7 @@ def test_budgets_are_held_and_filled_and_the_text_is_the_cpus(demo: str, budgets
             here = sum(one.size_bytes for one in plan.spec.tensors if places[one.name] == place)
             assert abs(use.weights_bytes - here) <= 0.01 * here  # rows are padded
             # Of budgets this small a worker cannot use 2 %, and a layer's parts are 2 % each.
-            assert use.total_bytes >= 0.93 * tier.budget_bytes
+            assert use.total_bytes >= 0.9 * tier.budget_bytes
 
 
 def test_nothing_answers(demo: str) -> None:

@@ -89,16 +89,21 @@ def _remote(endpoint: str) -> Device:
             f"start it with: memfit worker --host {host} --port {port}"
         ) from None
     with WorkerProcess() as worker:
-        alarm = threading.Timer(_ANSWER_SECONDS, worker.kill)
+        too_late = threading.Event()  # set before the killing, which the answer's reader may notice first
+
+        def give_up() -> None:
+            too_late.set()
+            worker.kill()
+
+        alarm = threading.Timer(_ANSWER_SECONDS, give_up)
         alarm.start()
         try:
             free, total = worker.ask("device_memory", names=[endpoint])["devices"][endpoint]
         except WorkerDiedError as error:
-            late = alarm.finished.is_set()
             raise EngineError(
                 f"--rpc {endpoint}: no answer within {_ANSWER_SECONDS:.0f} s; a worker serves one client at "
                 "a time, so another one may be using it"
-                if late
+                if too_late.is_set()
                 else f"--rpc {endpoint}: what answers there is no worker of this version: {error}"
             ) from None
         finally:
