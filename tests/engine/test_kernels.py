@@ -70,7 +70,7 @@ def test_a_remote_device_is_waited_for() -> None:
         "--port",
         "0",
         "--memory",
-        "256MiB",
+        "512MiB",
         "--threads",
         "1",
     ]

@@ -89,10 +89,10 @@ def test_the_context_can_be_filled_and_no_more(plan: Plan) -> None:
 def test_loading_stops_before_a_limit_that_the_plan_overlooked(demo: str, repack: str) -> None:
     """A plan that is wrong by the KV cache: the worker says so before it would hold too much."""
     plan = memfit.plan(demo, workload=memfit.Workload(repack=repack))
-    wrong = replace(plan.ram, weights_bytes=0)
     limit = plan.ram.total_bytes - 20 * MIB
+    wrong = replace(plan.ram, weights_bytes=0, limit_bytes=limit)
     with pytest.raises(memfit.DoesNotFitError) as caught:
-        memfit.load(replace(plan, tiers=(wrong,), limit_bytes=limit))
+        memfit.load(replace(plan, tiers=(wrong,)))
     assert caught.value.exit_code == 3
     assert caught.value.needs_bytes > limit
 
