@@ -20,8 +20,6 @@ from memfit.hardware.profile import (
 from memfit.memory.oracle import Answer
 from memfit.planner.profile_speed import profile_speeds
 from memfit.planner.speed import (
-    _GENERATION_EFFICIENCY,
-    _PROMPT_EFFICIENCY,
     ASSUMED_DEVICE,
     DeviceSpeed,
     Prediction,
@@ -94,16 +92,16 @@ def _predict(profile: Profile, place: int, *, link_bytes: int = 0) -> Prediction
 def test_ram_by_hand() -> None:
     """4 GB at 80 % of 50 GB/s: 0.1 s; 512 tokens of 8 G operations at 400 G a second: 10.24 s."""
     prediction = _predict(_profile(), 0)
-    assert prediction.generation.value == pytest.approx(_GENERATION_EFFICIENCY * 10.0, rel=1e-3)
-    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 50.0, rel=1e-3)
+    assert prediction.generation.value == pytest.approx(10.0, rel=1e-3)
+    assert prediction.prompt.value == pytest.approx(50.0, rel=1e-3)
     assert prediction.basis == "profile"
 
 
 def test_a_gpu_by_hand() -> None:
     """4 GB at 70 % of 400 GB/s; 8 G operations a token at 50 T a second."""
     prediction = _predict(_profile(_GPU), 1)
-    assert prediction.generation.value == pytest.approx(_GENERATION_EFFICIENCY * 70.0)
-    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 6250.0)
+    assert prediction.generation.value == pytest.approx(70.0)
+    assert prediction.prompt.value == pytest.approx(6250.0)
     assert prediction.basis == "profile"
 
 
@@ -117,10 +115,8 @@ def test_published_results_are_evidence_and_nothing_more() -> None:
 )
 def test_old_tensor_cores_and_unknown_ones_reach_a_quarter(capability: str | None, prompt: float) -> None:
     prediction = _predict(_profile(replace(_GPU, compute_capability=capability)), 1)
-    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * prompt)
-    assert prediction.generation.value == pytest.approx(
-        _GENERATION_EFFICIENCY * 70.0
-    )  # which they have no part in
+    assert prediction.prompt.value == pytest.approx(prompt)
+    assert prediction.generation.value == pytest.approx(70.0)  # which they have no part in
 
 
 def test_half_the_bandwidth_of_ram_is_half_the_generation() -> None:
@@ -145,7 +141,7 @@ def test_half_the_operations_are_half_the_prompt_speed() -> None:
     assert before.prompt.value / after.prompt.value == pytest.approx(2, rel=1e-3)
     assert after.generation == before.generation
     gpu = replace(_GPU, operations_per_second=_figure(25e12))
-    assert _predict(_profile(gpu), 1).prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 3125.0)
+    assert _predict(_profile(gpu), 1).prompt.value == pytest.approx(3125.0)
 
 
 def test_half_the_link_doubles_what_crosses_it() -> None:
@@ -154,9 +150,9 @@ def test_half_the_link_doubles_what_crosses_it() -> None:
     slower = replace(_GPU, link_bytes_per_second=_figure(8e9))
     for gpu, seconds in ((_GPU, 0.25), (slower, 0.5)):
         rate = _predict(_profile(gpu), 0).prompt.value
-        assert rate == pytest.approx(_PROMPT_EFFICIENCY * 512 / (seconds + multiplying), rel=1e-3)
+        assert rate == pytest.approx(512 / (seconds + multiplying), rel=1e-3)
         activations = _predict(_profile(gpu), 1, link_bytes=4_000_000_000).prompt.value
-        assert activations == pytest.approx(_PROMPT_EFFICIENCY * 512 / (seconds + multiplying))
+        assert activations == pytest.approx(512 / (seconds + multiplying))
 
 
 def test_a_gpu_takes_over_prompts_and_ram_is_entered_for_nothing() -> None:
@@ -187,8 +183,8 @@ def test_a_ram_of_which_a_figure_is_unknown_is_assumed(unknown: str) -> None:
     prediction = _predict(profile, 0)
     assert prediction.basis == "assumed"
     generation, prompt = (5.0, 50.0) if unknown == "bandwidth" else (10.0, 18.75)  # 20 GB/s, 150 G a second
-    assert prediction.generation.value == pytest.approx(_GENERATION_EFFICIENCY * generation, rel=1e-3)
-    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * prompt, rel=1e-3)
+    assert prediction.generation.value == pytest.approx(generation, rel=1e-3)
+    assert prediction.prompt.value == pytest.approx(prompt, rel=1e-3)
 
 
 def _rates(speed: DeviceSpeed) -> list[float]:

@@ -6,8 +6,9 @@
                       + entries into a place * seconds + bytes copied into it / bytes per second
 
 Counted: what one token, or one micro-batch of a prompt, passes through; of a mixture of experts those it
-is routed to; the KV cache as far as it is filled. Ignored: sampling, caches larger than the weights, and
-that a place's kernels are measured on one shape of matrix. benchmarks/prediction.py holds it to reality.
+is routed to; the KV cache as far as it is filled. Kernels run alone are faster than within a model, so
+measured rates are taken times an efficiency; published ones are of whole models already. Ignored: sampling,
+and caches that hold a share of the weights. benchmarks/prediction.py holds it to reality.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _SPREADS = {  # of the rates either side; benchmarks/prediction.py records how o
     "assumed": 0.75,
 }
 _BASES = ("assumed", "profile", "calibrated")  # the weakest one that a prediction uses is its own
-# Of what the kernels reach by themselves: medians over benchmarks/prediction.py, resident in RAM. What is
+# Of what kernels reach by themselves: medians over benchmarks/prediction.py, resident in RAM. What is
 # missing was looked for in node overhead, page sizes and graph building, and not found.
 _GENERATION_EFFICIENCY = 0.85
 _PROMPT_EFFICIENCY = 0.95
@@ -181,8 +182,8 @@ def predict(
     used = {0} | {one.place for graph in (answer.prompt, answer.generation) for one in graph.operations}
     basis = min((speeds[place].basis for place in used), key=_BASES.index)
     return Prediction(
-        prompt=_rate(_PROMPT_EFFICIENCY * prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
-        generation=_rate(_GENERATION_EFFICIENCY / _sum(generation), _SPREADS[basis]),
+        prompt=_rate(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
+        generation=_rate(1 / _sum(generation), _SPREADS[basis]),
         basis=basis,
         prompt_terms=tuple(prompt),
         generation_terms=tuple(generation),
@@ -200,6 +201,12 @@ def _rate(value: float, spread: float) -> Rate:
 def _terms(graph: Graph, speeds: Sequence[DeviceSpeed], *, cells: float, filled: float) -> list[Term]:
     """One pass, of whose tokens the share `filled` is there, with so many `cells` in use."""
     terms = []
+    efficiency = _GENERATION_EFFICIENCY if graph.tokens == 1 else _PROMPT_EFFICIENCY
+
+    def add(place: int, kind: str, seconds: float) -> None:
+        alone = speeds[place].basis == "calibrated"
+        terms.append(Term(place=place, kind=kind, seconds=seconds / efficiency if alone else seconds))
+
     for one in graph.operations:
         speed = speeds[one.place]
         if one.kind == "attention":
@@ -212,12 +219,12 @@ def _terms(graph: Graph, speeds: Sequence[DeviceSpeed], *, cells: float, filled:
         else:
             seconds = _multiplying(one, speeds, graph.tokens, filled)
         seconds += one.count * speed.node_seconds
-        terms.append(Term(place=one.place, kind=f"{one.kind} {one.type}".strip(), seconds=seconds))
+        add(one.place, f"{one.kind} {one.type}".strip(), seconds)
     for place, speed in enumerate(speeds[: len(graph.entries)]):
         copied = graph.entered_bytes[place] * filled / speed.entering_bytes_per_second if place else 0.0
         entering = graph.entries[place] * speed.entering_seconds + copied
         if entering:
-            terms.append(Term(place=place, kind="entering", seconds=entering))
+            add(place, "entering", entering)
     return terms
 
 
