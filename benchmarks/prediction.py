@@ -31,9 +31,10 @@ def main() -> int:
     errors: dict[str, list[float]] = {"prompt": [], "generation": []}
     inside = cases = 0
     print(
-        "| model | where | depth | prompt: predicted | measured | error | generation | measured | error | |"
+        "| model | where | depth | basis | prompt: predicted | measured | error "
+        "| generation | measured | error | |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(prefix="memfit-prediction-") as folder:
         subjects = models()
         for name, shape in (("tiny", TINY), ("small", SMALL), ("moe", MOE)):
@@ -54,7 +55,9 @@ def main() -> int:
                     cells += [f"{rate.value:.1f}", f"{real:.1f}", f"{100 * error:+.0f} %"]
                 inside, cases = inside + within, cases + 2
                 print(
-                    f"| {name} | {where} | {depth} | {' | '.join(cells)} | {within} of 2 inside |", flush=True
+                    f"| {name} | {where} | {depth} | {predicted.basis} | {' | '.join(cells)} "
+                    f"| {within} of 2 inside |",
+                    flush=True,
                 )
     middle = {kind: median(values) for kind, values in errors.items()}
     print(

@@ -249,7 +249,19 @@ MOE = Shape(  # 0.51 GB
     experts=32,
     experts_used=4,
 )
-INVENTED = {"tiny": TINY, "small": SMALL, "big": BIG, "moe": MOE}
+BIG_MOE = Shape(  # 4.3 GB, 0.34 GB a layer
+    architecture="qwen3moe",
+    mix="Q4_K",
+    layers=12,
+    width=4096,
+    feed_forward=1536,
+    heads=32,
+    kv_heads=8,
+    vocabulary=32000,
+    experts=32,
+    experts_used=4,
+)
+INVENTED = {"tiny": TINY, "small": SMALL, "big": BIG, "moe": MOE, "big-moe": BIG_MOE}
 
 # -- real models, headers only -------------------------------------------------------------------------
 

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,3 +60,64 @@ def children_of(pid: int) -> list[int]:
     """Living children of a process."""
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in text.split()]
+
+
+WAIT_SECONDS, MOST_SECONDS = 60.0, 300.0
+
+
+@dataclass
+class Worker:
+    """A `memfit worker` on loopback."""
+
+    process: subprocess.Popen[str]
+    ready: dict[str, Any]
+
+    @property
+    def port(self) -> int:
+        return int(self.ready["port"])
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.ready['host']}:{self.port}"
+
+    @property
+    def server_pid(self) -> int:
+        (server,) = children_of(self.process.pid)
+        return server
+
+
+@contextmanager
+def lend(memory: int | str, *options: str) -> Iterator[Worker]:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "memfit",
+            "worker",
+            "--port",
+            "0",
+            "--memory",
+            f"{memory}",
+            "--json",
+            *options,
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    watchdog = threading.Timer(MOST_SECONDS, process.kill)  # so that no reading waits for ever
+    watchdog.start()
+    with process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, process.communicate(timeout=WAIT_SECONDS)[1]
+            yield Worker(process, json.loads(line))
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=WAIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            watchdog.cancel()

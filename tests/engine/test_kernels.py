@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import lend
 
 from memfit.engines.llamacpp import calibrate
 from memfit.engines.llamacpp.calibrate import Calibration
@@ -62,25 +63,8 @@ def test_types_that_are_not_repacked_are_told_apart() -> None:
 
 def test_a_remote_device_is_waited_for() -> None:
     """Computing behind RPC only sends a request. Timed alone, that seems hundreds of times faster."""
-    command = [
-        sys.executable,
-        "-m",
-        "memfit",
-        "worker",
-        "--port",
-        "0",
-        "--memory",
-        "512MiB",
-        "--threads",
-        "1",
-    ]
-    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            port = json.loads(server.stdout.readline())["port"]
-            remote = _bench(("Q4_1",), ("F16/64",), device=f"127.0.0.1:{port}")
-        finally:
-            server.terminate()
+    with lend("512MiB", "--threads", "1") as worker:
+        remote = _bench(("Q4_1",), ("F16/64",), device=worker.endpoint)
     here = _bench(("Q4_1",), ("F16/64",))
     for name, rates in here.items():
         for kind, rate in rates.items():

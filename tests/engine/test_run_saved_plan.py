@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import run_memfit
+from conftest import lend, run_memfit
 
 import memfit
 from memfit.saved_plan import read_plan
@@ -116,15 +114,8 @@ def test_a_plan_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
 
 @pytest.fixture
 def lender() -> Iterator[str]:
-    with subprocess.Popen(
-        [sys.executable, "-m", "memfit", "worker", "--port", "0", "--memory", "300MiB", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        lending = json.loads(process.stdout.readline())
-        yield f"{lending['host']}:{lending['port']}"
-        process.terminate()
+    with lend("300MiB") as worker:
+        yield worker.endpoint
 
 
 def test_a_plan_with_a_remote_device(lender: str, tmp_path: Path) -> None:

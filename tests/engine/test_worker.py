@@ -16,13 +16,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import children_of, run_memfit
+from conftest import MOST_SECONDS, WAIT_SECONDS, Worker, lend, run_memfit
 
 from memfit.memory.lending import decode_lending
 from memfit.memory.process import process_status
@@ -30,57 +28,15 @@ from memfit.units import KIB, MIB
 
 pytestmark = pytest.mark.engine
 
-_WAIT_SECONDS, _MOST_SECONDS = 60.0, 300.0
 _MEMORY = 160 * MIB
 # ggml-rpc.cpp's commands
 _ALLOCATE, _FREE, _CLEAR, _SET_TENSOR, _GET_MEMORY, _HELLO = 0, 4, 5, 6, 11, 14
 
 
-@dataclass
-class _Worker:
-    process: subprocess.Popen[str]
-    ready: dict[str, Any]
-
-    @property
-    def port(self) -> int:
-        return int(self.ready["port"])
-
-    @property
-    def server_pid(self) -> int:
-        (server,) = children_of(self.process.pid)
-        return server
-
-
-@contextmanager
-def _worker(*options: str, memory: str = f"{_MEMORY}") -> Iterator[_Worker]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "memfit", "worker", "--port", "0", "--memory", memory, "--json", *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    watchdog = threading.Timer(_MOST_SECONDS, process.kill)  # so that no reading waits for ever
-    watchdog.start()
-    with process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, process.communicate(timeout=_WAIT_SECONDS)[1]
-            yield _Worker(process, json.loads(line))
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=_WAIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            watchdog.cancel()
-
-
 @pytest.fixture(scope="module")
-def worker() -> Iterator[_Worker]:
+def worker() -> Iterator[Worker]:
     """One for the tests after which it must be as before."""
-    with _worker() as started:
+    with lend(_MEMORY) as started:
         yield started
 
 
@@ -88,7 +44,7 @@ class _Client:
     """Connected and greeted; waits its turn, since the server serves one at a time."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=_WAIT_SECONDS)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS)
         self.ask(_HELLO, bytes(24))
 
     def send(self, command: int, payload: bytes) -> None:
@@ -166,7 +122,7 @@ def _engine(port: int, code: str, *arguments: str) -> list[int]:
         _engine_command(port, code, *arguments),
         capture_output=True,
         text=True,
-        timeout=_WAIT_SECONDS,
+        timeout=WAIT_SECONDS,
         env={**os.environ, "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "1000"},
     )
     assert done.returncode == 0, done.stderr
@@ -174,7 +130,7 @@ def _engine(port: int, code: str, *arguments: str) -> list[int]:
 
 
 def _eventually(condition: Any) -> bool:
-    deadline = time.monotonic() + _WAIT_SECONDS
+    deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
         if condition():
             return True
@@ -190,14 +146,14 @@ def _gone(pid: int) -> bool:
         return True
 
 
-def _usable(worker: _Worker) -> bool:
+def _usable(worker: Worker) -> bool:
     """Whether a client can have most of the budget."""
     with _Client(worker.port) as client:
         budget, overhead = client.lending()
         return client.allocate(budget - overhead - 4 * MIB) != 0
 
 
-def test_ready_says_what_is_lent(worker: _Worker) -> None:
+def test_ready_says_what_is_lent(worker: Worker) -> None:
     assert worker.ready == {
         "host": "127.0.0.1",
         "port": worker.port,
@@ -210,7 +166,7 @@ def test_ready_says_what_is_lent(worker: _Worker) -> None:
     assert 10 * MIB < worker.ready["overhead_bytes"] < 48 * MIB
 
 
-def test_the_engines_client_sees_our_budget(worker: _Worker) -> None:
+def test_the_engines_client_sees_our_budget(worker: Worker) -> None:
     lending = decode_lending(*_engine(worker.port, "print(*memory())"))
     assert lending is not None
     budget, overhead = lending
@@ -218,7 +174,7 @@ def test_the_engines_client_sees_our_budget(worker: _Worker) -> None:
     assert abs(overhead - worker.ready["overhead_bytes"]) < 4 * MIB
 
 
-def test_a_buffer_beyond_the_budget_is_refused_and_the_server_lives(worker: _Worker) -> None:
+def test_a_buffer_beyond_the_budget_is_refused_and_the_server_lives(worker: Worker) -> None:
     server = worker.server_pid
     code = """
 kind = ggml.ggml_backend_dev_buffer_type(device)
@@ -236,7 +192,7 @@ print(int(bool(ggml.ggml_backend_buft_alloc_buffer(kind, 6 * 2**20))))
     assert _usable(worker)
 
 
-def test_the_peak_is_the_kernels_and_each_session_has_its_own(worker: _Worker) -> None:
+def test_the_peak_is_the_kernels_and_each_session_has_its_own(worker: Worker) -> None:
     with _Client(worker.port) as client:
         overhead = client.lending()[1]
         buffer = client.allocate(64 * MIB)
@@ -251,7 +207,7 @@ def test_the_peak_is_the_kernels_and_each_session_has_its_own(worker: _Worker) -
         assert abs(client.lending()[1] - overhead) < 2 * MIB
 
 
-def test_memory_goes_back_when_a_client_leaves(worker: _Worker) -> None:
+def test_memory_goes_back_when_a_client_leaves(worker: Worker) -> None:
     with _Client(worker.port) as client:
         overhead = client.lending()[1]
         assert client.allocate(96 * MIB)
@@ -277,7 +233,7 @@ held = [parts for name, parts in library.memory_breakdown(context).items() if na
 live = sum(one.weights_bytes + one.kv_cache_bytes + one.compute_bytes for one in held)
 print(live, *overhead, *memory())
 """
-    with _worker("--threads", "1", memory="400MiB") as worker:
+    with lend("400MiB", "--threads", "1") as worker:
         live, *answers = _engine(worker.port, code, demo)
         before, after = decode_lending(*answers[:2]), decode_lending(*answers[2:])
         assert before is not None and after is not None
@@ -287,7 +243,7 @@ print(live, *overhead, *memory())
         assert abs(after[1] - process_status(worker.server_pid).peak_resident_bytes) < MIB
 
 
-def test_a_message_beyond_the_budget_ends_its_connection(worker: _Worker) -> None:
+def test_a_message_beyond_the_budget_ends_its_connection(worker: Worker) -> None:
     """A staging area is no buffer; the kernel refuses it."""
     server = worker.server_pid
     with _Client(worker.port) as client:
@@ -301,7 +257,7 @@ def test_a_message_beyond_the_budget_ends_its_connection(worker: _Worker) -> Non
     assert process_status(server).peak_resident_bytes <= budget
 
 
-def test_a_killed_client_leaves_nothing(worker: _Worker) -> None:
+def test_a_killed_client_leaves_nothing(worker: Worker) -> None:
     """In the middle of a session, its buffer held."""
     server = worker.server_pid
     code = """
@@ -321,7 +277,7 @@ sys.stdin.read()
     assert worker.server_pid == server
 
 
-def test_a_client_that_leaves_while_it_sends_a_tensor(worker: _Worker) -> None:
+def test_a_client_that_leaves_while_it_sends_a_tensor(worker: Worker) -> None:
     server = worker.server_pid
     with _Client(worker.port) as client:
         assert client.allocate(32 * MIB)
@@ -342,9 +298,9 @@ def test_a_client_that_leaves_while_it_sends_a_tensor(worker: _Worker) -> None:
         struct.pack("<BQ", _HELLO, 24) + bytes(24) + struct.pack("<BQ", _SET_TENSOR, 4) + b"abcd",
     ],
 )
-def test_garbage_is_shrugged_off(worker: _Worker, garbage: bytes) -> None:
+def test_garbage_is_shrugged_off(worker: Worker, garbage: bytes) -> None:
     server = worker.server_pid
-    with socket.create_connection(("127.0.0.1", worker.port), timeout=_WAIT_SECONDS) as client:
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=WAIT_SECONDS) as client:
         client.sendall(garbage)
     assert _usable(worker)
     assert worker.server_pid == server
@@ -352,7 +308,7 @@ def test_garbage_is_shrugged_off(worker: _Worker, garbage: bytes) -> None:
 
 @pytest.mark.parametrize("how", ["killed", "aborted by a client"])
 def test_a_dead_server_is_started_again_at_the_same_port(how: str) -> None:
-    with _worker(memory="30%") as worker:
+    with lend("30%") as worker:
         server = worker.server_pid
         if how == "killed":
             os.kill(server, signal.SIGKILL)
@@ -370,35 +326,35 @@ def test_a_dead_server_is_started_again_at_the_same_port(how: str) -> None:
 
 
 def test_a_server_that_dies_again_and_again_is_given_up() -> None:
-    with _worker() as worker:
+    with lend(_MEMORY) as worker:
         for _ in range(6):
             os.kill(worker.server_pid, signal.SIGKILL)
             assert worker.process.stderr is not None
             while (line := worker.process.stderr.readline()) and "lending again" not in line:
                 pass
-        assert worker.process.wait(timeout=_WAIT_SECONDS) == 5
+        assert worker.process.wait(timeout=WAIT_SECONDS) == 5
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_end_both(number: signal.Signals, code: int) -> None:
-    with _worker() as worker, _Client(worker.port):  # even with a client connected
+    with lend(_MEMORY) as worker, _Client(worker.port):  # even with a client connected
         server = worker.server_pid
         worker.process.send_signal(number)
-        out, err = worker.process.communicate(timeout=_WAIT_SECONDS)
+        out, err = worker.process.communicate(timeout=WAIT_SECONDS)
     assert (worker.process.returncode, out) == (code, "")
     assert "Traceback" not in err
     assert _gone(server)
 
 
 def test_no_server_outlives_its_parent() -> None:
-    with _worker() as worker:
+    with lend(_MEMORY) as worker:
         server = worker.server_pid
         worker.process.kill()
-        worker.process.wait(timeout=_WAIT_SECONDS)
+        worker.process.wait(timeout=WAIT_SECONDS)
         assert _eventually(lambda: _gone(server))
 
 
-def test_two_workers_cannot_have_one_port(worker: _Worker) -> None:
+def test_two_workers_cannot_have_one_port(worker: Worker) -> None:
     second = run_memfit("worker", "--port", str(worker.port))
     assert (second.code, second.out) == (2, "")
     assert "already in use" in second.err and str(worker.port) in second.err
@@ -431,14 +387,14 @@ def test_a_host_that_others_reach_is_warned_of() -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    watchdog = threading.Timer(_MOST_SECONDS, process.kill)
+    watchdog = threading.Timer(MOST_SECONDS, process.kill)
     watchdog.start()
     with process:
         assert process.stdout is not None
         line = process.stdout.readline()
         watchdog.cancel()
         process.terminate()
-        _, err = process.communicate(timeout=_WAIT_SECONDS)
+        _, err = process.communicate(timeout=WAIT_SECONDS)
     assert line.startswith("memfit worker: lending CPU, 99.00 MiB, at 0.0.0.0:")
     assert "no encryption" in err and "tunnel" in err
 
@@ -446,12 +402,12 @@ def test_a_host_that_others_reach_is_warned_of() -> None:
 def test_the_server_is_lean() -> None:
     heavy = ("numpy", "rich", "click", "psutil", "jinja2")
     code = f"import sys, memfit.engines.llamacpp.rpc_server\nprint([n for n in {heavy} if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=_WAIT_SECONDS)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_SECONDS)
     assert done.stdout == "[]\n", done.stderr
 
 
 def test_threads_are_given_to_the_server() -> None:
-    with _worker("--threads", "1") as worker:
+    with lend(_MEMORY, "--threads", "1") as worker:
         (setting,) = (
             word
             for word in Path(f"/proc/{worker.server_pid}/cmdline").read_text().split("\0")

@@ -27,7 +27,7 @@ from memfit.engines.llamacpp.client import WorkerProcess
 from memfit.errors import EngineError, EngineMissingError
 from memfit.hardware.disk_speed import DiskSpeed, measure_reads
 from memfit.hardware.disks import mount_of
-from memfit.hardware.machine import Gpu
+from memfit.hardware.machine import Gpu, is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.memory.baseline import Baseline
 from memfit.memory.process import ProcessMemory
@@ -116,7 +116,7 @@ class Calibration:
         speeds = self._speeds(name, types, attention, repack=False, threads=None)
         if speeds is None:
             return None
-        return replace(_device_speed(speeds), takes_over_prompts=":" not in name)
+        return replace(_device_speed(speeds), takes_over_prompts=not is_remote(name))
 
     def gpu_runtime_bytes(self, name: str, gpu: Gpu) -> int:
         """What the driver's context and the engine's kernels take of a GPU; measured once per driver."""
@@ -274,7 +274,7 @@ def _speeds_key(device: str | None, threads: int | None, *, repack: bool) -> str
 
 def _is_old(device: str | None, values: dict[str, Any]) -> bool:
     """Whether another machine may answer by now."""
-    remote = device is not None and ":" in device
+    remote = device is not None and is_remote(device)
     return remote and time.time() - values.get("measured_at", 0) > _REMOTE_SECONDS
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from memfit.engines.llamacpp.library import Library
 from memfit.errors import EngineError
+from memfit.hardware.machine import is_remote
 
 __all__ = ["Devices"]
 
@@ -53,12 +54,12 @@ class Devices:
         found: list[int] = []
         for name in names:
             device: int | None
-            if ":" not in name:
+            if not is_remote(name):
                 device = self._library.ggml.ggml_backend_dev_by_name(name.encode())
             elif self._stand_ins:
-                device = self._stand_in(sum(":" in before for before in names[: len(found)]))
+                device = self._stand_in(sum(map(is_remote, names[: len(found)])))
             else:
-                device = self._remote(name, 0)
+                device = self._remote(name)
             if not device:
                 raise EngineError(f"the engine has no device {name}")
             found.append(device)
@@ -93,18 +94,18 @@ class Devices:
             device = self.cpu
         return int(self._library.ggml_base.ggml_backend_dev_buffer_type(device))
 
-    def _remote(self, endpoint: str, index: int) -> int | None:
+    def _remote(self, endpoint: str) -> int | None:
         rpc = self._library.rpc
         rpc.ggml_backend_rpc_add_server.argtypes = [ctypes.c_char_p]
         rpc.ggml_backend_rpc_add_server.restype = _POINTER
         server = rpc.ggml_backend_rpc_add_server(endpoint.encode())
-        device: int | None = server and self._library.ggml_base.ggml_backend_reg_dev_get(server, index)
+        device: int | None = server and self._library.ggml_base.ggml_backend_reg_dev_get(server, 0)
         return device
 
     def _stand_in(self, index: int) -> int:
         while len(self._imitated) <= index:
             endpoint = self._serve()
-            device = self._remote(endpoint, 0)
+            device = self._remote(endpoint)
             assert device is not None, "our own server offers one device"
             self._imitated.append(device)
         return self._imitated[index]

@@ -54,7 +54,6 @@ _GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
     ("ggml_backend_dev_buffer_type", [_POINTER], _POINTER),
     ("ggml_backend_dev_memory", [_POINTER, _POINTER, _POINTER], None),
     ("ggml_backend_dev_name", [_POINTER], ctypes.c_char_p),
-    ("ggml_backend_dev_description", [_POINTER], ctypes.c_char_p),
     ("ggml_backend_dev_type", [_POINTER], ctypes.c_int),
     ("ggml_backend_get_device", [_POINTER], _POINTER),
     ("ggml_backend_reg_dev_get", [_POINTER, ctypes.c_size_t], _POINTER),

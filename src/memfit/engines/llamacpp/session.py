@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from statistics import median
@@ -12,6 +13,7 @@ from memfit.engines.llamacpp.client import OverBudget, WorkerProcess
 from memfit.engines.protocol import Completion, Message, Sampling, Speed
 from memfit.engines.report import Report, TierReport
 from memfit.errors import DoesNotFitError, InterruptedByUser, WorkerDiedError
+from memfit.hardware.machine import is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.memory.lending import decode_lending
 from memfit.memory.meter import Meter
@@ -19,6 +21,8 @@ from memfit.memory.process import process_memory
 from memfit.planner.plan import Plan
 
 __all__ = ["LlamaSession"]
+
+_LOST_DEVICE = re.compile("RPC|ggml-rpc|send failed|recv failed")  # ggml-rpc.cpp's words before it aborts
 
 
 class LlamaSession:
@@ -52,7 +56,7 @@ class LlamaSession:
             model_files=plan.spec.paths,
             limit_bytes=plan.ram.limit_bytes,
             on_overrun=self._worker.kill,
-            gpu_bytes=gpu_bytes_of if any(":" not in name for name in plan.parameters.devices) else None,
+            gpu_bytes=gpu_bytes_of if not all(map(is_remote, plan.parameters.devices)) else None,
         )
         try:
             self._load(on_progress)
@@ -251,12 +255,17 @@ class LlamaSession:
 
     @contextlib.contextmanager
     def _explaining_death(self) -> Iterator[None]:
-        """A worker that the meter killed did not fit; any other death is the engine's."""
+        """A worker that the meter killed did not fit, and the engine aborts where a remote device is lost."""
         try:
             yield
-        except WorkerDiedError:
+        except WorkerDiedError as error:
             if self._meter.overrun_bytes is not None:
                 raise self._does_not_fit(self._meter.overrun_bytes) from None
+            remote = [name for name in self.plan.parameters.devices if is_remote(name)]
+            if remote and _LOST_DEVICE.search(str(error)):
+                raise WorkerDiedError(
+                    f"lost {' or '.join(remote)}: its worker ended, or closed the connection; {error}"
+                ) from None
             raise
 
     def _does_not_fit(self, needs_bytes: int) -> DoesNotFitError:
