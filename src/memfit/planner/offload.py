@@ -250,14 +250,15 @@ class Offloader:
                 break
         else:
             return None
-        simple = layer_split(filled)
-        if simple and simple.seconds <= placement.seconds * (1 + _CLEAR_GAIN):
-            full = all(
-                used >= _FULL * place.room_bytes
-                for used, place in zip(simple.used_bytes[1:], problem.places[1:], strict=True)
-            )
-            if full or simple.seconds <= placement.seconds:
-                return simple
+        for partial in (False, True):
+            simple = layer_split(filled, partial=partial)
+            if simple and simple.seconds <= placement.seconds * (1 + _CLEAR_GAIN):
+                full = all(
+                    used >= _FULL * place.room_bytes
+                    for used, place in zip(simple.used_bytes[1:], problem.places[1:], strict=True)
+                )
+                if full or simple.seconds <= placement.seconds:
+                    return simple
         return placement
 
     def _least(self, problem: Problem, place: int, whole: int) -> int:

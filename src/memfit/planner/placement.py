@@ -137,31 +137,43 @@ def _placement(
     )
 
 
-def layer_split(problem: Problem) -> Placement | None:
+def layer_split(problem: Problem, *, partial: bool = False) -> Placement | None:
     """What llama.cpp does: devices take whole layers with their KV cache, the last layers first.
 
-    The output lies on the last device that holds a layer, whose room it counts in. None where RAM overflows,
-    or a device holds less than it must.
+    `partial`: and as many blocks from the end of the layer before them as they have room for, which are no
+    entry more. The output lies on the last device that holds a layer, whose room it counts in. None where
+    RAM overflows, or a device holds less than it must.
     """
     homes = [0] * len(problem.layers)
+    blocks: list[list[int]] = [[] for _ in homes]  # the places that are known, each layer's last blocks
     left, output = len(homes) - 1, 0
     for place in range(len(problem.places) - 1, 0, -1):
         room = problem.places[place].room_bytes
         if not output and problem.output:
             room -= problem.output.size_bytes
-        while left >= 0 and (need := _whole_bytes(problem, left)) <= room:
+        while left >= 0 and (need := _rest_bytes(problem, left, len(blocks[left]))) <= room:
+            blocks[left] = [place] * (len(problem.layers[left].blocks) - len(blocks[left])) + blocks[left]
             homes[left] = place
             room -= need
             left -= 1
             output = max(output, place)
-    blocks = [(home,) * len(layer.blocks) for home, layer in zip(homes, problem.layers, strict=True)]
+        if partial and left >= 0 and place in homes:
+            for block in problem.layers[left].blocks[::-1][len(blocks[left]) :]:
+                room -= block.size_bytes
+                if room < 0:
+                    break
+                blocks[left].insert(0, place)
+    for layer, known in zip(problem.layers, blocks, strict=True):
+        known[:0] = [0] * (len(layer.blocks) - len(known))
     return _placement(problem, homes, blocks, output if problem.output else 0, False)
 
 
-def _whole_bytes(problem: Problem, index: int) -> int:
+def _rest_bytes(problem: Problem, index: int, placed: int) -> int:
+    """Of a layer whose last blocks, so many, are placed already."""
     layer = problem.layers[index]
     kv_bytes = 0 if problem.kv_in_ram else layer.kv_bytes
-    return kv_bytes + sum(piece.size_bytes for piece in (layer.core, *layer.blocks))
+    rest = layer.blocks[: len(layer.blocks) - placed]
+    return kv_bytes + sum(piece.size_bytes for piece in (layer.core, *rest))
 
 
 def solve(problem: Problem, *, seconds_limit: float = 0.8) -> Placement | None:
