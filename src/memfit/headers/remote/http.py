@@ -1,0 +1,182 @@
+"""Pieces of files on a server, by HTTP range requests. Trusts nothing that the server says about lengths.
+
+Proxies come from the environment (HTTPS_PROXY, NO_PROXY). Knows nothing of what the files hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memfit.errors import ModelError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    import httpx2
+
+__all__ = ["Piece", "RangeReader", "fetch_whole"]
+
+_CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 20.0
+_PIECE_SECONDS = 120.0  # a server that sends a byte now and then is never silent
+_TRIES = 4
+_BACKOFF_SECONDS = 0.5  # doubled with each try
+_MOST_WAIT_SECONDS = 20.0  # of a server's own Retry-After
+_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Consecutive bytes of a file, and what the server said of the whole."""
+
+    data: bytes
+    file_bytes: int
+    etag: str  # "" if none was sent
+
+
+class _TryAgainError(Exception):
+    """A failure that may pass; `wait_seconds` is the server's own wish."""
+
+    def __init__(self, problem: str, wait_seconds: float = 0.0) -> None:
+        self.wait_seconds = wait_seconds
+        super().__init__(problem)
+
+
+class RangeReader:
+    """Reads pieces of one remote file; a context manager around its connection.
+
+    `headers` (a hub's token, say) are sent to the URL's own host only, never to where it redirects.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        self._url = url
+        self._headers = dict(headers or {})
+        self._client = _client()
+        self._about: tuple[int, str] | None = None  # size and ETag, by the first answer
+
+    def __enter__(self) -> RangeReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def read(self, start: int, length: int) -> Piece:
+        """Up to `length` bytes from `start` on: fewer only at the file's end.
+
+        Raises:
+            ModelNotFoundError: nothing is there.
+            ModelError: no access, the server fails, ignores ranges or contradicts itself, or the file
+                changed between two pieces.
+        """
+        piece = _trying(self._url, lambda: self._read(start, length))
+        about = (piece.file_bytes, piece.etag)
+        if self._about not in (None, about):
+            raise ModelError(f"{self._url} changed while its header was being read; try again")
+        self._about = about
+        return piece
+
+    def _read(self, start: int, length: int) -> Piece:
+        # Compressed, a range would be one of other bytes.
+        wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        with _opened(self._client, self._url, {**self._headers, **wanted}) as answer:
+            if answer.status_code == 416:
+                raise ModelError(f"{self._url} is shorter than {start + 1} bytes, so it is no whole model")
+            if answer.status_code == 200 and start > 0:
+                raise ModelError(
+                    f"{self._url}: the server ignores range requests, so the header cannot be read alone; "
+                    "memfit pull downloads the whole file"
+                )
+            if answer.status_code == 206:
+                match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+                if not match or int(match[1]) != start or not start <= int(match[2]) < int(match[3]):
+                    raise ModelError(f"{self._url}: the server sent another range than the one asked for")
+                size, promised = int(match[3]), min(length, int(match[3]) - start)
+                if int(match[2]) - start + 1 < promised:
+                    raise _TryAgainError("the server sent less than was asked for")
+            else:
+                size = _content_length(self._url, answer)
+                promised = min(length, size)
+            data = _receive(answer, promised)
+        return Piece(data=data, file_bytes=size, etag=answer.headers.get("ETag", "").strip())
+
+
+def fetch_whole(url: str, headers: Mapping[str, str] | None = None, *, largest_bytes: int) -> bytes:
+    """A small file such as config.json. Errors as RangeReader.read, and one that is larger is refused."""
+    with RangeReader(url, headers) as reader:
+        piece = reader.read(0, largest_bytes)
+        if piece.file_bytes > largest_bytes:
+            raise ModelError(f"{url} has {piece.file_bytes} bytes; memfit reads at most {largest_bytes}")
+        return piece.data
+
+
+def _client() -> httpx2.Client:
+    import httpx2
+
+    timeout = httpx2.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS)
+    return httpx2.Client(follow_redirects=True, timeout=timeout, max_redirects=10)
+
+
+@contextlib.contextmanager
+def _opened(client: httpx2.Client, url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+    """An answer whose body is still to come, with a status that is one."""
+    with client.stream("GET", url, headers=headers) as answer:
+        status = answer.status_code
+        if status in _AGAIN:
+            raise _TryAgainError(f"the server answers {status}", _retry_after(answer))
+        if status == 404:
+            raise ModelNotFoundError(f"nothing is at {url}")
+        if status in (401, 403):
+            raise ModelError(f"{url}: no access ({status} {answer.reason_phrase})")
+        if status not in (200, 206, 416):
+            raise ModelError(f"{url}: the server answers {status} {answer.reason_phrase}")
+        yield answer
+
+
+def _receive(answer: httpx2.Response, promised: int) -> bytes:
+    """So many bytes of the body, and no more, whatever comes."""
+    data = bytearray()
+    ends = time.monotonic() + _PIECE_SECONDS
+    for part in answer.iter_raw():
+        data += part
+        if len(data) >= promised:
+            return bytes(data[:promised])
+        if time.monotonic() > ends:
+            raise ModelError(f"{answer.url}: the server is too slow: {len(data)} bytes in {_PIECE_SECONDS:.0f} s")
+    raise _TryAgainError(f"the server sent {len(data)} of {promised} bytes")
+
+
+def _trying(url: str, read: Callable[[], Piece]) -> Piece:
+    import httpx2
+
+    for number in range(_TRIES):
+        try:
+            return read()
+        except _TryAgainError as error:
+            problem, wait = str(error), error.wait_seconds
+        except httpx2.TooManyRedirects:
+            raise ModelError(f"{url}: the server redirects without end") from None
+        except httpx2.TimeoutException:
+            problem, wait = f"the server says nothing for {_SILENCE_SECONDS:.0f} s", 0.0
+            number = _TRIES - 2 if number < _TRIES - 2 else number
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            raise ModelError(f"{url} is no address: {error}") from None
+        except httpx2.HTTPError as error:
+            problem, wait = str(error) or type(error).__name__, 0.0
+        if number < _TRIES - 1:
+            time.sleep(min(max(wait, _BACKOFF_SECONDS * 2**number), _MOST_WAIT_SECONDS))
+    raise ModelError(f"cannot read {url}: {problem}, {_TRIES} times")
+
+
+def _content_length(url: str, answer: httpx2.Response) -> int:
+    text = answer.headers.get("Content-Length", "")
+    if not (text.isascii() and text.isdigit()):
+        raise ModelError(f"{url}: the server does not say how long the file is")
+    return int(text)
+
+
+def _retry_after(answer: httpx2.Response) -> float:
+    text = answer.headers.get("Retry-After", "")
+    return float(text) if text.isascii() and text.isdigit() else 0.0
