@@ -89,7 +89,7 @@ def write_model(path: Path, shape: Shape, *, values: str = "zeros", seed: int = 
     """A model that takes and gives text. The same seed gives the same bytes."""
     if values not in ("zeros", "random"):
         raise ValueError(f"values are zeros or random, not {values!r}")
-    end = _write_header(path, shape, words=True)
+    ((_, end),) = _write_headers(path, shape, words=True)
     if values == "zeros":
         _stretch(path, end)
         return
@@ -102,9 +102,15 @@ def write_model(path: Path, shape: Shape, *, values: str = "zeros", seed: int = 
         assert file.tell() == end
 
 
-def write_header(path: Path, shape: Shape) -> None:
-    """Header and tensor table, and a hole of the weights' length. Tokens have numbers, but no text."""
-    _stretch(path, _write_header(path, shape, words=False))
+def write_header(path: Path, shape: Shape, *, words: bool = False, split_bytes: int = 0) -> list[Path]:
+    """Header and tensor table, and a hole of the weights' length; the files that were made.
+
+    Tokens have text only with `words`. A split model's files hold `split_bytes` of weights at most.
+    """
+    files = _write_headers(path, shape, words=words, split_bytes=split_bytes)
+    for one, end in files:
+        _stretch(one, end)
+    return [one for one, _ in files]
 
 
 def _stretch(path: Path, file_bytes: int) -> None:
@@ -115,9 +121,11 @@ def _stretch(path: Path, file_bytes: int) -> None:
 # -- the header ----------------------------------------------------------------------------------------
 
 
-def _write_header(path: Path, shape: Shape, *, words: bool) -> int:
-    """Everything before the data; the number of bytes that the whole file must have."""
-    writer = GGUFWriter(path, shape.architecture)
+def _write_headers(
+    path: Path, shape: Shape, *, words: bool, split_bytes: int = 0
+) -> list[tuple[Path, int]]:
+    """Everything before the data; the files, and the number of bytes that each must have."""
+    writer = GGUFWriter(path, shape.architecture, split_max_size=split_bytes)
     number = file_type(shape)
     if number is not None:
         writer.add_file_type(number)
@@ -140,8 +148,11 @@ def _write_header(path: Path, shape: Shape, *, words: bool) -> int:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    begin = -(-path.stat().st_size // writer.data_alignment) * writer.data_alignment
-    return begin + shape.data_bytes
+    files = []
+    for one, held in zip(writer.format_shard_names(path), writer.tensors, strict=True):
+        begin = -(-one.stat().st_size // writer.data_alignment) * writer.data_alignment
+        files.append((one, begin + sum(tensor.nbytes for tensor in held.values())))
+    return files
 
 
 def _metadata(shape: Shape) -> dict[str, int | float | str]:

@@ -13,8 +13,7 @@ from memfit.engines.llamacpp.session import LlamaSession
 from memfit.errors import EngineError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.profile import read_profile
-from memfit.headers import read_model
-from memfit.headers.source import resolve
+from memfit.headers.find import find_model
 from memfit.planner.apart import SolverProcess
 from memfit.planner.plan import Plan
 from memfit.planner.planner import make_plan, repack_modes, thread_count
@@ -38,7 +37,8 @@ def plan(
 ) -> Plan:
     """Plan a model for this machine; loads no weights.
 
-    `model` is a path to a GGUF file or "demo". `count_parent` counts the calling process as memfit's
+    `model` is a path to a GGUF file, "demo", or a name such as "hf:org/repo:Q4_K_M" or "https://…/file.gguf":
+    of a model that is not here only the header is read. `count_parent` counts the calling process as memfit's
     own, as the command line does. `machine` names a profile, or its JSON file, of a machine that is not
     this one; such a plan cannot be loaded. `say` hears of one-time measurements. The plan may not fit: see
     `Plan.fits`.
@@ -53,7 +53,7 @@ def plan(
             f"memfit measures memory through Linux' /proc, and this is {sys.platform}; try WSL2"
         )
     budget, workload = budget or Budget(), workload or Workload()
-    spec = read_model(resolve(model), source=model)
+    spec = find_model(model, say)
     profile = read_profile(machine) if machine else None
     here = profile.to_machine() if profile else probe()
     if budget.vram is not None and not here.gpus:

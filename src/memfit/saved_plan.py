@@ -20,8 +20,8 @@ from memfit.errors import ModelError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.machine import Device, Machine
 from memfit.headers import read_model
+from memfit.headers.find import find_file
 from memfit.headers.model_spec import ModelSpec
-from memfit.headers.source import resolve
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
 from memfit.planner.plan import Plan
 from memfit.planner.request import Budget
@@ -86,7 +86,7 @@ def read_plan(
     values = parse_json(read_bytes(Path(path), where), where)
     source, paths = named_model(values, where)
     named = source if model is None else model
-    place = paths[0] if model is None and source != "demo" else resolve(named)
+    place = paths[0] if model is None and source != "demo" else find_file(named, say)
     plan = plan_from_json(values, where, read_model(place, source=named))
     require_this_machine(plan)
     if model is None and source != "demo" and plan.spec.paths != paths:

@@ -9,11 +9,11 @@ import socket
 import threading
 
 import pytest
-from conftest import children_of, lend, run_memfit
 
 import memfit
+from conftest import children_of, lend, run_memfit
 from memfit.errors import EngineError
-from memfit.planner.offload import places_of
+from memfit.planner.places import places_of
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine

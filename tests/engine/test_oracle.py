@@ -14,7 +14,7 @@ from memfit.headers import read_model
 from memfit.memory.baseline import Baseline
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.process import process_memory
-from memfit.planner.offload import places_of
+from memfit.planner.places import places_of
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine

@@ -26,9 +26,17 @@ from hypothesis import strategies as st
 
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import EngineParameters
-from memfit.planner.offload import Offloader, exceptions_of, places_of, sent_bytes, taken_over_bytes
+from memfit.planner.offload import Offloader
 from memfit.planner.placement import Place, Placement, Problem, cost, solve
+from memfit.planner.places import (
+    engine_parameters,
+    exceptions_of,
+    places_of,
+    sent_bytes,
+    taken_over_bytes,
+)
 from memfit.planner.plan import TierUse
+from memfit.planner.prices import Prices
 from memfit.planner.request import Workload
 from memfit.planner.speed import (
     _GENERATION_EFFICIENCY,
@@ -359,8 +367,9 @@ def test_dense_and_routed_blocks_of_one_layer_keep_their_order() -> None:
     )
     spec = make_layered_spec(1, more=routed)
     parameters = _parameters(spec)
-    facts = _offloader(spec, GIB, GIB)._facts(parameters, DeviceOracle(spec).ask(parameters))
-    names = [block.name for block in facts.layers[0].blocks]
+    prices = Prices(spec, Workload(), [_SLOW_ATTENTION, _FAST])
+    pieces = prices.pieces(parameters, DeviceOracle(spec).ask(parameters))
+    names = [block.name for block in pieces.layers[0].blocks]
     assert names == [f"blk.0.ffn_{kind}{suffix}" for kind in kinds for suffix in ("", "_exps")]
     for chosen, name in enumerate(names):
         placement = Placement(
@@ -406,7 +415,8 @@ def test_no_limit_is_ever_exceeded(
 
 
 def _engine_parameters(spec: ModelSpec, devices: int, placement: Placement) -> EngineParameters:
-    return _offloader(spec, *[_LARGE] * (1 + devices))._parameters(_parameters(spec), placement)
+    opened = [make_device(f"gpu{index}") for index in range(devices)]
+    return engine_parameters(spec, _parameters(spec), placement, opened)
 
 
 @settings(deadline=None)
@@ -588,17 +598,16 @@ def test_what_is_minimised_is_what_is_predicted(
     workload = Workload(prompt_tokens=prompt_tokens, generated_tokens=generated_tokens, depth=depth)
     spec = make_layered_spec(4, experts=dict.fromkeys(range(1, 4), 8) if experts else None)
     speeds = [make_speed(1e9), make_speed(2e10, entering_seconds=entering)]
-    offloader = _offloader(spec, _LARGE, _LARGE, speeds=speeds, workload=workload)
     parameters, oracle = _parameters(spec), DeviceOracle(spec)
-    facts = offloader._facts(parameters, oracle.ask(parameters))
+    pieces = Prices(spec, workload, speeds).pieces(parameters, oracle.ask(parameters))
     passes = generated_tokens + -(-prompt_tokens // parameters.micro_batch)
     problem = Problem(
         places=tuple(
             Place(name="", room_bytes=_LARGE, enter_seconds=passes * speed.entering_seconds)
             for speed in speeds
         ),
-        layers=facts.layers,
-        output=facts.output,
+        layers=pieces.layers,
+        output=pieces.output,
     )
     place = st.integers(0, 1)
     homes = tuple(sorted(data.draw(st.lists(place, min_size=4, max_size=4))))
@@ -609,7 +618,7 @@ def test_what_is_minimised_is_what_is_predicted(
         homes=homes, blocks=blocks, output=output, seconds=seconds, used_bytes=used, exact=False
     )
     prediction = predict(
-        oracle.ask(offloader._parameters(parameters, placement)),
+        oracle.ask(_engine_parameters(spec, 1, placement)),
         speeds,
         prompt_tokens=prompt_tokens,
         generated_tokens=generated_tokens,

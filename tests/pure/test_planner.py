@@ -36,9 +36,10 @@ from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.planner.placement import Placement, Problem, solve
 from memfit.planner.plan import Plan
-from memfit.planner.planner import _receiving, make_plan, repack_modes, thread_count
+from memfit.planner.planner import make_plan, repack_modes, thread_count
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, WeightSpeed
+from memfit.planner.tiers import _receiving
 from memfit.units import GIB, KIB, MIB
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from memfit.cli.fetch import ready_plan, yes_option
 from memfit.cli.options import (
     budget_options,
     json_option,
@@ -26,9 +27,10 @@ _REPETITIONS = 3
 @budget_options
 @workload_options
 @plan_option
+@yes_option
 @json_option
 @verbose_option
-def command(model: str | None, as_json: bool, verbose: bool, **options: Any) -> None:
+def command(model: str | None, yes: bool, as_json: bool, verbose: bool, **options: Any) -> None:
     """Measure MODEL's speed and memory, and compare with the plan.
 
     Times decoding alone, as llama-bench does: a prompt of N tokens, then N generated tokens, each from
@@ -41,10 +43,10 @@ def command(model: str | None, as_json: bool, verbose: bool, **options: Any) -> 
 
     err = console(stderr=True)
     options["depth"] = options["depth"] or 0
-    planned = take_plan(model, options, lambda text: err.print(f"memfit: {text}"), verbose)()
+    make_plan = take_plan(model, options, lambda text: err.print(f"memfit: {text}"), verbose)
+    planned = ready_plan(make_plan, err, yes=yes)
     workload = planned.workload
     prompt_tokens, gen_tokens, depth = workload.prompt_tokens, workload.generated_tokens, workload.depth or 0
-    planned.require_fit()
     needed = depth + max(prompt_tokens, gen_tokens)
     if needed > planned.context:
         raise UsageError(f"{needed} tokens do not fit a context of {planned.context}; try --ctx {needed}")

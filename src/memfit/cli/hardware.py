@@ -15,10 +15,11 @@ from pathlib import Path
 import click
 
 from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, speeds_json
-from memfit.engines.llamacpp.calibrate import Calibration, Measured, cache_folder
+from memfit.engines.llamacpp.calibrate import Calibration, Measured
 from memfit.errors import EngineError, EngineMissingError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.disks import mount_of
+from memfit.hardware.folders import cache_folder
 from memfit.hardware.machine import Cpu, Disk, Gpu, Machine, Ram
 from memfit.units import format_bytes
 

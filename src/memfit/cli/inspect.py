@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memfit.headers import read_model
+from memfit.headers.find import find_model
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray
-from memfit.headers.source import resolve
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ _PIPE_WIDTH = 1000  # columns: a file or a pipe has no edge to fold lines at
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
 def command(model: str, tensors: bool, as_json: bool) -> None:
     """Show the facts in MODEL's header: a path to a .gguf file, or demo."""
-    spec = read_model(resolve(model), source=model)
+    spec = find_model(model)
     if as_json:
         click.echo(json.dumps(_facts(spec, tensors=tensors), indent=2, allow_nan=False))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,6 +12,7 @@ from memfit.errors import UsageError
 from memfit.planner.request import KV_TYPES, Budget, Workload
 
 if TYPE_CHECKING:
+    from memfit.cli.fetch import MakePlan
     from memfit.planner.plan import Plan
 
 __all__ = [
@@ -136,9 +136,9 @@ def verbose_option(command: _Command) -> _Command:
 
 def take_plan(
     model: str | None, options: dict[str, Any], say: Callable[[str], None], verbose: bool
-) -> Callable[[], Plan]:
+) -> MakePlan:
     """Remove budget, workload and --plan from a command's keyword arguments; what is returned makes the
-    plan, or reads the saved one."""
+    plan, or reads the saved one. Of a repository's quantizations the recommended one is planned."""
     saved = options.pop("plan")
     names = set(options)
     budget, workload = take_budget(options), take_workload(options)
@@ -147,12 +147,31 @@ def take_plan(
         _refuse_beside_plan(names)
         from memfit.saved_plan import read_plan
 
-        return partial(read_plan, saved, model=model, count_parent=True, say=say)
+        def read(source: str | None = None) -> Plan:
+            return read_plan(saved, model=source or model, count_parent=True, say=say)
+
+        return read
     if model is None:
         raise click.UsageError("Missing argument 'MODEL', or --plan FILE.", click.get_current_context())
+    from memfit.advise import advise
     from memfit.api import plan
 
-    return partial(plan, model, budget=budget, workload=workload, count_parent=True, say=say, verbose=verbose)
+    def make(source: str | None = None) -> Plan:
+        named = source or model
+        request: dict[str, Any] = {
+            "budget": budget,
+            "workload": workload,
+            "count_parent": True,
+            "say": say,
+        }
+        if advice := advise(named, **request):
+            chosen, count = advice.recommended, len(advice.options)
+            say(f"{chosen.label} is recommended of {count} quantizations; memfit plan {named} compares them")
+            assert chosen.plan is not None
+            return chosen.plan
+        return plan(named, **request, verbose=verbose)
+
+    return make
 
 
 def _refuse_beside_plan(names: set[str]) -> None:

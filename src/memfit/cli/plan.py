@@ -34,25 +34,32 @@ def command(
 ) -> int:
     """Say what will lie where and how fast MODEL will run; loads no weights.
 
-    MODEL is a GGUF file (any shard of a split one), or demo. Exit code 3 where it does not fit.
+    MODEL is a GGUF file (any shard of a split one), demo, hf:org/repo:Q4_K_M, hf:org/repo/file.gguf or
+    https://…/file.gguf: of what is not here only the header is read. hf:org/repo compares all quantizations
+    there and recommends one. Exit code 3 where it does not fit.
     """
+    from memfit.advise import advise
     from memfit.api import plan
+    from memfit.cli.compare import print_advice
     from memfit.cli.render import console, print_plan, print_why
 
     err = console(stderr=True)
-    planned = plan(
-        model,
-        budget=take_budget(options),
-        workload=take_workload(options),
-        machine=machine,
-        count_parent=True,
-        say=lambda text: err.print(f"memfit: {text}"),
-        verbose=verbose,
-    )
+    request: dict[str, Any] = {
+        "budget": take_budget(options),
+        "workload": take_workload(options),
+        "machine": machine,
+        "count_parent": True,
+        "say": lambda text: err.print(f"memfit: {text}"),
+    }
+    advice = advise(model, **request)
+    planned = (advice and advice.recommended.plan) or plan(model, **request, verbose=verbose)
     if as_json:
-        click.echo(json.dumps(planned.to_json(), indent=2))
+        click.echo(json.dumps((advice or planned).to_json(), indent=2))
     else:
         out = console()
+        if advice:
+            print_advice(advice, out)
+            out.print()
         print_plan(planned, out)
         if explain:
             print_why(planned, out)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from memfit.cli.fetch import ready_plan, yes_option
 from memfit.cli.options import (
     budget_options,
     json_option,
@@ -40,6 +41,7 @@ __all__ = ["command"]
 @click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1 is none.")
 @click.option("--seed", type=int, help="For the same answer again.  [random]")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@yes_option
 @json_option
 @verbose_option
 def command(
@@ -48,13 +50,15 @@ def command(
     file: str | None,
     system: str | None,
     raw: bool,
+    yes: bool,
     as_json: bool,
     verbose: bool,
     **options: Any,
 ) -> int:
     """Run MODEL inside a memory budget: answer a prompt, or chat.
 
-    The answer goes to stdout, the plan and the report of predicted against measured bytes to stderr.
+    A model that is not here is planned first, and downloaded if you agree. The answer goes to stdout, the
+    plan and the report of predicted against measured bytes to stderr.
     """
     from memfit.api import load
     from memfit.cli.render import console, loading_progress, print_plan, print_report
@@ -67,8 +71,7 @@ def command(
         raise UsageError("--system needs the chat template, which --raw leaves out; use one of them")
     if text is None and (as_json or raw):
         raise UsageError("there is no prompt; give -p TEXT, --file PATH or pipe a text in")
-    planned = make_plan()
-    planned.require_fit()
+    planned = ready_plan(make_plan, err, yes=yes)
     if not as_json:
         print_plan(planned, err)
         err.print()

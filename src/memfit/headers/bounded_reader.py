@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from memfit.errors import HeaderError
 from memfit.units import MIB
 
-__all__ = ["BoundedReader"]
+__all__ = ["BoundedReader", "Readable"]
 
 # Real headers end within 20 MiB. A sparse file can have any size, so the file's end is no bound.
 _LARGEST_HEADER_BYTES = 256 * MIB
@@ -23,17 +23,28 @@ _WINDOW_BYTES = MIB
 _LENGTH = struct.Struct("<Q")
 
 
+class Readable(Protocol):
+    """An open file, here or on a server."""
+
+    def seek(self, position: int, /) -> object: ...
+
+    def read(self, count: int, /) -> bytes: ...
+
+
 class BoundedReader:
     """One pass over the head of one open file.
 
     `field` names the part being read; the caller sets it, and every error carries it.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, file_bytes: int) -> None:
+    def __init__(
+        self, path: Path, file: Readable, file_bytes: int, *, window_bytes: int = _WINDOW_BYTES
+    ) -> None:
         self.path = path
         self.file_bytes = file_bytes
         self.field = "header"
         self._file = file
+        self._window_bytes = window_bytes
         self._limit = min(file_bytes, _LARGEST_HEADER_BYTES)
         self._window = b""
         self._window_start = 0  # where in the file the window begins
@@ -105,7 +116,7 @@ class BoundedReader:
         start = self.position
         self._window = b""  # let go of the old one before the new one is there
         self._file.seek(start)
-        self._window = self._file.read(min(max(count, _WINDOW_BYTES), self._limit - start))
+        self._window = self._file.read(min(max(count, self._window_bytes), self._limit - start))
         self._window_start, self._index = start, 0
         if len(self._window) < count:
             raise self.error("the file became shorter while it was being read")

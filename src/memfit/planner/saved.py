@@ -32,7 +32,7 @@ _MOST_MICRO_BATCH = 65_536
 _BASES = ("assumed", "profile", "calibrated")
 _TIER_NAME = re.compile(r"gpu\d{1,3}|[\w.:%\[\]-]{1,255}:\d{1,5}", re.ASCII)
 
-# All patterns that the planner writes (offload.py), and no other: the engine's own matcher recurses, so
+# All patterns that the planner writes (places.py), and no other: the engine's own matcher recurses, so
 # that a stranger's pattern could end it.
 _PATTERN = re.compile(
     r"\^blk\\\.\(\d{1,5}(?:\|\d{1,5})*\)\\\.\([a-z_]{1,32}(?:\|[a-z_]{1,32})*\)\\\.|\^\(output\|token_embd\)",

@@ -30,8 +30,10 @@ __all__ = [
     "Term",
     "WeightSpeed",
     "attention_key",
+    "cells_in_use",
     "needed_rates",
     "predict",
+    "taking_over",
     "weight_key",
 ]
 
@@ -160,6 +162,21 @@ def needed_rates(answer: Answer) -> tuple[list[str], list[str]]:
     return sorted(name for name in sizes if sizes[name] >= least), sorted(attention)
 
 
+def cells_in_use(prompt_tokens: int, generated_tokens: int, depth: int | None) -> tuple[float, float]:
+    """Cells of the KV cache that a prompt's token and a generated one attend to, in the mean.
+
+    `depth` tokens lie in the cache when the prompt and when the generation begins; None is a request,
+    which begins empty and whose generation follows its prompt.
+    """
+    before_generation = prompt_tokens if depth is None else depth
+    return (depth or 0) + prompt_tokens / 2, before_generation + generated_tokens / 2
+
+
+def taking_over(speeds: Sequence[DeviceSpeed]) -> DeviceSpeed | None:
+    """The device, RAM's speed coming first, that multiplies prompts with matrices in RAM; mostly none."""
+    return next((speed for speed in speeds[1:] if speed.takes_over_prompts), None)
+
+
 def predict(
     answer: Answer,
     speeds: Sequence[DeviceSpeed],
@@ -170,15 +187,14 @@ def predict(
 ) -> Prediction:
     """Rates for a request of these lengths; `speeds` are those of RAM and then of each device.
 
-    `depth` tokens lie in the cache when the prompt and when the generation begins; None is a request,
-    which begins empty and whose generation follows its prompt.
+    What `depth` means: `cells_in_use`.
     """
     speeds = speeds[: 1 + len(answer.devices)]  # a device that is not opened takes nothing over
     passes = math.ceil(prompt_tokens / answer.prompt.tokens)
     filled = prompt_tokens / (passes * answer.prompt.tokens)
-    prompt = _terms(answer.prompt, speeds, cells=(depth or 0) + prompt_tokens / 2, filled=filled)
-    begin = prompt_tokens if depth is None else depth
-    generation = _terms(answer.generation, speeds, cells=begin + generated_tokens / 2, filled=1.0)
+    prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated_tokens, depth)
+    prompt = _terms(answer.prompt, speeds, cells=prompt_cells, filled=filled)
+    generation = _terms(answer.generation, speeds, cells=generation_cells, filled=1.0)
     used = {0} | {one.place for graph in (answer.prompt, answer.generation) for one in graph.operations}
     basis = min((speeds[place].basis for place in used), key=_BASES.index)
     return Prediction(
@@ -230,7 +246,7 @@ def _terms(graph: Graph, speeds: Sequence[DeviceSpeed], *, cells: float, filled:
 
 def _multiplying(one: Operation, speeds: Sequence[DeviceSpeed], tokens: int, filled: float) -> float:
     own = speeds[one.place]
-    taking = next((speed for speed in speeds[1:] if speed.takes_over_prompts), None)
+    taking = taking_over(speeds)
     if one.place == 0 and taking and tokens * filled >= OFFLOADED_TOKENS:
         sending = one.bytes / taking.entering_bytes_per_second
         return sending + one.operations * filled / taking.weight(one.type, one.width).operations_per_second

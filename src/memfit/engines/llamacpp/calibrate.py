@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import platform
 import struct
 import subprocess
@@ -27,13 +26,14 @@ from memfit.engines.llamacpp.client import WorkerProcess
 from memfit.errors import EngineError, EngineMissingError
 from memfit.hardware.disk_speed import DiskSpeed, measure_reads
 from memfit.hardware.disks import mount_of
+from memfit.hardware.folders import cache_folder
 from memfit.hardware.machine import Gpu, is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.memory.baseline import Baseline
 from memfit.memory.process import ProcessMemory
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed, attention_key
 
-__all__ = ["Calibration", "Measured", "MeasuredDevice", "cache_folder"]
+__all__ = ["Calibration", "Measured", "MeasuredDevice"]
 
 _REMOTE_SECONDS = 600  # for which a remote device is taken to be the same
 _BUSY_SECONDS = 60  # between two tries to measure a busy machine
@@ -327,11 +327,6 @@ def _device_speed(values: dict[str, Any]) -> DeviceSpeed:
         **values["basics"],
         basis="calibrated",
     )
-
-
-def cache_folder() -> Path:
-    """Where memfit keeps what it can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memfit"
 
 
 def _engine_build() -> str:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 from memfit.engines.llamacpp.library import Library
 from memfit.errors import EngineError
-from memfit.hardware.machine import is_remote
 
 __all__ = ["Devices"]
 
@@ -54,10 +53,10 @@ class Devices:
         found: list[int] = []
         for name in names:
             device: int | None
-            if not is_remote(name):
+            if ":" not in name:  # neither remote nor imagined
                 device = self._library.ggml.ggml_backend_dev_by_name(name.encode())
             elif self._stand_ins:
-                device = self._stand_in(sum(map(is_remote, names[: len(found)])))
+                device = self._stand_in(sum(":" in before for before in names[: len(found)]))
             else:
                 device = self._remote(name)
             if not device:

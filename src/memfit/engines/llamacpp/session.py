@@ -12,9 +12,10 @@ from typing import Any
 from memfit.engines.llamacpp.client import OverBudget, WorkerProcess
 from memfit.engines.protocol import Completion, Message, Sampling, Speed
 from memfit.engines.report import Report, TierReport
-from memfit.errors import DoesNotFitError, InterruptedByUser, WorkerDiedError
+from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, WorkerDiedError
 from memfit.hardware.machine import is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
+from memfit.headers.remote.stand_in import is_stand_in
 from memfit.memory.lending import decode_lending
 from memfit.memory.meter import Meter
 from memfit.memory.process import process_memory
@@ -43,9 +44,15 @@ class LlamaSession:
 
         Raises:
             DoesNotFitError: the plan does not fit, or loading was about to exceed its limit.
+            ModelError: only the model's header is here.
             EngineError: the engine refused the model, or its worker died.
         """
         plan.require_fit()
+        if any(map(is_stand_in, plan.spec.paths)):
+            raise ModelError(
+                f"{plan.spec.source} is planned by its header only; to download it: "
+                f"memfit pull {plan.spec.source}"
+            )
         self.plan = plan
         self._count_parent = count_parent
         self._speed = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)

@@ -49,10 +49,12 @@ class RangeReader:
     """Reads pieces of one remote file; a context manager around its connection.
 
     `headers` (a hub's token, say) are sent to the URL's own host only, never to where it redirects.
+    `key` says how a user gets access who has none.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, *, key: str = "") -> None:
         self._url = url
+        self._key = f"; {key}" if key else ""
         self._headers = dict(headers or {})
         self._client = _client()
         self._about: tuple[int, str] | None = None  # size and ETag, by the first answer
@@ -82,6 +84,10 @@ class RangeReader:
         # Compressed, a range would be one of other bytes.
         wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         with _opened(self._client, self._url, {**self._headers, **wanted}) as answer:
+            if answer.status_code in (401, 403):
+                raise ModelError(
+                    f"{self._url}: no access ({answer.status_code} {answer.reason_phrase}){self._key}"
+                )
             if answer.status_code == 416:
                 raise ModelError(f"{self._url} is shorter than {start + 1} bytes, so it is no whole model")
             if answer.status_code == 200 and start > 0:
@@ -128,9 +134,7 @@ def _opened(client: httpx2.Client, url: str, headers: Mapping[str, str]) -> Iter
             raise _TryAgainError(f"the server answers {status}", _retry_after(answer))
         if status == 404:
             raise ModelNotFoundError(f"nothing is at {url}")
-        if status in (401, 403):
-            raise ModelError(f"{url}: no access ({status} {answer.reason_phrase})")
-        if status not in (200, 206, 416):
+        if status not in (200, 206, 401, 403, 416):
             raise ModelError(f"{url}: the server answers {status} {answer.reason_phrase}")
         yield answer
 
@@ -144,7 +148,9 @@ def _receive(answer: httpx2.Response, promised: int) -> bytes:
         if len(data) >= promised:
             return bytes(data[:promised])
         if time.monotonic() > ends:
-            raise ModelError(f"{answer.url}: the server is too slow: {len(data)} bytes in {_PIECE_SECONDS:.0f} s")
+            raise ModelError(
+                f"{answer.url}: the server is too slow: {len(data)} bytes in {_PIECE_SECONDS:.0f} s"
+            )
     raise _TryAgainError(f"the server sent {len(data)} of {promised} bytes")
 
 

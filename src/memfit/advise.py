@@ -1,0 +1,100 @@
+"""`advise`: plans every quantization of a repository on the hub by its header, and compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from memfit.api import plan
+from memfit.errors import MemfitError, ModelError
+from memfit.headers.remote.apart import ask
+from memfit.headers.remote.hub import repository_of
+from memfit.planner.advice import Advice, Option, WhatIf, recommend
+from memfit.planner.plan import Plan
+from memfit.planner.request import Budget, Workload
+from memfit.units import MIB
+
+__all__ = ["advise"]
+
+_LARGER_CARDS = ("rtx4080-16gb", "rtx4090-24gb")
+
+
+def advise(
+    model: str,
+    *,
+    budget: Budget | None = None,
+    workload: Workload | None = None,
+    machine: str | None = None,
+    count_parent: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Advice | None:
+    """Compare all quantizations of `hf:org/repo`; None where `model` names one file, or there is only one.
+
+    Nothing is downloaded but headers.
+
+    Raises:
+        MemfitError: as `plan` does, where not one of them can be planned.
+    """
+    name = repository_of(model)
+    if name is None:
+        return None
+    try:
+        listed = ask("choices", name)
+    except ModelError:
+        return None  # `plan` may know it from this disk, or says what is wrong
+    if len(listed["variants"]) < 2:
+        return None
+    budget, workload = budget or Budget(), workload or Workload()
+
+    def attempt(source: str, budget: Budget, workload: Workload, machine: str | None) -> Plan:
+        return plan(
+            source, budget=budget, workload=workload, machine=machine, count_parent=count_parent, say=say
+        )
+
+    options = []
+    for variant in listed["variants"]:
+        planned, problem = None, None
+        try:
+            planned = attempt(variant["model"], budget, workload, machine)
+        except ModelError as error:
+            problem = str(error)
+        options.append(
+            Option(
+                label=variant["label"],
+                source=variant["model"],
+                size_bytes=variant["size_bytes"],
+                plan=planned,
+                problem=problem,
+            )
+        )
+    best = recommend(options)
+    if best is None:
+        raise ModelError(options[-1].problem or f"{model}: nothing could be planned")
+    assert best.plan is not None
+    what_ifs = []
+    for change, changed in _changes(best.plan, budget, workload, machine):
+        try:
+            what_ifs.append(WhatIf(change=change, plan=attempt(best.source, *changed)))
+        except MemfitError:
+            continue  # this model knows no such KV cache
+    return Advice(
+        options=tuple(options),
+        recommended=best,
+        what_ifs=tuple(what_ifs),
+        smaller_models=tuple(listed["smaller_models"]),
+    )
+
+
+def _changes(
+    best: Plan, budget: Budget, workload: Workload, machine: str | None
+) -> Iterator[tuple[str, tuple[Budget, Workload, str | None]]]:
+    half = best.context // 2
+    yield f"--ctx {half}", (budget, replace(workload, context=half), machine)
+    if best.parameters.kv_type == "f16":
+        yield "--kv-type q8_0", (budget, replace(workload, kv_type="q8_0"), machine)
+    if budget.ram is not None:
+        more = f"{2 * best.ram.budget_bytes // MIB}MiB"
+        yield f"--ram {more}", (replace(budget, ram=more), workload, machine)
+    for card in _LARGER_CARDS:
+        if machine != card:
+            yield f"--machine {card}", (Budget(), workload, card)

@@ -1,0 +1,70 @@
+"""A plan whose model is here: planned by its header first, then downloaded if the user agrees."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from memfit.errors import InterruptedByUser, ModelError, UsageError
+from memfit.planner.plan import Plan
+from memfit.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["MakePlan", "ready_plan", "yes_option"]
+
+
+class MakePlan(Protocol):
+    """Plans MODEL, or another `source` with the same budget and workload."""
+
+    def __call__(self, source: str | None = None) -> Plan: ...
+
+
+def yes_option(command: Callable[..., object]) -> Callable[..., object]:
+    return click.option("--yes", is_flag=True, help="Download what is missing without asking.")(command)
+
+
+def ready_plan(make_plan: MakePlan, out: Console, *, yes: bool) -> Plan:
+    """Planned, downloaded where it has to be, and planned again on the file itself.
+
+    Raises:
+        DoesNotFitError: before anything is downloaded.
+        UsageError: nobody is there to be asked, or the answer is no.
+        ModelError: the download fails.
+    """
+    from memfit.cli.render import print_plan
+    from memfit.headers.remote.stand_in import is_stand_in
+
+    planned = make_plan()
+    planned.require_fit()
+    if not any(map(is_stand_in, planned.spec.paths)):
+        return planned
+    source, size = planned.spec.source, format_bytes(planned.spec.file_bytes)
+    print_plan(planned, out)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(
+                f"{source} is not here: add --yes to download {size}, or run: memfit pull {source}"
+            )
+        try:
+            agreed = click.confirm(f"Download {size}?", default=True, err=True)
+        except click.Abort:
+            raise InterruptedByUser from None
+        if not agreed:
+            raise UsageError(f"{source} was not downloaded")
+    # Apart, as in headers/remote/apart.py; it shows its own progress, and says what went wrong.
+    code = subprocess.run(
+        [sys.executable, "-m", "memfit", "pull", source], stdout=subprocess.DEVNULL
+    ).returncode
+    if code:
+        raise ModelError(
+            f"{source} was not downloaded; what has come is kept, and memfit pull goes on with it"
+        )
+    planned = make_plan(source)
+    planned.require_fit()
+    return planned

@@ -1,0 +1,127 @@
+"""`memfit pull MODEL`: download a model, whole and verified, and say where it lies.
+
+Shows the plan and the progress on stderr. What is a model's, and where it goes, the headers room knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from memfit.cli.render import console
+from memfit.errors import UsageError, readable
+from memfit.units import GIB, format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from memfit.headers.remote.download import Progress
+    from memfit.headers.remote.names import RemoteModel
+
+__all__ = ["command", "download"]
+
+_LINES = 10  # of progress, where there is no terminal
+_LONG_BYTES = GIB  # reading so much for its checksum takes more than a second
+
+
+@click.command("pull")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
+def command(model: str, as_json: bool) -> None:
+    """Download MODEL: hf:org/repo, hf:org/repo:Q4_K_M, hf:org/repo/file.gguf or https://….
+
+    Interrupted, it goes on from there when it is run again. Prints the path of the model's first file.
+    """
+    from memfit.headers.remote.download import missing_bytes
+    from memfit.headers.remote.hub import find_remote
+    from memfit.headers.source import is_remote_name
+
+    if not is_remote_name(model):
+        raise UsageError(f"{model}: pull takes hf:org/repo, hf:org/repo:Q4_K_M or https://…/file.gguf")
+    remote = find_remote(model)
+    missing = missing_bytes(remote)
+    paths = download(remote)
+    if not as_json:
+        click.echo(paths[0])
+        return
+    facts = {
+        "model": model,
+        "revision": remote.revision,
+        "size_bytes": sum(path.stat().st_size for path in paths),
+        "downloaded_bytes": missing,
+        "files": [
+            {"name": file.name, "path": str(path), "size_bytes": path.stat().st_size}
+            for file, path in zip(remote.files, paths, strict=True)
+        ],
+    }
+    click.echo(json.dumps(facts, indent=2))
+
+
+def download(remote: RemoteModel) -> tuple[Path, ...]:
+    """Pull, with the plan and the progress on stderr. Errors as `headers.remote.download.pull`."""
+    from memfit.headers.remote.download import missing_bytes, pull
+    from memfit.headers.remote.places import model_root
+
+    err = console(stderr=True)
+
+    def say(text: str) -> None:
+        err.print(f"memfit: {readable(text, kept='')}", markup=False)
+
+    for line in _plan(remote, missing_bytes(remote), model_root(remote)):
+        say(line)
+    with _progress(err, say) as show:
+        return pull(remote, on_progress=show("downloading"), on_check=show("checking"), say=say)
+
+
+def _plan(remote: RemoteModel, missing: int, folder: Path) -> Iterator[str]:
+    count = "1 file" if len(remote.files) == 1 else f"{len(remote.files)} files"
+    yield f"{remote.source}: {count}, {format_bytes(remote.size_bytes)}, in {folder}"
+    for file in remote.files:
+        yield f"  {file.name}  {format_bytes(file.size_bytes)}"
+    if missing == 0:
+        yield "all of it is here"
+    elif missing < remote.size_bytes:
+        yield f"{format_bytes(remote.size_bytes - missing)} of it are here"
+
+
+@contextmanager
+def _progress(out: Console, say: Callable[[str], None]) -> Iterator[Callable[[str], Progress]]:
+    """Makes what shows one kind of work: a bar on a terminal, some lines elsewhere."""
+    if not out.is_terminal:
+        yield lambda verb: _lines(verb, say)
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(binary_units=True),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=out, transient=True) as live:
+
+        def bar(verb: str) -> Progress:
+            task = live.add_task(verb, visible=False)
+            return lambda done, total: live.update(task, completed=done, total=total, visible=done < total)
+
+        yield bar
+
+
+def _lines(verb: str, say: Callable[[str], None]) -> Progress:
+    """A line for each tenth of what takes long."""
+    last = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        tenth = done * _LINES // total if total else _LINES
+        if total >= _LONG_BYTES and tenth != last:
+            say(f"{verb} {format_bytes(done)} of {format_bytes(total)}")
+        last = tenth
+
+    return show

@@ -1,0 +1,49 @@
+"""`memfit remove MODEL`: delete a downloaded model, after asking.
+
+Deletes nothing but downloads: a path that the user made is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from memfit.errors import UsageError, readable
+from memfit.headers.remote import library
+from memfit.units import format_bytes
+
+__all__ = ["command"]
+
+
+@click.command("remove")
+@click.argument("model")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
+def command(model: str, yes: bool, as_json: bool) -> None:
+    """Delete the downloaded MODEL, as `memfit models` names it; hf:org/repo means all of that repository.
+
+    Content that another model or revision also uses stays.
+    """
+    if not model.startswith(("hf:", "https://", "http://")):
+        raise UsageError(
+            f"{model}: remove takes a name that memfit models lists; delete other files yourself"
+        )
+    chosen = library.matching(model)
+    for one in chosen:
+        what = "interrupted download" if one.kind == "partial" else one.kind
+        shown = readable(one.name, kept="")
+        click.echo(f"memfit: {shown}  {format_bytes(one.size_bytes)}  {what}", err=True)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("nobody is here to ask; add --yes")
+        if not click.confirm("Delete it?" if len(chosen) == 1 else "Delete all of these?", err=True):
+            click.echo("memfit: nothing was deleted", err=True)
+            return
+    freed = library.remove(model)
+    if as_json:
+        removed = [one.name for one in chosen]
+        click.echo(json.dumps({"model": model, "removed": removed, "freed_bytes": freed}, indent=2))
+    else:
+        click.echo(f"freed {format_bytes(freed)}")

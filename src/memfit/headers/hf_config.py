@@ -1,0 +1,381 @@
+"""Reads a Hugging Face config.json: the few facts that sizes depend on, checked one by one.
+
+Field names are upstream's. A published config.json leaves out what equals the default of its class,
+so the defaults of transformers 5.23.0 stand here for the model types in `hf_shapes`; for any other
+type only what the file says is taken. Knows no tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from memfit.errors import HeaderError, UsageError
+from memfit.headers.source import require_file
+from memfit.strict_json import parse_json, read_bytes, shown
+
+__all__ = ["HfConfig", "VisionConfig", "read_config"]
+
+_LARGEST_COUNT = 2**31 - 1
+_MOST_LAYERS = 4096  # no limit of the format, only far beyond every real model
+
+_DTYPES = ("float32", "bfloat16", "float16")
+# Layer types whose KV cache is known here; others (linear attention, chunks, …) are an error.
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+_SLIDING_OFF = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+# model_type → the defaults of its configuration class in transformers 5.23.0.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+    },
+    "mistral": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+    "qwen2": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        **_SLIDING_OFF,
+    },
+    "qwen3": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        **_SLIDING_OFF,
+    },
+    "qwen3_moe": {
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "decoder_sparse_step": 1,
+        **(_SLIDING_OFF | {"max_window_layers": 0}),  # its class has no such field: all layers slide
+    },
+    "gemma3_text": {
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        "tie_word_embeddings": True,
+    },
+    "siglip_vision_model": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_channels": 3,
+        "image_size": 224,
+        "patch_size": 16,
+        "vision_use_head": True,
+    },
+}
+# The model types that hold others, and what they hold where the file does not say.
+_PARTS = {"gemma3": {"text_config": "gemma3_text", "vision_config": "siglip_vision_model"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The image encoder."""
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    image_size: int  # pixels along one side
+    patch_size: int  # pixels along one side
+    num_channels: int
+    vision_use_head: bool  # a pooling head after the encoder
+
+    def __post_init__(self) -> None:
+        assert self.image_size >= self.patch_size > 0
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfConfig:
+    """What a config.json says about sizes; of a model with parts, its language model's fields."""
+
+    path: Path
+    model_type: str  # of the whole: "gemma3"
+    text_model_type: str  # of the language model: "gemma3_text"; else the same
+    dtype: str | None  # of the checkpoint: "bfloat16"
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int | None  # tokens
+    tie_word_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
+    layer_windows: tuple[int | None, ...]  # per layer: tokens its attention looks back, None for all
+    num_experts: int  # 0 without experts
+    moe_intermediate_size: int  # 0 without experts
+    sparse_layers: tuple[int, ...]  # the layers with experts
+    quant_method: str | None  # how the checkpoint is quantized already: "gptq"
+    vision: VisionConfig | None
+
+    def __post_init__(self) -> None:
+        assert len(self.layer_windows) == self.num_hidden_layers
+
+
+def read_config(path: Path) -> HfConfig:
+    """The facts in a config.json.
+
+    Raises:
+        ModelNotFoundError: there is no such file.
+        HeaderError: it is no JSON, or a field is missing, of another type, or absurd.
+        ModelError: it cannot be opened or read.
+    """
+    require_file(path)
+    try:
+        value = parse_json(read_bytes(path, "config.json"), "the JSON")
+    except UsageError as error:
+        raise HeaderError(path, "config", str(error)) from None
+    if not isinstance(value, dict):
+        raise HeaderError(path, "config", f"got {shown(value)}, needed an object")
+    whole = _Section(path, "", value, {})
+    model_type = whole.text("model_type")
+    parts = _PARTS.get(model_type, {})
+    text = whole.part("text_config", parts.get("text_config")) or whole
+    if text is whole:
+        text = _Section(path, "", value, _DEFAULTS.get(model_type, {}))
+    vision = whole.part("vision_config", parts.get("vision_config"))
+    return _read_text(whole, text, _read_vision(vision) if vision and parts else None)
+
+
+class _Section:
+    """One object of the file, with its class's defaults. A null counts as absent, as upstream."""
+
+    def __init__(self, path: Path, name: str, value: Any, defaults: dict[str, Any]) -> None:
+        self.path, self._name = path, name
+        if not isinstance(value, dict):
+            raise HeaderError(path, name, f"got {shown(value)}, needed an object")
+        self._value = {key: found for key, found in value.items() if found is not None}
+        self._nulls = value.keys() - self._value.keys()
+        self._defaults = defaults
+
+    def part(self, key: str, default_type: str | None) -> _Section | None:
+        """A config inside this one; where the file has none, its type's defaults if it needs one."""
+        value = self._value.get(key)
+        if value is None and default_type is None:
+            return None
+        found = _Section(self.path, key, {} if value is None else value, {})
+        model_type = found.text("model_type", default_type)
+        return _Section(
+            self.path, key, found._value | {"model_type": model_type}, _DEFAULTS.get(model_type, {})
+        )
+
+    def has(self, key: str) -> bool:
+        return key in self._value
+
+    def get(self, key: str) -> Any:
+        """The field, else its default; a null hides the default of a field that upstream lets be null."""
+        if key in self._nulls and key == "sliding_window":
+            return None
+        return self._value.get(key, self._defaults.get(key))
+
+    def refuse(self, key: str, problem: str) -> NoReturn:
+        raise HeaderError(self.path, f"{self._name}.{key}".strip("."), problem)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._value.get(key, default)
+        if value is None:
+            self.refuse(key, "is missing")
+        if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= 100:
+            self.refuse(key, f"got {shown(value)}, needed a short text")
+        return value
+
+    def count(self, key: str, default: int | None = None, *, low: int = 1, high: int = _LARGEST_COUNT) -> int:
+        value = self.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            self.refuse(key, "is missing")
+        if type(value) is not int or not low <= value <= high:
+            self.refuse(key, f"got {shown(value)}, needed a whole number from {low} to {high}")
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.refuse(key, f"got {shown(value)}, needed true or false")
+        return value
+
+    def items(self, key: str, *, most: int) -> list[Any] | None:
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) > most:
+            self.refuse(key, f"got {shown(value)}, needed a list of at most {most}")
+        return value
+
+
+def _read_text(whole: _Section, text: _Section, vision: VisionConfig | None) -> HfConfig:
+    model_type = whole.text("model_type")
+    text_type = text.text("model_type")
+    hidden, heads = text.count("hidden_size"), text.count("num_attention_heads")
+    layers = text.count("num_hidden_layers", high=_MOST_LAYERS)
+    key_value_heads = text.count("num_key_value_heads", heads)
+    if heads % key_value_heads:
+        text.refuse("num_key_value_heads", f"{key_value_heads} does not divide {heads} attention heads")
+    if text.get("head_dim") is None and hidden < heads:
+        text.refuse("num_attention_heads", f"{heads} heads share a hidden_size of {hidden}")
+    partial = text.get("partial_rotary_factor")
+    if text_type in _DEFAULTS and partial not in (None, 1, 1.0):
+        text.refuse("partial_rotary_factor", f"got {shown(partial)}; memfit does not know this variant")
+    sparse = _sparse_layers(text, layers)
+    return HfConfig(
+        path=whole.path,
+        model_type=model_type,
+        text_model_type=text_type,
+        dtype=_dtype(whole, text),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=text.count("head_dim", hidden // heads),
+        intermediate_size=text.count("intermediate_size"),
+        vocab_size=text.count("vocab_size"),
+        max_position_embeddings=(
+            text.count("max_position_embeddings") if text.get("max_position_embeddings") else None
+        ),
+        # Of a model with parts, transformers asks the whole; its class says true for gemma3.
+        tie_word_embeddings=(
+            whole.flag("tie_word_embeddings", model_type in _PARTS)
+            if text_type != model_type
+            else text.flag("tie_word_embeddings")
+        ),
+        attention_bias=text.flag("attention_bias"),
+        mlp_bias=text.flag("mlp_bias"),
+        layer_windows=_layer_windows(text, text_type, layers),
+        num_experts=_experts(text),
+        moe_intermediate_size=text.count("moe_intermediate_size") if sparse else 0,
+        sparse_layers=sparse,
+        quant_method=_quant_method(whole),
+        vision=vision,
+    )
+
+
+def _read_vision(vision: _Section) -> VisionConfig:
+    model_type = vision.text("model_type")
+    if model_type != "siglip_vision_model":
+        vision.refuse("model_type", f"got {shown(model_type)}, memfit knows siglip_vision_model")
+    image, patch = vision.count("image_size", high=2**20), vision.count("patch_size")
+    if patch > image:
+        vision.refuse("patch_size", f"{patch} is larger than the image of {image}")
+    return VisionConfig(
+        model_type=model_type,
+        hidden_size=vision.count("hidden_size"),
+        num_hidden_layers=vision.count("num_hidden_layers", high=_MOST_LAYERS),
+        num_attention_heads=vision.count("num_attention_heads"),
+        intermediate_size=vision.count("intermediate_size"),
+        image_size=image,
+        patch_size=patch,
+        num_channels=vision.count("num_channels"),
+        vision_use_head=vision.flag("vision_use_head"),
+    )
+
+
+def _dtype(whole: _Section, text: _Section) -> str | None:
+    """`dtype`, which was `torch_dtype` before transformers 5."""
+    for section in (whole, text):
+        for key in ("dtype", "torch_dtype"):
+            if section.has(key):
+                value = section.text(key)
+                if value not in _DTYPES:
+                    section.refuse(key, f"got {shown(value)}, needed one of {', '.join(_DTYPES)}")
+                return value
+    return None
+
+
+def _experts(text: _Section) -> int:
+    key = "num_local_experts" if text.has("num_local_experts") else "num_experts"
+    return text.count(key, 0, low=0, high=2**20)
+
+
+def _sparse_layers(text: _Section, layers: int) -> tuple[int, ...]:
+    """As Qwen3MoeDecoderLayer decides it; the other known types have no experts."""
+    if not _experts(text):
+        return ()
+    step = text.count("decoder_sparse_step", 1)
+    dense = text.items("mlp_only_layers", most=layers) or []
+    for index, layer in enumerate(dense):
+        if type(layer) is not int or not 0 <= layer < layers:
+            text.refuse(f"mlp_only_layers[{index}]", f"got {shown(layer)}, needed a layer below {layers}")
+    return tuple(layer for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
+
+
+def _layer_windows(text: _Section, text_type: str, layers: int) -> tuple[int | None, ...]:
+    """By `layer_types`, else by the rule of the type's configuration class in transformers 5.23.0."""
+    window = text.count("sliding_window") if text.get("sliding_window") is not None else None
+    if text.get("use_sliding_window") is not None and not text.flag("use_sliding_window"):
+        window = None
+    if window is not None and text.flag("use_bidirectional_attention"):
+        window = window // 2 + 1
+    types = text.items("layer_types", most=_MOST_LAYERS)
+    if types is None:
+        return tuple(window if _slides(text, text_type, layer) else None for layer in range(layers))
+    if len(types) != layers:
+        text.refuse("layer_types", f"{len(types)} entries for {layers} layers")
+    for index, layer_type in enumerate(types):
+        if layer_type not in _LAYER_TYPES:
+            text.refuse(f"layer_types[{index}]", f"got {shown(layer_type)}, memfit knows {_LAYER_TYPES}")
+        if layer_type == "sliding_attention" and window is None:
+            text.refuse("sliding_window", "is missing, and layer_types names sliding_attention")
+    return tuple(window if layer_type == "sliding_attention" else None for layer_type in types)
+
+
+def _slides(text: _Section, text_type: str, layer: int) -> bool:
+    if text_type == "gemma3_text":
+        return (layer + 1) % text.count("sliding_window_pattern") != 0
+    return layer >= text.count("max_window_layers", 0, low=0)
+
+
+def _quant_method(whole: _Section) -> str | None:
+    value = whole.get("quantization_config")
+    if value is None:
+        return None
+    return _Section(whole.path, "quantization_config", value, {}).text("quant_method", "unknown")

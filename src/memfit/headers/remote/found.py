@@ -1,0 +1,67 @@
+"""What a remote name leads to: the files on this disk, or stand-ins made of their headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from memfit.errors import ModelError
+from memfit.headers.remote.hub import find_remote, list_repository, repositories_of
+from memfit.headers.remote.library import find_local, local_files
+from memfit.headers.remote.stand_in import make_stand_ins
+
+__all__ = ["find_paths", "list_choices"]
+
+_MOST_SMALLER = 5
+_BILLIONS = re.compile(r"(?<![A-Za-z0-9])(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])")
+
+
+def find_paths(model: str, say: Callable[[str], None] | None = None) -> tuple[Path, ...]:
+    """The model's files in shard order.
+
+    Raises:
+        UsageError, ModelError: as `find_remote` and `make_stand_ins`; it holds safetensors.
+    """
+    try:
+        remote = find_remote(model)
+    except ModelError:  # no network, perhaps
+        if here := find_local(model):
+            return here
+        raise
+    if not remote.files[0].name.endswith(".gguf"):
+        raise ModelError(
+            f"{model} holds safetensors, which this version plans in each precision but does not run; memfit "
+            "run needs a GGUF of it"
+        )
+    return local_files(remote) or make_stand_ins(remote, say)
+
+
+def list_choices(repo: str) -> dict[str, Any]:
+    """A repository's quantizations, the largest first, and smaller models of its owner; as JSON."""
+    found = list_repository(repo)
+    return {
+        "variants": [
+            {"label": one.label, "model": f"hf:{repo}/{one.files[0].name}", "size_bytes": one.size_bytes}
+            for one in found.variants
+        ],
+        "smaller_models": _smaller_models(repo) if len(found.variants) > 1 else [],
+    }
+
+
+def _smaller_models(repo: str) -> list[str]:
+    """Of the same owner, with fewer parameters by their names, and the same otherwise."""
+    owner, _, name = repo.partition("/")
+    match = _BILLIONS.search(name)
+    if not match:
+        return []
+    family, ending = name[: match.start()], name.rpartition("-")[2]
+    found = []
+    for other in repositories_of(owner, family):
+        other_name = other.partition("/")[2]
+        size = _BILLIONS.match(other_name, len(family)) if other_name.startswith(family) else None
+        # A mixture of experts says more after its size, "30B-A3B": only the last part has to be the same.
+        if size and float(size[1]) < float(match[1]) and other_name.rpartition("-")[2] == ending:
+            found.append((float(size[1]), f"hf:{other}"))
+    return [name for _, name in sorted(found, reverse=True)[:_MOST_SMALLER]]

@@ -1,0 +1,113 @@
+"""Why a plan is what it is, in words: one line for each choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from memfit.memory.oracle import RAM
+from memfit.planner.places import exceptions_of
+from memfit.planner.plan import Plan
+from memfit.planner.request import RESERVE_BYTES, Budget
+from memfit.planner.speed import Prediction
+from memfit.units import format_bytes, format_rate
+
+__all__ = ["reasons"]
+
+
+def reasons(
+    plan: Plan,
+    budget: Budget,
+    *,
+    free_bytes: int,
+    largest_micro_batch: int,
+    measured: bool,
+    other: Prediction | None,
+    alone: Prediction | None,
+    too_small: Sequence[str],
+) -> Iterator[str]:
+    """What a plan does not say itself: `free_bytes` of RAM; whether this CPU's kernels were `measured`;
+    the prediction with the `other` way of holding weights, if that fits too, and with RAM `alone`, if that
+    fits and is faster; devices that are `too_small`."""
+    yield from _budget_reasons(plan, budget, free_bytes)
+    yield from _context_reasons(plan)
+    yield f"repack {'on' if plan.parameters.repack else 'off'}: {_repack_reason(plan, measured, other)}"
+    yield {
+        "mmap": "load mode mmap: the file's own pages, no copy",
+        "read": "load mode read: tensor by tensor, so the file is not kept in memory",
+    }[plan.parameters.load_mode]
+    yield from _device_reasons(plan, alone, too_small)
+    size, threads = plan.parameters.micro_batch, plan.parameters.threads
+    full = size >= largest_micro_batch
+    yield f"micro-batch {size}: " + ("full speed on prompts" if full else "a larger one does not fit")
+    yield f"{threads} threads: " + ("as asked" if plan.workload.threads else "one per physical core")
+
+
+def _budget_reasons(plan: Plan, budget: Budget, free_bytes: int) -> Iterator[str]:
+    if budget.ram is None:
+        yield (
+            f"budget: {format_bytes(free_bytes)} free "
+            f"less {format_bytes(RESERVE_BYTES)} reserve; --ram sets it"
+        )
+    elif plan.ram.budget_bytes > free_bytes:
+        yield f"only {format_bytes(free_bytes)} of the budget is free now"
+
+
+def _context_reasons(plan: Plan) -> Iterator[str]:
+    context, kv_type = plan.parameters.context, plan.parameters.kv_type
+    if plan.workload.context is None:
+        yield f"context {context}: the default; --ctx sets it"
+    if context > plan.spec.context_length:
+        yield f"the model was trained for {plan.spec.context_length} tokens; beyond that it degrades"
+    if plan.context != context:
+        yield f"context {context} becomes {plan.context}: the engine rounds up"
+    if plan.workload.kv_type == "auto" and plan.ram.needs_bytes <= plan.ram.limit_bytes:
+        yield f"KV cache {kv_type}: " + (
+            "it fits unquantized" if kv_type == "f16" else "f16 does not fit the budget"
+        )
+
+
+def _repack_reason(plan: Plan, measured: bool, other: Prediction | None) -> str:
+    if plan.workload.repack != "auto":
+        return "as asked"
+    if not measured:
+        return "llama.cpp's default; this machine is too busy to be measured"
+    if len(plan.tiers) > 1:
+        return "what was measured faster for what lies in RAM"
+    if other is None:
+        return "the other way does not fit"
+    return (
+        f"prompt {format_rate(plan.prediction.prompt.value)} against "
+        f"{format_rate(other.prompt.value)}, generation "
+        f"{format_rate(plan.prediction.generation.value)} against "
+        f"{format_rate(other.generation.value)}, by this CPU's kernels"
+    )
+
+
+def _device_reasons(plan: Plan, alone: Prediction | None, too_small: Sequence[str]) -> Iterator[str]:
+    for name in too_small:
+        yield f"{name} is not used: its budget holds little more than compute buffers"
+    devices = [tier.name for tier in plan.tiers if tier.kind == "vram"]
+    if not plan.parameters.devices:
+        for name in devices:
+            yield f"{name} is not used: with it the model would be slower, and RAM suffices"
+        return
+    for name, count in zip(devices, plan.parameters.layers, strict=True):
+        yield f"{name}: home of {count} layers, with their KV cache"
+    if alone:
+        yield (
+            "devices are used because they were asked for: RAM alone would do, at "
+            f"{format_rate(alone.generation.value)} generation"
+        )
+    for (place, kind), layers in exceptions_of(plan.spec, plan.parameters).items():
+        yield f"{kind} of {_ranges(layers)} in {'RAM' if place == RAM else devices[place - 1]}"
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """ "layers 3, 7-9"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1][1:] = [layer]
+        else:
+            runs.append([layer])
+    return f"layer{'s' * (len(layers) > 1)} " + ", ".join("-".join(map(str, run)) for run in runs)

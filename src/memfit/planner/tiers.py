@@ -1,0 +1,78 @@
+"""What a configuration needs in each place: the oracle's bytes, and what only a plan knows of.
+
+That is what loading takes beside them: a tensor on its way to a remote device, and what a worker's own
+limit counts; and what a GPU that is only imagined would need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from memfit.hardware.machine import Device
+from memfit.headers.model_spec import ModelSpec
+from memfit.memory.oracle import RAM, Answer, EngineParameters
+from memfit.planner.places import sent_bytes, taken_over_bytes
+from memfit.planner.plan import TierUse
+
+__all__ = ["tiers_of"]
+
+
+def tiers_of(
+    spec: ModelSpec,
+    parameters: EngineParameters,
+    answer: Answer,
+    devices: Sequence[Device],
+    budgets: Sequence[int],
+    limits: Sequence[int],
+) -> Iterator[TierUse]:
+    """RAM's and each device's; of a device that is not opened, nothing is used.
+
+    `budgets` and `limits` are each place's, RAM's first; `answer` is the oracle's to `parameters`.
+    """
+    sent = sent_bytes(spec, parameters)
+    # A tensor for a remote device is read into memory, and copied once more to be sent; a local
+    # GPU's pass through a few MiB.
+    remote = [sizes[0] for place, sizes in sent.items() if devices[place - 1].is_remote]
+    in_ram = 2 * max(remote, default=0)
+    beside = answer.kv_cache_bytes + answer.compute_bytes + answer.scratch_bytes
+    yield TierUse(
+        name="ram",
+        kind="ram",
+        budget_bytes=budgets[RAM],
+        limit_bytes=limits[RAM],
+        weights_bytes=answer.weights_bytes,
+        kv_cache_bytes=answer.kv_cache_bytes,
+        compute_bytes=answer.compute_bytes + answer.scratch_bytes,
+        # Loading ends before the KV cache and the compute buffers are made.
+        overhead_bytes=answer.process_bytes + max(0, in_ram - beside),
+    )
+    for place, device in enumerate(devices, start=1):
+        held = answer.devices[place - 1] if answer.devices else None
+        compute = held.compute_bytes + held.scratch_bytes if held else 0
+        staging = reserved = 0
+        if held and device.imagined:  # its stand-in does not take over prompts
+            compute += taken_over_bytes(spec, parameters)
+        elif held and device.lends:
+            sizes = sent.get(place, [0])
+            staging = max(0, _receiving(sizes) - held.kv_cache_bytes - compute)
+            reserved = device.overhead_bytes + sum(sizes) + sizes[0]
+        yield TierUse(
+            name=device.name,
+            kind="vram",
+            budget_bytes=budgets[place],
+            limit_bytes=limits[place],
+            weights_bytes=held.weights_bytes if held else 0,
+            kv_cache_bytes=held.kv_cache_bytes if held else 0,
+            compute_bytes=compute,
+            overhead_bytes=device.overhead_bytes + staging if held else 0,
+            reserved_bytes=reserved,
+        )
+
+
+def _receiving(sizes: Sequence[int]) -> int:
+    """What a worker holds at most beyond the tensors themselves, while it is sent them one by one."""
+    most = before = 0
+    for size in sizes:
+        most = max(most, before + 2 * size)
+        before += size
+    return most - before
