@@ -174,6 +174,10 @@ class HubServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """No more answers; what is under way is cut off at the process's end."""
         self.stopping.set()
         self._server.shutdown()
         self._server.server_close()

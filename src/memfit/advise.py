@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from memfit.api import plan
 from memfit.errors import MemfitError, ModelError
@@ -14,13 +15,25 @@ from memfit.planner.plan import Plan
 from memfit.planner.request import Budget, Workload
 from memfit.units import MIB
 
-__all__ = ["advise"]
+__all__ = ["advise", "choices_of"]
 
 _LARGER_CARDS = ("rtx4080-16gb", "rtx4090-24gb")
 
 
+def choices_of(model: str) -> dict[str, Any] | None:
+    """What a repository on the hub holds, where `model` names one as a whole (headers/remote/found.py).
+
+    None also where the hub cannot be asked: `plan` may know the model from this disk, or says what is wrong.
+    """
+    name = repository_of(model)
+    try:
+        return None if name is None else dict(ask("choices", name))
+    except ModelError:
+        return None
+
+
 def advise(
-    model: str,
+    choices: Mapping[str, Any],
     *,
     budget: Budget | None = None,
     workload: Workload | None = None,
@@ -28,21 +41,14 @@ def advise(
     count_parent: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Advice | None:
-    """Compare all quantizations of `hf:org/repo`; None where `model` names one file, or there is only one.
+    """Compare all quantizations of a repository, by its `choices_of`; None where there are fewer than two.
 
     Nothing is downloaded but headers.
 
     Raises:
         MemfitError: as `plan` does, where not one of them can be planned.
     """
-    name = repository_of(model)
-    if name is None:
-        return None
-    try:
-        listed = ask("choices", name)
-    except ModelError:
-        return None  # `plan` may know it from this disk, or says what is wrong
-    if len(listed["variants"]) < 2:
+    if len(choices["variants"]) < 2:
         return None
     budget, workload = budget or Budget(), workload or Workload()
 
@@ -52,7 +58,7 @@ def advise(
         )
 
     options = []
-    for variant in listed["variants"]:
+    for variant in choices["variants"]:
         planned, problem = None, None
         try:
             planned = attempt(variant["model"], budget, workload, machine)
@@ -69,7 +75,7 @@ def advise(
         )
     best = recommend(options)
     if best is None:
-        raise ModelError(options[-1].problem or f"{model}: nothing could be planned")
+        raise ModelError(options[-1].problem or "nothing could be planned")
     assert best.plan is not None
     what_ifs = []
     for change, changed in _changes(best.plan, budget, workload, machine):
@@ -81,7 +87,7 @@ def advise(
         options=tuple(options),
         recommended=best,
         what_ifs=tuple(what_ifs),
-        smaller_models=tuple(listed["smaller_models"]),
+        smaller_models=tuple(choices["smaller_models"]),
     )
 
 

@@ -121,8 +121,16 @@ def test_a_quantized_checkpoint_says_how(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0, -1, 2**31, 10**40, 1.5, "64", True, [64], {}])
 @pytest.mark.parametrize(
     "field",
-    ["hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"]
-    + ["vocab_size", "num_hidden_layers", "sliding_window"],
+    [
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "vocab_size",
+        "num_hidden_layers",
+        "sliding_window",
+    ],
 )
 def test_absurd_numbers_are_refused(tmp_path: Path, field: str, value: Any) -> None:
     with pytest.raises(HeaderError) as caught:
@@ -153,6 +161,7 @@ def test_absurd_numbers_are_refused(tmp_path: Path, field: str, value: Any) -> N
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"quantization_config": "gptq"}, "quantization_config"),
         ({"num_experts": -1}, "num_experts"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings"),
         ({"num_experts": 4, "mlp_only_layers": [2], "moe_intermediate_size": 8}, "mlp_only_layers[0]"),
         ({"num_experts": 4}, "moe_intermediate_size"),
         ({"text_config": []}, "text_config"),

@@ -102,6 +102,8 @@ def test_a_new_commit_is_another_model_until_pulled(filled: HubServer) -> None:
     new = pull(find_remote("hf:org/m"))  # the same content under another commit
     assert sum(filled.bytes_sent.values()) == before and new != old
     assert find_local("hf:org/m") == new
+    (listed,) = (one for one in local_models() if one.name == "hf:org/m/m-Q4_K_M.gguf")
+    assert listed.paths == new and listed.size_bytes == len(_Q4)  # of two revisions, on the disk once
 
 
 def test_a_part_is_no_model(filled: HubServer) -> None:

@@ -210,6 +210,163 @@ def test_layer_split_is_none_where_ram_overflows() -> None:
     assert layer_split(problem) is None
 
 
+# --- whole layers, and blocks of the one before them ---
+
+
+def _blocks_layer(*seconds: float) -> Layer:
+    """33 bytes: a core of 10 with 5 of KV, then blocks of 4, 6 and 8; a byte takes `seconds` per place."""
+
+    def piece(size: int) -> Piece:
+        return _piece(size, *(size * one for one in seconds))
+
+    return Layer(core=piece(10), kv_bytes=5, blocks=(piece(4), piece(6), piece(8)))
+
+
+def _partial(problem: Problem) -> Placement:
+    found = layer_split(problem, partial=True)
+    assert found is not None
+    assert cost(problem, found.homes, found.blocks, found.output) == (found.seconds, found.used_bytes)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("more", "blocks"),
+    [
+        (0, (0, 0, 0)),
+        (7, (0, 0, 0)),  # a block of 4 or 6 would fit, but it is not the last
+        (8, (0, 0, 1)),
+        (13, (0, 0, 1)),
+        (14, (0, 1, 1)),
+        (18, (1, 1, 1)),
+        (32, (1, 1, 1)),  # not the core without its KV
+        (33, None),  # a whole layer more
+    ],
+)
+@pytest.mark.parametrize("output", [0, 7])
+def test_blocks_before_the_whole_layers_by_hand(
+    more: int, blocks: tuple[int, ...] | None, output: int
+) -> None:
+    """Two whole layers of four, with the output where there is one, and so many bytes more."""
+    problem = Problem(
+        places=_places(1000, 2 * 33 + output + more),
+        layers=(_blocks_layer(2, 1),) * 4,
+        output=_piece(output, 2, 1) if output else None,
+    )
+    found = _partial(problem)
+    if blocks is None:
+        assert (found.homes, found.blocks) == ((0, 1, 1, 1), ((0, 0, 0), *[(1, 1, 1)] * 3))
+    else:
+        assert (found.homes, found.blocks) == ((0, 0, 1, 1), ((0, 0, 0), blocks, *[(1, 1, 1)] * 2))
+    there = sum(size for size, place in zip((4, 6, 8), blocks or (), strict=False) if place)
+    device = (2 if blocks else 3) * 33 + there + output
+    assert found.used_bytes == (4 * 33 + output - device, device)
+    assert (found.output, found.exact) == (1 if output else 0, False)
+
+
+@pytest.mark.parametrize("more", [0, 8, 14, 18])
+def test_blocks_before_the_whole_layers_cost_no_entry(more: int) -> None:
+    """The device is entered once and left once, at 100 s each, however many blocks go with its layers."""
+    layers = (_blocks_layer(2, 1),) * 3
+    problem = Problem(places=_places(1000, 33 + more, enter_seconds=100), layers=layers, output=None)
+    # 28 bytes of weights in a layer, at 2 s in RAM and 1 s there.
+    assert _partial(problem).seconds == 3 * 28 * 2 - (28 + more) + 2 * 100
+
+
+def test_blocks_before_the_whole_layers_with_kv_in_ram() -> None:
+    layers = (_blocks_layer(2, 1),) * 3
+    problem = Problem(places=_places(1000, 28 + 14), layers=layers, output=None, kv_in_ram=True)
+    found = _partial(problem)
+    assert (found.homes, found.blocks[1]) == ((0, 0, 1), (0, 1, 1))
+    assert found.used_bytes == (2 * 28 - 14 + 3 * 5, 28 + 14)
+
+
+@pytest.mark.parametrize(("room", "output"), [(32, 0), (33 + 6, 7)])
+def test_no_blocks_where_no_whole_layer_fits(room: int, output: int) -> None:
+    """All three blocks would; with an output of 7, a layer without it."""
+    problem = Problem(
+        places=_places(1000, room),
+        layers=(_blocks_layer(2, 1),) * 2,
+        output=_piece(output, 2, 1) if output else None,
+    )
+    found = _partial(problem)
+    assert found == layer_split(problem)
+    assert (found.homes, found.output, found.used_bytes) == ((0, 0), 0, (66 + output, 0))
+
+
+def test_no_blocks_where_no_layer_is_left() -> None:
+    problem = Problem(places=_places(1000, 1000), layers=(_blocks_layer(2, 1),) * 2, output=None)
+    found = _partial(problem)
+    assert found == layer_split(problem)
+    assert (found.homes, found.used_bytes) == ((1, 1), (0, 66))
+
+
+@pytest.mark.parametrize(
+    ("room", "homes", "blocks", "used"),
+    [
+        # The rest of a layer of which the second device has blocks of 6 and 8: 19 bytes, its KV with it.
+        (18, (0, 0, 2), ((0, 0, 0), (0, 2, 2)), (33 + 19, 0, 33 + 14)),
+        (19, (0, 1, 2), ((0, 0, 0), (1, 2, 2)), (33, 19, 33 + 14)),
+        (19 + 8, (0, 1, 2), ((0, 0, 1), (1, 2, 2)), (33 - 8, 19 + 8, 33 + 14)),
+        (19 + 33, (1, 1, 2), ((1, 1, 1), (1, 2, 2)), (0, 19 + 33, 33 + 14)),
+    ],
+)
+def test_a_layer_is_shared_by_two_devices(
+    room: int, homes: tuple[int, ...], blocks: tuple[tuple[int, ...], ...], used: tuple[int, ...]
+) -> None:
+    layers = (_blocks_layer(4, 2, 1),) * 3
+    found = _partial(Problem(places=_places(1000, room, 33 + 14 + 3), layers=layers, output=None))
+    assert (found.homes, found.blocks) == (homes, (*blocks, (2, 2, 2)))
+    assert found.used_bytes == used
+
+
+def test_a_last_device_without_a_whole_layer_is_skipped() -> None:
+    layers = (_blocks_layer(4, 2, 1),) * 3
+    found = _partial(
+        Problem(places=_places(1000, 33 + 8 + 7, 32 + 7), layers=layers, output=_piece(7, 3, 2, 1))
+    )
+    assert (found.homes, found.blocks[1], found.output) == ((0, 0, 1), (0, 0, 1), 1)
+    assert found.used_bytes == (33 + 25, 33 + 8 + 7, 0)
+
+
+def test_blocks_on_a_device_may_be_what_ram_lacks() -> None:
+    layers = (_blocks_layer(2, 1),) * 2
+    for ram, fits in ((33 - 14, True), (33 - 15, False)):
+        problem = Problem(places=_places(ram, 33 + 14), layers=layers, output=None)
+        assert layer_split(problem) is None
+        assert (layer_split(problem, partial=True) is not None) is fits
+
+
+def test_a_device_that_must_hold_more_than_whole_layers() -> None:
+    layers = (_blocks_layer(2, 1),) * 2
+    for least, fits in ((33 + 14, True), (33 + 15, False)):
+        device = Place(name="1", room_bytes=33 + 17, enter_seconds=0.0, least_bytes=least)
+        problem = Problem(places=(*_places(1000), device), layers=layers, output=None)
+        assert layer_split(problem) is None
+        assert (layer_split(problem, partial=True) is not None) is fits
+
+
+def test_whole_layers_and_blocks_of_random_problems_keep_to_the_rules() -> None:
+    more = 0
+    for seed in range(300):
+        problem = _random_problem(random.Random(seed))
+        whole, found = layer_split(problem), layer_split(problem, partial=True)
+        if found is None:
+            assert whole is None, seed
+            continue
+        rooms = [place.room_bytes for place in problem.places]
+        assert all(used <= room for used, room in zip(found.used_bytes, rooms, strict=True)), seed
+        path = [
+            place for home, blocks in zip(found.homes, found.blocks, strict=True) for place in (home, *blocks)
+        ]
+        assert path == sorted(path), seed  # so each device is entered once at most
+        assert found.output in ((0, found.homes[-1]) if problem.output else (0,)), seed
+        assert set(path) <= {0, *found.homes}, seed  # blocks only where a whole layer, or the rest of one, is
+        if whole:
+            assert found.used_bytes[0] <= whole.used_bytes[0], seed
+            more += found.used_bytes[0] < whole.used_bytes[0]
+    assert more > 10  # the rules are tried
+
+
 def test_a_problem_is_checked_where_it_is_made() -> None:
     with pytest.raises(ValueError, match="at least one place and one layer"):
         Problem(places=_places(1), layers=(), output=None)

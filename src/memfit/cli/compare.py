@@ -17,8 +17,8 @@ __all__ = ["print_advice"]
 def print_advice(advice: Advice, out: Console) -> None:
     """Every quantization, what would change with another budget, and smaller models."""
     table = Table(box=None, pad_edge=False)
-    for name in ("", "quantization", "file", "loss", "RAM", "devices", "prompt", "generation"):
-        table.add_column(name, justify="left" if name in ("", "quantization") else "right")
+    for name in ("", "type", "file", "loss", "RAM", "devices", "prompt", "generation"):
+        table.add_column(name, justify="left" if name in ("", "type") else "right", no_wrap=True)
     for option in advice.options:
         mark = "→" if option is advice.recommended else ""
         loss = "unknown" if option.loss is None else f"+{option.loss:.3f}"
@@ -42,6 +42,6 @@ def _cells(plan: Plan) -> list[str | Text]:
     devices = sum(tier.total_bytes for tier in plan.tiers if tier.kind == "vram")
     held: list[str | Text] = [format_bytes(plan.ram.total_bytes), format_bytes(devices) if devices else ""]
     if tier := plan.overfull:
-        return [*held, "does not fit", f"short {format_bytes(tier.needs_bytes - tier.limit_bytes)}"]
+        return [*held, "short", format_bytes(tier.needs_bytes - tier.limit_bytes)]
     rates = (plan.prediction.prompt, plan.prediction.generation)
     return [*held, *(format_rate(rate.value) for rate in rates)]

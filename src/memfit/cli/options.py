@@ -153,7 +153,7 @@ def take_plan(
         return read
     if model is None:
         raise click.UsageError("Missing argument 'MODEL', or --plan FILE.", click.get_current_context())
-    from memfit.advise import advise
+    from memfit.advise import advise, choices_of
     from memfit.api import plan
 
     def make(source: str | None = None) -> Plan:
@@ -164,7 +164,8 @@ def take_plan(
             "count_parent": True,
             "say": say,
         }
-        if advice := advise(named, **request):
+        choices = choices_of(named)
+        if choices and (advice := advise(choices, **request)):
             chosen, count = advice.recommended, len(advice.options)
             say(f"{chosen.label} is recommended of {count} quantizations; memfit plan {named} compares them")
             assert chosen.plan is not None

@@ -36,12 +36,16 @@ def command(
 
     MODEL is a GGUF file (any shard of a split one), demo, hf:org/repo:Q4_K_M, hf:org/repo/file.gguf or
     https://…/file.gguf: of what is not here only the header is read. hf:org/repo compares all quantizations
-    there and recommends one. Exit code 3 where it does not fit.
+    there and recommends one. Of a checkpoint with config.json and safetensors, here or on the hub, it says
+    what each precision takes. Exit code 3 where it does not fit.
     """
-    from memfit.advise import advise
+    from memfit.advise import advise, choices_of
     from memfit.api import plan
     from memfit.cli.compare import print_advice
+    from memfit.cli.precision import show_precisions
     from memfit.cli.render import console, print_plan, print_why
+    from memfit.headers.find import find_checkpoint
+    from memfit.headers.source import is_checkpoint_here
 
     err = console(stderr=True)
     request: dict[str, Any] = {
@@ -51,7 +55,12 @@ def command(
         "count_parent": True,
         "say": lambda text: err.print(f"memfit: {text}"),
     }
-    advice = advise(model, **request)
+    choices = choices_of(model)
+    if (choices["is_checkpoint"] if choices else is_checkpoint_here(model)) and (
+        checkpoint := find_checkpoint(model, request["say"])
+    ):
+        return show_precisions(model, checkpoint, request["workload"], as_json=as_json)
+    advice = advise(choices, **request) if choices else None
     planned = (advice and advice.recommended.plan) or plan(model, **request, verbose=verbose)
     if as_json:
         click.echo(json.dumps((advice or planned).to_json(), indent=2))

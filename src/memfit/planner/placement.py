@@ -158,7 +158,7 @@ def layer_split(problem: Problem, *, partial: bool = False) -> Placement | None:
             left -= 1
             output = max(output, place)
         if partial and left >= 0 and place in homes:
-            for block in problem.layers[left].blocks[::-1][len(blocks[left]) :]:
+            for block in problem.layers[left].blocks[::-1]:  # none of them is placed yet
                 room -= block.size_bytes
                 if room < 0:
                     break

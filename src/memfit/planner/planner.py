@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from memfit.errors import EngineError, UsageError
+from memfit.errors import EngineError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import RAM, Answer, EngineParameters, Oracle
@@ -25,7 +25,7 @@ from memfit.planner.request import KV_TYPES, Budget, Workload
 from memfit.planner.speed import ASSUMED, ASSUMED_DEVICE, DeviceSpeed, Prediction, predict
 from memfit.planner.suggest import suggestions
 from memfit.planner.tiers import tiers_of
-from memfit.units import MIB, format_bytes
+from memfit.units import MIB
 
 __all__ = ["make_plan", "repack_modes", "thread_count"]
 
@@ -117,14 +117,14 @@ class _Planner:
                 limit_bytes=min(size, device.free_bytes),
             )
             for device, speed in devices
-            if (size := _device_budget(budget, device))
+            if (size := budget.device_bytes(device))
         ]
         self._too_small: list[str] = []  # devices without room for anything but compute buffers
         self._solver = solver
         self._ram_budget = budget.ram_bytes(machine.ram)
         self._ram_limit = min(self._ram_budget, machine.ram.available_bytes)
         self._context = workload.context or min(_DEFAULT_CONTEXT, spec.context_length)
-        self._micro_batches = _micro_batches(self._context, workload.parallel)
+        self._micro_batches = _micro_batch_sizes(self._context, workload.parallel)
         self._candidates: dict[tuple[EngineParameters, tuple[int, ...]], _Candidate | None] = {}
 
     def plan(self) -> Plan:
@@ -300,7 +300,7 @@ class _Planner:
     # -- the plan --------------------------------------------------------------------------------
 
     def _build(self, chosen: _Candidate, options: Sequence[_Candidate], within: Sequence[int]) -> Plan:
-        """`options` fit too, and are not faster."""
+        """`options` are what it was chosen from: they differ in how weights are held, and fit `within`."""
         plan = Plan(
             spec=self._spec,
             parameters=chosen.parameters,
@@ -338,32 +338,14 @@ class _Planner:
     def _fits_in(self, parameters: EngineParameters, ram_limit: int) -> bool:
         """With the smallest micro-batch that its context and sequences allow, and the room it needs."""
         within = (ram_limit - _ROOM_FOR_ERROR, *self._safe_limits[1:])
-        micro_batch = _micro_batches(parameters.context, parameters.parallel)[-1]
+        micro_batch = _micro_batch_sizes(parameters.context, parameters.parallel)[-1]
         with contextlib.suppress(EngineError):
             return self._candidate(replace(parameters, micro_batch=micro_batch), within) is not None
         return False
 
 
-def _micro_batches(context: int, parallel: int) -> tuple[int, ...]:
+def _micro_batch_sizes(context: int, parallel: int) -> tuple[int, ...]:
     """Those worth trying, the largest first."""
     sizes = [size for size in _MICRO_BATCHES if size <= context] or [context]
     # Each sequence has at least a token in a micro-batch.
     return tuple(dict.fromkeys(max(size, parallel) for size in sizes))
-
-
-def _device_budget(budget: Budget, device: Device) -> int:
-    """The cap on one device; 0 where it is not to be used.
-
-    Raises:
-        UsageError: not a size, or less than the device's own runtime takes.
-    """
-    if device.name in budget.rpc:
-        size = budget.remote_bytes(device.name, device.free_bytes)
-    else:
-        size = budget.gpu_bytes(int(device.name.removeprefix("gpu")), device.free_bytes)
-    if 0 < size <= device.overhead_bytes:
-        raise UsageError(
-            f"{device.name}: the budget is {format_bytes(size)}, and its runtime alone takes "
-            f"{format_bytes(device.overhead_bytes)}"
-        )
-    return size

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memfit.errors import UsageError
-from memfit.hardware.machine import Ram
-from memfit.units import MIB, parse_size
+from memfit.hardware.machine import Device, Ram
+from memfit.units import MIB, format_bytes, parse_size
 
 __all__ = ["KV_TYPES", "RESERVE_BYTES", "Budget", "Workload"]
 
@@ -43,6 +43,23 @@ class Budget:
         if self.ram is None:
             return max(1, ram.available_bytes - RESERVE_BYTES)
         return _size("--ram", self.ram, ram.available_bytes)
+
+    def device_bytes(self, device: Device) -> int:
+        """The cap on one device; 0 where it is not to be used.
+
+        Raises:
+            UsageError: not a size, or less than the device's own runtime takes.
+        """
+        if device.name in self.rpc:
+            size = self.remote_bytes(device.name, device.free_bytes)
+        else:
+            size = self.gpu_bytes(int(device.name.removeprefix("gpu")), device.free_bytes)
+        if 0 < size <= device.overhead_bytes:
+            raise UsageError(
+                f"{device.name}: the budget is {format_bytes(size)}, and its runtime alone takes "
+                f"{format_bytes(device.overhead_bytes)}"
+            )
+        return size
 
     def gpu_bytes(self, number: int, free_bytes: int) -> int:
         """The cap on a GPU of this machine. A GPU that a mapping does not name is not used.

@@ -1,7 +1,7 @@
 """Asks the network from a process of its own, which ends: what huggingface_hub holds in memory, 20 MiB, would
 otherwise be taken from a run's RAM budget.
 
-One JSON object a line comes back: {"say": text}, and last {"answer": value} or {"error": class, "text": text}.
+Back comes one JSON object a line: {"say": text}, and last {"answer": value} or {"error": class, "text": …}.
 """
 
 from __future__ import annotations

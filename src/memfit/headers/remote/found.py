@@ -19,10 +19,10 @@ _BILLIONS = re.compile(r"(?<![A-Za-z0-9])(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])")
 
 
 def find_paths(model: str, say: Callable[[str], None] | None = None) -> tuple[Path, ...]:
-    """The model's files in shard order.
+    """The model's files: GGUF in shard order, or a checkpoint's with its config.json first.
 
     Raises:
-        UsageError, ModelError: as `find_remote` and `make_stand_ins`; it holds safetensors.
+        UsageError, ModelError: as `find_remote` and `make_stand_ins`.
     """
     try:
         remote = find_remote(model)
@@ -30,11 +30,6 @@ def find_paths(model: str, say: Callable[[str], None] | None = None) -> tuple[Pa
         if here := find_local(model):
             return here
         raise
-    if not remote.files[0].name.endswith(".gguf"):
-        raise ModelError(
-            f"{model} holds safetensors, which this version plans in each precision but does not run; memfit "
-            "run needs a GGUF of it"
-        )
     return local_files(remote) or make_stand_ins(remote, say)
 
 
@@ -46,6 +41,7 @@ def list_choices(repo: str) -> dict[str, Any]:
             {"label": one.label, "model": f"hf:{repo}/{one.files[0].name}", "size_bytes": one.size_bytes}
             for one in found.variants
         ],
+        "is_checkpoint": not found.variants and any(one.name == "config.json" for one in found.files),
         "smaller_models": _smaller_models(repo) if len(found.variants) > 1 else [],
     }
 

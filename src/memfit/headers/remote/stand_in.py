@@ -26,13 +26,14 @@ from memfit.units import KIB, MIB
 __all__ = ["is_stand_in", "make_stand_ins"]
 
 _PIECE_BYTES, _LARGEST_PIECE_BYTES = 128 * KIB, MIB  # only a first shard has a vocabulary
+_LARGEST_JSON_BYTES = 100 * MIB  # of a safetensors header, as upstream has it, or an index
 _SHARDS_AT_ONCE = 4
 
 
 def make_stand_ins(
     model: RemoteModel, say: Callable[[str], None] | None = None, *, folder: Path | None = None
 ) -> tuple[Path, ...]:
-    """The stand-ins of a GGUF model's files, in shard order; fetched where they are not known yet.
+    """The stand-ins of a model's files, in its order; fetched where they are not known yet.
 
     Raises:
         HeaderError: a file is no GGUF, or damaged.
@@ -92,8 +93,17 @@ def _fetch(file: RemoteFile, path: Path, repo: str | None) -> None:
     headers, key = (token_headers(), how_to_access(repo)) if repo else ({}, "")
     with RangeReader(file.url, headers, key=key) as reader, path.open("w+b") as local:
         growing = _GrowingFile(reader, local, file)
-        header = read_open_header(growing, Path(file.name), file.size_bytes, window_bytes=_PIECE_BYTES)
-        growing.need(header.data_offset_bytes)
+        if file.name.endswith(".gguf"):
+            header = read_open_header(growing, Path(file.name), file.size_bytes, window_bytes=_PIECE_BYTES)
+            growing.need(header.data_offset_bytes)
+        elif file.name.endswith(".safetensors"):
+            # Eight bytes say how long the header is; what it may be, safetensors.py checks.
+            length = int.from_bytes(growing.read(8), "little")
+            growing.need(min(8 + length, _LARGEST_JSON_BYTES, file.size_bytes))
+        elif file.size_bytes <= _LARGEST_JSON_BYTES:
+            growing.need(file.size_bytes)
+        else:
+            raise ModelError(f"{file.url} has {file.size_bytes} bytes; that is no {Path(file.name).name}")
         local.truncate(file.size_bytes)
 
 

@@ -1,0 +1,69 @@
+"""What a Hugging Face checkpoint takes in each precision, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.table import Table
+
+from memfit.cli.render import console, plain
+from memfit.headers.hf_shapes import HfModel
+from memfit.memory.precision import PrecisionRow, precision_table
+from memfit.planner.request import Workload
+from memfit.units import format_bytes
+
+__all__ = ["show_precisions"]
+
+_DEFAULT_CONTEXT = 4096
+
+
+def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_json: bool) -> int:
+    """Print every precision; the exit code."""
+    longest = checkpoint.config.max_position_embeddings or _DEFAULT_CONTEXT
+    context = workload.context or min(_DEFAULT_CONTEXT, longest)
+    rows = precision_table(checkpoint, context)
+    parameters = sum(one.elements for one in checkpoint.parameters)
+    if as_json:
+        facts = {
+            "model": {
+                "source": model,
+                "architecture": checkpoint.config.model_type,
+                "parameters": parameters,
+                "file_bytes": checkpoint.checkpoint_bytes,
+            },
+            "engine": "transformers",
+            "context": context,
+            "precisions": [row.to_json() for row in rows],
+            "notes": list(checkpoint.notes),
+        }
+        click.echo(json.dumps(facts, indent=2))
+        return 0
+    out = console()
+    out.print(plain(f"{model}  {checkpoint.config.model_type} · {parameters / 1e6:,.0f} M parameters"))
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "resident", "quantized", "kept", "state", "KV cache", "loading", "on CUDA"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(row.precision, *_cells(row))
+    out.print(table)
+    out.print(f"KV cache: one sequence of {context} tokens; loading: the peak, at most", style="dim")
+    for row in rows:
+        said = " · ".join(f"{size:,} bytes ({release})" for release, size in row.reported_bytes.items())
+        out.print(f"transformers reports for {row.precision:7}{said or 'unknown'}")
+    for kept in rows[-1].unquantized:
+        out.print(plain(f"  not quantized: {kept.kind}, {format_bytes(kept.size_bytes)}: {kept.why}"))
+    for note in checkpoint.notes:
+        out.print(plain(f"  {note}"))
+    return 0
+
+
+def _cells(row: PrecisionRow) -> list[str]:
+    return [
+        format_bytes(row.resident_bytes),
+        format_bytes(row.quantized_bytes),
+        format_bytes(row.unquantized_bytes),
+        format_bytes(row.state_bytes),
+        format_bytes(row.kv_cache_bytes),
+        *(format_bytes(row.loading_peak_bytes[device]) for device in ("cpu", "cuda")),
+    ]
