@@ -53,10 +53,9 @@ def test_without_its_package_demo_names_the_command(monkeypatch: pytest.MonkeyPa
         resolve("demo")
 
 
-@pytest.mark.parametrize("model", ["hf:org/repo", "hf:org/repo:Q4_K_M", "https://a.example/m.gguf"])
-def test_remote_models_are_not_there_yet(model: str) -> None:
-    with pytest.raises(ModelNotFoundError, match="cannot fetch remote models yet"):
-        resolve(model)
+def test_a_checkpoints_directory_stands_for_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve(str(tmp_path)) == tmp_path / "config.json"
 
 
 @pytest.mark.parametrize("read", [resolve, read_model])
@@ -77,7 +76,7 @@ class TestNoModelFile:
         self._fails(read, tmp_path / ("n" * 300), ModelError, "too long")
 
     def test_directory(self, tmp_path: Path, read: object) -> None:
-        self._fails(read, tmp_path, ModelError, "is a directory; this version reads GGUF only")
+        self._fails(read, tmp_path, ModelError, "is a directory without a config.json")
 
     def test_pipe(self, tmp_path: Path, read: object) -> None:
         os.mkfifo(tmp_path / "pipe")

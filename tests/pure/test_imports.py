@@ -32,7 +32,7 @@ _FLOORS = (
 _FLOOR = {room: floor for floor, rooms in enumerate(_FLOORS) for room in rooms}
 _NEIGHBOURS = {("evaluate", "batch")}
 _EXEMPT = {"__init__.py", "__main__.py"}  # the front door sees every room
-_HEAVY = ("torch", "transformers", "numpy", "rich", "llama_cpp", "pynvml")
+_HEAVY = ("torch", "transformers", "numpy", "rich", "llama_cpp", "pynvml", "huggingface_hub", "httpx2")
 
 
 def _modules() -> list[Path]:

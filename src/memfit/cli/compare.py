@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memfit.cli.render import plain
+from memfit.cli.render import PIPE_WIDTH, plain
 from memfit.planner.advice import LOSS_SOURCE, Advice
 from memfit.planner.plan import Plan
 from memfit.units import format_bytes, format_rate
@@ -16,6 +16,8 @@ __all__ = ["print_advice"]
 
 def print_advice(advice: Advice, out: Console) -> None:
     """Every quantization, what would change with another budget, and smaller models."""
+    if not out.is_terminal:
+        out.width = PIPE_WIDTH
     table = Table(box=None, pad_edge=False)
     for name in ("", "type", "file", "loss", "RAM", "devices", "prompt", "generation"):
         table.add_column(name, justify="left" if name in ("", "type") else "right", no_wrap=True)

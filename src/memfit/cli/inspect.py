@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _LONGEST_SHOWN = 72  # characters of a metadata value; a chat template has thousands
-_PIPE_WIDTH = 1000  # columns: a file or a pipe has no edge to fold lines at
 
 
 @click.command("inspect")
@@ -94,7 +93,9 @@ def _print_tables(spec: ModelSpec, *, tensors: bool) -> None:
 
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = _PIPE_WIDTH
+        from memfit.cli.render import PIPE_WIDTH
+
+        console.width = PIPE_WIDTH
     console.print(_summary(spec))
     console.print()
     console.print(_types_table(spec))

@@ -7,7 +7,7 @@ import json
 import click
 from rich.table import Table
 
-from memfit.cli.render import console, plain
+from memfit.cli.render import PIPE_WIDTH, console, plain
 from memfit.headers.hf_shapes import HfModel
 from memfit.memory.precision import PrecisionRow, precision_table
 from memfit.planner.request import Workload
@@ -40,14 +40,16 @@ def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_j
         click.echo(json.dumps(facts, indent=2))
         return 0
     out = console()
+    if not out.is_terminal:
+        out.width = PIPE_WIDTH
     out.print(plain(f"{model}  {checkpoint.config.model_type} · {parameters / 1e6:,.0f} M parameters"))
     table = Table(box=None, pad_edge=False)
-    for name in ("", "resident", "quantized", "kept", "state", "KV cache", "loading", "on CUDA"):
+    for name in ("", "resident", "quantized", "kept", "state", "KV cache", "loading"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for row in rows:
         table.add_row(row.precision, *_cells(row))
     out.print(table)
-    out.print(f"KV cache: one sequence of {context} tokens; loading: the peak, at most", style="dim")
+    out.print(f"KV cache: one sequence of {context} tokens; loading: the peak on a CPU, at most", style="dim")
     for row in rows:
         said = " · ".join(f"{size:,} bytes ({release})" for release, size in row.reported_bytes.items())
         out.print(f"transformers reports for {row.precision:7}{said or 'unknown'}")
@@ -65,5 +67,5 @@ def _cells(row: PrecisionRow) -> list[str]:
         format_bytes(row.unquantized_bytes),
         format_bytes(row.state_bytes),
         format_bytes(row.kv_cache_bytes),
-        *(format_bytes(row.loading_peak_bytes[device]) for device in ("cpu", "cuda")),
+        format_bytes(row.loading_peak_bytes["cpu"]),
     ]

@@ -21,8 +21,18 @@ from memfit.planner.plan import Plan, TierUse
 from memfit.planner.speed import Rate
 from memfit.units import format_bytes, format_rate
 
-__all__ = ["console", "loading_progress", "plain", "print_plan", "print_report", "print_why", "write"]
+__all__ = [
+    "PIPE_WIDTH",
+    "console",
+    "loading_progress",
+    "plain",
+    "print_plan",
+    "print_report",
+    "print_why",
+    "write",
+]
 
+PIPE_WIDTH = 1000  # columns: a file or a pipe has no edge to fold tables at
 _BAR_CELLS = 48
 # label, attribute, colour, cell: the cells keep the parts apart where there are no colours
 _PARTS = (

@@ -33,9 +33,8 @@ def resolve(model: str) -> Path:
     if model == "demo":
         return _demo_file()
     path = Path(model)
-    config = path / "config.json"
-    if config.is_file():
-        return config
+    if _holds_checkpoint(path):
+        return path / "config.json"
     require_file(path)
     return path
 
@@ -45,7 +44,7 @@ def is_checkpoint_here(model: str) -> bool:
     if is_remote_name(model):
         return False
     path = Path(model)
-    return path.name == "config.json" or (path / "config.json").is_file()
+    return path.name == "config.json" or _holds_checkpoint(path)
 
 
 def require_file(path: Path) -> int:
@@ -72,6 +71,13 @@ def require_file(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise ModelError(f"{path} is a pipe, socket or device; a model must be a regular file")
     return status.st_size
+
+
+def _holds_checkpoint(path: Path) -> bool:
+    try:
+        return (path / "config.json").is_file()
+    except (OSError, ValueError):  # no possible name: `require_file` says why
+        return False
 
 
 def _demo_file() -> Path:

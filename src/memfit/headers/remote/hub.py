@@ -34,6 +34,17 @@ _TIMEOUT_SECONDS = 20.0
 _MOST_LISTED = 100  # repositories of one owner
 _NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?::([\w.-]+)|/(.+))?", re.ASCII)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_TOKENIZER = (  # what transformers reads beside the weights
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
@@ -169,7 +180,8 @@ def _checkpoint(found: Repository) -> tuple[RemoteFile, ...]:
     weights = sorted(name for name in known if name.endswith(".safetensors") and "/" not in name)
     beside = [name for name in ("config.json", "model.safetensors.index.json") if name in known]
     if "config.json" in known and weights:
-        return tuple(known[name] for name in (*beside, *weights))
+        text = [name for name in _TOKENIZER if name in known]
+        return tuple(known[name] for name in (*beside, *weights, *text))
     if any(name.endswith(_PICKLES) for name in known):
         raise ModelError(
             f"hf:{found.repo} holds its weights as Python pickles only, which can run any program when they "

@@ -27,6 +27,7 @@ __all__ = ["is_stand_in", "make_stand_ins"]
 
 _PIECE_BYTES, _LARGEST_PIECE_BYTES = 128 * KIB, MIB  # only a first shard has a vocabulary
 _LARGEST_JSON_BYTES = 100 * MIB  # of a safetensors header, as upstream has it, or an index
+_WITH_HEADERS = (".gguf", ".safetensors", ".safetensors.index.json", "config.json")
 _SHARDS_AT_ONCE = 4
 
 
@@ -40,9 +41,10 @@ def make_stand_ins(
         ModelError: the server fails, or the disk is full.
     """
     root = folder or cache_folder() / "headers"
-    place = root / _identity(model.files)
-    paths = tuple(place / Path(file.name).name for file in model.files)
-    if all(file.etag for file in model.files) and all(map(_is_whole, paths, model.files)):
+    files = [file for file in model.files if file.name.endswith(_WITH_HEADERS)]
+    place = root / _identity(files)
+    paths = tuple(place / Path(file.name).name for file in files)
+    if all(file.etag for file in files) and all(map(_is_whole, paths, files)):
         return paths
     if say:
         say(f"reading the header of {model.source}")
@@ -52,9 +54,7 @@ def make_stand_ins(
         try:
             with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
                 # list() raises the first error.
-                list(
-                    pool.map(lambda file: _fetch(file, fresh / Path(file.name).name, model.repo), model.files)
-                )
+                list(pool.map(lambda file: _fetch(file, fresh / Path(file.name).name, model.repo), files))
             _replace(fresh, place)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
