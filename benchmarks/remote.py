@@ -3,8 +3,8 @@
     python benchmarks/remote.py
 
 The server is tests/hub_server.py on loopback; the model has the shapes of Qwen2.5-72B at Q6_K and a
-vocabulary with text. Checked: `memfit plan` takes less than 3 s and reads less than 10 MB, the first time, and
-every byte count equals that of the same files on disk.
+vocabulary with text. Checked: `memfit plan` takes less than 3 s and reads less than 10 MB, the first time,
+and every byte count equals that of the same files on disk.
 """
 
 from __future__ import annotations

@@ -121,9 +121,7 @@ def _stretch(path: Path, file_bytes: int) -> None:
 # -- the header ----------------------------------------------------------------------------------------
 
 
-def _write_headers(
-    path: Path, shape: Shape, *, words: bool, split_bytes: int = 0
-) -> list[tuple[Path, int]]:
+def _write_headers(path: Path, shape: Shape, *, words: bool, split_bytes: int = 0) -> list[tuple[Path, int]]:
     """Everything before the data; the files, and the number of bytes that each must have."""
     writer = GGUFWriter(path, shape.architecture, split_max_size=split_bytes)
     number = file_type(shape)

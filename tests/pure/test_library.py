@@ -55,7 +55,7 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 def test_an_empty_disk_has_no_models(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert local_models() == () and find_local("hf:org/m") is None
     assert _run(capsys, "models") == (0, "", "no models yet; memfit pull hf:org/repo downloads one\n")
-    assert _run(capsys, "models", "--json") == (0, "[]\n", "")
+    assert json.loads(_run(capsys, "models", "--json")[1]) == {"models": []}
 
 
 def test_every_kind_is_listed_under_a_name_that_works(filled: HubServer) -> None:
@@ -218,8 +218,8 @@ def test_models_are_shown(filled: HubServer, capsys: pytest.CaptureFixture[str])
     assert (code, err) == (0, "") and [line.split()[0] for line in out.splitlines()] == _names()
     assert "0.10 MiB  gguf, last used 20" in out
     code, out, _ = _run(capsys, "models", "--json")
-    assert [one["model"] for one in json.loads(out)] == _names()
-    assert {key for one in json.loads(out) for key in one} == {
+    assert [one["model"] for one in json.loads(out)["models"]] == _names()
+    assert {key for one in json.loads(out)["models"] for key in one} == {
         "model",
         "kind",
         "complete",

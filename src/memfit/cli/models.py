@@ -20,7 +20,7 @@ def command(as_json: bool) -> None:
     """List the downloaded models: those of the Hugging Face cache, and those that came from URLs."""
     models = local_models()
     if as_json:
-        click.echo(json.dumps([_facts(one) for one in models], indent=2))
+        click.echo(json.dumps({"models": [_facts(one) for one in models]}, indent=2))
         return
     if not models:
         click.echo("no models yet; memfit pull hf:org/repo downloads one", err=True)

@@ -15,7 +15,7 @@ from memfit.headers.remote.stand_in import make_stand_ins
 __all__ = ["find_paths", "list_choices"]
 
 _MOST_SMALLER = 5
-_BILLIONS = re.compile(r"(?<![A-Za-z0-9])(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])")
+_SIZE = re.compile(r"(?<![A-Za-z0-9])(\d+(?:\.\d+)?)([bBmM])(?![A-Za-z0-9])")  # "7B", "0.5B", "135M"
 
 
 def find_paths(model: str, say: Callable[[str], None] | None = None) -> tuple[Path, ...]:
@@ -49,15 +49,19 @@ def list_choices(repo: str) -> dict[str, Any]:
 def _smaller_models(repo: str) -> list[str]:
     """Of the same owner, with fewer parameters by their names, and the same otherwise."""
     owner, _, name = repo.partition("/")
-    match = _BILLIONS.search(name)
+    match = _SIZE.search(name)
     if not match:
         return []
     family, ending = name[: match.start()], name.rpartition("-")[2]
     found = []
     for other in repositories_of(owner, family):
         other_name = other.partition("/")[2]
-        size = _BILLIONS.match(other_name, len(family)) if other_name.startswith(family) else None
+        size = _SIZE.match(other_name, len(family)) if other_name.startswith(family) else None
         # A mixture of experts says more after its size, "30B-A3B": only the last part has to be the same.
-        if size and float(size[1]) < float(match[1]) and other_name.rpartition("-")[2] == ending:
-            found.append((float(size[1]), f"hf:{other}"))
+        if size and _parameters(size) < _parameters(match) and other_name.rpartition("-")[2] == ending:
+            found.append((_parameters(size), f"hf:{other}"))
     return [name for _, name in sorted(found, reverse=True)[:_MOST_SMALLER]]
+
+
+def _parameters(size: re.Match[str]) -> float:
+    return float(size[1]) * (1e9 if size[2] in "bB" else 1e6)

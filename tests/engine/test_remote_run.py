@@ -1,0 +1,123 @@
+"""From a name on a hub to an answer: planned by the header, asked for, downloaded, run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import memfit
+from conftest import run_memfit
+from hub_server import HubServer, Sparse
+from memfit.advise import advise, choices_of
+from memfit.errors import ModelError
+
+pytestmark = pytest.mark.engine
+
+_NAME = "hf:org/SmolLM2-135M-GGUF"
+_PROMPT = (
+    "-p",
+    "The capital of France is",
+    "--raw",
+    "--temperature",
+    "0",
+    "--max-tokens",
+    "4",
+    "--ctx",
+    "512",
+)
+
+
+@pytest.fixture
+def repository(hub: HubServer, demo: str) -> str:
+    hub.add_repo("org/SmolLM2-135M-GGUF", {"SmolLM2-135M-Q4_1.gguf": Path(demo), "README.md": b"-"})
+    return _NAME
+
+
+def test_planned_by_its_header_it_is_the_same(repository: str, hub: HubServer, demo: str) -> None:
+    remote = run_memfit("plan", repository, "--json")
+    assert remote.code == 0, remote.err
+    here = run_memfit("plan", demo, "--json").json
+    for there, mine in zip(remote.json["tiers"], here["tiers"], strict=True):
+        for kind in ("weights_bytes", "kv_cache_bytes", "compute_bytes"):
+            assert there[kind] == mine[kind]
+        assert abs(there["overhead_bytes"] - mine["overhead_bytes"]) < 1 << 20
+    assert sum(size for path, size in hub.bytes_sent.items() if path.endswith(".gguf")) < 4e6
+
+
+def test_downloaded_only_when_the_user_agrees(repository: str, hub: HubServer) -> None:
+    refused = run_memfit("run", repository, *_PROMPT, "--json")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--yes" in refused.err and "memfit pull" in refused.err
+    too_small = run_memfit("run", repository, *_PROMPT, "--yes", "--ram", "100MiB", "--json")
+    assert too_small.code == 3  # before anything is downloaded
+    assert run_memfit("models", "--json").json["models"] == []
+    run = run_memfit("run", repository, *_PROMPT, "--yes", "--ram", "400MiB", "--json")
+    assert run.code == 0, run.err
+    assert run.json["text"].strip().startswith("Paris")
+    assert run.json["within_budget"] is True
+    (tier,) = run.json["measured"]["tiers"]
+    assert abs(tier["error_bytes"]) <= 16 << 20  # what asked the network is not in it
+    sent = sum(hub.bytes_sent.values())
+    again = run_memfit("run", repository, *_PROMPT, "--json")
+    assert again.json["text"] == run.json["text"]
+    assert sum(hub.bytes_sent.values()) - sent < 100_000
+
+
+def test_without_a_network_what_is_here_runs(repository: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_memfit("pull", repository).code == 0
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert run_memfit("run", repository, *_PROMPT, "--json").json["text"].strip().startswith("Paris")
+    assert run_memfit("plan", "hf:org/other").code == 4
+
+
+def test_a_header_alone_is_never_loaded(repository: str) -> None:
+    plan = memfit.plan(repository)
+    with pytest.raises(ModelError, match=f"memfit pull {repository}"):
+        memfit.load(plan)
+
+
+def test_quantizations_are_compared(hub: HubServer, demo: str) -> None:
+    whole = Path(demo).read_bytes()
+    header = Sparse(prefix=whole[: 4 << 20], size_bytes=len(whole))
+    files = {"m-135M-Q4_1.gguf": header, "m-135M-Q8_0.gguf": header, "broken-Q2_K.gguf": b"no model"}
+    hub.add_repo("org/m-135M-GGUF", files)
+    hub.add_repo("org/m-70M-GGUF", {"README.md": b"-"})
+    choices = choices_of("hf:org/m-135M-GGUF")
+    assert choices is not None and choices_of(demo) is None
+    advice = advise(choices, budget=memfit.Budget(ram="400MiB"))
+    assert advice is not None
+    assert [one.label for one in advice.options] == ["Q4_1", "Q8_0", "Q2_K"]
+    assert advice.recommended.label == "Q8_0"  # the least loss of two that are fast enough
+    assert advice.options[2].plan is None and "GGUF" in str(advice.options[2].problem)
+    assert {one.change for one in advice.what_ifs} >= {"--ctx 2048", "--ram 800MiB", "--kv-type q8_0"}
+    assert advice.smaller_models == ("hf:org/m-70M-GGUF",)
+    document = run_memfit("plan", "hf:org/m-135M-GGUF", "--ram", "400MiB", "--json").json
+    assert document["recommended"] == "hf:org/m-135M-GGUF/m-135M-Q8_0.gguf"
+    assert document["fits"] is True and len(document["alternatives"]) == 3
+    shown = run_memfit("plan", "hf:org/m-135M-GGUF", "--ram", "400MiB")
+    assert shown.code == 0 and "→  Q8_0" in shown.out
+
+
+def test_a_checkpoint_is_planned_in_each_precision(hub: HubServer, tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": 1000,
+        "max_position_embeddings": 512,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    here = run_memfit("plan", str(tmp_path), "--json")
+    assert here.code == 0, here.err
+    assert [row["precision"] for row in here.json["precisions"]] == ["fp32", "bf16", "int8", "nf4", "nf4-dq"]
+    hub.add_repo(
+        "org/absurd", {"config.json": b'{"model_type": "llama", "hidden_size": -1}', "a.safetensors": b"x"}
+    )
+    absurd = run_memfit("plan", "hf:org/absurd")
+    assert absurd.code == 4 and "hidden_size" in absurd.err
+    assert run_memfit("run", str(tmp_path), "-p", "x").code == 4
