@@ -12,14 +12,17 @@ from memfit.engines.llamacpp.oracle import LlamaOracle, small_parameters
 from memfit.engines.llamacpp.session import LlamaSession
 from memfit.errors import EngineError, UsageError
 from memfit.hardware import probe
+from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.profile import read_profile
 from memfit.headers.find import find_model
+from memfit.headers.remote.stand_in import is_stand_in
 from memfit.planner.apart import SolverProcess
 from memfit.planner.plan import Plan
 from memfit.planner.planner import make_plan, repack_modes, thread_count
 from memfit.planner.profile_speed import profile_speeds
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, needed_rates
+from memfit.planner.streaming import ASSUMED_DISK
 from memfit.saved_plan import require_this_machine, take_fingerprint
 
 __all__ = ["load", "plan"]
@@ -89,7 +92,13 @@ def plan(
                 calibration.device_speed(device.engine_name, types, attention) for device in devices
             ]
         lent = tuple(zip(devices, device_speeds, strict=True))
-        planned = make_plan(spec, here, budget, workload, oracle, speeds, lent, solver.solve)
+
+        def disk_speed() -> float:
+            if profile or is_stand_in(spec.paths[0]):
+                return ASSUMED_DISK
+            return measure_file(max(spec.paths, key=lambda path: path.stat().st_size))
+
+        planned = make_plan(spec, here, budget, workload, oracle, speeds, lent, solver.solve, disk_speed)
     used = [device for device in devices if device.engine_name in planned.parameters.devices]
     fingerprint = take_fingerprint(
         spec,

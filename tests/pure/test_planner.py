@@ -56,7 +56,7 @@ def _plan(
     return make_plan(
         spec or make_spec(),
         machine or make_machine(),
-        Budget(ram=ram),
+        Budget(ram=ram, disk=False),
         Workload(**{"repack": "off", **workload}),
         oracle or FakeOracle(),
         speeds or make_speeds(),
@@ -549,7 +549,7 @@ def _device_plan(
     return make_plan(
         spec,
         make_machine(available, gpus=(make_gpu(),)),
-        Budget(ram=ram, vram=vram, rpc=remote),
+        Budget(ram=ram, vram=vram, rpc=remote, disk=False),
         Workload(**{"repack": "off", **workload}),
         DeviceOracle(spec),
         make_speeds(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import mmap
 import os
 import shutil
@@ -21,13 +22,14 @@ from typing import IO
 
 from memfit.units import GIB, MIB, format_bytes
 
-__all__ = ["BLOCK_SIZES", "DiskSpeed", "measure_reads"]
+__all__ = ["BLOCK_SIZES", "DiskSpeed", "measure_file", "measure_reads"]
 
 BLOCK_SIZES = (1 * MIB, 4 * MIB, 8 * MIB)
 _FILE_BYTES = 256 * MIB
 _LEAST_FREE_BYTES = GIB
 _STEP_BYTES = 32 * MIB  # written, and forced to the disk, at a time
 _WRITING_SECONDS = 8.0  # a slow card gets a smaller file,
+_RUNS, _RUN_BYTES, _FILE_SECONDS = 8, 64 * MIB, 0.6  # of a model's own file
 _READING_SECONDS = 3.0  # of which less is read with each size of block
 
 
@@ -54,6 +56,28 @@ def measure_reads(folder: Path, *, file_bytes: int = _FILE_BYTES) -> DiskSpeed:
         direct = _go_direct(file.fileno())
         speeds = {block: _read_speed(file.fileno(), size, block) for block in BLOCK_SIZES}
     return DiskSpeed(direct=direct, bytes_per_second=speeds)
+
+
+def measure_file(path: Path) -> float:
+    """Bytes per second of a large file itself, as it is read now; of a shared disk that changes by the hour.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    block = max(BLOCK_SIZES)
+    with path.open("rb", buffering=0) as file:
+        direct, size = _go_direct(file.fileno()), path.stat().st_size
+        memory = mmap.mmap(-1, block)
+        done, started = 0, time.monotonic()
+        # In runs as streaming reads, spread over the file.
+        for start in range(0, size - block, max(block, size // _RUNS // block * block)):
+            for offset in range(start, min(start + _RUN_BYTES, size - block), block):
+                done += os.preadv(file.fileno(), [memory], offset)
+                if not direct:
+                    os.posix_fadvise(file.fileno(), offset, block, os.POSIX_FADV_DONTNEED)
+            if time.monotonic() - started > _FILE_SECONDS:
+                break
+        return done / (time.monotonic() - started) if done else math.nan
 
 
 def _fill(file: IO[bytes], most_bytes: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from memfit.errors import DoesNotFitError
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import EngineParameters
+from memfit.memory.streaming import streamed_bytes
 from memfit.planner.fingerprint import Fingerprint
 from memfit.planner.request import Workload
 from memfit.planner.speed import Prediction, Rate
@@ -64,6 +65,11 @@ class Plan:
         return next((tier for tier in self.tiers if tier.needs_bytes > tier.limit_bytes), None)
 
     @property
+    def streamed_bytes(self) -> int:
+        """What each pass reads from the disk."""
+        return streamed_bytes(self.spec.tensors, self.parameters.streamed)
+
+    @property
     def fits(self) -> bool:
         return self.overfull is None
 
@@ -116,7 +122,7 @@ class Plan:
                 }
                 for tier in self.tiers
             ],
-            "streamed_bytes_per_pass": 0,
+            "streamed_bytes_per_pass": self.streamed_bytes,
             "predicted": {
                 "prompt_tokens_per_second": _rate_json(self.prediction.prompt),
                 "generation_tokens_per_second": _rate_json(self.prediction.generation),

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from memfit.errors import EngineError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import RAM, Answer, EngineParameters, Oracle
+from memfit.memory.streaming import streamed_bytes
 from memfit.planner.offload import Offloader
 from memfit.planner.placement import Placement, Problem, solve
 from memfit.planner.places import without_devices
@@ -23,6 +25,7 @@ from memfit.planner.plan import Plan, TierUse
 from memfit.planner.reasons import reasons
 from memfit.planner.request import KV_TYPES, Budget, Workload
 from memfit.planner.speed import ASSUMED, ASSUMED_DEVICE, DeviceSpeed, Prediction, predict
+from memfit.planner.streaming import ASSUMED_DISK, resident, row_bytes, slowed, stream_out
 from memfit.planner.suggest import suggestions
 from memfit.planner.tiers import tiers_of
 from memfit.units import MIB
@@ -55,17 +58,18 @@ def make_plan(
     speeds: Mapping[bool, DeviceSpeed] | None,
     devices: Sequence[tuple[Device, DeviceSpeed | None]] = (),
     solver: Callable[[Problem], Placement | None] = solve,
+    disk_speed: Callable[[], float] = lambda: ASSUMED_DISK,
 ) -> Plan:
     """The best plan that fits, or the smallest one there is with suggestions of what would fit.
 
     `speeds` are this CPU's with repacked and with plain weights; None where they could not be measured,
-    as with a device's.
+    as with a device's. `disk_speed`, in bytes/s, is only asked for where weights do not fit.
 
     Raises:
         UsageError: the budget is not a size.
         EngineError: the engine refuses the configuration that was asked for.
     """
-    return _Planner(spec, machine, budget, workload, oracle, speeds, devices, solver).plan()
+    return _Planner(spec, machine, budget, workload, oracle, speeds, devices, solver, disk_speed).plan()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,7 @@ class _Planner:
         speeds: Mapping[bool, DeviceSpeed] | None,
         devices: Sequence[tuple[Device, DeviceSpeed | None]],
         solver: Callable[[Problem], Placement | None],
+        disk_speed: Callable[[], float],
     ) -> None:
         self._spec = spec
         self._machine = machine
@@ -121,6 +126,7 @@ class _Planner:
         ]
         self._too_small: list[str] = []  # devices without room for anything but compute buffers
         self._solver = solver
+        self._disk_speed = disk_speed
         self._ram_budget = budget.ram_bytes(machine.ram)
         self._ram_limit = min(self._ram_budget, machine.ram.available_bytes)
         self._context = workload.context or min(_DEFAULT_CONTEXT, spec.context_length)
@@ -129,9 +135,9 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._leave_out_small_devices()
-        for index, kv_type in enumerate(self._kv_types()):
-            # Only a plan that would otherwise not fit goes without the room for what reality adds.
-            for within in (self._safe_limits, self._limits):
+        # Only a plan that would otherwise not fit goes without the room for what reality adds.
+        for within in (self._safe_limits, self._limits):
+            for index, kv_type in enumerate(self._kv_types()):
                 try:
                     if found := self._search(kv_type, within):
                         return found
@@ -139,6 +145,8 @@ class _Planner:
                     # A quantized KV cache needs heads of a multiple of 32; f16 always works.
                     if index == 0:
                         raise
+            if self._budget.disk and (found := self._search_streaming(within)):
+                return found
         smallest = self._smallest()
         return replace(
             self._build(smallest, [smallest], self._safe_limits), suggestions=self._suggestions(smallest)
@@ -185,6 +193,16 @@ class _Planner:
         fitting = next(found for size in sizes if (found := self._fitting(kv_type, size, within)))
         return self._build(self._fastest(fitting), fitting, within)
 
+    def _search_streaming(self, within: tuple[int, ...]) -> Plan | None:
+        """With a part of the weights on the disk, or None. Each micro-batch of a prompt reads all of it once,
+        so the largest is the best."""
+        for kv_type, size in product(self._kv_types(), self._micro_batches):
+            parameters = replace(self._parameters(kv_type, size, False), load_mode="stream")
+            with contextlib.suppress(EngineError):
+                if one := self._candidate(parameters, within):
+                    return self._build(one, [one], within)
+        return None
+
     def _kv_types(self) -> tuple[str, ...]:
         return ("f16", "q8_0") if self._workload.kv_type == "auto" else (self._workload.kv_type,)
 
@@ -218,14 +236,16 @@ class _Planner:
     def _smallest(self) -> _Candidate:
         """The configuration that leaves fewest bytes in RAM for what was asked."""
         options: list[_Candidate] = []
-        for kv_type in self._kv_types():
-            for repack in self._repack_modes():
-                parameters = self._parameters(kv_type, self._micro_batches[-1], repack)
-                with contextlib.suppress(EngineError):
-                    if self._used:
-                        base = self._oracle.ask(parameters)
-                        parameters = self._offloader(repack, self._safe_limits).least_ram(parameters, base)
-                    options.append(self._evaluate(parameters))
+        modes = (False,) if self._budget.disk else self._repack_modes()
+        for kv_type, repack in product(self._kv_types(), modes):
+            parameters = self._parameters(kv_type, self._micro_batches[-1], repack)
+            with contextlib.suppress(EngineError):
+                if self._used:
+                    base = self._oracle.ask(parameters)
+                    parameters = self._offloader(repack, self._safe_limits).least_ram(parameters, base)
+                if self._budget.disk:
+                    parameters = stream_out(self._spec, parameters, None) or parameters
+                options.append(self._evaluate(parameters))
         return min(options, key=lambda one: one.tiers[RAM].needs_bytes)
 
     # -- one configuration -----------------------------------------------------------------------
@@ -249,12 +269,22 @@ class _Planner:
         key = (parameters, within)
         if key not in self._candidates:
             placed: EngineParameters | None = parameters
-            if self._used:
+            if parameters.load_mode == "stream":
+                placed = self._streaming(parameters, within)
+            elif self._used:
                 base = self._oracle.ask(parameters)
                 placed = self._offloader(parameters.repack, within).place(parameters, base)
             one = placed and self._evaluate(placed)
             self._candidates[key] = one if one and one.fits(within) else None
         return self._candidates[key]
+
+    def _streaming(self, parameters: EngineParameters, within: tuple[int, ...]) -> EngineParameters | None:
+        base = resident(parameters)
+        if self._used:
+            base = self._offloader(False, within).least_ram(base, self._oracle.ask(base))
+        (ram, *_) = self._tiers(base, self._oracle.ask(base))
+        beside = ram.total_bytes - ram.weights_bytes + row_bytes(self._spec, parameters)
+        return stream_out(self._spec, replace(base, load_mode="stream"), within[RAM] - beside)
 
     def _offloader(self, repack: bool, within: Sequence[int]) -> Offloader:
         devices = [one.device for one in self._used]
@@ -270,7 +300,7 @@ class _Planner:
         )
 
     def _evaluate(self, parameters: EngineParameters) -> _Candidate:
-        answer = self._oracle.ask(parameters)
+        answer = self._oracle.ask(resident(parameters))
         workload = self._workload
         prediction = predict(
             answer,
@@ -279,6 +309,9 @@ class _Planner:
             generated_tokens=workload.generated_tokens,
             depth=workload.depth,
         )
+        if read := streamed_bytes(self._spec.tensors, parameters.streamed):
+            tokens = min(workload.prompt_tokens, answer.context)
+            prediction = slowed(prediction, read, self._disk_speed(), tokens, parameters.micro_batch)
         return _Candidate(
             parameters=parameters,
             answer=answer,

@@ -34,6 +34,7 @@ def reasons(
     yield {
         "mmap": "load mode mmap: the file's own pages, no copy",
         "read": "load mode read: tensor by tensor, so the file is not kept in memory",
+        "stream": "load mode stream: more than memory holds, so a part is read from the disk for every pass",
     }[plan.parameters.load_mode]
     yield from _device_reasons(plan, alone, too_small)
     size, threads = plan.parameters.micro_batch, plan.parameters.threads

@@ -13,6 +13,7 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import RAM, Answer, EngineParameters
 from memfit.planner.places import sent_bytes, taken_over_bytes
 from memfit.planner.plan import TierUse
+from memfit.planner.streaming import held_bytes, row_bytes
 
 __all__ = ["tiers_of"]
 
@@ -27,22 +28,24 @@ def tiers_of(
 ) -> Iterator[TierUse]:
     """RAM's and each device's; of a device that is not opened, nothing is used.
 
-    `budgets` and `limits` are each place's, RAM's first; `answer` is the oracle's to `parameters`.
+    `budgets` and `limits` are each place's, RAM's first; `answer` is the oracle's, with
+    all of `parameters` in memory.
     """
     sent = sent_bytes(spec, parameters)
     # A tensor for a remote device is read into memory, and copied once more to be sent; a local
     # GPU's pass through a few MiB.
     remote = [sizes[0] for place, sizes in sent.items() if devices[place - 1].is_remote]
     in_ram = 2 * max(remote, default=0)
+    streams = parameters.load_mode == "stream"
     beside = answer.kv_cache_bytes + answer.compute_bytes + answer.scratch_bytes
     yield TierUse(
         name="ram",
         kind="ram",
         budget_bytes=budgets[RAM],
         limit_bytes=limits[RAM],
-        weights_bytes=answer.weights_bytes,
+        weights_bytes=held_bytes(spec, parameters) if streams else answer.weights_bytes,
         kv_cache_bytes=answer.kv_cache_bytes,
-        compute_bytes=answer.compute_bytes + answer.scratch_bytes,
+        compute_bytes=answer.compute_bytes + answer.scratch_bytes + row_bytes(spec, parameters),
         # Loading ends before the KV cache and the compute buffers are made.
         overhead_bytes=answer.process_bytes + max(0, in_ram - beside),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from memfit.memory.oracle import RAM
 
-__all__ = ["Node", "read_graph"]
+__all__ = ["Node", "nodes_of", "read_graph"]
 
 _WEIGHTS_USAGE = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 _EMPTY = frozenset({"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
@@ -46,7 +46,7 @@ class Node(ctypes.Structure):
         return int(first * second * third * fourth)
 
 
-def _nodes(ggml: Any, graph: int) -> Iterator[Node]:
+def nodes_of(ggml: Any, graph: int) -> Iterator[Node]:
     """A graph's nodes in order of execution."""
     for index in range(ggml.ggml_graph_n_nodes(graph)):
         yield Node.from_address(ggml.ggml_graph_node(graph, index))
@@ -58,7 +58,7 @@ def read_graph(ggml: Any, graph: int, places: int, place_of: Callable[[Node], in
     `place_of` says where a node is computed; `places` is their number, RAM included.
     """
     reader = _Reader(ggml, places)
-    for node in _nodes(ggml, graph):
+    for node in nodes_of(ggml, graph):
         reader.read(node, place_of)
     return reader.result()
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memfit.engines.llamacpp.graph import Node, read_graph
+from memfit.engines.llamacpp.graph import Node, nodes_of, read_graph
 from memfit.errors import EngineError, EngineMissingError
 from memfit.memory.oracle import RAM
 
@@ -110,6 +110,9 @@ class Library:
         self.ggml_cpu.ggml_graph_plan.restype = _GraphPlan
         self._scheduler = api._lib._ZNK13llama_context9get_schedEv
         self._scheduler.argtypes, self._scheduler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        self._get_tensor = api._lib._ZNK11llama_model10get_tensorEPKc
+        self._get_tensor.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        self._get_tensor.restype = ctypes.c_void_p
         for name, arguments, result in _GGML_FUNCTIONS:
             function = getattr(self.ggml_base, name)
             function.argtypes, function.restype = arguments, result
@@ -233,6 +236,29 @@ class Library:
         for buffer in buffers:
             ggml.ggml_backend_buffer_clear(buffer, 0)
         return sum(ggml.ggml_backend_buffer_get_size(buffer) for buffer in buffers)
+
+    def find_tensor(self, model: int, name: str) -> int | None:
+        """The address of a model's tensor; None where the engine has no use for it."""
+        found: int | None = self._get_tensor(model, name.encode())
+        return found
+
+    def allow_contexts(self, model: int) -> None:
+        """Let contexts of a model that was built without memory allocate theirs.
+
+        llama_model: a virtual table's pointer, two 32-bit enums, a std::string of 32 bytes, and
+        llama_hparams, which begins with the flags vocab_only and no_alloc.
+
+        Raises:
+            EngineError: the flags are not there.
+        """
+        flags = (ctypes.c_uint8 * 2).from_address(model + 48)
+        if list(flags) != [0, 1]:
+            raise EngineError(f"the engine's model is laid out differently: {list(flags)}")
+        flags[1] = 0
+
+    def graph_nodes(self, context: int, *, tokens: int, sequences: int) -> list[Node]:
+        """The nodes of a pass, in order of computation. Valid until the next question."""
+        return list(nodes_of(self.ggml_base, self._split_graph(context, tokens, sequences)))
 
 
 def _virtual(instance: int, index: int) -> int:

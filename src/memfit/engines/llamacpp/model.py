@@ -15,7 +15,9 @@ from typing import Any
 
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.library import Breakdown, Library
+from memfit.engines.llamacpp.weights import OwnWeights
 from memfit.errors import EngineError
+from memfit.headers.model_spec import TensorSpec
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.page_cache import cached_bytes, drop_cached
 
@@ -48,11 +50,12 @@ class Model:
         *,
         simulate: bool = False,
         overrides: Any = None,
+        tensors: Sequence[TensorSpec] = (),
         limit_bytes: int | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         """Load. `limit_bytes` caps this process's memory, checked before every tensor; `overrides` is an
-        array of llama_model_kv_override.
+        array of llama_model_kv_override; `tensors` are the file's, needed for load mode "stream".
 
         Raises:
             EngineError: the engine refuses the file; its last words are in the worker's log.
@@ -69,6 +72,8 @@ class Model:
         self._abort_flag = ctypes.create_string_buffer(2)
         self._drops_cache = False
         self.parameters = parameters
+        self._tensors = tensors
+        self._weights: OwnWeights | None = None
         self._pointer = self._load(parameters, simulate, overrides)
         self.vocabulary = self._api.llama_model_get_vocab(self._pointer)
         self.vocabulary_size: int = self._api.llama_vocab_n_tokens(self.vocabulary)
@@ -78,7 +83,8 @@ class Model:
         options = api.llama_model_default_params()
         kept = self._place(options, parameters)  # alive until the engine has read it
         options.use_extra_bufts = parameters.repack
-        options.no_alloc = simulate
+        streams = parameters.load_mode == "stream" and not simulate
+        options.no_alloc = simulate or streams
         if overrides is not None:
             options.kv_overrides = overrides
         mapped = parameters.load_mode == "mmap" and not simulate
@@ -86,7 +92,7 @@ class Model:
         self._file_bytes = sum(path.stat().st_size for path in parameters.paths)
         if mapped:
             self._check_limit(self._file_bytes)  # the engine maps and populates the whole file first
-        if not simulate:
+        if not options.no_alloc:
             # Pages on their way through would stay cached; a file that lay there before stays.
             cached = cached_bytes(parameters.paths) or 0
             self._drops_cache = mapped or cached < _ALL_CACHED * self._file_bytes
@@ -106,7 +112,27 @@ class Model:
             raise self._overrun
         if not pointer:
             raise EngineError(f"the engine cannot load {parameters.paths[0]}")
+        if streams:
+            self._library.allow_contexts(pointer)
+            self._weights = self._read_weights(pointer, parameters)
         return int(pointer)
+
+    def _read_weights(self, pointer: int, parameters: EngineParameters) -> OwnWeights:
+        def look(fraction: float) -> None:
+            if self._on_progress:
+                self._on_progress(fraction)
+            self._check_limit(0)
+
+        return OwnWeights(
+            parameters.paths,
+            self._tensors,
+            parameters.streamed,
+            parameters.ring_bytes,
+            lambda name: self._library.find_tensor(pointer, name),
+            abort=self.abort,
+            is_aborted=lambda: self._abort_flag[0] != b"\x00",
+            on_progress=look,
+        )
 
     def _place(self, options: Any, parameters: EngineParameters) -> tuple[object, ...]:
         """Say where every tensor lies; returns what must stay alive while loading.
@@ -176,6 +202,8 @@ class Model:
         # strlen(flag) is non-zero, hence true, as soon as the flag's first byte is set.
         options.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
         options.abort_callback_data = ctypes.addressof(self._abort_flag)
+        if self._weights:
+            options.cb_eval = ctypes.cast(self._weights.callback, api.ggml_backend_sched_eval_callback)
         context = api.llama_init_from_model(self._pointer, options)
         if not context:
             raise EngineError(
@@ -186,6 +214,8 @@ class Model:
         self.parameters = parameters
         self.micro_batch: int = api.llama_n_ubatch(context)
         self.context_tokens: int = api.llama_n_ctx(context)
+        if self._weights:
+            self._weights.start(self._library.graph_nodes(context, tokens=1, sequences=1))
 
     def close(self) -> None:
         """Give everything back. Only a simulated model is ever closed; a process ends with a real one."""
@@ -232,8 +262,9 @@ class Model:
         touched = self._library.touch_compute_buffers(self._context)
         counted = sum(part.compute_bytes for part in self.memory_breakdown().values())
         assert touched == counted, "the engine's compute buffers must be those that it counts"
-        self.decode([self._filler_token()] * min(self.micro_batch, self.context_tokens))
-        self.clear()
+        if not self._weights:  # a pass over the disk would cost more than the work buffer that it touches
+            self.decode([self._filler_token()] * min(self.micro_batch, self.context_tokens))
+            self.clear()
 
     def _filler_token(self) -> int:
         beginning = self._api.llama_vocab_bos(self.vocabulary)
@@ -253,6 +284,10 @@ class Model:
             array = (ctypes.c_int32 * len(piece))(*piece)
             # Positions and sequence 0 are the engine's defaults; only the last token gives logits.
             code = self._api.llama_decode(self._context, self._api.llama_batch_get_one(array, len(piece)))
+            if self._weights:
+                self._weights.drop_rows()
+                if self._weights.error:
+                    raise EngineError(str(self._weights.error))
             if code == 2:
                 raise Aborted
             if code != 0:

@@ -25,6 +25,7 @@ from memfit.engines.llamacpp.template import render_chat
 from memfit.engines.llamacpp.text import TextAssembler
 from memfit.engines.protocol import Sampling
 from memfit.errors import MemfitError, UsageError
+from memfit.headers.model_spec import TensorSpec
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.process import process_memory
 
@@ -120,8 +121,15 @@ class Worker:
         devices = self._devices = self._devices or Devices(self.library, stand_ins=False)
         return {"devices": {name: devices.memory(name) for name in names or devices.gpus()}}
 
-    def load(self, parameters: dict[str, Any], limit_bytes: int | None, more_bytes: int) -> dict[str, Any]:
-        """Load for real; `more_bytes` is what the context will add to the weights."""
+    def load(
+        self,
+        parameters: dict[str, Any],
+        limit_bytes: int | None,
+        more_bytes: int,
+        tensors: list[dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Load for real; `more_bytes` is what the context will add to the weights, `tensors` are the file's
+        where the weights are ours to read."""
         wanted = _parameters(parameters)
         started = time.monotonic()
         self._devices = Devices(self.library, stand_ins=False)
@@ -129,6 +137,7 @@ class Worker:
             self.library,
             self._devices,
             wanted,
+            tensors=[TensorSpec(**{**one, "shape": tuple(one["shape"])}) for one in tensors],
             limit_bytes=limit_bytes,
             on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
         )

@@ -1,0 +1,209 @@
+"""Weights that stay on the disk: read ahead of the computation, pass after pass, through a ring of memory.
+
+One thread reads, since one fills a disk's bandwidth and leaves the cores to compute. The order is that of
+computation and repeats with every pass; whoever asks out of order makes the reading begin anew there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from memfit.memory.streaming import Stretch
+from memfit.units import MIB
+
+__all__ = ["DirectFile", "Ring", "StreamError", "own_memory"]
+
+_READ_BYTES = 8 * MIB  # at once: larger reads gain nothing, and each may have to be waited for
+_LOOK_SECONDS = 0.05  # how often one who waits looks whether the request was cancelled
+
+
+def own_memory(size_bytes: int) -> mmap.mmap:
+    """Memory of this process alone, aligned to pages; untouched, it takes none."""
+    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+class StreamError(Exception):
+    """Weights could not be read; the text says of which file, and why."""
+
+
+class DirectFile:
+    """A model file, read past the page cache where the filesystem lets us, and dropped from it elsewhere."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.fstat(self._file)
+        self._version = (status.st_size, status.st_mtime_ns)
+        self._direct = True
+        try:
+            flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | os.O_DIRECT)
+            os.preadv(self._file, [mmap.mmap(-1, mmap.PAGESIZE)], 0)  # some refuse only here
+        except OSError:
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags)
+            self._direct = False
+
+    def read(self, into: memoryview, offset: int) -> None:
+        """Fill `into`, page-aligned like `offset`, as far as the file goes.
+
+        Raises:
+            StreamError: the disk fails, or the file is no longer what it was.
+        """
+        try:
+            status = os.fstat(self._file)
+            if (status.st_size, status.st_mtime_ns) != self._version:
+                raise StreamError(f"{self.path} was changed while the model ran")
+            end = min(len(into), status.st_size - offset)
+            done = 0
+            while done < end:
+                count = os.preadv(self._file, [into[done : done + _READ_BYTES]], offset + done)
+                if count == 0:
+                    raise StreamError(f"{self.path} became shorter while the model ran")
+                if not self._direct:
+                    os.posix_fadvise(self._file, offset + done, count, os.POSIX_FADV_DONTNEED)
+                done += count
+        except OSError as error:
+            raise StreamError(f"cannot read {self.path}: {error.strerror}") from None
+
+
+@dataclass
+class _Slot:
+    """A stretch's place in the ring, from the moment its reading begins until it is given back."""
+
+    index: int
+    start: int
+    end: int
+    whole: bool = False
+
+
+class Ring:
+    """Memory that the streamed tensors pass through, in order.
+
+    `take` and `give_back` belong to the thread that computes, all else to the reading one.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[DirectFile],
+        parts: Sequence[Stretch],
+        size_bytes: int,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """`parts` in order of computation; `cancelled` ends a wait early."""
+        self._files = files
+        self._parts = parts
+        self._size = size_bytes
+        self._cancelled = cancelled
+        self._memory = own_memory(size_bytes)
+        self._view = memoryview(self._memory)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._slots: deque[_Slot] = deque()  # the oldest first
+        self._head = 0  # where the next slot may begin
+        self._next = 0  # the part to be read next
+        self._round = 0  # counted up whenever the reading begins anew
+        self._taken = False  # whether the oldest slot is computed with
+        self._error: StreamError | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._read_ahead, name="memfit-stream", daemon=True)
+        self._thread.start()
+
+    def take(self, index: int) -> int:
+        """The address of a part's first page, once it is there; it stays until `give_back`.
+
+        Where the request was cancelled meanwhile, any address: nothing will be computed with it.
+
+        Raises:
+            StreamError: it cannot be read.
+        """
+        with self._changed:
+            while True:
+                if self._error:
+                    raise self._error
+                if not self._expects(index):
+                    self._restart(index)
+                slot = self._slots[0] if self._slots else None
+                if slot and slot.whole:
+                    self._taken = True
+                    return self._address + slot.start
+                if self._cancelled():
+                    return self._address
+                self._changed.wait(_LOOK_SECONDS)
+
+    def give_back(self) -> None:
+        """The oldest part has been computed with."""
+        with self._changed:
+            if self._taken:
+                self._slots.popleft()
+                self._taken = False
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _expects(self, index: int) -> bool:
+        return (self._slots[0].index if self._slots else self._next) == index
+
+    def _restart(self, index: int) -> None:
+        self._slots.clear()
+        self._next, self._head, self._taken = index, 0, False
+        self._round += 1
+        self._changed.notify_all()
+
+    def _read_ahead(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (slot := self._reserve()) is None:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                assert slot is not None
+                round_number = self._round
+            part = self._parts[slot.index]
+            try:
+                for done in range(0, part.size_bytes, _READ_BYTES):
+                    if round_number != self._round or self._closed:
+                        break
+                    end = min(done + _READ_BYTES, part.size_bytes)
+                    piece = self._view[slot.start + done : slot.start + end]
+                    self._files[part.file_index].read(piece, part.start_bytes + done)
+            except StreamError as error:
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                if round_number == self._round:
+                    slot.whole = True
+                    self._changed.notify_all()
+
+    def _reserve(self) -> _Slot | None:
+        """Room for the next part behind the newest one; None while there is none."""
+        size = self._parts[self._next].size_bytes
+        tail = self._slots[0].start if self._slots else None
+        if tail is None:
+            start = self._head if self._head + size <= self._size else 0
+        elif self._head > tail:
+            start = self._head if self._head + size <= self._size else 0
+            if start == 0 and size > tail:
+                return None
+        elif self._head + size <= tail:
+            start = self._head
+        else:
+            return None
+        slot = _Slot(index=self._next, start=start, end=start + size)
+        self._slots.append(slot)
+        self._head = slot.end
+        self._next = (self._next + 1) % len(self._parts)
+        return slot

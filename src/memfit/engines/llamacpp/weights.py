@@ -1,0 +1,169 @@
+"""Weights in memory of our own: pinned ones read once past the page cache, streamed ones through the ring.
+
+The engine has built the model without memory (`no_alloc`), as the oracle does; here every tensor in RAM gets
+its data. A matrix that is streamed is given its address just before it is multiplied with, by the scheduler's
+evaluation callback. The token table is read by row, so it stays a mapping of the file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from memfit.engines.llamacpp.graph import Node
+from memfit.engines.llamacpp.stream import DirectFile, Ring, StreamError, own_memory
+from memfit.errors import EngineError
+from memfit.headers.model_spec import TensorSpec
+from memfit.memory.streaming import PAGE_BYTES, Stretch, is_read_by_row, stretches
+
+__all__ = ["OwnWeights"]
+
+_SOURCE, _DATA = Node.src.offset, Node.data.offset
+_POINTER_BYTES = ctypes.sizeof(ctypes.c_void_p)
+_PROGRESS_BYTES = 64 << 20  # read between two looks at the limit
+
+
+class OwnWeights:
+    """The weights of one model in RAM."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        tensors: Sequence[TensorSpec],
+        streamed: Sequence[str],
+        ring_bytes: int,
+        find_tensor: Callable[[str], int | None],
+        *,
+        abort: Callable[[], None],
+        is_aborted: Callable[[], bool],
+        on_progress: Callable[[float], None],
+    ) -> None:
+        """Read what is pinned. `find_tensor` gives the address of a tensor in RAM; `on_progress` may raise.
+
+        Raises:
+            EngineError: the files cannot be read.
+        """
+        self.error: StreamError | None = None
+        self._abort, self._is_aborted = abort, is_aborted
+        self._ring_bytes = ring_bytes
+        self._ring: Ring | None = None
+        self._kept: list[mmap.mmap] = []  # the engine's tensors point into them
+        self._table: mmap.mmap | None = None
+        self._files = [DirectFile(path) for path in paths]
+        self._streamed: dict[int, Stretch] = {}  # by tensor
+        self._indices: dict[int, int] = {}  # tensor → its number in the order of computation
+        self._order: list[int] = []
+        self._shifts: list[int] = []  # where in its pages each tensor begins
+        names = set(streamed)
+        pinned = []
+        for tensor in tensors:
+            address = find_tensor(tensor.name)
+            if address is None:
+                continue  # the engine has no use for it, or it lies on a device
+            if tensor.name in names:
+                (self._streamed[address],) = stretches([tensor])
+            elif is_read_by_row(tensor, tensors):
+                self._map(tensor, address, paths[tensor.file_index])
+            else:
+                pinned.append((tensor, address))
+        try:
+            self._pin(dict(pinned), on_progress)
+        except StreamError as error:
+            raise EngineError(str(error)) from None
+        self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
+            self._evaluate
+        )
+
+    def start(self, nodes: Sequence[Node]) -> None:
+        """Begin to read ahead, in the order of a graph's nodes.
+
+        Raises:
+            EngineError: a streamed tensor is used in a way that streaming does not know.
+        """
+        order = [node.src[0] for node in nodes if node.src[0] in self._streamed]
+        if len(set(order)) != len(order) or set(order) != set(self._streamed):
+            raise EngineError("the engine uses a streamed tensor twice in a pass, or never")
+        self._order = order
+        self._indices = {address: index for index, address in enumerate(order)}
+        parts = [self._streamed[address] for address in order]
+        self._shifts = [part.tensors[0].offset_bytes - part.start_bytes for part in parts]
+        if parts:
+            self._ring = Ring(self._files, parts, self._ring_bytes, self._is_aborted)
+
+    def drop_rows(self) -> None:
+        """Give back the rows of the token table that were read."""
+        if self._table is not None:
+            self._table.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        if self._ring:
+            self._ring.close()
+
+    def _evaluate(self, node: int, ask: bool, _: object) -> bool:
+        """Called by the scheduler for each node before computing it, and again after those it said True of."""
+        weight = ctypes.c_void_p.from_address(node + _SOURCE).value
+        index = self._indices.get(weight) if weight else None
+        if index is None:
+            return False
+        assert self._ring is not None and weight is not None
+        if not ask:
+            self._ring.give_back()
+            return True
+        try:
+            address = self._ring.take(index)
+        except StreamError as error:
+            self.error = error
+            self._abort()  # before this node is computed
+        else:
+            ctypes.c_size_t.from_address(weight + _DATA).value = address + self._shifts[index]
+        return True
+
+    def _pin(self, tensors: dict[TensorSpec, int], on_progress: Callable[[float], None]) -> None:
+        parts = stretches(tensors)
+        total, done = sum(part.size_bytes for part in parts) or 1, 0
+        for part in parts:
+            memory = own_memory(part.size_bytes)
+            view = memoryview(memory)
+            base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            for start in range(0, part.size_bytes, _PROGRESS_BYTES):
+                on_progress(done / total)
+                piece = view[start : start + _PROGRESS_BYTES]
+                self._files[part.file_index].read(piece, part.start_bytes + start)
+                done += len(piece)
+            for tensor in part.tensors:
+                _set_data(tensors[tensor], base + tensor.offset_bytes - part.start_bytes)
+            self._kept.append(memory)
+        # A tensor must have some address before the graph is planned; nothing is computed with this one.
+        for address in self._streamed:
+            _set_data(address, ctypes.addressof(ctypes.c_char.from_buffer(self._nowhere())))
+
+    def _nowhere(self) -> mmap.mmap:
+        if not self._kept:
+            self._kept.append(own_memory(PAGE_BYTES))
+        return self._kept[0]
+
+    def _map(self, tensor: TensorSpec, address: int, path: Path) -> None:
+        start = tensor.offset_bytes // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # Private and writable, for ctypes to take its address; nobody writes.
+            self._table = mmap.mmap(
+                file,
+                tensor.offset_bytes + tensor.size_bytes - start,
+                flags=mmap.MAP_PRIVATE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+                offset=start,
+            )
+        finally:
+            os.close(file)
+        self._table.madvise(mmap.MADV_RANDOM)
+        _set_data(
+            address, ctypes.addressof(ctypes.c_char.from_buffer(self._table)) + tensor.offset_bytes - start
+        )
+
+
+def _set_data(tensor: int, address: int) -> None:
+    ctypes.c_size_t.from_address(tensor + _DATA).value = address

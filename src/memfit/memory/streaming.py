@@ -1,0 +1,71 @@
+"""Bytes of a model of which a part stays on the disk: pinned tensors, and the ring that others pass through.
+
+Reads go past the page cache, so they begin and end at pages of the file: a tensor takes the pages that it
+lies on, and neighbours share them. Pure arithmetic on the header's offsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from memfit.headers.model_spec import TensorSpec
+
+__all__ = ["PAGE_BYTES", "Stretch", "is_read_by_row", "ring_bytes", "streamed_bytes", "stretches"]
+
+PAGE_BYTES = 4096  # of O_DIRECT's blocks too, on every disk that is met
+_LEAST_SLOTS = 3  # one is computed with, one is whole, one is being read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Neighbouring tensors of one file, with the pages they lie on."""
+
+    file_index: int
+    start_bytes: int  # in the file; a page's start
+    end_bytes: int  # a page's end: maybe beyond the file's
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end_bytes - self.start_bytes
+
+
+def stretches(tensors: Iterable[TensorSpec]) -> list[Stretch]:
+    """Tensors that lie on neighbouring pages together, by file and offset."""
+    found: list[Stretch] = []
+    for tensor in sorted(tensors, key=lambda one: (one.file_index, one.offset_bytes)):
+        start = tensor.offset_bytes // PAGE_BYTES * PAGE_BYTES
+        end = -(-(tensor.offset_bytes + tensor.size_bytes) // PAGE_BYTES) * PAGE_BYTES
+        last = found[-1] if found else None
+        if last and last.file_index == tensor.file_index and start <= last.end_bytes:
+            found[-1] = Stretch(
+                file_index=last.file_index,
+                start_bytes=last.start_bytes,
+                end_bytes=max(end, last.end_bytes),
+                tensors=(*last.tensors, tensor),
+            )
+        else:
+            found.append(
+                Stretch(file_index=tensor.file_index, start_bytes=start, end_bytes=end, tensors=(tensor,))
+            )
+    return found
+
+
+def is_read_by_row(tensor: TensorSpec, tensors: Iterable[TensorSpec]) -> bool:
+    """Whether only some rows are read for a pass: the token table, unless it is the output matrix too."""
+    return tensor.name == "token_embd.weight" and any(one.name == "output.weight" for one in tensors)
+
+
+def streamed_bytes(tensors: Iterable[TensorSpec], names: Iterable[str]) -> int:
+    """What a pass reads of the tensors with these names."""
+    wanted = set(names)
+    return sum(part.size_bytes for one in tensors if one.name in wanted for part in stretches([one]))
+
+
+def ring_bytes(streamed: Sequence[TensorSpec]) -> int:
+    """The smallest ring in which reading need not wait for computing: three of the largest tensors."""
+    largest = max((stretch.size_bytes for one in streamed for stretch in stretches([one])), default=0)
+    return min(
+        _LEAST_SLOTS * largest, sum(stretch.size_bytes for one in streamed for stretch in stretches([one]))
+    )

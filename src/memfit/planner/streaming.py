@@ -1,0 +1,153 @@
+"""Which tensors stay on the disk where a model is larger than RAM, and what that costs.
+
+    seconds of a pass = max(seconds of computing, streamed bytes / the disk's bytes per second)
+
+Counted: whole matrices of layers, and the output matrix; each is read once a pass. They are chosen evenly
+along the computation, so that reading one hides behind computing with those between. Ignored: what reading
+costs the cores, and the first pass, whose reading nothing hides. benchmarks/streaming.py holds it to reality.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memfit.headers.model_spec import ModelSpec, TensorSpec
+from memfit.memory.oracle import RAM, EngineParameters
+from memfit.memory.streaming import is_read_by_row, ring_bytes, stretches
+from memfit.planner.places import places_of
+from memfit.planner.speed import Prediction, Rate
+from memfit.units import KIB
+
+__all__ = ["ASSUMED_DISK", "held_bytes", "resident", "row_bytes", "slowed", "stream_out"]
+
+ASSUMED_DISK = 1e9  # bytes per second: an older NVMe drive, or two SATA ones
+_LEAST_BYTES = 256 * KIB  # of a tensor: waiting for a smaller one costs more than it frees
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_MATRIX = re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|gate_up|down)(_(ch)?exps|_shexp)?)\.weight")
+_ORDER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")  # of computation
+_SPREAD = 0.5  # of a disk that others use too: 0.9 to 2.5 GB/s within an hour on one machine
+_STEPS = 24  # of halving the bytes to stream
+
+
+def resident(parameters: EngineParameters) -> EngineParameters:
+    """The same with everything in memory: what the oracle is asked about."""
+    if parameters.load_mode != "stream":
+        return parameters
+    return replace(parameters, load_mode="read", streamed=(), ring_bytes=0)
+
+
+def stream_out(
+    spec: ModelSpec, parameters: EngineParameters, room_bytes: int | None
+) -> EngineParameters | None:
+    """With as little streamed as lets the weights in RAM fit into `room_bytes`; None if nothing does.
+
+    With a room of None all is streamed that can be.
+    """
+    here = _in_ram(spec, parameters)
+    choices = sorted((one for one in here if _may_stream(one, spec)), key=_computed)
+    whole = sum(one.size_bytes for one in choices)
+
+    def attempt(target: int) -> EngineParameters:
+        chosen = _spread(choices, target)
+        return replace(
+            parameters,
+            load_mode="stream",
+            streamed=tuple(one.name for one in chosen),
+            ring_bytes=ring_bytes(chosen),
+        )
+
+    if room_bytes is None:
+        return attempt(whole)
+    if held_bytes(spec, attempt(0)) <= room_bytes:
+        return attempt(0)
+    low, high = 0, whole  # streaming `high` may fit, streaming `low` does not
+    if not choices or held_bytes(spec, attempt(whole)) > room_bytes:
+        return None
+    for _ in range(_STEPS):
+        middle = (low + high) // 2
+        if held_bytes(spec, attempt(middle)) <= room_bytes:
+            high = middle
+        else:
+            low = middle
+    return attempt(high)
+
+
+def held_bytes(spec: ModelSpec, parameters: EngineParameters) -> int:
+    """Of the weights that are RAM's: pinned ones, and the ring."""
+    streamed = set(parameters.streamed)
+    pinned = [
+        one
+        for one in _in_ram(spec, parameters)
+        if one.name not in streamed and not is_read_by_row(one, spec.tensors)
+    ]
+    return sum(part.size_bytes for part in stretches(pinned)) + parameters.ring_bytes
+
+
+def row_bytes(spec: ModelSpec, parameters: EngineParameters) -> int:
+    """Of a token table that is read by row: the pages of one micro-batch's rows."""
+    tables = [one for one in spec.tensors if is_read_by_row(one, spec.tensors)]
+    if parameters.load_mode != "stream" or not tables:
+        return 0
+    (table,) = tables
+    pages = 1 + -(-table.size_bytes // table.shape[-1] // 4096)
+    return min(table.size_bytes, parameters.micro_batch * pages * 4096)
+
+
+def slowed(
+    prediction: Prediction, read_bytes: int, disk: float, prompt_tokens: int, micro_batch: int
+) -> Prediction:
+    """From a prediction for everything in memory; each pass reads from a `disk` of so many bytes/s."""
+    if not read_bytes:
+        return prediction
+    seconds = read_bytes / disk
+    passes = math.ceil(prompt_tokens / micro_batch)
+    generation = max(1 / prediction.generation.value, seconds)
+    prompt = max(prompt_tokens / prediction.prompt.value, passes * seconds)
+    return replace(
+        prediction,
+        prompt=_scaled(prediction.prompt, prompt_tokens / prompt),
+        generation=_scaled(prediction.generation, 1 / generation),
+    )
+
+
+def _scaled(rate: Rate, value: float) -> Rate:
+    if value == rate.value:  # computing takes longer than reading
+        return rate
+    return Rate(value=value, low=value * (1 - _SPREAD), high=value * (1 + _SPREAD))
+
+
+def _in_ram(spec: ModelSpec, parameters: EngineParameters) -> list[TensorSpec]:
+    places = places_of(spec, parameters)
+    return [one for one in spec.tensors if places[one.name] == RAM]
+
+
+def _may_stream(tensor: TensorSpec, spec: ModelSpec) -> bool:
+    """Matrices that are multiplied with once a pass; a tied token table is read by row too, so it is pinned."""
+    if len(tensor.shape) < 2 or tensor.size_bytes < _LEAST_BYTES:
+        return False
+    name = _LAYER.fullmatch(tensor.name)
+    return tensor.name == "output.weight" or bool(name and _MATRIX.fullmatch(name[2]))
+
+
+def _computed(tensor: TensorSpec) -> tuple[int, int, str]:
+    """Where in a pass it is multiplied with."""
+    match = _LAYER.fullmatch(tensor.name)
+    if not match:
+        return (1 << 30, 0, tensor.name)
+    kind = next((index for index, one in enumerate(_ORDER) if match[2].startswith(one)), len(_ORDER))
+    return (int(match[1]), kind, tensor.name)
+
+
+def _spread(choices: Sequence[TensorSpec], target: int) -> list[TensorSpec]:
+    """Tensors of `target` bytes together, evenly along `choices`."""
+    whole = sum(one.size_bytes for one in choices)
+    chosen, taken, passed = [], 0, 0
+    for one in choices:
+        passed += one.size_bytes
+        if taken + one.size_bytes / 2 <= target * passed / whole:
+            chosen.append(one)
+            taken += one.size_bytes
+    return chosen
