@@ -278,6 +278,19 @@ _WIDE = {**_TEXT, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_lay
 _WIDE_MOE = {**_TEXT, **_MOE, "num_experts": 16, "moe_intermediate_size": 512, "mlp_only_layers": []}
 
 
+def _profiled_peak(torch: Any, load: Callable[[], object]) -> int:
+    """The most bytes of tensors at once, as torch's own profiler sees them."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        load()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
 @pytest.mark.parametrize(
     ("class_name", "settings", "precision"),
     [
@@ -296,14 +309,10 @@ def test_the_peak_while_quantizing_on_the_cpu(
     model.save_pretrained(tmp_path)
     row = _rows(_ours(tmp_path))[precision]
     arguments = _loading(upstream, torch, precision)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        model_class.from_pretrained(tmp_path, **arguments)
-    now = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
+    # On a busy machine the profiler loses events, which only lowers what it sees.
+    peak = max(
+        _profiled_peak(torch, lambda: model_class.from_pretrained(tmp_path, **arguments)) for _ in "abc"
+    )
     # torch counts the mapped file as memory of its own, and so the views of it, which the row counts.
     assert row.checkpoint_bytes is not None
     views = sum(kept.size_bytes for kept in row.unquantized if kept.kind != "experts")

@@ -77,6 +77,10 @@ def print_plan(plan: Plan, out: Console) -> None:
     out.print()
     for tier in plan.tiers:
         _print_tier(tier, out)
+    if plan.streamed_bytes:
+        out.print(
+            f"[bold]DISK[/]  {format_bytes(plan.streamed_bytes)} of the weights are read for every pass"
+        )
     out.print()
     prompt, generation = plan.prediction.prompt, plan.prediction.generation
     out.print(

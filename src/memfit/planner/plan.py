@@ -31,6 +31,9 @@ class TierUse:
     # What a worker's own limit counts while it is sent its tensors: buffers whole, before they are filled.
     reserved_bytes: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "total_bytes": self.total_bytes}
+
     @property
     def needs_bytes(self) -> int:
         """What must be had, be it only for a moment."""
@@ -68,6 +71,23 @@ class Plan:
     def streamed_bytes(self) -> int:
         """What each pass reads from the disk."""
         return streamed_bytes(self.spec.tensors, self.parameters.streamed)
+
+    def _disk(self) -> tuple[TierUse, ...]:
+        """What stays in the file, for people to see."""
+        if not self.streamed_bytes:
+            return ()
+        whole = self.spec.file_bytes
+        nothing = dict.fromkeys(("kv_cache_bytes", "compute_bytes", "overhead_bytes"), 0)
+        return (
+            TierUse(
+                name="disk",
+                kind="disk",
+                budget_bytes=whole,
+                limit_bytes=whole,
+                weights_bytes=self.streamed_bytes,
+                **nothing,
+            ),
+        )
 
     @property
     def fits(self) -> bool:
@@ -107,21 +127,7 @@ class Plan:
             "overrides": [list(one) for one in self.parameters.overrides],
             "fits": self.fits,
             "why": list(self.why),
-            "tiers": [
-                {
-                    "name": tier.name,
-                    "kind": tier.kind,
-                    "budget_bytes": tier.budget_bytes,
-                    "limit_bytes": tier.limit_bytes,
-                    "weights_bytes": tier.weights_bytes,
-                    "kv_cache_bytes": tier.kv_cache_bytes,
-                    "compute_bytes": tier.compute_bytes,
-                    "overhead_bytes": tier.overhead_bytes,
-                    "reserved_bytes": tier.reserved_bytes,
-                    "total_bytes": tier.total_bytes,
-                }
-                for tier in self.tiers
-            ],
+            "tiers": [tier.to_json() for tier in (*self.tiers, *self._disk())],
             "streamed_bytes_per_pass": self.streamed_bytes,
             "predicted": {
                 "prompt_tokens_per_second": _rate_json(self.prediction.prompt),

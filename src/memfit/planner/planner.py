@@ -135,9 +135,11 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._leave_out_small_devices()
-        # Only a plan that would otherwise not fit goes without the room for what reality adds.
-        for within in (self._safe_limits, self._limits):
-            for index, kv_type in enumerate(self._kv_types()):
+        # Only a plan that would otherwise not fit goes without the room for what reality adds; with a
+        # disk, it would rather stream.
+        safe, all_of_it = self._safe_limits, self._limits
+        for limits in ((safe,), (all_of_it,)) if self._budget.disk else ((safe, all_of_it),):
+            for index, (kv_type, within) in enumerate(product(self._kv_types(), limits)):
                 try:
                     if found := self._search(kv_type, within):
                         return found
@@ -145,7 +147,7 @@ class _Planner:
                     # A quantized KV cache needs heads of a multiple of 32; f16 always works.
                     if index == 0:
                         raise
-            if self._budget.disk and (found := self._search_streaming(within)):
+            if self._budget.disk and (found := self._search_streaming(limits[0])):
                 return found
         smallest = self._smallest()
         return replace(

@@ -153,10 +153,12 @@ def _parameters(fields: Fields) -> EngineParameters:
         micro_batch=fields.integer("micro_batch", 1, _MOST_MICRO_BATCH),
         threads=fields.integer("threads", 1, 512),  # GGML_MAX_N_THREADS
         repack=fields.boolean("repack"),
-        load_mode=fields.choice("load_mode", ("mmap", "read")),
+        load_mode=fields.choice("load_mode", ("mmap", "read", "stream")),
         devices=devices,
         layers=layers,
         overrides=_overrides(fields, len(devices)),
+        streamed=_texts(fields, "streamed"),
+        ring_bytes=fields.integer("ring_bytes", 0, _MOST_BYTES),
     )
 
 
@@ -174,7 +176,8 @@ def _tiers(plan: Fields, parameters: EngineParameters) -> tuple[TierUse, ...]:
     """RAM, and then devices: those of the parameters, in their order, or some that the plan leaves alone."""
     tiers = tuple(
         _tier(fields, is_ram=index == 0)
-        for index, fields in enumerate(plan.children("tiers", _TIER, most=1 + _MOST_DEVICES))
+        for index, fields in enumerate(plan.children("tiers", _TIER, most=2 + _MOST_DEVICES))
+        if fields.value("kind") != "disk"  # which says of `streamed` what to_json says again
     )
     names = [tier.name for tier in tiers]
     if not tiers or len(set(names)) != len(names):

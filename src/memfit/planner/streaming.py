@@ -125,7 +125,7 @@ def _in_ram(spec: ModelSpec, parameters: EngineParameters) -> list[TensorSpec]:
 
 
 def _may_stream(tensor: TensorSpec, spec: ModelSpec) -> bool:
-    """Matrices that are multiplied with once a pass; a tied token table is read by row too, so it is pinned."""
+    """Matrices that a pass multiplies with once; a tied token table is read by row too, so it is pinned."""
     if len(tensor.shape) < 2 or tensor.size_bytes < _LEAST_BYTES:
         return False
     name = _LAYER.fullmatch(tensor.name)

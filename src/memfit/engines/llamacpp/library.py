@@ -64,7 +64,16 @@ _GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
     ("ggml_graph_n_nodes", [_POINTER], ctypes.c_int),
     ("ggml_op_name", [ctypes.c_int], ctypes.c_char_p),
     ("ggml_graph_node", [_POINTER, ctypes.c_int], _POINTER),
+    ("ggml_backend_buffer_get_base", [_POINTER], ctypes.c_size_t),
+    ("ggml_backend_buffer_get_type", [_POINTER], _POINTER),
     ("ggml_backend_buffer_get_usage", [_POINTER], ctypes.c_int),
+    ("ggml_backend_buffer_is_host", [_POINTER], ctypes.c_bool),
+    ("ggml_backend_buffer_set_usage", [_POINTER, ctypes.c_int], None),
+    ("ggml_backend_buft_alloc_buffer", [_POINTER, ctypes.c_size_t], _POINTER),
+    ("ggml_backend_buft_get_alignment", [_POINTER], ctypes.c_size_t),
+    ("ggml_backend_buft_get_alloc_size", [_POINTER, _POINTER], ctypes.c_size_t),
+    ("ggml_backend_tensor_alloc", [_POINTER, _POINTER, ctypes.c_size_t], ctypes.c_int),
+    ("ggml_backend_tensor_set", [_POINTER, _POINTER, ctypes.c_size_t, ctypes.c_size_t], None),
     ("ggml_backend_buffer_get_size", [_POINTER], ctypes.c_size_t),
     ("ggml_backend_buffer_clear", [_POINTER, ctypes.c_uint8], None),
 )
@@ -110,9 +119,8 @@ class Library:
         self.ggml_cpu.ggml_graph_plan.restype = _GraphPlan
         self._scheduler = api._lib._ZNK13llama_context9get_schedEv
         self._scheduler.argtypes, self._scheduler.restype = [ctypes.c_void_p], ctypes.c_void_p
-        self._get_tensor = api._lib._ZNK11llama_model10get_tensorEPKc
-        self._get_tensor.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-        self._get_tensor.restype = ctypes.c_void_p
+        self._tensor_map = api._lib._Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model
+        self._tensor_map.argtypes, self._tensor_map.restype = [ctypes.c_void_p], ctypes.c_void_p
         for name, arguments, result in _GGML_FUNCTIONS:
             function = getattr(self.ggml_base, name)
             function.argtypes, function.restype = arguments, result
@@ -237,9 +245,17 @@ class Library:
             ggml.ggml_backend_buffer_clear(buffer, 0)
         return sum(ggml.ggml_backend_buffer_get_size(buffer) for buffer in buffers)
 
-    def find_tensor(self, model: int, name: str) -> int | None:
-        """The address of a model's tensor; None where the engine has no use for it."""
-        found: int | None = self._get_tensor(model, name.encode())
+    def model_tensors(self, model: int) -> list[tuple[str, int]]:
+        """Name and address of every tensor that the engine uses; a tied table may be there twice.
+
+        A std::vector (begin, end) of pairs: a std::string (address and length first, 32 bytes) and a pointer.
+        """
+        begin, end = (ctypes.c_size_t * 2).from_address(self._tensor_map(model))
+        found = []
+        for pair in range(begin, end, 40):
+            text, length = (ctypes.c_size_t * 2).from_address(pair)
+            address = ctypes.c_size_t.from_address(pair + 32).value
+            found.append((ctypes.string_at(text, length).decode(), address))
         return found
 
     def allow_contexts(self, model: int) -> None:

@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from memfit.engines.llamacpp.graph import Node
 from memfit.engines.llamacpp.stream import DirectFile, Ring, StreamError, own_memory
@@ -22,8 +23,9 @@ from memfit.memory.streaming import PAGE_BYTES, Stretch, is_read_by_row, stretch
 __all__ = ["OwnWeights"]
 
 _SOURCE, _DATA = Node.src.offset, Node.data.offset
-_POINTER_BYTES = ctypes.sizeof(ctypes.c_void_p)
 _PROGRESS_BYTES = 64 << 20  # read between two looks at the limit
+_SENT_BYTES = 8 << 20  # to a device at once
+_WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 
 
 class OwnWeights:
@@ -35,16 +37,18 @@ class OwnWeights:
         tensors: Sequence[TensorSpec],
         streamed: Sequence[str],
         ring_bytes: int,
-        find_tensor: Callable[[str], int | None],
+        used: Sequence[tuple[str, int]],
         *,
+        ggml: Any,
         abort: Callable[[], None],
         is_aborted: Callable[[], bool],
         on_progress: Callable[[float], None],
     ) -> None:
-        """Read what is pinned. `find_tensor` gives the address of a tensor in RAM; `on_progress` may raise.
+        """Read what is pinned, and send devices what is theirs. `used` are name and address of the engine's
+        tensors; `on_progress` may raise.
 
         Raises:
-            EngineError: the files cannot be read.
+            EngineError: the files cannot be read, or a device has no room.
         """
         self.error: StreamError | None = None
         self._abort, self._is_aborted = abort, is_aborted
@@ -57,19 +61,21 @@ class OwnWeights:
         self._indices: dict[int, int] = {}  # tensor → its number in the order of computation
         self._order: list[int] = []
         self._shifts: list[int] = []  # where in its pages each tensor begins
-        names = set(streamed)
-        pinned = []
-        for tensor in tensors:
-            address = find_tensor(tensor.name)
-            if address is None:
-                continue  # the engine has no use for it, or it lies on a device
-            if tensor.name in names:
+        self._ggml = ggml
+        names, known = set(streamed), {one.name: one for one in tensors}
+        pinned, sent = [], []
+        for name, address in used:
+            tensor = known[name]
+            if not ggml.ggml_backend_buffer_is_host(Node.from_address(address).buffer):
+                sent.append((tensor, address))
+            elif name in names:
                 (self._streamed[address],) = stretches([tensor])
             elif is_read_by_row(tensor, tensors):
                 self._map(tensor, address, paths[tensor.file_index])
             else:
                 pinned.append((tensor, address))
         try:
+            self._send(sent, on_progress)
             self._pin(dict(pinned), on_progress)
         except StreamError as error:
             raise EngineError(str(error)) from None
@@ -90,6 +96,9 @@ class OwnWeights:
         self._indices = {address: index for index, address in enumerate(order)}
         parts = [self._streamed[address] for address in order]
         self._shifts = [part.tensors[0].offset_bytes - part.start_bytes for part in parts]
+        largest = max((part.size_bytes for part in parts), default=0)
+        if largest > self._ring_bytes:
+            raise EngineError(f"a streamed tensor takes {largest} bytes, the ring has {self._ring_bytes}")
         if parts:
             self._ring = Ring(self._files, parts, self._ring_bytes, self._is_aborted)
 
@@ -103,7 +112,7 @@ class OwnWeights:
             self._ring.close()
 
     def _evaluate(self, node: int, ask: bool, _: object) -> bool:
-        """Called by the scheduler for each node before computing it, and again after those it said True of."""
+        """Called for each node before it is computed, and again after those that it said True of."""
         weight = ctypes.c_void_p.from_address(node + _SOURCE).value
         index = self._indices.get(weight) if weight else None
         if index is None:
@@ -120,6 +129,43 @@ class OwnWeights:
         else:
             ctypes.c_size_t.from_address(weight + _DATA).value = address + self._shifts[index]
         return True
+
+    def _send(self, tensors: Sequence[tuple[TensorSpec, int]], on_progress: Callable[[float], None]) -> None:
+        """To devices, in one buffer each, piece by piece: no more is held here than a piece."""
+        ggml = self._ggml
+        by_type: dict[int, list[tuple[TensorSpec, int]]] = {}
+        for tensor, address in tensors:
+            kind = ggml.ggml_backend_buffer_get_type(Node.from_address(address).buffer)
+            by_type.setdefault(kind, []).append((tensor, address))
+        for kind, group in by_type.items():
+            alignment, ends, total = ggml.ggml_backend_buft_get_alignment(kind), [], 0
+            for _, address in group:
+                total = -(-total // alignment) * alignment
+                ends.append(total)
+                total += ggml.ggml_backend_buft_get_alloc_size(kind, address)
+            buffer = ggml.ggml_backend_buft_alloc_buffer(kind, total)
+            if not buffer:
+                raise EngineError(f"a device has no room for {total} bytes of weights")
+            ggml.ggml_backend_buffer_set_usage(buffer, _WEIGHTS)
+            base = ggml.ggml_backend_buffer_get_base(buffer)
+            for (tensor, address), offset in zip(group, ends, strict=True):
+                on_progress(offset / total)
+                node = Node.from_address(address)
+                node.buffer = node.data = None  # of the one without memory that it has now
+                if ggml.ggml_backend_tensor_alloc(buffer, address, base + offset) != 0:
+                    raise EngineError(f"the device does not take {tensor.name}")
+                self._send_one(tensor, address)
+
+    def _send_one(self, tensor: TensorSpec, address: int) -> None:
+        (part,) = stretches([tensor])
+        memory = own_memory(min(part.size_bytes, _SENT_BYTES))
+        view, base = memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        shift = tensor.offset_bytes - part.start_bytes
+        for start in range(0, part.size_bytes, _SENT_BYTES):
+            piece = view[: min(_SENT_BYTES, part.size_bytes - start)]
+            self._files[part.file_index].read(piece, part.start_bytes + start)
+            first, last = max(start, shift), min(start + len(piece), shift + tensor.size_bytes)
+            self._ggml.ggml_backend_tensor_set(address, base + first - start, first - shift, last - first)
 
     def _pin(self, tensors: dict[TensorSpec, int], on_progress: Callable[[float], None]) -> None:
         parts = stretches(tensors)

@@ -1,0 +1,159 @@
+"""Models of which a part stays on the disk: the resident run's text, the budget held, and rough weather."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import memfit
+from conftest import children_of, run_memfit
+from memfit.errors import EngineError
+from memfit.units import MIB
+
+pytestmark = pytest.mark.engine
+
+_PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a small village by the sea,",
+    "def fibonacci(n):",
+)
+_GREEDY = memfit.Sampling(temperature=0, max_tokens=64)
+_SMALL = memfit.Workload(context=1024, repack="off")
+
+
+def _plan(model: str, ram: str | None = None) -> memfit.Plan:
+    return memfit.plan(model, budget=memfit.Budget(ram=ram), workload=_SMALL, count_parent=False)
+
+
+@pytest.fixture(scope="module")
+def resident(demo: str) -> tuple[memfit.Plan, list[str]]:
+    plan = _plan(demo)
+    with memfit.load(plan) as session:
+        return plan, [session.generate(prompt, _GREEDY).text for prompt in _PROMPTS]
+
+
+@pytest.mark.parametrize("share", [0.85, 0.75, 0.55])
+def test_text_budget_and_reads(demo: str, resident: tuple[memfit.Plan, list[str]], share: float) -> None:
+    whole, texts = resident
+    budget = whole.ram.total_bytes - int((1 - share) * whole.ram.weights_bytes)
+    plan = _plan(demo, str(budget))
+    assert plan.fits and plan.parameters.load_mode == "stream" and plan.streamed_bytes > 0
+    assert plan.ram.weights_bytes + plan.streamed_bytes >= 0.98 * whole.ram.weights_bytes
+    with memfit.load(plan) as session:
+        assert [session.generate(prompt, _GREEDY).text for prompt in _PROMPTS] == texts
+        report = session.report()
+    (tier,) = report.tiers
+    assert report.within_budget
+    assert tier.error_bytes is not None and abs(tier.error_bytes) <= 16 * MIB
+    passes = 3 * 64 + 3  # tokens and prompts; what is read ahead of the next pass comes on top
+    read = plan.ram.weights_bytes + passes * plan.streamed_bytes
+    assert report.disk_read_bytes <= 1.1 * read
+
+
+def test_a_prompt_is_one_pass(demo: str) -> None:
+    plan = _plan(demo, "150MiB")
+    with memfit.load(plan) as session:
+        before = session.report().disk_read_bytes
+        session.measure(512, 0)
+        read = session.report().disk_read_bytes - before
+    assert plan.parameters.micro_batch == 512
+    assert plan.streamed_bytes * 0.9 <= read <= 2 * plan.streamed_bytes
+
+
+def test_no_disk_refuses(demo: str) -> None:
+    asked = ("plan", demo, "--ram", "170MiB", "--ctx", "1024", "--repack", "off", "--json")
+    streamed = run_memfit(*asked)
+    assert streamed.code == 0
+    assert streamed.json["load_mode"] == "stream" and streamed.json["streamed_bytes_per_pass"] > 0
+    assert streamed.json["tiers"][-1]["kind"] == "disk"
+    refused = run_memfit(*asked, "--no-disk")
+    assert refused.code == 3 and refused.json["fits"] is False
+    shown = run_memfit("plan", demo, "--ram", "170MiB", "--ctx", "1024", "--repack", "off")
+    assert "DISK" in shown.out and "for every pass" in shown.out
+
+
+def test_a_saved_plan_streams_as_planned(demo: str, tmp_path: Path) -> None:
+    saved = tmp_path / "plan.json"
+    asked = (demo, "--ram", "240MiB", "--ctx", "1024", "--repack", "off")
+    planned = run_memfit("plan", *asked, "--json")
+    saved.write_text(planned.out)
+    assert planned.json["streamed_bytes_per_pass"] > 0
+    run = run_memfit(
+        "run", "--plan", str(saved), "-p", _PROMPTS[0], "--raw", "--temperature", "0", "--max-tokens", "4"
+    )
+    assert run.code == 0, run.err
+    assert "Paris" in run.out
+
+
+@pytest.fixture
+def copy(demo: str, tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "copy.gguf"
+    shutil.copy(demo, path)
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "rewritten"])
+def test_a_file_that_changes_meanwhile_is_an_error(copy: Path, harm: str) -> None:
+    def strike() -> None:
+        time.sleep(0.7)
+        if harm == "truncated":
+            os.truncate(copy, 1 << 20)
+        else:
+            with copy.open("r+b") as file:
+                file.write(b"GGUF")
+
+    with memfit.load(_plan(str(copy), "150MiB")) as session:
+        thread = threading.Thread(target=strike)
+        thread.start()
+        with pytest.raises(EngineError, match=r"changed|shorter"):
+            while True:
+                session.generate(_PROMPTS[1], memfit.Sampling(max_tokens=200))
+        thread.join()
+    assert children_of(os.getpid()) == []
+
+
+def test_a_file_that_is_replaced_goes_on_as_it_was(
+    copy: Path, resident: tuple[memfit.Plan, list[str]]
+) -> None:
+    with memfit.load(_plan(str(copy), "150MiB")) as session:
+        other = copy.with_suffix(".new")
+        other.write_bytes(b"nothing")
+        other.rename(copy)
+        assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]
+
+
+def test_an_answer_that_is_left_early(demo: str, resident: tuple[memfit.Plan, list[str]]) -> None:
+    """The pass ends in its middle; the next answer begins at the first tensor again."""
+    with memfit.load(_plan(demo, "150MiB")) as session:
+        for count in range(5):
+            pieces = session.stream(_PROMPTS[1], memfit.Sampling(max_tokens=300))
+            for _ in range(count + 1):
+                next(pieces)
+            pieces.close()
+            assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]
+
+
+def test_experts_stream_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    synthetic, shapes = (importlib.import_module(name) for name in ("synthetic", "shapes"))
+    path = tmp_path / "moe.gguf"
+    synthetic.write_model(path, replace(shapes.MOE, layers=6), values="random")
+    whole = _plan(str(path))
+    plan = _plan(str(path), str(whole.ram.total_bytes - whole.ram.weights_bytes // 2))
+    assert any("_exps" in name for name in plan.parameters.streamed)
+    texts = []
+    for one in (whole, plan):
+        with memfit.load(one) as session:
+            texts.append(session.generate(" w1 w20 w300", _GREEDY).text)
+            assert session.report().within_budget
+    assert texts[0] == texts[1]
+    path.unlink()
