@@ -174,11 +174,10 @@ def _overrides(parameters: Fields, devices: int) -> tuple[tuple[str, int], ...]:
 
 def _tiers(plan: Fields, parameters: EngineParameters) -> tuple[TierUse, ...]:
     """RAM, and then devices: those of the parameters, in their order, or some that the plan leaves alone."""
-    tiers = tuple(
-        _tier(fields, is_ram=index == 0)
-        for index, fields in enumerate(plan.children("tiers", _TIER, most=2 + _MOST_DEVICES))
-        if fields.value("kind") != "disk"  # which says of `streamed` what to_json says again
-    )
+    children = list(plan.children("tiers", _TIER, most=2 + _MOST_DEVICES))
+    if parameters.streamed and children and children[-1].value("kind") == "disk":
+        children.pop()  # it says of `streamed` what to_json says again
+    tiers = tuple(_tier(fields, is_ram=index == 0) for index, fields in enumerate(children))
     names = [tier.name for tier in tiers]
     if not tiers or len(set(names)) != len(names):
         plan.refuse("tiers", plan.value("tiers"), "ram, and each device once")
