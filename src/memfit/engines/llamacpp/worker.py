@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -126,7 +126,7 @@ class Worker:
         parameters: dict[str, Any],
         limit_bytes: int | None,
         more_bytes: int,
-        tensors: list[dict[str, Any]],
+        tensors: Sequence[dict[str, Any]] = (),
     ) -> dict[str, Any]:
         """Load for real; `more_bytes` is what the context will add to the weights, `tensors` are the file's
         where the weights are ours to read."""
