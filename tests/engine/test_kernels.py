@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import lend
 
+from conftest import lend
 from memfit.engines.llamacpp import calibrate
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.errors import EngineError

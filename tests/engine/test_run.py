@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import children_of, run_memfit
 
+from conftest import children_of, run_memfit
 from memfit.headers.source import resolve
 from memfit.units import MIB
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import lend, run_memfit
 
 import memfit
+from conftest import lend, run_memfit
 from memfit.saved_plan import read_plan
 from memfit.units import MIB
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_memfit
 
+from conftest import run_memfit
 from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.headers import read_model
 from memfit.memory.baseline import Baseline

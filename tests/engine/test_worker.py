@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MOST_SECONDS, WAIT_SECONDS, Worker, lend, run_memfit
 
+from conftest import MOST_SECONDS, WAIT_SECONDS, Worker, lend, run_memfit
 from memfit.memory.lending import decode_lending
 from memfit.memory.process import process_status
 from memfit.units import KIB, MIB
