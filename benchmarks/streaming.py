@@ -107,7 +107,7 @@ def row(name: str, path: str, share: float, whole: dict) -> int:
         f"{prompt:.1f}",
         f"{prompts:.1f}" if prompts else "",
         f"{prompt / prompts:.1f}" if prompts else "",
-        f"{passes:.1f}",
+        f"{passes:.1f}" if streamed else "",
         ", ".join(missed),
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
