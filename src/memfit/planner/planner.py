@@ -36,6 +36,7 @@ _DEFAULT_CONTEXT = 4096
 _MICRO_BATCHES = (512, 256, 128, 64, 32)
 _ROOM_FOR_ERROR = 4 * MIB  # predictions are within 2: benchmarks/memory.py
 _DEVICE_ROOM = 3 * MIB // 2  # a worker cannot use the last of its budget: benchmarks/devices.py
+_ATTEMPTS = 4  # to find out what a device really holds
 _NEGLIGIBLE_GAIN = 0.02  # within the noise of measuring kernels
 
 
@@ -243,8 +244,7 @@ class _Planner:
             parameters = self._parameters(kv_type, self._micro_batches[-1], repack)
             with contextlib.suppress(EngineError):
                 if self._used:
-                    base = self._oracle.ask(parameters)
-                    parameters = self._offloader(repack, self._safe_limits).least_ram(parameters, base)
+                    parameters = self._least_ram(parameters, self._safe_limits)
                 if self._budget.disk:
                     parameters = stream_out(self._spec, parameters, None) or parameters
                 options.append(self._evaluate(parameters))
@@ -283,10 +283,22 @@ class _Planner:
     def _streaming(self, parameters: EngineParameters, within: tuple[int, ...]) -> EngineParameters | None:
         base = resident(parameters)
         if self._used:
-            base = self._offloader(False, within).least_ram(base, self._oracle.ask(base))
+            base = self._least_ram(base, within)
         (ram, *_) = self._tiers(base, self._oracle.ask(base))
         beside = ram.total_bytes - ram.weights_bytes + row_bytes(self._spec, parameters)
         return stream_out(self._spec, replace(base, load_mode="stream"), within[RAM] - beside)
+
+    def _least_ram(self, parameters: EngineParameters, within: Sequence[int]) -> EngineParameters:
+        """As much on the devices as they really hold: what else a placement needs, only the oracle knows."""
+        answer, limits = self._oracle.ask(parameters), list(within)
+        for _ in range(_ATTEMPTS):
+            placed = self._offloader(parameters.repack, limits).least_ram(parameters, answer)
+            tiers = self._tiers(placed, self._oracle.ask(resident(placed)))
+            over = [max(0, tier.needs_bytes - most) for tier, most in zip(tiers, within, strict=True)]
+            if not any(over[1:]):
+                break
+            limits = [limits[RAM], *(limit - more for limit, more in zip(limits[1:], over[1:], strict=True))]
+        return placed
 
     def _offloader(self, repack: bool, within: Sequence[int]) -> Offloader:
         devices = [one.device for one in self._used]
