@@ -13,6 +13,7 @@ from memfit.engines.llamacpp.session import LlamaSession
 from memfit.errors import EngineError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
+from memfit.hardware.machine import Machine
 from memfit.hardware.profile import read_profile
 from memfit.headers.find import find_model
 from memfit.headers.remote.stand_in import is_stand_in
@@ -59,19 +60,7 @@ def plan(
     spec = find_model(model, say)
     profile = read_profile(machine) if machine else None
     here = profile.to_machine() if profile else probe()
-    if budget.vram is not None and not here.gpus:
-        raise UsageError(
-            f"--vram: there is no GPU here ({here.gpu_note or 'no NVIDIA GPU was found'}); "
-            "memfit hardware shows what there is, --rpc takes a GPU of another machine"
-        )
-    if profile and budget.rpc:
-        raise UsageError("--rpc names a device of this machine, --machine another machine; use one of them")
-    if isinstance(budget.vram, Mapping):
-        for number in budget.vram:
-            if number not in {gpu.index for gpu in here.gpus}:
-                raise UsageError(
-                    f"--vram {number}: there is no GPU {number}; memfit hardware shows which there are"
-                )
+    _require_devices(budget, here, imagined=profile is not None)
     threads = thread_count(here, workload)
     calibration = Calibration(cpu_model=probe().cpu.model, say=say or _say_nothing)
     devices = imagined_devices(profile) if profile else find_devices(here, budget, calibration)
@@ -135,6 +124,23 @@ def load(
     )
     require_this_machine(planned)
     return LlamaSession(planned, count_parent=count_parent, on_progress=on_progress, verbose=verbose)
+
+
+def _require_devices(budget: Budget, here: Machine, *, imagined: bool) -> None:
+    """Raises UsageError where the budget names a device that this machine cannot have."""
+    if budget.vram is not None and not here.gpus:
+        raise UsageError(
+            f"--vram: there is no GPU here ({here.gpu_note or 'no NVIDIA GPU was found'}); "
+            "memfit hardware shows what there is, --rpc takes a GPU of another machine"
+        )
+    if imagined and budget.rpc:
+        raise UsageError("--rpc names a device of this machine, --machine another machine; use one of them")
+    if isinstance(budget.vram, Mapping):
+        for number in budget.vram:
+            if number not in {gpu.index for gpu in here.gpus}:
+                raise UsageError(
+                    f"--vram {number}: there is no GPU {number}; memfit hardware shows which there are"
+                )
 
 
 def _say_nothing(text: str) -> None:

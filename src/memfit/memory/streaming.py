@@ -65,7 +65,5 @@ def streamed_bytes(tensors: Iterable[TensorSpec], names: Iterable[str]) -> int:
 
 def ring_bytes(streamed: Sequence[TensorSpec]) -> int:
     """The smallest ring in which reading need not wait for computing: three of the largest tensors."""
-    largest = max((stretch.size_bytes for one in streamed for stretch in stretches([one])), default=0)
-    return min(
-        _LEAST_SLOTS * largest, sum(stretch.size_bytes for one in streamed for stretch in stretches([one]))
-    )
+    sizes = [part.size_bytes for one in streamed for part in stretches([one])]
+    return min(_LEAST_SLOTS * max(sizes, default=0), sum(sizes))

@@ -56,10 +56,10 @@ class OwnWeights:
         self._ring: Ring | None = None
         self._kept: list[mmap.mmap] = []  # the engine's tensors point into them
         self._table: mmap.mmap | None = None
+        self._table_file = self._table_start = -1
         self._files = [DirectFile(path) for path in paths]
         self._streamed: dict[int, Stretch] = {}  # by tensor
         self._indices: dict[int, int] = {}  # tensor → its number in the order of computation
-        self._order: list[int] = []
         self._shifts: list[int] = []  # where in its pages each tensor begins
         self._ggml = ggml
         names, known = set(streamed), {one.name: one for one in tensors}
@@ -92,7 +92,6 @@ class OwnWeights:
         order = [node.src[0] for node in nodes if node.src[0] in self._streamed]
         if len(set(order)) != len(order) or set(order) != set(self._streamed):
             raise EngineError("the engine uses a streamed tensor twice in a pass, or never")
-        self._order = order
         self._indices = {address: index for index, address in enumerate(order)}
         parts = [self._streamed[address] for address in order]
         self._shifts = [part.tensors[0].offset_bytes - part.start_bytes for part in parts]
@@ -103,13 +102,10 @@ class OwnWeights:
             self._ring = Ring(self._files, parts, self._ring_bytes, self._is_aborted)
 
     def drop_rows(self) -> None:
-        """Give back the rows of the token table that were read."""
+        """Give back the rows of the token table that were read: they stay in the page cache otherwise."""
         if self._table is not None:
             self._table.madvise(mmap.MADV_DONTNEED)
-
-    def close(self) -> None:
-        if self._ring:
-            self._ring.close()
+            os.posix_fadvise(self._table_file, self._table_start, len(self._table), os.POSIX_FADV_DONTNEED)
 
     def _evaluate(self, node: int, ask: bool, _: object) -> bool:
         """Called for each node before it is computed, and again after those that it said True of."""
@@ -193,18 +189,15 @@ class OwnWeights:
 
     def _map(self, tensor: TensorSpec, address: int, path: Path) -> None:
         start = tensor.offset_bytes // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # Private and writable, for ctypes to take its address; nobody writes.
-            self._table = mmap.mmap(
-                file,
-                tensor.offset_bytes + tensor.size_bytes - start,
-                flags=mmap.MAP_PRIVATE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
-                offset=start,
-            )
-        finally:
-            os.close(file)
+        self._table_file, self._table_start = os.open(path, os.O_RDONLY | os.O_CLOEXEC), start
+        # Private and writable, for ctypes to take its address; nobody writes.
+        self._table = mmap.mmap(
+            self._table_file,
+            tensor.offset_bytes + tensor.size_bytes - start,
+            flags=mmap.MAP_PRIVATE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=start,
+        )
         self._table.madvise(mmap.MADV_RANDOM)
         _set_data(
             address, ctypes.addressof(ctypes.c_char.from_buffer(self._table)) + tensor.offset_bytes - start

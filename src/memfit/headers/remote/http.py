@@ -17,7 +17,7 @@ from memfit.errors import ModelError, ModelNotFoundError
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["Piece", "RangeReader", "fetch_whole"]
+__all__ = ["Piece", "RangeReader"]
 
 _CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 20.0
 _PIECE_SECONDS = 120.0  # a server that sends a byte now and then is never silent
@@ -109,15 +109,6 @@ class RangeReader:
         return Piece(data=data, file_bytes=size, etag=answer.headers.get("ETag", "").strip())
 
 
-def fetch_whole(url: str, headers: Mapping[str, str] | None = None, *, largest_bytes: int) -> bytes:
-    """A small file such as config.json. Errors as RangeReader.read, and one that is larger is refused."""
-    with RangeReader(url, headers) as reader:
-        piece = reader.read(0, largest_bytes)
-        if piece.file_bytes > largest_bytes:
-            raise ModelError(f"{url} has {piece.file_bytes} bytes; memfit reads at most {largest_bytes}")
-        return piece.data
-
-
 def _client() -> httpx2.Client:
     import httpx2
 
@@ -166,7 +157,6 @@ def _trying(url: str, read: Callable[[], Piece]) -> Piece:
             raise ModelError(f"{url}: the server redirects without end") from None
         except httpx2.TimeoutException:
             problem, wait = f"the server says nothing for {_SILENCE_SECONDS:.0f} s", 0.0
-            number = _TRIES - 2 if number < _TRIES - 2 else number
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise ModelError(f"{url} is no address: {error}") from None
         except httpx2.HTTPError as error:

@@ -31,16 +31,14 @@ _WITH_HEADERS = (".gguf", ".safetensors", ".safetensors.index.json", "config.jso
 _SHARDS_AT_ONCE = 4
 
 
-def make_stand_ins(
-    model: RemoteModel, say: Callable[[str], None] | None = None, *, folder: Path | None = None
-) -> tuple[Path, ...]:
+def make_stand_ins(model: RemoteModel, say: Callable[[str], None] | None = None) -> tuple[Path, ...]:
     """The stand-ins of a model's files, in its order; fetched where they are not known yet.
 
     Raises:
         HeaderError: a file is no GGUF, or damaged.
         ModelError: the server fails, or the disk is full.
     """
-    root = folder or cache_folder() / "headers"
+    root = cache_folder() / "headers"
     files = [file for file in model.files if file.name.endswith(_WITH_HEADERS)]
     place = root / _identity(files)
     paths = tuple(place / Path(file.name).name for file in files)
