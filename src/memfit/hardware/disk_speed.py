@@ -22,7 +22,7 @@ from typing import IO
 
 from memfit.units import GIB, MIB, format_bytes
 
-__all__ = ["BLOCK_SIZES", "DiskSpeed", "measure_file", "measure_reads"]
+__all__ = ["BLOCK_SIZES", "DiskSpeed", "go_direct", "measure_file", "measure_reads"]
 
 BLOCK_SIZES = (1 * MIB, 4 * MIB, 8 * MIB)
 _FILE_BYTES = 256 * MIB
@@ -53,7 +53,7 @@ def measure_reads(folder: Path, *, file_bytes: int = _FILE_BYTES) -> DiskSpeed:
         raise OSError(errno.ENOSPC, room, str(folder))
     with tempfile.TemporaryFile(dir=folder) as file:
         size = _fill(file, file_bytes)
-        direct = _go_direct(file.fileno())
+        direct = go_direct(file.fileno())
         speeds = {block: _read_speed(file.fileno(), size, block) for block in BLOCK_SIZES}
     return DiskSpeed(direct=direct, bytes_per_second=speeds)
 
@@ -66,7 +66,7 @@ def measure_file(path: Path) -> float:
     """
     block = max(BLOCK_SIZES)
     with path.open("rb", buffering=0) as file:
-        direct, size = _go_direct(file.fileno()), path.stat().st_size
+        direct, size = go_direct(file.fileno()), path.stat().st_size
         memory = mmap.mmap(-1, block)
         done, started = 0, time.monotonic()
         # In runs as streaming reads, spread over the file.
@@ -90,8 +90,8 @@ def _fill(file: IO[bytes], most_bytes: int) -> int:
     return size
 
 
-def _go_direct(file: int) -> bool:
-    """Let reads go past the page cache; False where the filesystem refuses."""
+def go_direct(file: int) -> bool:
+    """Let reads of a file descriptor go past the page cache; False where the filesystem refuses."""
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     try:
         fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_DIRECT)

@@ -7,7 +7,6 @@ computation and repeats with every pass; whoever asks out of order makes the rea
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import mmap
 import os
 import threading
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from memfit.hardware.disk_speed import go_direct
 from memfit.memory.streaming import Stretch
 from memfit.units import MIB
 
@@ -42,14 +42,7 @@ class DirectFile:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         status = os.fstat(self._file)
         self._version = (status.st_size, status.st_mtime_ns)
-        self._direct = True
-        try:
-            flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
-            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | os.O_DIRECT)
-            os.preadv(self._file, [mmap.mmap(-1, mmap.PAGESIZE)], 0)  # some refuse only here
-        except OSError:
-            fcntl.fcntl(self._file, fcntl.F_SETFL, flags)
-            self._direct = False
+        self._direct = go_direct(self._file)
 
     def read(self, into: memoryview, offset: int) -> None:
         """Fill `into`, page-aligned like `offset`, as far as the file goes.

@@ -17,14 +17,14 @@ from memfit.errors import ModelError, ModelNotFoundError
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["Piece", "RangeReader"]
+__all__ = ["AGAIN", "Piece", "RangeReader", "TryAgainError", "make_client", "retry_after"]
 
 _CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 20.0
 _PIECE_SECONDS = 120.0  # a server that sends a byte now and then is never silent
 _TRIES = 4
 _BACKOFF_SECONDS = 0.5  # doubled with each try
 _MOST_WAIT_SECONDS = 20.0  # of a server's own Retry-After
-_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+AGAIN = {408, 425, 429, 500, 502, 503, 504}  # statuses of what may pass
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -37,7 +37,7 @@ class Piece:
     etag: str  # "" if none was sent
 
 
-class _TryAgainError(Exception):
+class TryAgainError(Exception):
     """A failure that may pass; `wait_seconds` is the server's own wish."""
 
     def __init__(self, problem: str, wait_seconds: float = 0.0) -> None:
@@ -56,7 +56,7 @@ class RangeReader:
         self._url = url
         self._key = f"; {key}" if key else ""
         self._headers = dict(headers or {})
-        self._client = _client()
+        self._client = make_client(_SILENCE_SECONDS)
         self._about: tuple[int, str] | None = None  # size and ETag, by the first answer
 
     def __enter__(self) -> RangeReader:
@@ -101,7 +101,7 @@ class RangeReader:
                     raise ModelError(f"{self._url}: the server sent another range than the one asked for")
                 size, promised = int(match[3]), min(length, int(match[3]) - start)
                 if int(match[2]) - start + 1 < promised:
-                    raise _TryAgainError("the server sent less than was asked for")
+                    raise TryAgainError("the server sent less than was asked for")
             else:
                 size = _content_length(self._url, answer)
                 promised = min(length, size)
@@ -109,10 +109,11 @@ class RangeReader:
         return Piece(data=data, file_bytes=size, etag=answer.headers.get("ETag", "").strip())
 
 
-def _client() -> httpx2.Client:
+def make_client(silence_seconds: float) -> httpx2.Client:
+    """A client that follows redirects, but not for ever, and waits so long for a silent server."""
     import httpx2
 
-    timeout = httpx2.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS)
+    timeout = httpx2.Timeout(silence_seconds, connect=_CONNECT_SECONDS)
     return httpx2.Client(follow_redirects=True, timeout=timeout, max_redirects=10)
 
 
@@ -121,8 +122,8 @@ def _opened(client: httpx2.Client, url: str, headers: Mapping[str, str]) -> Iter
     """An answer whose body is still to come, with a status that is one."""
     with client.stream("GET", url, headers=headers) as answer:
         status = answer.status_code
-        if status in _AGAIN:
-            raise _TryAgainError(f"the server answers {status}", _retry_after(answer))
+        if status in AGAIN:
+            raise TryAgainError(f"the server answers {status}", retry_after(answer))
         if status == 404:
             raise ModelNotFoundError(f"nothing is at {url}")
         if status not in (200, 206, 401, 403, 416):
@@ -142,7 +143,7 @@ def _receive(answer: httpx2.Response, promised: int) -> bytes:
             raise ModelError(
                 f"{answer.url}: the server is too slow: {len(data)} bytes in {_PIECE_SECONDS:.0f} s"
             )
-    raise _TryAgainError(f"the server sent {len(data)} of {promised} bytes")
+    raise TryAgainError(f"the server sent {len(data)} of {promised} bytes")
 
 
 def _trying(url: str, read: Callable[[], Piece]) -> Piece:
@@ -151,7 +152,7 @@ def _trying(url: str, read: Callable[[], Piece]) -> Piece:
     for number in range(_TRIES):
         try:
             return read()
-        except _TryAgainError as error:
+        except TryAgainError as error:
             problem, wait = str(error), error.wait_seconds
         except httpx2.TooManyRedirects:
             raise ModelError(f"{url}: the server redirects without end") from None
@@ -173,6 +174,7 @@ def _content_length(url: str, answer: httpx2.Response) -> int:
     return int(text)
 
 
-def _retry_after(answer: httpx2.Response) -> float:
+def retry_after(answer: httpx2.Response) -> float:
+    """The seconds that the server wants to be left alone; 0 where it does not say."""
     text = answer.headers.get("Retry-After", "")
     return float(text) if text.isascii() and text.isdigit() else 0.0

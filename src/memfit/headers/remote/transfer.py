@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memfit.errors import ModelError, ModelNotFoundError
+from memfit.headers.remote.http import AGAIN, TryAgainError, make_client, retry_after
 from memfit.headers.remote.names import RemoteFile
 from memfit.units import GIB, KIB, MIB, format_bytes
 
@@ -23,8 +24,6 @@ __all__ = ["ChangedError", "Patience", "receive"]
 
 # Content networks refuse answers of more than 50 GB, but not pieces of larger files.
 _PIECE_BYTES = 8 * GIB
-_AGAIN = {408, 425, 429, 500, 502, 503, 504}
-_CONNECT_SECONDS = 10.0
 _LEAST_PROGRESS_BYTES = MIB  # a try that brought so much counts as none that failed
 _DRIP_BYTES = 16 * KIB  # in a time of silence; less is as good as nothing
 
@@ -45,12 +44,6 @@ class ChangedError(Exception):
     def __init__(self, problem: str, *, size_bytes: int | None = None, etag: str = "") -> None:
         self.size_bytes = size_bytes
         self.etag = etag
-        super().__init__(problem)
-
-
-class _TryAgainError(Exception):
-    def __init__(self, problem: str, wait_seconds: float = 0.0) -> None:
-        self.wait_seconds = wait_seconds
         super().__init__(problem)
 
 
@@ -76,16 +69,15 @@ def receive(
     import httpx2
 
     patience = patience or Patience()
-    timeout = httpx2.Timeout(patience.silence_seconds, connect=_CONNECT_SECONDS)
     failures = 0
-    with httpx2.Client(follow_redirects=True, timeout=timeout, max_redirects=10) as client:
+    with make_client(patience.silence_seconds) as client:
         transfer = _Transfer(client, file, partial, headers, repo, on_held, patience)
         while (held := transfer.held()) < file.size_bytes:
             try:
                 transfer.append(held)
                 failures = 0
                 continue
-            except _TryAgainError as error:
+            except TryAgainError as error:
                 problem, wait = str(error), error.wait_seconds
             except httpx2.TooManyRedirects:
                 raise ModelError(f"{file.url}: the server redirects without end") from None
@@ -156,7 +148,7 @@ class _Transfer:
                     position += len(part)
                     self._on_held(position)
         if position < stop:
-            raise _TryAgainError(f"the server stopped after {format_bytes(position - start)}")
+            raise TryAgainError(f"the server stopped after {format_bytes(position - start)}")
 
     def _asked(self, held: int, stop: int) -> dict[str, str]:
         # Compressed, offsets would count other bytes.
@@ -170,15 +162,15 @@ class _Transfer:
 
     def _require_success(self, answer: httpx2.Response) -> None:
         status = answer.status_code
-        if status in _AGAIN:
-            raise _TryAgainError(f"the server answers {status} {answer.reason_phrase}", _retry_after(answer))
+        if status in AGAIN:
+            raise TryAgainError(f"the server answers {status} {answer.reason_phrase}", retry_after(answer))
         if status == 416:
             total = answer.headers.get("Content-Range", "").removeprefix("bytes */")
             size = int(total) if total.isascii() and total.isdigit() else None
             raise ChangedError("is shorter now", size_bytes=size, etag=_etag(answer))
         if status in (401, 403) and answer.history and not answer.headers.get("X-Error-Code"):
             # The address that a hub redirects to is signed for a while only; asked again, it signs anew.
-            raise _TryAgainError(f"{answer.url.host} answers {status} {answer.reason_phrase}")
+            raise TryAgainError(f"{answer.url.host} answers {status} {answer.reason_phrase}")
         if status not in (200, 206):
             raise _refusal(self._file, self._repo, answer, with_token="authorization" in self._headers)
         if answer.headers.get("Content-Encoding", "identity") != "identity":
@@ -233,7 +225,7 @@ class _Transfer:
             received += len(part)
             if time.monotonic() > window:
                 if received < _DRIP_BYTES:
-                    raise _TryAgainError(f"the server sent only {received} bytes in a long while")
+                    raise TryAgainError(f"the server sent only {received} bytes in a long while")
                 window, received = time.monotonic() + self._patience.silence_seconds, 0
 
 
@@ -286,7 +278,3 @@ def _length(answer: httpx2.Response) -> str:
 
 def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() else None
-
-
-def _retry_after(answer: httpx2.Response) -> float:
-    return float(_number(answer.headers.get("Retry-After", "")) or 0)
