@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memfit.errors import UsageError
 
 if TYPE_CHECKING:
     from memfit.engines.report import Report
 
-__all__ = ["Completion", "Message", "Sampling", "Session", "Speed"]
+__all__ = ["Completion", "Message", "Request", "Sampling", "Session", "Speed"]
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 _LARGEST_SEED = 2**32 - 1
@@ -53,6 +53,21 @@ class Sampling:
         for name, value, valid, expected in checks:
             if not valid:
                 raise UsageError(f"{name} is {value}; it must be {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One of many questions that are answered together: a raw text to continue, or messages."""
+
+    number: int  # tells the answers apart; unique among those that run
+    prompt: str | None = None  # continued as it is; None: `messages` are answered
+    messages: tuple[Message, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    schema: Mapping[str, Any] | None = None  # JSON schema of the answer; None: any text
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) != bool(self.messages):
+            raise UsageError("a request has either a prompt or messages")
 
 
 @dataclass(frozen=True, kw_only=True)
