@@ -6,12 +6,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from memfit.errors import UsageError
+from memfit.errors import MemfitError, UsageError
 
 if TYPE_CHECKING:
     from memfit.engines.report import Report
 
-__all__ = ["Completion", "Message", "Request", "Sampling", "Session", "Speed"]
+__all__ = [
+    "Answer",
+    "Batch",
+    "BatchTotals",
+    "Completion",
+    "Message",
+    "Request",
+    "Sampling",
+    "Session",
+    "Speed",
+    "TextPiece",
+]
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 _LARGEST_SEED = 2**32 - 1
@@ -99,6 +110,58 @@ class Completion:
     speed: Speed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came of one of many requests."""
+
+    number: int  # the request's
+    completion: Completion | None  # its speed is that of all together, so far
+    error: MemfitError | None = None  # why there is no completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPiece:
+    """A part of an answer to come."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTotals:
+    """What a batch has come to, so far or at its end."""
+
+    prompt_tokens: int = 0  # computed
+    shared_tokens: int = 0  # not computed, as the cache held them
+    generated_tokens: int = 0
+    seconds: float = 0.0  # while there was anything to do
+    decode_seconds: float = 0.0  # of these, in the engine; known at the end
+    passes: int = 0
+
+
+class Batch(Protocol):
+    """Requests that one session answers side by side. They may be added at any time, from any thread."""
+
+    totals: BatchTotals
+    was_cancelled: bool
+
+    def add(self, request: Request, *, sends_text: bool = False) -> None:
+        """Let a request wait for its turn; `sends_text` asks for its text as it comes."""
+        ...
+
+    def drop(self, number: int) -> None:
+        """Forget a request; it is not answered unless its answer is already on its way."""
+        ...
+
+    def end(self) -> None:
+        """No more requests come: `events` ends with the last answer."""
+        ...
+
+    def events(self) -> Iterator[Answer | TextPiece]:
+        """Answers as they are ready. Ctrl-C ends them early and sets `was_cancelled`."""
+        ...
+
+
 class Session(Protocol):
     """One loaded model in a worker process."""
 
@@ -124,6 +187,10 @@ class Session(Protocol):
 
     def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
         """The pieces of an answer as they come."""
+        ...
+
+    def batch(self, *, expected_tokens: float = 0) -> Batch:
+        """Begin to answer many requests; `expected_tokens` is how many each may generate, 0: unknown."""
         ...
 
     def measure(

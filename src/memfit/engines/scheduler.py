@@ -236,7 +236,7 @@ class Scheduler:
         self._running[job] = slot
 
     def _choose_slot(self, donor: _Slot | None, shared: int) -> _Slot:
-        """An idle sequence: the donor itself where little of it would be lost, else the one unused longest."""
+        """An idle sequence: the donor itself where little of it would be lost, else one unused for long."""
         idle = [slot for slot in self._slots if slot.job is None]
         if donor in idle and (2 * shared >= donor.cached or len(idle) == 1):
             return donor

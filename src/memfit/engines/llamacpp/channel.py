@@ -1,4 +1,5 @@
 """JSON lines between the parent and the worker: one request at a time, any number of events back.
+A batch is one request too; while it runs, others are added to it (batching.py).
 
 A request names what to `do`; the last event of its answer has "event": "done" or "error". "cancel"
 may come at any time and is not answered by itself.
@@ -31,6 +32,13 @@ class Channel:
         """Requests in order, until the process ends."""
         while True:
             yield self._requests.get()
+
+    def next_request(self, wait_seconds: float) -> dict[str, Any] | None:
+        """The next request; None where none comes in time."""
+        try:
+            return self._requests.get(block=wait_seconds > 0, timeout=wait_seconds or None)
+        except queue.Empty:
+            return None
 
     def send(self, event: str, **values: Any) -> None:
         try:

@@ -10,14 +10,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 from memfit import errors
 from memfit.errors import EngineError, MemfitError, WorkerDiedError, readable
 
-__all__ = ["OverBudget", "WorkerProcess"]
+__all__ = ["OverBudget", "WorkerProcess", "rebuilt_error"]
 
 _CLOSE_SECONDS = 5.0
 _LOG_BYTES = 4000  # how much of the worker's last words is quoted from
@@ -44,6 +44,7 @@ class WorkerProcess:
             "MALLOC_MMAP_THRESHOLD_": "1048576",
             "MALLOC_TRIM_THRESHOLD_": "1048576",
             "MALLOC_ARENA_MAX": "2",
+            "OPENBLAS_NUM_THREADS": "1",  # numpy's own threads would wait beside the engine's
         }
         if yields:
             # Waiting threads that spin for long keep the device's own threads from computing: measured,
@@ -82,7 +83,7 @@ class WorkerProcess:
         Raises: as `converse` does.
         """
         conversation = self.converse(do, **values)
-        with _cancels(self.cancel) if interruptible else contextlib.nullcontext():
+        with self.cancels_on_interrupt() if interruptible else contextlib.nullcontext():
             while True:
                 try:
                     kind, event = next(conversation)
@@ -92,9 +93,9 @@ class WorkerProcess:
                     on_event(kind, event)
 
     def converse(self, do: str, **values: Any) -> Generator[tuple[str, dict[str, Any]], None, dict[str, Any]]:
-        """Send one request, yield its events as (kind, values) and return its answer.
+        """Send one request now; what comes back yields its events as (kind, values) and returns its answer.
 
-        Closed early, it cancels the request and waits for its end, so that the next one finds the
+        Closed early, that cancels the request and waits for its end, so that the next one finds the
         worker listening.
 
         Raises:
@@ -106,6 +107,9 @@ class WorkerProcess:
             self._posted -= 1
             self._skip_answer()
         self._send({"do": do, **values})
+        return self._events(do)
+
+    def _events(self, do: str) -> Generator[tuple[str, dict[str, Any]], None, dict[str, Any]]:
         answered = False
         try:
             while (line := self._read_line()) is not None:
@@ -124,6 +128,14 @@ class WorkerProcess:
         finally:
             if not answered:
                 self._end_early()
+
+    def tell(self, do: str, **values: Any) -> None:
+        """Add to the request that is running: only "batch" listens.
+
+        Raises:
+            WorkerDiedError: nobody is there.
+        """
+        self._send({"do": do, **values})
 
     def post(self, do: str, **values: Any) -> None:
         """Send a request whose answer is of no interest, without waiting for it."""
@@ -148,6 +160,10 @@ class WorkerProcess:
         """Ask the running request to end early; its answer still comes. Safe from another thread."""
         with contextlib.suppress(WorkerDiedError):
             self._send({"do": "cancel"})
+
+    def cancels_on_interrupt(self) -> contextlib.AbstractContextManager[None]:
+        """While it is open, the first Ctrl-C cancels the running request; a second one is raised."""
+        return _cancels(self.cancel)
 
     def kill(self) -> None:
         """End the worker at once, from any thread; a waiting `ask` raises WorkerDiedError."""
@@ -214,10 +230,8 @@ class WorkerProcess:
         return WorkerDiedError(f"the engine's worker ended during {doing!r}: {cause}{last}")
 
     def _rebuild(self, event: dict[str, Any]) -> MemfitError:
-        """The worker's error as the class it was raised as; why the engine failed stands in its log."""
-        kind = getattr(errors, event["kind"])
-        error: MemfitError = kind(event["text"] + (self._last_words() if kind is EngineError else ""))
-        return error
+        """Why the engine failed stands in its log."""
+        return rebuilt_error(event, self._last_words() if event["kind"] == EngineError.__name__ else "")
 
     def _last_words(self) -> str:
         if self._log is None or self._log.closed:
@@ -226,6 +240,12 @@ class WorkerProcess:
         self._log.seek(max(0, size - _LOG_BYTES))
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         return "; its last words: " + readable(" / ".join(lines[-3:])) if lines else ""
+
+
+def rebuilt_error(event: Mapping[str, str], more: str = "") -> MemfitError:
+    """The worker's error as the class it was raised as."""
+    error: MemfitError = getattr(errors, event["kind"])(event["text"] + more)
+    return error
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.library import Breakdown, Library
+from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.llamacpp.weights import OwnWeights
 from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
@@ -131,7 +132,7 @@ class Model:
             self._library.model_tensors(pointer),
             ggml=self._library.ggml_base,
             abort=self.abort,
-            is_aborted=lambda: self._abort_flag[0] != b"\x00",
+            is_aborted=lambda: self.is_aborted,
             on_progress=look,
         )
 
@@ -284,43 +285,83 @@ class Model:
             piece = tokens[start : start + self.micro_batch]
             array = (ctypes.c_int32 * len(piece))(*piece)
             # Positions and sequence 0 are the engine's defaults; only the last token gives logits.
-            code = self._api.llama_decode(self._context, self._api.llama_batch_get_one(array, len(piece)))
-            if self._weights:
-                self._weights.drop_rows()
-                if self._weights.error:
-                    raise EngineError(str(self._weights.error))
-            if code == 2:
-                raise Aborted
-            if code != 0:
-                raise EngineError(f"the engine could not process {len(piece)} tokens (code {code})")
+            self._decode(self._api.llama_batch_get_one(array, len(piece)))
         self._api.llama_synchronize(self._context)  # a device may still be at work
+
+    def decode_batch(self, batch: Any) -> None:
+        """Compute a llama_batch of at most a micro-batch, of any sequences. Errors as in `decode`."""
+        self._decode(batch)
+        self._api.llama_synchronize(self._context)
+
+    def _decode(self, batch: Any) -> None:
+        code = self._api.llama_decode(self._context, batch)
+        if self._weights:
+            self._weights.drop_rows()
+            if self._weights.error:
+                raise EngineError(str(self._weights.error))
+        if code == 2:
+            raise Aborted
+        if code != 0:
+            raise EngineError(f"the engine could not process {batch.n_tokens} tokens (code {code})")
 
     def abort(self) -> None:
         """Stop decoding at the next graph node. Safe from another thread."""
         self._abort_flag[0] = b"\x01"
+
+    @property
+    def is_aborted(self) -> bool:
+        return self._abort_flag[0] != b"\x00"
 
     def clear_abort(self) -> None:
         self._abort_flag[0] = b"\x00"
 
     def clear(self) -> None:
         """Forget all sequences."""
-        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
+        self._api.llama_memory_clear(self._memory, False)
 
     def keep(self, tokens: int) -> bool:
         """Keep only the first `tokens` tokens of sequence 0; False where the cache cannot go back.
 
         A sliding window has dropped what lies before it, so going back past it needs a fresh start.
         """
-        memory = self._api.llama_get_memory(self._context)
-        window = self._api.llama_model_n_swa(self._pointer)
-        oldest = self._api.llama_memory_seq_pos_min(memory, 0)
-        if tokens == 0 or oldest > max(0, tokens - window):
-            return False
-        return bool(self._api.llama_memory_seq_rm(memory, 0, tokens, -1))
+        return tokens > 0 and self.reaches(0, tokens) and self.cut(0, tokens)
 
-    def sample(self, chain: int) -> int:
-        """The next token from the last logits, by a sampler chain."""
-        return int(self._api.llama_sampler_sample(chain, self._context, -1))
+    def share(self, source: int, target: int, tokens: int) -> None:
+        """Let an empty sequence begin with the first `tokens` of another, in the same cells."""
+        self._api.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+
+    def cut(self, sequence: int, tokens: int) -> bool:
+        """Keep only the first `tokens` of a sequence; False, and nothing is kept, where it cannot be cut."""
+        if self._api.llama_memory_seq_rm(self._memory, sequence, tokens, -1):
+            return True
+        self._api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return False
+
+    def reaches(self, sequence: int, tokens: int) -> bool:
+        """Whether a sequence can go on after its first `tokens`: not where a sliding window has left them,
+        nor where a recurrent layer has gone past."""
+        api, memory = self._api, self._memory
+        if api.llama_model_is_recurrent(self._pointer) or api.llama_model_is_hybrid(self._pointer):
+            return bool(api.llama_memory_seq_pos_max(memory, sequence) == tokens - 1)
+        window = api.llama_model_n_swa(self._pointer)
+        return bool(0 <= api.llama_memory_seq_pos_min(memory, sequence) <= max(0, tokens - window))
+
+    @property
+    def _memory(self) -> int:
+        return int(self._api.llama_get_memory(self._context))
+
+    def choose(self, sampler: Sampler, entry: int = -1) -> int:
+        """The next token from the logits of a batch's entry, the last one's if none is named."""
+        assert self._context is not None
+        return sampler.choose(self._context, entry)
+
+    def largest_logits(self, outputs: int) -> Sequence[int]:
+        """The likeliest token for each of the last batch's outputs."""
+        import numpy as np  # only where several sequences run: 12 MiB
+
+        logits = self._api.llama_get_logits(self._context)
+        rows: Any = np.ctypeslib.as_array(logits, shape=(outputs, self.vocabulary_size))
+        return list(rows.argmax(axis=1))
 
     # -- text ------------------------------------------------------------------------------------
 

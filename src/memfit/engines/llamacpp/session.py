@@ -9,8 +9,9 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+from memfit.engines.llamacpp.batch import LlamaBatch, speed_of
 from memfit.engines.llamacpp.client import OverBudget, WorkerProcess
-from memfit.engines.protocol import Completion, Message, Sampling, Speed
+from memfit.engines.protocol import BatchTotals, Completion, Message, Sampling, Speed
 from memfit.engines.report import Report, TierReport
 from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, WorkerDiedError
 from memfit.hardware.machine import is_remote
@@ -176,6 +177,19 @@ class LlamaSession:
             prompt_tokens=reply["prompt_tokens"],
             completion_tokens=reply["completion_tokens"],
             speed=self._speed,
+        )
+
+    def batch(self, *, expected_tokens: float = 0) -> LlamaBatch:
+        """Begin to answer many requests side by side, as many as the plan has sequences."""
+
+        def keep(totals: BatchTotals) -> None:
+            self._speed = speed_of(totals)
+
+        return LlamaBatch(
+            self._worker,
+            expected_tokens=expected_tokens,
+            explaining_death=self._explaining_death,
+            on_totals=keep,
         )
 
     def measure(

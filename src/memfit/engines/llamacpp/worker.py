@@ -1,12 +1,13 @@
 """The worker process: the only place where the C library runs. `python -m memfit.engines.llamacpp.worker`.
 
 It answers the requests of channel.py and knows nothing of budgets beyond a limit it is given, nothing
-of plans and nothing of terminals. It imports neither numpy nor rich nor click.
+of plans and nothing of terminals. It imports neither rich nor click, and numpy only for several sequences.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -15,16 +16,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from memfit.engines.llamacpp.batching import Batcher
 from memfit.engines.llamacpp.channel import Channel
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
 from memfit.engines.llamacpp.library import Library, load_library
 from memfit.engines.llamacpp.model import Aborted, Model, OverBudgetError
-from memfit.engines.llamacpp.sampling import sampler_chain
-from memfit.engines.llamacpp.template import render_chat
+from memfit.engines.llamacpp.prompt import prompt_tokens
+from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.llamacpp.text import TextAssembler
 from memfit.engines.protocol import Sampling
-from memfit.errors import MemfitError, UsageError
+from memfit.errors import MemfitError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.process import process_memory
@@ -64,6 +66,7 @@ class Worker:
             "device_memory": self.device_memory,
             "load": self.load,
             "complete": self.complete,
+            "batch": self.batch,
             "measure": self.measure,
             "kernels": self.measure_kernels,
         }
@@ -84,6 +87,7 @@ class Worker:
         """Bytes of a configuration, without its weights. `without_vocabulary` is the architecture and
         the number of tokens, which then stand in for the vocabulary's text."""
         wanted = _parameters(parameters)
+        _import_for(wanted)
         placement = replace(wanted, **_CONTEXT_ONLY)
         if self.model is None or self._simulated != placement:
             if self.model is not None:
@@ -131,6 +135,7 @@ class Worker:
         """Load for real; `more_bytes` is what the context will add to the weights, `tensors` are the file's
         where the weights are ours to read."""
         wanted = _parameters(parameters)
+        _import_for(wanted)
         started = time.monotonic()
         self._devices = Devices(self.library, stand_ins=False)
         self.model = Model(
@@ -143,9 +148,9 @@ class Worker:
         )
         self.model.open_resident_context(wanted, more_bytes)
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
-        with sampler_chain(self.library.api, Sampling(), self.model.vocabulary_size) as chain:
+        with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
             self.model.decode([0])
-            self.model.sample(chain)
+            self.model.choose(sampler)
         self.model.clear()
         return {
             "load_seconds": time.monotonic() - started,
@@ -160,15 +165,8 @@ class Worker:
         model = self._loaded()
         model.clear_abort()  # first: a cancel that comes from here on is for this request
         settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
-        tokens = self._prompt_tokens(prompt, messages)
+        tokens = prompt_tokens(model, prompt, messages)
         room = model.context_tokens - len(tokens)
-        if room < 1:
-            raise UsageError(
-                f"the prompt has {len(tokens)} tokens, the context {model.context_tokens}; "
-                f"try --ctx {-(-(len(tokens) + 256) // 256) * 256} or a shorter prompt"
-            )
-        if not tokens:
-            raise UsageError("the prompt is empty; give at least one token")
         started = time.monotonic()
         generated: list[int] = []
         finish_reason, prompt_done, processed = "length", 0.0, 0
@@ -178,9 +176,9 @@ class Worker:
         try:
             processed = self._process_prompt(tokens)
             prompt_done = time.monotonic()
-            with sampler_chain(self.library.api, settings, model.vocabulary_size) as chain:
+            with Sampler(self.library.api, settings, model.vocabulary_size) as sampler:
                 while True:
-                    token = model.sample(chain)
+                    token = model.choose(sampler)
                     if model.is_end(token):
                         finish_reason = "stop"
                         break
@@ -210,6 +208,13 @@ class Worker:
             "decoded_tokens": max(0, len(generated) - 1),
             "generation_seconds": ended - prompt_done if prompt_done and len(generated) > 1 else 0.0,
         }
+
+    def batch(self, expected: float) -> dict[str, Any]:
+        """Answer requests that are added while it runs, side by side: see batching.py."""
+        model = self._loaded()
+        model.clear_abort()
+        self._forget()
+        return Batcher(model, self.library.api, self.channel, expected=expected).run()
 
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
         """Time decoding alone, as llama-bench does: fixed tokens, no sampling, `depth` of them before."""
@@ -286,20 +291,6 @@ class Worker:
         self._loaded().clear()
         self.cached = []
 
-    def _prompt_tokens(self, prompt: str | None, messages: list[dict[str, str]] | None) -> list[int]:
-        model = self._loaded()
-        if messages is None:
-            assert prompt is not None
-            return model.tokenize(prompt, add_special=True)
-        template = model.chat_template()
-        if template is None:
-            raise UsageError("this model has no chat template; try --raw to continue a text")
-        special = model.special_tokens()
-        text = render_chat(template, messages, special)
-        # Many templates write the beginning-of-text token themselves; two of them harm the answer.
-        begins = bool(special["bos_token"]) and text.startswith(special["bos_token"])
-        return model.tokenize(text, add_special=not begins)
-
     def _process_prompt(self, tokens: list[int]) -> int:
         """Bring the KV cache to exactly `tokens`; returns how many had to be processed."""
         model = self._loaded()
@@ -365,6 +356,12 @@ def _no_vocabulary(api: Any, architecture: str, tokens: int) -> Any:
     overrides[1].key = f"{architecture}.vocab_size".encode()
     overrides[1].value.val_i64 = tokens
     return overrides
+
+
+def _import_for(parameters: EngineParameters) -> None:
+    """Several sequences are answered with numpy, whose memory counts in a plan as in a run."""
+    if parameters.parallel > 1:
+        importlib.import_module("numpy")
 
 
 def _parameters(values: dict[str, Any]) -> EngineParameters:

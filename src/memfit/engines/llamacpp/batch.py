@@ -1,0 +1,98 @@
+"""The parent's side of a batch: requests go to the worker as they come, answers back as they are ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any
+
+from memfit.engines.llamacpp.client import WorkerProcess, rebuilt_error
+from memfit.engines.protocol import Answer, BatchTotals, Completion, Request, Speed, TextPiece
+
+__all__ = ["LlamaBatch", "speed_of"]
+
+
+class LlamaBatch:
+    """Satisfies protocol.Batch."""
+
+    def __init__(
+        self,
+        worker: WorkerProcess,
+        *,
+        expected_tokens: float,
+        explaining_death: Callable[[], AbstractContextManager[None]],
+        on_totals: Callable[[BatchTotals], None],
+    ) -> None:
+        self.totals = BatchTotals()
+        self.was_cancelled = False
+        self._worker = worker
+        self._explaining_death = explaining_death
+        self._on_totals = on_totals
+        self._conversation = worker.converse("batch", expected=expected_tokens)
+
+    def add(self, request: Request, *, sends_text: bool = False) -> None:
+        with self._explaining_death():
+            self._worker.tell(
+                "add",
+                number=request.number,
+                prompt=request.prompt,
+                messages=[dict(one) for one in request.messages],
+                sampling=asdict(request.sampling),
+                schema=request.schema,
+                sends_text=sends_text,
+            )
+
+    def drop(self, number: int) -> None:
+        with self._explaining_death():
+            self._worker.tell("drop", number=number)
+
+    def end(self) -> None:
+        with self._explaining_death():
+            self._worker.tell("end")
+
+    def events(self) -> Iterator[Answer | TextPiece]:
+        with self._worker.cancels_on_interrupt(), self._explaining_death():
+            while True:
+                try:
+                    kind, event = next(self._conversation)
+                except StopIteration as end:
+                    self._finish(dict(end.value))
+                    return
+                if kind == "text":
+                    yield TextPiece(number=event["number"], text=event["text"])
+                elif kind == "failed":
+                    yield Answer(number=event["number"], completion=None, error=rebuilt_error(event))
+                else:
+                    yield self._answer(event)
+
+    def _finish(self, reply: dict[str, Any]) -> None:
+        self.was_cancelled = reply.pop("cancelled")
+        self._set_totals(reply)
+
+    def _set_totals(self, values: dict[str, Any]) -> None:
+        self.totals = BatchTotals(**values)
+        self._on_totals(self.totals)
+
+    def _answer(self, event: dict[str, Any]) -> Answer:
+        self._set_totals(event["totals"])
+        return Answer(
+            number=event["number"],
+            completion=Completion(
+                text=event["text"],
+                finish_reason=event["finish_reason"],
+                prompt_tokens=event["prompt_tokens"],
+                completion_tokens=event["completion_tokens"],
+                speed=speed_of(self.totals),
+            ),
+        )
+
+
+def speed_of(totals: BatchTotals) -> Speed:
+    """Prompts and answers are computed in the same passes, so both rates are over the whole time."""
+    return Speed(
+        prompt_tokens=totals.prompt_tokens,
+        prompt_seconds=totals.seconds,
+        generated_tokens=totals.generated_tokens,
+        generation_seconds=totals.seconds,
+    )
