@@ -396,6 +396,7 @@ def make_plan_value(
         prediction=Prediction(
             prompt=Rate(value=200.0, low=140.0, high=260.0),
             generation=Rate(value=40.0, low=28.0, high=52.0),
+            together=Rate(value=40.0, low=28.0, high=52.0),
             basis="calibrated",
         ),
         why=("because",),

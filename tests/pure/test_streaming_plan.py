@@ -97,12 +97,18 @@ def test_small_tensors_tables_and_norms_are_pinned() -> None:
 
 
 def test_the_slower_of_computing_and_reading() -> None:
-    rates = {"prompt": Rate(value=100, low=70, high=130), "generation": Rate(value=10, low=7, high=13)}
-    prediction = Prediction(basis="calibrated", **rates)
-    assert slowed(prediction, 0, 1e9, 512, 512) == prediction
-    hidden = slowed(prediction, 50_000_000, 1e9, 512, 512)  # 0.05 s a pass
+    generation = Rate(value=10, low=7, high=13)
+    prediction = Prediction(
+        prompt=Rate(value=100, low=70, high=130),
+        generation=generation,
+        together=Rate(value=40, low=28, high=52),  # 8 sequences, 0.2 s a pass
+        basis="calibrated",
+    )
+    assert slowed(prediction, 0, 1e9, 512, 512, 8) == prediction
+    hidden = slowed(prediction, 50_000_000, 1e9, 512, 512, 8)  # 0.05 s a pass
     assert hidden == prediction
-    slow = slowed(prediction, 2_000_000_000, 1e9, 512, 128)  # 2 s a pass, 4 passes of a prompt
+    slow = slowed(prediction, 2_000_000_000, 1e9, 512, 128, 8)  # 2 s a pass, 4 passes of a prompt
+    assert slow.together.value == pytest.approx(4)  # 8 tokens a pass
     assert slow.generation.value == pytest.approx(0.5) and slow.prompt.value == pytest.approx(64)
     assert slow.generation.low == pytest.approx(0.25) and slow.generation.high == pytest.approx(0.75)
 

@@ -83,8 +83,10 @@ def print_plan(plan: Plan, out: Console) -> None:
         )
     out.print()
     prompt, generation = plan.prediction.prompt, plan.prediction.generation
+    together = f" · all sequences {_range(plan.prediction.together)}" if parameters.parallel > 1 else ""
     out.print(
-        f"predicted  prompt {_range(prompt)} · generation {_range(generation)}  ({plan.prediction.basis})"
+        f"predicted  prompt {_range(prompt)} · generation {_range(generation)}{together}  "
+        f"({plan.prediction.basis})"
     )
 
 

@@ -132,6 +132,7 @@ class Plan:
             "predicted": {
                 "prompt_tokens_per_second": _rate_json(self.prediction.prompt),
                 "generation_tokens_per_second": _rate_json(self.prediction.generation),
+                "together_tokens_per_second": _rate_json(self.prediction.together),
                 "basis": self.prediction.basis,
             },
             # What a saved plan needs beyond that.

@@ -322,10 +322,13 @@ class _Planner:
             prompt_tokens=min(workload.prompt_tokens, answer.context),
             generated_tokens=workload.generated_tokens,
             depth=workload.depth,
+            sequences=workload.parallel,
         )
         if read := streamed_bytes(self._spec.tensors, parameters.streamed):
             tokens = min(workload.prompt_tokens, answer.context)
-            prediction = slowed(prediction, read, self._disk_speed(), tokens, parameters.micro_batch)
+            prediction = slowed(
+                prediction, read, self._disk_speed(), tokens, parameters.micro_batch, workload.parallel
+            )
         return _Candidate(
             parameters=parameters,
             answer=answer,

@@ -57,7 +57,7 @@ def _context_reasons(plan: Plan) -> Iterator[str]:
     context, kv_type = plan.parameters.context, plan.parameters.kv_type
     if plan.workload.context is None:
         yield f"context {context}: the default; --ctx sets it"
-    if context > plan.spec.context_length:
+    if context > plan.spec.context_length and plan.parameters.parallel == 1:
         yield f"the model was trained for {plan.spec.context_length} tokens; beyond that it degrades"
     if plan.context != context:
         yield f"context {context} becomes {plan.context}: the engine rounds up"

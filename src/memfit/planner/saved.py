@@ -213,6 +213,7 @@ def _prediction(fields: Fields, devices: int) -> Prediction:
     return Prediction(
         prompt=_rate(fields, "prompt"),
         generation=_rate(fields, "generation"),
+        together=_rate(fields, "together"),
         basis=fields.choice("basis", _BASES),
         prompt_terms=_terms(fields, "prompt_terms", devices),
         generation_terms=_terms(fields, "generation_terms", devices),

@@ -49,6 +49,7 @@ _GENERATION_EFFICIENCY = 0.85
 _PROMPT_EFFICIENCY = 0.95
 _COLUMNS = 1536  # from here on the length of a matrix's rows makes no difference to speed
 _MINOR = 0.02  # a type with a smaller share of the bytes needs no measuring of its own
+_MANY_TOKENS = 64  # from here on kernels are as fast as with a micro-batch
 OFFLOADED_TOKENS = 32  # from here on the engine lets a GPU multiply matrices that lie in RAM
 
 
@@ -58,6 +59,11 @@ class WeightSpeed:
 
     bytes_per_second: float  # streamed past one token
     operations_per_second: float  # multiplications and additions with a micro-batch of 512
+    batch_operations_per_second: float = 0.0  # with 16 tokens, one of each of 16 sequences; 0: as with 512
+
+    def operations(self, *, many: bool) -> float:
+        """Per second, with one token of each of some sequences, or with `many`."""
+        return (0.0 if many else self.batch_operations_per_second) or self.operations_per_second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +139,8 @@ class Term:
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     prompt: Rate
-    generation: Rate
+    generation: Rate  # of one sequence alone
+    together: Rate  # of all sequences side by side, their tokens added up
     basis: str
     prompt_terms: tuple[Term, ...] = ()  # of one micro-batch
     generation_terms: tuple[Term, ...] = ()  # of one token
@@ -184,25 +191,53 @@ def predict(
     prompt_tokens: int,
     generated_tokens: int,
     depth: int | None = None,
+    sequences: int = 1,
 ) -> Prediction:
     """Rates for a request of these lengths; `speeds` are those of RAM and then of each device.
 
-    What `depth` means: `cells_in_use`.
+    What `depth` means: `cells_in_use`. `sequences` such requests run side by side.
     """
     speeds = speeds[: 1 + len(answer.devices)]  # a device that is not opened takes nothing over
     passes = math.ceil(prompt_tokens / answer.prompt.tokens)
     filled = prompt_tokens / (passes * answer.prompt.tokens)
     prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated_tokens, depth)
-    prompt = _terms(answer.prompt, speeds, cells=prompt_cells, filled=filled)
-    generation = _terms(answer.generation, speeds, cells=generation_cells, filled=1.0)
+    prompt = _terms(answer.prompt, speeds, cells=prompt_cells, filled=filled, many=True)
+    generation = _terms(answer.generation, speeds, cells=generation_cells)
+    side_by_side = _repeated(answer, sequences)
+    all_together = _terms(side_by_side, speeds, cells=generation_cells, many=sequences >= _MANY_TOKENS)
     used = {0} | {one.place for graph in (answer.prompt, answer.generation) for one in graph.operations}
     basis = min((speeds[place].basis for place in used), key=_BASES.index)
     return Prediction(
         prompt=_rate(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
         generation=_rate(1 / _sum(generation), _SPREADS[basis]),
+        together=_rate(sequences / _sum(all_together), _SPREADS[basis]),
         basis=basis,
         prompt_terms=tuple(prompt),
         generation_terms=tuple(generation),
+    )
+
+
+def _repeated(answer: Answer, sequences: int) -> Graph:
+    """A pass of one token for each of so many sequences: weights are read once, of experts all that are
+    routed to, each token's by chance; caches and activations are each sequence's own."""
+    if sequences == 1:
+        return answer.generation
+    experts = {one.type: one.bytes for one in answer.prompt.operations if one.kind == "experts"}
+
+    def repeat(one: Operation) -> Operation:
+        own = one.kind in ("attention", "other")
+        read = one.bytes * sequences if own else one.bytes
+        if one.kind == "experts":
+            whole = max(experts.get(one.type, 0), one.bytes)
+            read = round(whole * (1 - (1 - one.bytes / whole) ** sequences))
+        return replace(one, bytes=read, operations=one.operations * sequences)
+
+    graph = answer.generation
+    return replace(
+        graph,
+        tokens=sequences,
+        operations=tuple(map(repeat, graph.operations)),
+        entered_bytes=tuple(size * sequences for size in graph.entered_bytes),
     )
 
 
@@ -214,10 +249,18 @@ def _rate(value: float, spread: float) -> Rate:
     return Rate(value=value, low=value * (1 - spread), high=value * (1 + spread))
 
 
-def _terms(graph: Graph, speeds: Sequence[DeviceSpeed], *, cells: float, filled: float) -> list[Term]:
-    """One pass, of whose tokens the share `filled` is there, with so many `cells` in use."""
+def _terms(
+    graph: Graph,
+    speeds: Sequence[DeviceSpeed],
+    *,
+    cells: float,
+    filled: float = 1.0,
+    many: bool = False,
+) -> list[Term]:
+    """One pass, of whose tokens the share `filled` is there, with so many `cells` in use; of `many` tokens,
+    as a prompt is, or of one for each sequence."""
     terms = []
-    efficiency = _GENERATION_EFFICIENCY if graph.tokens == 1 else _PROMPT_EFFICIENCY
+    efficiency = _PROMPT_EFFICIENCY if many else _GENERATION_EFFICIENCY
 
     def add(place: int, kind: str, seconds: float) -> None:
         alone = speeds[place].basis == "calibrated"
@@ -227,13 +270,13 @@ def _terms(graph: Graph, speeds: Sequence[DeviceSpeed], *, cells: float, filled:
         speed = speeds[one.place]
         if one.kind == "attention":
             rates = speed.attending(attention_key(one.type, one.width))
-            rate = rates.generation if graph.tokens == 1 else rates.prompt
+            rate = rates.prompt if many else rates.generation
             share = filled * min(1.0, cells / one.cells)
             seconds = max(one.operations * share / rate, one.bytes * share / speed.streaming_bytes_per_second)
         elif one.kind == "other":
             seconds = one.bytes * filled / speed.activation_bytes_per_second
         else:
-            seconds = _multiplying(one, speeds, graph.tokens, filled)
+            seconds = _multiplying(one, speeds, graph.tokens * filled, filled, many=many)
         seconds += one.count * speed.node_seconds
         add(one.place, f"{one.kind} {one.type}".strip(), seconds)
     for place, speed in enumerate(speeds[: len(graph.entries)]):
@@ -244,12 +287,14 @@ def _terms(graph: Graph, speeds: Sequence[DeviceSpeed], *, cells: float, filled:
     return terms
 
 
-def _multiplying(one: Operation, speeds: Sequence[DeviceSpeed], tokens: int, filled: float) -> float:
+def _multiplying(
+    one: Operation, speeds: Sequence[DeviceSpeed], tokens: float, filled: float, *, many: bool
+) -> float:
     own = speeds[one.place]
     taking = taking_over(speeds)
-    if one.place == 0 and taking and tokens * filled >= OFFLOADED_TOKENS:
+    if one.place == 0 and taking and tokens >= OFFLOADED_TOKENS:
         sending = one.bytes / taking.entering_bytes_per_second
-        return sending + one.operations * filled / taking.weight(one.type, one.width).operations_per_second
+        return sending + one.operations * filled / taking.weight(one.type, one.width).operations(many=many)
     speed = own.weight(one.type, one.width)
     # An output matrix gives logits for one token whatever the pass, so its operations tell, not `tokens`.
-    return max(one.bytes / speed.bytes_per_second, one.operations * filled / speed.operations_per_second)
+    return max(one.bytes / speed.bytes_per_second, one.operations * filled / speed.operations(many=many))

@@ -97,24 +97,32 @@ def row_bytes(spec: ModelSpec, parameters: EngineParameters) -> int:
 
 
 def slowed(
-    prediction: Prediction, read_bytes: int, disk: float, prompt_tokens: int, micro_batch: int
+    prediction: Prediction,
+    read_bytes: int,
+    disk: float,
+    prompt_tokens: int,
+    micro_batch: int,
+    sequences: int,
 ) -> Prediction:
-    """From a prediction for everything in memory; each pass reads from a `disk` of so many bytes/s."""
+    """From a prediction for everything in memory; each pass reads from a `disk` of so many bytes/s, and
+    serves all `sequences` side by side."""
     if not read_bytes:
         return prediction
     seconds = read_bytes / disk
     passes = math.ceil(prompt_tokens / micro_batch)
     generation = max(1 / prediction.generation.value, seconds)
+    together = max(sequences / prediction.together.value, seconds) / sequences
     prompt = max(prompt_tokens / prediction.prompt.value, passes * seconds)
     return replace(
         prediction,
         prompt=_scaled(prediction.prompt, prompt_tokens / prompt),
         generation=_scaled(prediction.generation, 1 / generation),
+        together=_scaled(prediction.together, 1 / together),
     )
 
 
 def _scaled(rate: Rate, value: float) -> Rate:
-    if value == rate.value:  # computing takes longer than reading
+    if math.isclose(value, rate.value):  # computing takes longer than reading
         return rate
     return Rate(value=value, low=value * (1 - _SPREAD), high=value * (1 + _SPREAD))
 

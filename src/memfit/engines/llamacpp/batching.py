@@ -15,7 +15,7 @@ from typing import Any
 
 from memfit.engines.llamacpp.channel import Channel
 from memfit.engines.llamacpp.model import Aborted, Model
-from memfit.engines.llamacpp.prompt import prompt_tokens
+from memfit.engines.llamacpp.prompt import prompt_tokens, room_after
 from memfit.engines.llamacpp.sampling import Grammars, Sampler
 from memfit.engines.llamacpp.text import TextAssembler
 from memfit.engines.protocol import Sampling
@@ -133,11 +133,11 @@ class Batcher:
         try:
             settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
             tokens = prompt_tokens(model, prompt, messages)
+            room = room_after(tokens, model.context_tokens)
             grammar = None if schema is None else self._grammars.sampler(schema)
         except MemfitError as error:
             self._fail(number, error)
             return
-        room = model.context_tokens - len(tokens)
         limit = room if settings.max_tokens is None else min(room, settings.max_tokens)
         job = Job(number=number, prompt=tokens, limit=limit)
         self._running[number] = _Running(

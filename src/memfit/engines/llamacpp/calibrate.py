@@ -68,6 +68,9 @@ class Measured:
     disks: Mapping[str, DiskSpeed]  # by where they are mounted
 
 
+_FORMAT = 2  # of what is cached; counted up when measurements are added
+
+
 class Calibration:
     """This machine's constants for this engine build; each is measured when first asked for."""
 
@@ -75,7 +78,7 @@ class Calibration:
         self._say = say
         self._path = path or cache_folder() / "calibration.json"
         self.engine_build = _engine_build()
-        self._key = f"{__version__} {cpu_model} {platform.python_version()} {self.engine_build}"
+        self._key = f"{__version__} {_FORMAT} {cpu_model} {platform.python_version()} {self.engine_build}"
         self._values = self._read()
 
     def baseline(self, *, count_parent: bool) -> Baseline:

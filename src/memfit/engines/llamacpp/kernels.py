@@ -25,6 +25,7 @@ _ROWS = 2048
 _STREAMED_BYTES = 256 * MIB  # far beyond most CPUs' caches: 64 MiB still measured 1.6 times too fast
 _ROOM_SHARE = 0.4  # of a small device's room: activations and the messages want some too
 _TOKENS = 512
+_BATCH_TOKENS = 16
 _HEADS, _KV_HEADS = 16, 4
 _CELLS = 4096  # of the KV cache, with one token
 _PROMPT_CELLS = 1024
@@ -132,8 +133,8 @@ class Bench:
         self._ggml.ggml_backend_free(self._backend)
 
     def weights(self, key: str) -> dict[str, float] | None:
-        """Bytes/s with one token and operations/s with 512; None where the CPU does not repack the type,
-        or the device has no kernel for it.
+        """Bytes/s with one token and operations/s with 16 and with 512; None where the CPU does not repack
+        the type, or the device has no kernel for it.
 
         `key` is a type, or one with the length of its rows: "Q4_K", "Q8_0/576".
         """
@@ -145,12 +146,15 @@ class Bench:
         seconds = self._multiply(number, columns, count, 1)
         if seconds is None:
             return None
-        prompt_seconds = self._multiply(number, columns, 1, _TOKENS)
-        assert prompt_seconds is not None, "the type is repacked whatever the number of tokens"
-        return {
-            "bytes_per_second": count * matrix_bytes / seconds,
-            "operations_per_second": 2 * columns * _ROWS * _TOKENS / prompt_seconds,
-        }
+        rates = {"bytes_per_second": count * matrix_bytes / seconds}
+        for name, tokens, matrices in (
+            ("batch_operations_per_second", _BATCH_TOKENS, max(1, count // 8)),
+            ("operations_per_second", _TOKENS, 1),
+        ):
+            seconds = self._multiply(number, columns, matrices, tokens)
+            assert seconds is not None, "the type is repacked whatever the number of tokens"
+            rates[name] = 2 * columns * _ROWS * tokens * matrices / seconds
+        return rates
 
     def attention(self, type_name: str, head: int) -> dict[str, float] | None:
         """Operations/s over a KV cache of a type, `head` numbers per head, with one token and with 512.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from memfit.engines.llamacpp.client import WorkerProcess
+from memfit.engines.protocol import Request
 from memfit.hardware.machine import is_remote
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.baseline import Baseline
@@ -40,6 +41,14 @@ class LlamaOracle:
         if parameters not in self._answers:
             self._answers[parameters] = self._ask(parameters)
         return self._answers[parameters]
+
+    def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
+        """How many tokens each request's prompt has, template included; None where it makes no prompt."""
+        asked = [
+            {"prompt": one.prompt, "messages": [dict(each) for each in one.messages]} for one in requests
+        ]
+        counts: list[int | None] = self._workers[self._first].ask("count_tokens", requests=asked)["counts"]
+        return counts
 
     def _question(self, parameters: EngineParameters) -> dict[str, Any]:
         whole = parameters.repack == self._first

@@ -9,14 +9,14 @@ from memfit.engines.llamacpp.template import render_chat
 from memfit.engines.protocol import Message
 from memfit.errors import UsageError
 
-__all__ = ["prompt_tokens"]
+__all__ = ["prompt_tokens", "room_after"]
 
 
 def prompt_tokens(model: Model, prompt: str | None, messages: Sequence[Message] | None) -> list[int]:
     """Tokens of a raw text, or of messages through the model's chat template.
 
     Raises:
-        UsageError: there is no chat template, no token, or no room in the context for one more.
+        UsageError: there is no chat template, or no token.
         ModelError: the chat template failed or was stopped.
     """
     if prompt is not None:
@@ -32,9 +32,18 @@ def prompt_tokens(model: Model, prompt: str | None, messages: Sequence[Message] 
         tokens = model.tokenize(text, add_special=not begins)
     if not tokens:
         raise UsageError("the prompt is empty; give at least one token")
-    if len(tokens) >= model.context_tokens:
+    return tokens
+
+
+def room_after(tokens: Sequence[int], context: int) -> int:
+    """How many tokens a context has left for an answer.
+
+    Raises:
+        UsageError: none.
+    """
+    if len(tokens) >= context:
         raise UsageError(
-            f"the prompt has {len(tokens)} tokens, the context {model.context_tokens}; "
+            f"the prompt has {len(tokens)} tokens, the context {context}; "
             f"try --ctx {-(-(len(tokens) + 256) // 256) * 256} or a shorter prompt"
         )
-    return tokens
+    return context - len(tokens)

@@ -22,7 +22,7 @@ from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
 from memfit.engines.llamacpp.library import Library, load_library
 from memfit.engines.llamacpp.model import Aborted, Model, OverBudgetError
-from memfit.engines.llamacpp.prompt import prompt_tokens
+from memfit.engines.llamacpp.prompt import prompt_tokens, room_after
 from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.llamacpp.text import TextAssembler
 from memfit.engines.protocol import Sampling
@@ -63,6 +63,7 @@ class Worker:
     def serve(self) -> None:
         actions: dict[str, Callable[..., dict[str, Any]]] = {
             "simulate": self.simulate,
+            "count_tokens": self.count_tokens,
             "device_memory": self.device_memory,
             "load": self.load,
             "complete": self.complete,
@@ -120,6 +121,16 @@ class Worker:
             "files": dict(memory.files),
         }
 
+    def count_tokens(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
+        """Tokens of each request's prompt, by the simulated model's vocabulary; None where it is refused."""
+        counts: list[int | None] = []
+        for one in requests:
+            try:
+                counts.append(len(prompt_tokens(self._loaded(), one["prompt"], one["messages"])))
+            except MemfitError:
+                counts.append(None)
+        return {"counts": counts}
+
     def device_memory(self, names: list[str]) -> dict[str, Any]:
         """Free and total bytes of devices; without names, of this machine's GPUs."""
         devices = self._devices = self._devices or Devices(self.library, stand_ins=False)
@@ -166,7 +177,7 @@ class Worker:
         model.clear_abort()  # first: a cancel that comes from here on is for this request
         settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
         tokens = prompt_tokens(model, prompt, messages)
-        room = model.context_tokens - len(tokens)
+        room = room_after(tokens, model.context_tokens)
         started = time.monotonic()
         generated: list[int] = []
         finish_reason, prompt_done, processed = "length", 0.0, 0

@@ -1,0 +1,74 @@
+"""How many sequences a batch of requests runs side by side, and the context that they share.
+
+    seconds of a request = prompt tokens / prompt's rate + answer tokens / rate of all sequences together
+
+More sequences share each pass over the weights, and take more of the budget for their KV caches: where that
+pushes weights out of memory, the plan says so in its speeds. Each number is planned and the fastest taken;
+of such as are nearly as fast, the smallest. Pure: making a plan is somebody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from memfit.planner.plan import Plan
+from memfit.planner.request import Workload
+
+__all__ = ["Lengths", "plan_side_by_side", "request_seconds"]
+
+_SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
+_ENOUGH_GAIN = 1.03  # below it, more sequences only take memory
+_MORE_CELLS = 1.1  # than the mean lengths need, since lengths differ
+_CELLS = 256  # contexts come in multiples of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What a job's requests come to, in tokens."""
+
+    requests: int
+    prompt: float  # the mean
+    answer: float  # the mean, as far as it is known
+    longest: int  # of a prompt and its answer together: the context holds at least that
+
+
+def plan_side_by_side(lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan]) -> Plan:
+    """The fastest plan that fits; the smallest where none does. A context or a number of sequences above one
+    in `workload` is obeyed."""
+    asked = (workload.parallel,) if workload.parallel > 1 else _SEQUENCES
+    best: Plan | None = None
+    for sequences in asked:
+        if best and (sequences > max(1, lengths.requests) or not _shares(lengths, workload, sequences)):
+            break
+        plan = make(_workload(lengths, workload, sequences))
+        if best is None:
+            best = plan
+        elif not plan.fits:
+            break
+        elif request_seconds(plan, lengths) * _ENOUGH_GAIN < request_seconds(best, lengths):
+            best = plan
+    assert best is not None
+    return best
+
+
+def request_seconds(plan: Plan, lengths: Lengths) -> float:
+    """Of the whole job's time, one request's share."""
+    prediction = plan.prediction
+    return lengths.prompt / prediction.prompt.value + lengths.answer / prediction.together.value
+
+
+def _shares(lengths: Lengths, workload: Workload, sequences: int) -> bool:
+    """Whether so many sequences have room in the context that was asked for."""
+    return workload.context is None or sequences * (lengths.prompt + lengths.answer) <= workload.context
+
+
+def _workload(lengths: Lengths, workload: Workload, sequences: int) -> Workload:
+    cells = max(lengths.longest, _MORE_CELLS * sequences * (lengths.prompt + lengths.answer))
+    return replace(
+        workload,
+        parallel=sequences,
+        context=workload.context or -(-round(cells) // _CELLS) * _CELLS,
+        prompt_tokens=max(1, round(lengths.prompt)),
+        generated_tokens=max(1, round(lengths.answer)),
+    )
