@@ -183,7 +183,8 @@ def sync_folder(path: Path) -> None:
     """Make the name of the file at `path` outlive a loss of power."""
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # not every file system can
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

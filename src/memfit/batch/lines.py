@@ -166,7 +166,7 @@ def _body(value: dict[str, Any]) -> tuple[Literal["chat", "completion"] | None, 
     for name in value:
         if name not in {"body", "url", "method", "custom_id"}:
             raise UsageError(
-                f"{_named(name)} is not a field of a batch's line; memfit knows none of that name"
+                f"{_named(name)} is not a field of a batch's line; those are custom_id, method, url and body"
             )
     if value.get("method") not in (None, "POST"):
         _refuse("method", value["method"], '"POST"')
