@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -245,6 +246,22 @@ def test_a_torn_journal(job: Job, tail: bytes) -> None:
     job.check_finished()
 
 
+def test_a_record_that_is_there_twice_counts_once(job: Job) -> None:
+    job.run(most=6)
+    lines = job.journal.read_bytes().splitlines(keepends=True)
+    job.journal.write_bytes(b"".join([*lines, lines[1]]))
+    job.run()
+    job.check_finished()
+
+
+@pytest.mark.parametrize("number", [1, _LINES + 1])
+def test_a_record_of_no_request(job: Job, number: int) -> None:
+    job.run(most=2)
+    with job.journal.open("ab") as file:
+        file.write(encode_record(number, {}, is_error=False))
+    assert _refused(job) == f"{job.journal} is damaged: it has a line {number}"
+
+
 def test_a_journal_cut_anywhere(job: Job) -> None:
     """What was lost with its end is done again; what the output has beyond it is refused, not doubled."""
     job.run(most=6)
@@ -350,6 +367,25 @@ def test_two_at_a_time(job: Job) -> None:
         assert "is in use: another memfit batch writes this output" in _refused(job)
         assert "is in use: another memfit batch writes this output" in _refused(job, overwrite=True)
     assert job.answers() == [2]
+
+
+def test_a_journal_that_is_replaced_while_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a run that completes just then: the lock on the old file is worth nothing."""
+    job, finished = Job(tmp_path / "job"), Job(tmp_path / "finished")
+    finished.run()
+    real, replaced = fcntl.flock, []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not replaced:
+            replaced.append(finished.journal.replace(job.journal))
+            finished.output.replace(job.output)
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with job.source() as source, job.sink(source) as sink:
+        assert sink.complete
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
@@ -600,6 +636,7 @@ def test_a_full_disk_at_every_write(job: Job, failing: Fail, last: int) -> None:
             assert str(error).startswith("the disk is full: cannot write ")
         for path in (run.output, run.errors):
             _numbers(path)  # no half lines
+        assert not list(run.folder.glob("*.new"))
         failing(0, 0, 0)
         promises = _Promises(run)
         run.run()
@@ -676,6 +713,20 @@ def test_ctrl_c_between_flushes_saves_what_was_finished(job: Job) -> None:
         finish(sink, 2)
         raise KeyboardInterrupt
     assert job.done() == {2, 5}
+
+
+def test_ctrl_c_amid_adding_the_last_line(job: Job) -> None:
+    class Interrupted(list[bytes]):
+        def append(self, _: bytes) -> None:
+            raise KeyboardInterrupt
+
+    job.run(most=len(_WORK) - 1)
+    with pytest.raises(KeyboardInterrupt), job.source() as source, job.sink(source) as sink:
+        sink._unsaved = Interrupted()
+        finish(sink, next(number for number in _WORK if number not in sink.done))
+    assert len(job.done()) == len(_WORK) - 1
+    job.run()
+    job.check_finished()
 
 
 # --- any order, any cut ---

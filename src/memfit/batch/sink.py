@@ -19,7 +19,7 @@ from memfit.units import MIB
 __all__ = ["Outlet", "Sink"]
 
 _BUFFER_BYTES = MIB  # of finished lines, which a kill loses
-_COPY_BYTES = 4 * MIB  # in memory at a time
+_COPY_BYTES = MIB  # in memory at a time
 _OPEN, _ANSWERED, _FAILED, _BLANK = range(4)
 
 
