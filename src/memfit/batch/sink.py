@@ -86,9 +86,12 @@ class Sink:
     def flush(self) -> None:
         """Save all that was added. Call it about once a second.
 
+        One that anything but a MemfitError ended, as Ctrl-C, may only be followed by `close`.
+
         Raises:
             MemfitError: the disk is full or broken. What was saved before is safe; calling it again is.
         """
+        assert not self._within_flush
         self._within_flush = True
         try:
             self._save()
@@ -130,7 +133,10 @@ class Sink:
         """
         for record in records:
             if not self.done.knows(record.number):
-                raise UsageError(f"{self._journal.name} is damaged: it has a line {record.number}")
+                raise UsageError(
+                    f"{self._journal.name} is damaged: it has a line {record.number}; "
+                    "give another --output, or --overwrite to start over"
+                )
             if record.number not in self.done:
                 self._count(record.number, is_error=record.is_error)
                 self._learn(record)
