@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.lookup import find_devices, imagined_devices
 from memfit.engines.llamacpp.oracle import LlamaOracle, small_parameters
 from memfit.engines.llamacpp.session import LlamaSession
+from memfit.engines.protocol import Request
 from memfit.errors import EngineError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
@@ -22,11 +25,12 @@ from memfit.planner.plan import Plan
 from memfit.planner.planner import make_plan, repack_modes, thread_count
 from memfit.planner.profile_speed import profile_speeds
 from memfit.planner.request import Budget, Workload
+from memfit.planner.side_by_side import Lengths, plan_side_by_side
 from memfit.planner.speed import DeviceSpeed, needed_rates
 from memfit.planner.streaming import ASSUMED_DISK
 from memfit.saved_plan import require_this_machine, take_fingerprint
 
-__all__ = ["load", "plan"]
+__all__ = ["load", "plan", "plan_batch"]
 
 
 def plan(
@@ -52,6 +56,42 @@ def plan(
         UsageError: a budget or workload that makes no sense.
         EngineError: the engine is missing or refuses the configuration.
     """
+    with _planning(model, budget, workload, machine, count_parent, say, verbose) as (make, _):
+        return make(workload or Workload())
+
+
+def plan_batch(
+    model: str,
+    sample: Sequence[Request],
+    lengths: Callable[[Sequence[int | None]], Lengths],
+    *,
+    budget: Budget | None = None,
+    workload: Workload | None = None,
+    count_parent: bool = False,
+    say: Callable[[str], None] | None = None,
+    verbose: bool = False,
+) -> Plan:
+    """Plan a job of many requests: how many run side by side, and in how large a context.
+
+    `lengths` makes of the tokens of a sample's prompts, None for such as are none, those of the whole job.
+    Everything else as in `plan`.
+    """
+    workload = workload or Workload()
+    with _planning(model, budget, workload, None, count_parent, say, verbose) as (make, oracle):
+        return plan_side_by_side(lengths(oracle.count_tokens(sample)), workload, make)
+
+
+@contextmanager
+def _planning(
+    model: str,
+    budget: Budget | None,
+    workload: Workload | None,
+    machine: str | None,
+    count_parent: bool,
+    say: Callable[[str], None] | None,
+    verbose: bool,
+) -> Iterator[tuple[Callable[[Workload], Plan], LlamaOracle]]:
+    """What makes plans of a model, for workloads with the same threads and repacking as `workload`."""
     if sys.platform != "linux":
         raise EngineError(
             f"memfit measures memory through Linux' /proc, and this is {sys.platform}; try WSL2"
@@ -82,22 +122,26 @@ def plan(
             ]
         lent = tuple(zip(devices, device_speeds, strict=True))
 
+        @functools.cache
         def disk_speed() -> float:
             if profile or is_stand_in(spec.paths[0]):
                 return ASSUMED_DISK
             return measure_file(max(spec.paths, key=lambda path: path.stat().st_size))
 
-        planned = make_plan(spec, here, budget, workload, oracle, speeds, lent, solver.solve, disk_speed)
-    used = [device for device in devices if device.engine_name in planned.parameters.devices]
-    fingerprint = take_fingerprint(
-        spec,
-        here,
-        used,
-        calibration,
-        profile=profile.name if profile else None,
-        counts_parent=count_parent,
-    )
-    return replace(planned, fingerprint=fingerprint)
+        def make(wanted: Workload) -> Plan:
+            planned = make_plan(spec, here, budget, wanted, oracle, speeds, lent, solver.solve, disk_speed)
+            used = [device for device in devices if device.engine_name in planned.parameters.devices]
+            fingerprint = take_fingerprint(
+                spec,
+                here,
+                used,
+                calibration,
+                profile=profile.name if profile else None,
+                counts_parent=count_parent,
+            )
+            return replace(planned, fingerprint=fingerprint)
+
+        yield make, oracle
 
 
 def load(

@@ -25,6 +25,7 @@ _COMMANDS = {
     "plan": ("plan", "What will lie where and how fast it will run; loads no weights."),
     "run": ("run", "Answer a prompt, or chat, inside a memory budget."),
     "bench": ("bench", "Measured speed and memory against the prediction."),
+    "batch": ("batch", "Answer a file of requests, many at a time; a killed run goes on."),
     "pull": ("pull", "Download a model from the Hugging Face hub or a URL, and verify it."),
     "models": ("models", "The models on this disk that need no path."),
     "remove": ("remove", "Delete a downloaded model."),

@@ -13,15 +13,19 @@ from memfit.planner.request import KV_TYPES, Budget, Workload
 
 if TYPE_CHECKING:
     from memfit.cli.fetch import MakePlan
+    from memfit.engines.protocol import Sampling
     from memfit.planner.plan import Plan
 
 __all__ = [
+    "batch_workload_options",
     "budget_options",
     "json_option",
     "machine_option",
     "plan_option",
+    "sampling_options",
     "take_budget",
     "take_plan",
+    "take_sampling",
     "take_workload",
     "verbose_option",
     "workload_options",
@@ -55,14 +59,31 @@ def budget_options(command: _Command) -> _Command:
 
 
 def workload_options(command: _Command) -> _Command:
+    return _workload_options(1, command)
+
+
+def batch_workload_options(command: _Command) -> _Command:
+    """Of a job, whose plan chooses how many sequences there are and how much context they share."""
+    return _workload_options(None, command)
+
+
+def _workload_options(sequences: int | None, command: _Command) -> _Command:
+    chosen = "  [what pays off]" if sequences is None else ""
     options = (
         click.option(
             "--ctx",
             type=int,
             metavar="N",
-            help="Context in tokens, over all sequences.  [4096 or the model's]",
+            help="Context in tokens, over all sequences." + (chosen or "  [4096 or the model's]"),
         ),
-        click.option("--parallel", type=int, default=1, metavar="N", help="Sequences.", show_default=True),
+        click.option(
+            "--parallel",
+            type=int,
+            default=sequences,
+            metavar="N",
+            help=f"Sequences.{chosen}",
+            show_default=sequences is not None,
+        ),
         click.option(
             "--kv-type",
             type=click.Choice(["auto", *KV_TYPES]),
@@ -100,6 +121,22 @@ def workload_options(command: _Command) -> _Command:
             metavar="N",
             help="Tokens in the context when a prompt and an answer begin.  [an answer follows its prompt]",
         ),
+    )
+    return _with(options, command)
+
+
+def sampling_options(command: _Command) -> _Command:
+    options = (
+        click.option(
+            "--max-tokens", type=int, metavar="N", help="Most tokens to generate.  [until the model ends]"
+        ),
+        click.option("--temperature", type=float, default=0.8, show_default=True, help="0 is greedy."),
+        click.option("--top-k", type=int, default=40, show_default=True, help="0 is all."),
+        click.option("--top-p", type=float, default=0.95, show_default=True),
+        click.option("--min-p", type=float, default=0.05, show_default=True),
+        click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1 is none."),
+        click.option("--seed", type=int, help="For the same answer again.  [random]"),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
     )
     return _with(options, command)
 
@@ -221,11 +258,19 @@ def _vram(texts: Sequence[str]) -> str | dict[int, str] | None:
     return numbered or None
 
 
+def take_sampling(options: dict[str, Any]) -> Sampling:
+    """Likewise for sampling; nothing else is left by then."""
+    from memfit.engines.protocol import Sampling
+
+    seed = options.pop("seed")
+    return Sampling(**options, **({} if seed is None else {"seed": seed}))
+
+
 def take_workload(options: dict[str, Any]) -> Workload:
     """Likewise for the workload."""
     return Workload(
         context=options.pop("ctx"),
-        parallel=options.pop("parallel"),
+        parallel=options.pop("parallel") or 1,
         kv_type=options.pop("kv_type"),
         threads=options.pop("threads"),
         repack=options.pop("repack"),

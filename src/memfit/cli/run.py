@@ -14,7 +14,9 @@ from memfit.cli.options import (
     budget_options,
     json_option,
     plan_option,
+    sampling_options,
     take_plan,
+    take_sampling,
     verbose_option,
     workload_options,
 )
@@ -33,14 +35,7 @@ __all__ = ["command"]
 @budget_options
 @workload_options
 @plan_option
-@click.option("--max-tokens", type=int, metavar="N", help="Most tokens to generate.  [until the model ends]")
-@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=int, default=40, show_default=True, help="0 is all.")
-@click.option("--top-p", type=float, default=0.95, show_default=True)
-@click.option("--min-p", type=float, default=0.05, show_default=True)
-@click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1 is none.")
-@click.option("--seed", type=int, help="For the same answer again.  [random]")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@sampling_options
 @yes_option
 @json_option
 @verbose_option
@@ -65,7 +60,7 @@ def command(
 
     err = console(stderr=True)
     make_plan = take_plan(model, options, lambda said: err.print(f"memfit: {said}"), verbose)
-    sampling = _sampling(options)
+    sampling = take_sampling(options)
     text = _prompt_text(prompt, file)
     if raw and system:
         raise UsageError("--system needs the chat template, which --raw leaves out; use one of them")
@@ -102,11 +97,6 @@ def command(
     if completion is not None and completion.finish_reason == "cancelled":
         return InterruptedByUser.exit_code
     return 0
-
-
-def _sampling(options: dict[str, Any]) -> Sampling:
-    seed = options.pop("seed")
-    return Sampling(**options, **({} if seed is None else {"seed": seed}))
 
 
 def _prompt_text(prompt: str | None, file: str | None) -> str | None:

@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from memfit.engines.protocol import Completion, Message, Sampling, Speed
+from memfit.engines.protocol import (
+    Answer,
+    BatchTotals,
+    Completion,
+    Message,
+    Nothing,
+    Request,
+    Sampling,
+    Speed,
+    TextPiece,
+)
 from memfit.engines.report import Report
-from memfit.errors import MemfitError
+from memfit.errors import MemfitError, WorkerDiedError
 from memfit.planner.plan import Plan
 
 __all__ = ["FakeSession"]
 
 _SPEED = Speed(prompt_tokens=4, prompt_seconds=2.0, generated_tokens=6, generation_seconds=2.0)
+
+
+class FakeBatch:
+    """Satisfies protocol.Batch: answers each request as it is asked for, in order."""
+
+    def __init__(self, session: FakeSession) -> None:
+        self.totals = BatchTotals()
+        self.was_cancelled = False
+        self._session = session
+        self._requests: deque[Request] = deque()
+
+    def add(self, request: Request, *, sends_text: bool = False) -> None:
+        self._requests.append(request)
+
+    def drop(self, number: int) -> None:
+        self._requests = deque(one for one in self._requests if one.number != number)
+
+    def end(self) -> None:
+        """`events` ends by itself, once nothing is left."""
+
+    def events(self) -> Iterator[Answer | TextPiece | Nothing]:
+        while self._requests:
+            request = self._requests.popleft()
+            try:
+                done = (
+                    self._session.generate(request.prompt or "")
+                    if request.prompt
+                    else (self._session.chat(request.messages))
+                )
+            except WorkerDiedError:
+                raise
+            except MemfitError as error:
+                yield Answer(number=request.number, completion=None, error=error)
+            else:
+                yield Answer(number=request.number, completion=done)
 
 
 class FakeSession:
@@ -47,6 +93,9 @@ class FakeSession:
 
     def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
         yield from self._answer(prompt, None).text
+
+    def batch(self, *, expected_tokens: float = 0) -> FakeBatch:
+        return FakeBatch(self)
 
     def measure(
         self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1

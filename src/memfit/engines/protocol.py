@@ -17,6 +17,7 @@ __all__ = [
     "BatchTotals",
     "Completion",
     "Message",
+    "Nothing",
     "Request",
     "Sampling",
     "Session",
@@ -128,6 +129,11 @@ class TextPiece:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Nothing:
+    """Nothing came for a while: time to do what can wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchTotals:
     """What a batch has come to, so far or at its end."""
 
@@ -137,6 +143,10 @@ class BatchTotals:
     seconds: float = 0.0  # while there was anything to do
     decode_seconds: float = 0.0  # of these, in the engine; known at the end
     passes: int = 0
+
+    def __add__(self, other: BatchTotals) -> BatchTotals:
+        mine, theirs = vars(self), vars(other)
+        return BatchTotals(**{name: mine[name] + theirs[name] for name in mine})
 
 
 class Batch(Protocol):
@@ -157,8 +167,11 @@ class Batch(Protocol):
         """No more requests come: `events` ends with the last answer."""
         ...
 
-    def events(self) -> Iterator[Answer | TextPiece]:
-        """Answers as they are ready. Ctrl-C ends them early and sets `was_cancelled`."""
+    def events(self) -> Iterator[Answer | TextPiece | Nothing]:
+        """Answers as they are ready, and Nothing about once a second without any.
+
+        Ctrl-C ends them early and sets `was_cancelled`.
+        """
         ...
 
 

@@ -8,9 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from memfit.engines.llamacpp.client import WorkerProcess, rebuilt_error
-from memfit.engines.protocol import Answer, BatchTotals, Completion, Request, Speed, TextPiece
+from memfit.engines.protocol import Answer, BatchTotals, Completion, Nothing, Request, Speed, TextPiece
 
 __all__ = ["LlamaBatch", "speed_of"]
+
+
+_QUIET_SECONDS = 1.0
 
 
 class LlamaBatch:
@@ -51,9 +54,11 @@ class LlamaBatch:
         with self._explaining_death():
             self._worker.tell("end")
 
-    def events(self) -> Iterator[Answer | TextPiece]:
+    def events(self) -> Iterator[Answer | TextPiece | Nothing]:
         with self._worker.cancels_on_interrupt(), self._explaining_death():
             while True:
+                while not self._worker.has_event(_QUIET_SECONDS):
+                    yield Nothing()
                 try:
                     kind, event = next(self._conversation)
                 except StopIteration as end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -136,6 +137,11 @@ class WorkerProcess:
             WorkerDiedError: nobody is there.
         """
         self._send({"do": do, **values})
+
+    def has_event(self, wait_seconds: float) -> bool:
+        """Whether the worker has sent something, or ended, by then."""
+        assert self._process.stdout is not None
+        return b"\n" in self._unread or bool(select.select([self._process.stdout], [], [], wait_seconds)[0])
 
     def post(self, do: str, **values: Any) -> None:
         """Send a request whose answer is of no interest, without waiting for it."""

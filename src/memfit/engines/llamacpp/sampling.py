@@ -18,9 +18,7 @@ _PENALTY_TOKENS = 64  # how far back a repeated token is penalised; llama.cpp's 
 class Sampler:
     """Chooses the next tokens of one request; a context manager."""
 
-    def __init__(
-        self, api: Any, sampling: Sampling, vocabulary_size: int, grammar: int | None = None
-    ) -> None:
+    def __init__(self, api: Any, sampling: Sampling, vocabulary_size: int, grammar: Any = None) -> None:
         """`grammar` is a sampler that refuses tokens; it is freed with this."""
         self._api = api
         self._size = vocabulary_size
@@ -30,9 +28,9 @@ class Sampler:
         self.is_greedy = sampling.temperature <= 0 and not self._penalises and grammar is None
         self._chain = self._build(sampling)
 
-    def _build(self, sampling: Sampling) -> int:
+    def _build(self, sampling: Sampling) -> Any:
         api = self._api
-        chain: int = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         parts = []
         if self._penalises:
             parts.append(
@@ -112,9 +110,9 @@ class Grammars:
     def __init__(self, api: Any, vocabulary: int) -> None:
         self._api = api
         self._vocabulary = vocabulary
-        self._known: dict[str, int] = {}
+        self._known: dict[str, Any] = {}
 
-    def sampler(self, schema: Mapping[str, Any]) -> int:
+    def sampler(self, schema: Mapping[str, Any]) -> Any:
         """A new sampler for a JSON schema.
 
         Raises:
@@ -123,9 +121,9 @@ class Grammars:
         text = json.dumps(schema, sort_keys=False)
         if text not in self._known:
             self._known[text] = self._translate(text)
-        return int(self._api.llama_sampler_clone(self._known[text]))
+        return self._api.llama_sampler_clone(self._known[text])
 
-    def _translate(self, schema: str) -> int:
+    def _translate(self, schema: str) -> Any:
         # The package's own translation; it needs nothing of the rest, so it does without its __init__ too.
         from llama_cpp.llama_grammar import json_schema_to_gbnf
 
@@ -140,4 +138,4 @@ class Grammars:
         sampler = self._api.llama_sampler_init_grammar(self._vocabulary, grammar.encode(), b"root")
         if not sampler:
             raise UsageError("the engine refuses the grammar of the JSON schema")
-        return int(sampler)
+        return sampler

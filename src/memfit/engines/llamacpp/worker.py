@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -382,7 +383,11 @@ def _parameters(values: dict[str, Any]) -> EngineParameters:
 def main() -> None:
     # Ctrl-C in a terminal reaches the whole process group; the parent decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Worker().serve()
+    try:
+        Worker().serve()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # an orderly end would wait for the thread that listens, and abort
 
 
 if __name__ == "__main__":

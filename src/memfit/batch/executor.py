@@ -1,0 +1,184 @@
+"""Works through an input: feeds a session, keeps its answers, and goes on where a worker ends.
+
+When a worker dies, the requests that it had are tried once more together. If that kills the next one too,
+they are halved until the one that does it stands alone; it fails, and the others are answered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from memfit.batch.answers import answer_line, failure_line
+from memfit.batch.input import Input
+from memfit.batch.lines import Line, LineError
+from memfit.batch.sink import Sink
+from memfit.engines.protocol import Answer, BatchTotals, Session
+from memfit.engines.report import Report
+from memfit.errors import InterruptedByUser, MemfitError, WorkerDiedError
+
+__all__ = ["Executor", "Progress"]
+
+_FLUSH_SECONDS = 1.0
+_DEATHS_ALONE = 2  # of a worker with one request: the first may have been somebody else's doing
+_DEATHS_IN_A_ROW = 4  # requests that fail so without one that is answered: the fault is not theirs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a job is."""
+
+    total: int  # requests
+    answered: int  # by earlier runs too
+    failed: int
+    totals: BatchTotals  # of this run
+
+    @property
+    def left(self) -> int:
+        return self.total - self.answered - self.failed
+
+
+@dataclass
+class _Suspects:
+    """Requests that a worker died with, in groups that are tried one after the other."""
+
+    groups: deque[list[Line]] = field(default_factory=deque)
+    deaths_alone: int = 0
+    deaths_in_a_row: int = 0
+
+
+class Executor:
+    """One run over one input."""
+
+    def __init__(
+        self,
+        source: Input,
+        sink: Sink,
+        open_session: Callable[[], Session],
+        *,
+        model: str,
+        ahead: int,
+        expected_tokens: float,
+        on_progress: Callable[[Progress], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """`model` is what answers call it; `ahead` requests at most are with the worker at a time."""
+        self._source, self._sink = source, sink
+        self._open_session = open_session
+        self._model = model
+        self._ahead = ahead
+        self._expected_tokens = expected_tokens
+        self._on_progress = on_progress
+        self._say = say
+        self._open: dict[int, Line] = {}  # with the worker, by number
+        self._totals = BatchTotals()
+        self._flushed_at = 0.0
+        self._suspects = _Suspects()
+
+    def run(self) -> tuple[Report, BatchTotals]:
+        """Answer every line that is not done; returns the last session's report, and what all came to.
+
+        Raises:
+            InterruptedByUser: Ctrl-C; what is finished is kept.
+            MemfitError: the session cannot be opened, or the answers cannot be kept.
+        """
+        lines = self._source.items(self._sink.done)
+        while True:
+            with closing(self._open_session()) as session:
+                try:
+                    while self._suspects.groups:
+                        self._answer(session, self._suspects.groups[0])
+                        self._suspects.groups.popleft()
+                        self._suspects.deaths_alone = 0
+                    self._answer(session, lines)
+                    return session.report(), self._totals
+                except WorkerDiedError as death:
+                    self._sink.flush()
+                    self._suspect(death)
+
+    def _answer(self, session: Session, lines: Iterable[Line | LineError]) -> None:
+        """All of `lines`, as many at a time as the session is given."""
+        before = self._totals
+        batch = session.batch(expected_tokens=self._expected_tokens)
+        waiting = iter(lines)
+        ended = False
+
+        def feed() -> None:
+            nonlocal ended
+            while not ended and len(self._open) < self._ahead:
+                line = next(waiting, None)
+                if line is None:
+                    ended = True
+                    batch.end()
+                elif isinstance(line, LineError):
+                    self._fail(line.number, line.custom_id, line)
+                else:
+                    self._open[line.number] = line
+                    batch.add(line.request)
+
+        feed()
+        for event in batch.events():
+            self._totals = before + batch.totals
+            if isinstance(event, Answer):
+                self._take(event)
+                feed()
+            now = time.monotonic()
+            if now - self._flushed_at >= _FLUSH_SECONDS:
+                self._flushed_at = now
+                self._sink.flush()
+                self._show()
+        self._totals = before + batch.totals
+        self._sink.flush()
+        self._show()
+        if batch.was_cancelled:
+            raise InterruptedByUser
+
+    def _take(self, answer: Answer) -> None:
+        line = self._open.pop(answer.number)
+        if answer.completion is None:
+            assert answer.error is not None
+            self._fail(line.number, line.custom_id, answer.error)
+        else:
+            self._sink.add(line.number, output=answer_line(line, answer.completion, model=self._model))
+            self._suspects.deaths_in_a_row = 0
+
+    def _fail(self, number: int, custom_id: str | None, error: MemfitError) -> None:
+        self._sink.add(number, error=failure_line(number, custom_id, error))
+
+    def _show(self) -> None:
+        self._on_progress(
+            Progress(
+                total=self._source.count,
+                answered=self._sink.answered,
+                failed=self._sink.failed,
+                totals=self._totals,
+            )
+        )
+
+    def _suspect(self, death: WorkerDiedError) -> None:
+        """Decide what is tried next, and with what."""
+        suspects = self._suspects
+        self._say(f"{death}; starting another one")
+        if not suspects.groups:
+            if self._open:
+                suspects.groups.append(list(self._open.values()))
+            self._open.clear()
+            return
+        self._open.clear()
+        left = [line for line in suspects.groups.popleft() if line.number not in self._sink.done]
+        if len(left) > 1:
+            half = len(left) // 2
+            suspects.groups.extendleft((left[half:], left[:half]))
+        elif left:
+            suspects.deaths_alone += 1
+            if suspects.deaths_alone < _DEATHS_ALONE:
+                suspects.groups.appendleft(left)
+                return
+            suspects.deaths_alone = 0
+            self._fail(left[0].number, left[0].custom_id, death)
+            suspects.deaths_in_a_row += 1
+            if suspects.deaths_in_a_row >= _DEATHS_IN_A_ROW:
+                raise death

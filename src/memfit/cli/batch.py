@@ -1,0 +1,233 @@
+"""`memfit batch`: a file of requests in, a file of answers out, many sequences at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memfit.cli.fetch import ready_plan, yes_option
+from memfit.cli.options import (
+    batch_workload_options,
+    budget_options,
+    sampling_options,
+    take_budget,
+    take_sampling,
+    take_workload,
+    verbose_option,
+)
+from memfit.errors import UsageError
+from memfit.units import format_rate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from memfit.batch.executor import Progress
+    from memfit.batch.input import Input
+    from memfit.batch.sink import Sink
+    from memfit.cli.fetch import MakePlan
+    from memfit.engines.protocol import BatchTotals, Sampling, Session
+    from memfit.planner.plan import Plan
+    from memfit.planner.request import Budget, Workload
+
+__all__ = ["command"]
+
+_SAMPLE = 64  # lines whose tokens are counted before planning
+
+
+@click.command("batch")
+@click.argument("model")
+@click.option("--input", "source", required=True, metavar="FILE", help="One request a line; - is stdin.")
+@click.option("--output", required=True, metavar="FILE", help="One answer a line; - is stdout.")
+@click.option("--unordered", is_flag=True, help="Write answers as they are ready, not in the input's order.")
+@click.option("--overwrite", is_flag=True, help="Start over, whatever the output holds.")
+@click.option("--schema", metavar="FILE", help="A JSON schema that every answer must satisfy.")
+@click.option("--raw", is_flag=True, help="Continue plain prompts themselves, without the chat template.")
+@budget_options
+@batch_workload_options
+@sampling_options
+@yes_option
+@verbose_option
+def command(
+    model: str,
+    source: str,
+    output: str,
+    unordered: bool,
+    overwrite: bool,
+    schema: str | None,
+    raw: bool,
+    yes: bool,
+    verbose: bool,
+    **options: Any,
+) -> int:
+    """Answer every request of a file inside a memory budget.
+
+    A line is a request of OpenAI's batch format, or {"prompt": "…"} or {"messages": […]} with an id of your
+    own; the options for sampling hold where a line does not say otherwise. Answers come in OpenAI's form.
+    Lines that cannot be answered go to OUT.errors.jsonl with the reason. A run that was interrupted, or
+    killed, goes on where it was when the same command is run again.
+    """
+    from memfit.api import load
+    from memfit.batch.executor import Executor
+    from memfit.batch.input import open_input
+    from memfit.batch.output import open_sink
+    from memfit.cli.render import console, loading_progress, print_plan, print_report
+
+    err = console(stderr=True)
+
+    def say(text: str) -> None:
+        err.print(f"memfit: {text}", markup=False)
+
+    budget, workload = take_budget(options), take_workload(options)
+    sampling = take_sampling(options)
+    constraint = _read_schema(schema)
+    with open_input(source, sampling, raw=raw, schema=constraint, stdin=sys.stdin.buffer) as lines:
+        make_plan = _planner(model, lines, sampling, budget, workload, say, verbose)
+        planned = ready_plan(make_plan, err, yes=yes)
+        identity = _identity(planned, sampling, constraint, raw)
+        with open_sink(
+            output,
+            lines,
+            identity=identity,
+            ordered=not unordered,
+            overwrite=overwrite,
+            stream=sys.stdout,
+            on_error=lambda line: say(f"line {line['line']}: {line['error']['message']}"),
+        ) as sink:
+            before = sink.answered + sink.failed
+            if sink.complete:
+                say(f"all {lines.count} requests were answered before: {output}")
+                return 0
+            if before:
+                say(f"{before} of {lines.count} requests were answered before; going on")
+            print_plan(planned, err)
+            err.print()
+
+            def open_session() -> Session:
+                with loading_progress(err) as on_progress:
+                    return load(planned, count_parent=True, on_progress=on_progress, verbose=verbose)
+
+            with _progress_bar(err, lines.count) as on_progress:
+                report, totals = Executor(
+                    lines,
+                    sink,
+                    open_session,
+                    model=planned.spec.name,
+                    ahead=2 * planned.parameters.parallel + 2,
+                    expected_tokens=planned.workload.generated_tokens,
+                    on_progress=on_progress,
+                    say=say,
+                ).run()
+            err.print()
+            print_report(report, err)
+            _print_summary(planned, totals, sink, output, err)
+    return 0
+
+
+def _planner(
+    model: str,
+    lines: Input,
+    sampling: Sampling,
+    budget: Budget,
+    workload: Workload,
+    say: Callable[[str], None],
+    verbose: bool,
+) -> MakePlan:
+    """What `ready_plan` calls: a plan for the lengths of this input's lines."""
+    from memfit.api import plan_batch
+    from memfit.batch.lengths import lengths_in_tokens
+    from memfit.batch.lines import Line
+
+    sample = [line.request for line in islice(lines.items(), _SAMPLE) if isinstance(line, Line)]
+    expected = sampling.max_tokens or workload.generated_tokens
+
+    def make(source: str | None = None) -> Plan:
+        return plan_batch(
+            source or model,
+            sample,
+            lambda counts: lengths_in_tokens(lines.lengths, sample, counts, expected),
+            budget=budget,
+            workload=workload,
+            count_parent=True,
+            say=say,
+            verbose=verbose,
+        )
+
+    return make
+
+
+def _identity(planned: Plan, sampling: Sampling, schema: Any, raw: bool) -> dict[str, Any]:
+    """What the answers depend on beside the input; not how fast, or within which budget, they come."""
+    spec = planned.spec
+    return {
+        "model": {"name": spec.name, "quantization": spec.quantization, "file_bytes": spec.file_bytes},
+        "sampling": asdict(sampling),
+        "schema": schema,
+        "raw": raw,
+    }
+
+
+def _read_schema(path: str | None) -> Mapping[str, Any] | None:
+    from memfit.strict_json import parse_json, read_bytes
+
+    if path is None:
+        return None
+    where = f"--schema {path}"
+    schema = parse_json(read_bytes(Path(path), where), where)
+    if not isinstance(schema, dict):
+        raise UsageError(f"{where}: a JSON schema is an object")
+    return schema
+
+
+@contextlib.contextmanager
+def _progress_bar(out: Console, total: int) -> Iterator[Callable[[Progress], None]]:
+    """A bar that is drawn when told, not by a thread of its own: what computes beside the engine slows it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("answering"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]}", style="red"),
+    )
+    with Bar(*columns, console=out, auto_refresh=False, transient=True) as bar:
+        task = bar.add_task("", total=total, rate="", failed="")
+
+        def show(now: Progress) -> None:
+            totals = now.totals
+            bar.update(
+                task,
+                completed=now.answered + now.failed,
+                rate=format_rate(totals.generated_tokens / totals.seconds) if totals.seconds else "",
+                failed=f"{now.failed} failed" if now.failed else "",
+            )
+            bar.refresh()
+
+        yield show
+
+
+def _print_summary(planned: Plan, totals: BatchTotals, sink: Sink, output: str, out: Console) -> None:
+    """What became of the lines, and how fast against what was predicted."""
+    failed = f", {sink.failed} failed" if sink.failed else ""
+    out.print(f"{sink.answered} answered{failed}: {output}", markup=False)
+    if not totals.seconds:
+        return
+    predicted = planned.prediction
+    expected = (
+        totals.prompt_tokens / predicted.prompt.value + totals.generated_tokens / predicted.together.value
+    )
+    shared = f", {totals.shared_tokens} shared" if totals.shared_tokens else ""
+    out.print(
+        f"prompts {totals.prompt_tokens} tokens{shared} · answers {totals.generated_tokens} tokens · "
+        f"{totals.seconds:.1f} s, predicted {expected:.1f} s for as much · "
+        f"{format_rate(totals.generated_tokens / totals.seconds)}"
+    )
