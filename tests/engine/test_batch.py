@@ -1,0 +1,207 @@
+"""Many requests at once on the real engine, and `memfit batch` killed at random moments."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memfit
+from conftest import children_of, run_memfit
+from memfit.engines.protocol import Answer, Request, Sampling, TextPiece
+from memfit.planner.plan import Plan
+
+pytestmark = pytest.mark.engine
+
+_SCHEMA = {
+    "type": "object",
+    "properties": {"label": {"enum": ["red", "blue"]}, "sure": {"type": "boolean"}},
+    "required": ["label", "sure"],
+}
+
+
+@pytest.fixture(scope="module")
+def plan(demo: str) -> Plan:
+    workload = memfit.Workload(context=2048, parallel=4, repack="off")
+    return memfit.plan(demo, budget=memfit.Budget(ram="500MiB"), workload=workload)
+
+
+def ask(number: int, words: str, **sampling: Any) -> Request:
+    settings = Sampling(**{"temperature": 0, "max_tokens": 12, **sampling})
+    return Request(number=number, prompt=words, sampling=settings)
+
+
+def answers(session: Any, requests: list[Request]) -> tuple[dict[int, Answer], Any]:
+    batch = session.batch()
+    for request in requests:
+        batch.add(request)
+    batch.end()
+    found = {event.number: event for event in batch.events() if isinstance(event, Answer)}
+    return found, batch.totals
+
+
+def test_texts_are_those_of_one_by_one(plan: Plan) -> None:
+    """Each alone, by the same session; a batch's rounding might differ, and does not here."""
+    prompts = ["The capital of France is", "Once upon a time", "2 + 2 =", "def main():", "Water is", "A dog"]
+    with memfit.load(plan) as session:
+        alone = [session.generate(prompt, Sampling(temperature=0, max_tokens=12)) for prompt in prompts]
+        found, totals = answers(session, [ask(n, prompt) for n, prompt in enumerate(prompts)])
+        again = session.generate(prompts[0], Sampling(temperature=0, max_tokens=12))
+        report = session.report()
+    same = sum(found[n].completion.text == one.text for n, one in enumerate(alone))
+    assert same >= 5, "at most one may differ by rounding"
+    assert again.text == alone[0].text
+    assert [found[n].completion.prompt_tokens for n in range(6)] == [one.prompt_tokens for one in alone]
+    assert totals.generated_tokens == sum(one.completion.completion_tokens for one in found.values())
+    assert totals.passes < 6 * 12
+    assert report.within_budget and abs(report.tiers[0].error_bytes or 0) <= 16 << 20
+
+
+def test_a_common_beginning_is_computed_once(plan: Plan) -> None:
+    beginning = " ".join(f"Item {n} costs {n * 7} coins." for n in range(60))
+    with memfit.load(plan) as session:
+        requests = [ask(n, f"{beginning} Question {n}:", max_tokens=4) for n in range(12)]
+        found, totals = answers(session, requests)
+    whole = found[0].completion.prompt_tokens
+    assert totals.shared_tokens >= 11 * (whole - 10)
+    assert totals.prompt_tokens <= 1.2 * whole
+
+
+def test_requests_of_every_kind_beside_each_other(plan: Plan) -> None:
+    requests = [
+        ask(0, "Name a colour.", max_tokens=3),
+        ask(1, "One, two, three,", stop=(",",), max_tokens=30),
+        ask(2, "x " * 3000),
+        Request(
+            number=3,
+            messages=({"role": "user", "content": "Is the sky red or blue?"},),
+            sampling=Sampling(temperature=1.0, seed=7, max_tokens=60),
+            schema=_SCHEMA,
+        ),
+        Request(number=4, prompt="a", schema={"type": "no such type"}),
+        ask(5, "Tell me", temperature=1.5, seed=3, repeat_penalty=1.2),
+    ]
+    with memfit.load(plan) as session:
+        found, _ = answers(session, requests)
+    assert set(found) == set(range(6))
+    assert found[0].completion.finish_reason == "length" and found[0].completion.completion_tokens == 3
+    assert "," not in found[1].completion.text and found[1].completion.finish_reason == "stop"
+    assert "try --ctx" in str(found[2].error)
+    answer = json.loads(found[3].completion.text)
+    assert answer["label"] in ("red", "blue") and isinstance(answer["sure"], bool)
+    assert "JSON schema" in str(found[4].error)
+    assert found[5].completion.text
+
+
+def test_requests_come_and_go_while_others_run(plan: Plan) -> None:
+    with memfit.load(plan) as session:
+        batch = session.batch()
+        batch.add(ask(0, "Count: 1, 2, 3,", max_tokens=200), sends_text=True)
+        batch.add(ask(1, "Once upon a time", max_tokens=400))
+        pieces, ended = [], []
+        for event in batch.events():
+            if isinstance(event, TextPiece):
+                if not pieces:
+                    batch.add(ask(2, "The sea is", max_tokens=5))
+                    batch.drop(1)
+                pieces.append(event)
+            elif isinstance(event, Answer):
+                ended.append(event)
+                if len(ended) == 2:
+                    batch.end()
+    assert [one.number for one in ended] == [2, 0]
+    text = "".join(piece.text for piece in pieces)
+    assert text and ended[1].completion.text.startswith(text)
+
+
+def write_input(path: Path, lines: int) -> None:
+    random.seed(5)
+    with path.open("w") as file:
+        for number in range(lines):
+            body = {
+                "messages": [{"role": "user", "content": f"Write about {random.randrange(1000)}."}],
+                "max_tokens": random.randrange(1, 24),
+                "temperature": 0,
+            }
+            line = {"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(line) + "\n")
+
+
+def test_killed_at_random_moments_every_line_is_answered_once(tmp_path: Path, demo: str) -> None:
+    """The parent or the worker, by turns; then the same command to its end."""
+    write_input(tmp_path / "in.jsonl", 60)
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "memfit", "batch", demo, "--input", str(tmp_path / "in.jsonl")]
+    command += ["--output", str(out), "--ram", "500MiB", "--parallel", "8", "--repack", "off"]
+    random.seed(11)
+    before = b""
+    for turn in range(8):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0.5, 4.0))
+        victims = [process.pid] if turn % 2 else children_of(process.pid) if process.poll() is None else []
+        for victim in victims[-1:]:
+            os.kill(victim, signal.SIGKILL)
+        if turn % 2 == 0:
+            time.sleep(random.uniform(0.2, 2.0))
+            process.kill()
+        process.wait(timeout=60)
+        now = out.read_bytes() if out.exists() else b""
+        whole = before[: before.rfind(b"\n") + 1]
+        assert now.startswith(whole)
+        before = now
+    last = run_memfit(*command[3:])
+    assert last.code == 0, last.err
+    assert out.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    ids = [json.loads(line)["custom_id"] for line in out.read_text().splitlines()]
+    assert ids == [f"r{number}" for number in range(60)]
+    again = run_memfit(*command[3:])
+    assert again.code == 0 and "answered before" in again.err
+
+
+def test_what_cannot_be_answered_is_named_and_the_rest_is_answered(tmp_path: Path, demo: str) -> None:
+    lines = [
+        '{"prompt": "Hello", "id": "a"}',
+        "{broken",
+        '{"prompt": "Hello again", "id": "a"}',
+        json.dumps({"prompt": "word " * 9000, "id": "long"}),
+        '{"prompt": "Hi", "id": "b", "tools": [1]}',
+        '{"messages": [{"role": "user", "content": "Bye"}]}',
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    arguments = [
+        "batch",
+        demo,
+        "--input",
+        str(tmp_path / "in.jsonl"),
+        "--output",
+        str(tmp_path / "out.jsonl"),
+    ]
+    options = ["--ram", "400MiB", "--max-tokens", "4", "--ctx", "512", "--parallel", "2"]
+    done = run_memfit(*arguments, *options)
+    assert done.code == 0, done.err
+    ids = [json.loads(line)["custom_id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ids == ["a", "line-6"]
+    failed = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
+    assert sorted(one["line"] for one in failed) == [2, 3, 4, 5]
+    assert "2 answered, 4 failed" in done.err
+    other = run_memfit(*arguments, "--ram", "400MiB", "--max-tokens", "5")
+    assert other.code == 2 and "--overwrite" in other.err
+
+
+def test_through_pipes(demo: str) -> None:
+    done = run_memfit(
+        *("batch", demo, "--input", "-", "--output", "-", "--ram", "400MiB", "--max-tokens", "4"),
+        stdin='{"prompt": "Hello"}\n\n{"prompt": 3}\n',
+    )
+    assert done.code == 0, done.err
+    (line,) = done.out.splitlines()
+    assert json.loads(line)["custom_id"] == "line-1"
+    assert "line 3: prompt" in done.err
