@@ -170,11 +170,12 @@ class Batcher:
         """The next token of every sequence whose known ones are all computed."""
         if not work.outputs:
             return
-        greedy = self._model.largest_logits(len(work.outputs))
+        # One sequence alone is not worth numpy's memory.
+        greedy = self._model.largest_logits(len(work.outputs)) if self._model.parameters.parallel > 1 else []
         for row, (entry, job) in enumerate(work.outputs):
             one = self._running[job.number]
-            if one.sampler.is_greedy:
-                token = int(greedy[row])
+            if one.sampler.is_greedy and greedy:
+                token = greedy[row]
             else:
                 token = self._model.choose(one.sampler, entry)
             self._take(one, token)

@@ -360,8 +360,11 @@ class Model:
         import numpy as np  # only where several sequences run: 12 MiB
 
         logits = self._api.llama_get_logits(self._context)
-        rows: Any = np.ctypeslib.as_array(logits, shape=(outputs, self.vocabulary_size))
-        return list(rows.argmax(axis=1))
+        values = (ctypes.c_float * (outputs * self.vocabulary_size)).from_address(
+            ctypes.addressof(logits.contents)
+        )
+        rows = np.frombuffer(values, dtype=np.float32).reshape(outputs, self.vocabulary_size)
+        return list(map(int, rows.argmax(axis=1)))
 
     # -- text ------------------------------------------------------------------------------------
 

@@ -81,9 +81,10 @@ class Sampler:
 
         api, size = self._api, self._size
         logits = api.llama_get_logits_ith(context, entry)
+        values = (ctypes.c_float * size).from_address(ctypes.addressof(logits.contents))
         candidates = np.zeros(size, dtype=[("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
         candidates["id"] = np.arange(size)
-        candidates["logit"] = np.ctypeslib.as_array(logits, shape=(size,))
+        candidates["logit"] = np.frombuffer(values, dtype=np.float32)
         data = ctypes.cast(candidates.ctypes.data, ctypes.POINTER(api.llama_token_data))
         array = api.llama_token_data_array(data, size, -1, False)
         api.llama_sampler_apply(self._grammar, array)
