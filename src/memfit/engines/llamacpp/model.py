@@ -360,7 +360,7 @@ class Model:
         import numpy as np  # only where several sequences run: 12 MiB
 
         logits = self._api.llama_get_logits(self._context)
-        values = (ctypes.c_float * (outputs * self.vocabulary_size)).from_address(
+        values: Any = (ctypes.c_float * (outputs * self.vocabulary_size)).from_address(
             ctypes.addressof(logits.contents)
         )
         rows = np.frombuffer(values, dtype=np.float32).reshape(outputs, self.vocabulary_size)

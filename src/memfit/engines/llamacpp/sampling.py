@@ -81,7 +81,7 @@ class Sampler:
 
         api, size = self._api, self._size
         logits = api.llama_get_logits_ith(context, entry)
-        values = (ctypes.c_float * size).from_address(ctypes.addressof(logits.contents))
+        values: Any = (ctypes.c_float * size).from_address(ctypes.addressof(logits.contents))
         candidates = np.zeros(size, dtype=[("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
         candidates["id"] = np.arange(size)
         candidates["logit"] = np.frombuffer(values, dtype=np.float32)
