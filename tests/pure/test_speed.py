@@ -480,3 +480,51 @@ def test_the_assumed_machine_knows_every_type() -> None:
     )
     assert prediction.generation.value == pytest.approx(1.0, rel=1e-4)  # 20 GB/s, of a model and no kernel
     assert prediction.basis == "assumed"
+
+
+# --- side by side ---
+
+
+def _together(sequences: int, *operations: Operation, prompt: Graph | None = None, **rates: float) -> float:
+    """Seconds of a pass for all sequences, by what the kernels reach by themselves."""
+    speed = replace(_RAM, weights={"Q8_0": replace(_RAM.weights["Q8_0"], **rates)}, node_seconds=0.0)
+    prediction = predict(
+        _answer(make_graph(*operations), prompt),
+        (speed,),
+        prompt_tokens=10,
+        generated_tokens=20,
+        sequences=sequences,
+    )
+    return _GENERATION_EFFICIENCY * sequences / prediction.together.value
+
+
+def test_weights_are_read_once_for_all_sequences() -> None:
+    """4,000 bytes take 2 s; each token's 1,000 operations 0.25 s more, so that from 8 on they decide."""
+    one = make_operation(bytes=4000, operations=1000)
+    assert [_together(n, one) for n in (1, 4, 8, 16)] == pytest.approx([2, 2, 2, 4])
+
+
+def test_kernels_have_a_rate_of_their_own_for_few_tokens() -> None:
+    one = make_operation(bytes=4000, operations=1000)
+    assert _together(16, one, batch_operations_per_second=2000.0) == pytest.approx(8)
+    # 64 tokens are a prompt's, whose efficiency counts too.
+    assert _together(64, one, batch_operations_per_second=2000.0) == pytest.approx(
+        64 * 1000 / 4000 * _GENERATION_EFFICIENCY / _PROMPT_EFFICIENCY
+    )
+
+
+def test_caches_and_activations_are_each_sequences_own() -> None:
+    """100 cells of 1,000 are in use: 20 operations of 200 at 100 a second; 500 bytes at 500 a second."""
+    attention = make_operation("attention", type_name="F16", operations=200, cells=200, width=64)
+    other = make_operation("other", bytes=500)
+    assert _together(4, other) == pytest.approx(4)
+    assert _together(4, attention) == pytest.approx(4 * _together(1, attention))
+
+
+def test_experts_are_read_as_far_as_any_token_is_routed_to_them() -> None:
+    """A token takes a quarter of 8,000 bytes; two take a quarter and a quarter of the rest."""
+    prompt = make_graph(make_operation("experts", bytes=8000), tokens=10)
+    one = make_operation("experts", bytes=2000)
+    assert _together(1, one, prompt=prompt) == pytest.approx(1)
+    assert _together(2, one, prompt=prompt) == pytest.approx(3500 / 2000)
+    assert _together(60, one, prompt=prompt) == pytest.approx(4)

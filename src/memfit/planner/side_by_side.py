@@ -36,10 +36,12 @@ class Lengths:
 def plan_side_by_side(lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan]) -> Plan:
     """The fastest plan that fits; the smallest where none does. A context or a number of sequences above one
     in `workload` is obeyed."""
-    asked = (workload.parallel,) if workload.parallel > 1 else _SEQUENCES
+    most = max(1, lengths.requests)
+    sensible = dict.fromkeys(min(sequences, most) for sequences in _SEQUENCES)
+    asked = (workload.parallel,) if workload.parallel > 1 else tuple(sensible)
     best: Plan | None = None
     for sequences in asked:
-        if best and (sequences > max(1, lengths.requests) or not _shares(lengths, workload, sequences)):
+        if best and not _shares(lengths, workload, sequences):
             break
         plan = make(_workload(lengths, workload, sequences))
         if best is None:

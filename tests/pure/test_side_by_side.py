@@ -1,0 +1,98 @@
+"""How many sequences a job runs at once, against speeds and sizes that are made up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fakes import make_plan_value, make_tier
+
+from memfit.batch.input import Lengths as ByteLengths
+from memfit.batch.lengths import lengths_in_tokens
+from memfit.engines.protocol import Request
+from memfit.planner.plan import Plan
+from memfit.planner.request import Workload
+from memfit.planner.side_by_side import Lengths, plan_side_by_side, request_seconds
+from memfit.planner.speed import Rate
+from memfit.units import MIB
+
+_LENGTHS = Lengths(requests=1000, prompt=100.0, answer=50.0, longest=400)
+
+
+class Maker:
+    """Plans with a pass of 0.1 s and 0.01 more for each sequence; 1 MiB of RAM for 10 cells."""
+
+    def __init__(self, *, budget_mib: int = 10_000, gain: bool = True) -> None:
+        self.asked: list[Workload] = []
+        self._budget, self._gain = budget_mib * MIB, gain
+
+    def __call__(self, workload: Workload) -> Plan:
+        self.asked.append(workload)
+        plan = make_plan_value(tier=make_tier(0, (workload.context or 0) // 10 * MIB, 0, 0, self._budget))
+        together = workload.parallel / (0.1 + 0.01 * workload.parallel) if self._gain else 9.0
+        rate = Rate(value=together, low=together, high=together)
+        return replace(
+            plan,
+            workload=workload,
+            parameters=replace(plan.parameters, parallel=workload.parallel),
+            prediction=replace(plan.prediction, together=rate),
+        )
+
+
+def test_as_many_as_pay_off() -> None:
+    make = Maker()
+    plan = plan_side_by_side(_LENGTHS, Workload(), make)
+    assert [one.parallel for one in make.asked] == [1, 2, 4, 8, 16, 32, 64]
+    assert plan.parameters.parallel == 64
+    # A tenth more than 64 * (100 + 50) cells, rounded up to 256.
+    assert plan.workload.context == 10752
+    assert (plan.workload.prompt_tokens, plan.workload.generated_tokens) == (100, 50)
+    assert request_seconds(plan, _LENGTHS) == pytest.approx(100 / 200 + 50 / (64 / 0.74))
+
+
+def test_no_more_than_fit() -> None:
+    plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=200))  # 2,000 cells
+    assert plan.parameters.parallel == 8 and plan.fits  # 16 want 2,640
+
+
+def test_one_where_nothing_is_gained_or_nothing_fits() -> None:
+    assert plan_side_by_side(_LENGTHS, Workload(), Maker(gain=False)).parameters.parallel == 1
+    plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=1))
+    assert plan.parameters.parallel == 1 and not plan.fits
+
+
+def test_no_more_than_there_are_requests() -> None:
+    plan = plan_side_by_side(replace(_LENGTHS, requests=3), Workload(), Maker())
+    assert plan.parameters.parallel == 3
+    assert plan.workload.context == 512  # 3 * 150 and a tenth more, rounded up
+
+
+def test_what_was_asked_for_is_obeyed() -> None:
+    make = Maker()
+    plan = plan_side_by_side(_LENGTHS, Workload(parallel=5, context=3000), make)
+    assert [one.parallel for one in make.asked] == [5] and plan.workload.context == 3000
+    plan = plan_side_by_side(_LENGTHS, Workload(context=700), Maker())
+    assert plan.parameters.parallel == 4  # 8 * 150 tokens have no room in 700
+
+
+def test_tokens_are_estimated_by_those_counted() -> None:
+    found = ByteLengths(
+        count=100,
+        mean_prompt_bytes=300.0,
+        largest_prompt_bytes=2000,
+        with_max_tokens=40,
+        mean_max_tokens=20.0,
+        largest_max_tokens=90,
+    )
+    sample = [
+        Request(number=1, prompt="a" * 100),
+        Request(number=2, messages=({"role": "user", "content": "b" * 300},)),
+        Request(number=3, prompt="c"),
+    ]
+    lengths = lengths_in_tokens(found, sample, [30, 70, None], 64)
+    # 100 tokens for 400 bytes; 40 answers of 20 tokens and 60 of 64.
+    assert lengths == Lengths(
+        requests=100, prompt=75.0, answer=46.4, longest=round(2000 * 0.25 * 1.25) + 90 + 1
+    )
+    nothing = lengths_in_tokens(found, [], [], 128)
+    assert nothing.prompt == 75.0 and nothing.longest == 625 + 128 + 1
