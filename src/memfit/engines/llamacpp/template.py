@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import re
 import resource
@@ -70,15 +71,9 @@ def render_chat(template: str, messages: Sequence[Message], special_tokens: Mapp
     Raises:
         ModelError: the template is broken, refuses these messages, or was stopped.
     """
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-    environment.globals.pop("lipsum", None)
     try:
         with _memory_limit(), _time_limit():
-            return _generate(environment.from_string(template), messages, special_tokens)
+            return _generate(_compiled(template), messages, special_tokens)
     except _Timeout:
         problem = f"was stopped after {_SECONDS_LIMIT:g} s"
     except MemoryError:
@@ -91,6 +86,17 @@ def render_chat(template: str, messages: Sequence[Message], special_tokens: Mapp
         text = str(error) if isinstance(error, TemplateError) else repr(error)
         problem = f"failed: {readable(text)}"
     raise ModelError(f"the model's chat template {problem}; try --raw")
+
+
+@functools.lru_cache(maxsize=4)  # compiling takes milliseconds, a batch renders thousands
+def _compiled(template: str) -> Template:
+    environment = _Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlocks]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    environment.globals.pop("lipsum", None)
+    return environment.from_string(template)
 
 
 def _generate(template: Template, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
