@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -140,6 +145,46 @@ def test_an_answer_that_is_left_early(demo: str, resident: tuple[memfit.Plan, li
                 next(pieces)
             pieces.close()
             assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]
+
+
+@pytest.mark.parametrize("everyone", [False, True])  # as `kill` does; as a terminal does
+def test_interrupts_at_random_moments(demo: str, tmp_path: Path, everyone: bool) -> None:
+    """Starting, planning, loading or answering: it ends at once, and nothing is left over."""
+    moments = random.Random(11 + everyone)
+    options = ("--ram", "170MiB", "--ctx", "1024", "--repack", "off", "--raw", "-p", _PROMPTS[1])
+    for _ in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-m", "memfit", "run", demo, *options, "--repeat-penalty", "1.3"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        ) as process:
+            time.sleep(moments.uniform(0.1, 4))
+            interrupt = os.killpg if everyone else os.kill
+            interrupt(process.pid, signal.SIGINT)
+            try:
+                _, err = process.communicate(timeout=30)
+            finally:
+                process.kill()
+        # Python itself ends by the signal where it was met while a class was being made: 130 in a shell.
+        assert process.returncode in (130, -signal.SIGINT), err
+        assert "Traceback" not in err or process.returncode < 0
+        assert _in_session(process.pid) == []
+        assert list(tmp_path.iterdir()) == []
+
+
+def _in_session(number: int) -> list[int]:
+    """Living processes of a session, children of children too."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, session, *_ = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(session) == number and state != "Z":
+                found.append(int(folder.name))
+    return found
 
 
 def test_experts_stream_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

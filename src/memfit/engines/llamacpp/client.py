@@ -20,6 +20,7 @@ from memfit.errors import EngineError, MemfitError, WorkerDiedError, readable
 __all__ = ["OverBudget", "WorkerProcess"]
 
 _CLOSE_SECONDS = 5.0
+_CANCELLED = ("complete", "measure")  # requests that heed a cancel
 _LOG_BYTES = 4000  # how much of the worker's last words is quoted from
 
 
@@ -94,8 +95,8 @@ class WorkerProcess:
     def converse(self, do: str, **values: Any) -> Generator[tuple[str, dict[str, Any]], None, dict[str, Any]]:
         """Send one request, yield its events as (kind, values) and return its answer.
 
-        Closed early, it cancels the request and waits for its end, so that the next one finds the
-        worker listening.
+        Closed early, it cancels an answer and waits for its end, so that the next one finds the worker
+        listening. What cannot be cancelled, such as loading, ends with the worker.
 
         Raises:
             WorkerDiedError: the worker ended before it answered.
@@ -123,7 +124,7 @@ class WorkerProcess:
             raise self._obituary(do)
         finally:
             if not answered:
-                self._end_early()
+                self._end_early() if do in _CANCELLED else self.kill()
 
     def post(self, do: str, **values: Any) -> None:
         """Send a request whose answer is of no interest, without waiting for it."""
