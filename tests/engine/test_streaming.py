@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 
 import memfit
@@ -202,6 +203,38 @@ def test_experts_stream_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert session.report().within_budget
     assert texts[0] == texts[1]
     path.unlink()
+
+
+def _split(model: str, path: Path, most_bytes: int) -> list[Path]:
+    """The same model in several files, as gguf-split makes them."""
+    reader = gguf.GGUFReader(model)
+    writer = gguf.GGUFWriter(path, "llama", split_max_size=most_bytes)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            element = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(name, field.contents(), field.types[0], element)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return list(writer.format_shard_names(path))
+
+
+def test_a_split_model(demo: str, tmp_path: Path, resident: tuple[memfit.Plan, list[str]]) -> None:
+    """Streamed tensors lie in all of its files."""
+    files = _split(demo, tmp_path / "model.gguf", 40_000_000)
+    assert len(files) == 3
+    plan = _plan(str(files[1]), "150MiB")
+    assert plan.spec.paths == tuple(files)
+    streamed = {one.file_index for one in plan.spec.tensors if one.name in set(plan.parameters.streamed)}
+    assert streamed == {0, 1, 2}
+    with memfit.load(plan) as session:
+        assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]
+        assert session.report().within_budget
+    for file in files:
+        file.unlink()
 
 
 def test_with_layers_on_a_device(demo: str, resident: tuple[memfit.Plan, list[str]]) -> None:
