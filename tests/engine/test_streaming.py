@@ -127,6 +127,41 @@ def test_a_file_that_changes_meanwhile_is_an_error(copy: Path, harm: str) -> Non
     assert children_of(os.getpid()) == []
 
 
+@pytest.mark.parametrize("ram", ["170MiB", "400MiB"])  # streamed, and mapped
+def test_a_file_that_becomes_shorter_ends_the_command_line(copy: Path, ram: str) -> None:
+    options = ("--ram", ram, "--ctx", "1024", "--repack", "off", "--raw", "-p", _PROMPTS[1])
+    with subprocess.Popen(
+        [sys.executable, "-m", "memfit", "run", str(copy), *options, "--repeat-penalty", "1.3"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.read(1)
+        os.truncate(copy, 1 << 20)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 5, err
+    assert "changed" in err or "shorter" in err
+    assert "Traceback" not in err
+
+
+def test_a_file_in_memory(demo: str, resident: tuple[memfit.Plan, list[str]]) -> None:
+    """On tmpfs, whose files are page cache themselves: not memfit's, and not to be dropped."""
+    folder = Path("/dev/shm")
+    if not os.access(folder, os.W_OK):
+        pytest.skip("there is no /dev/shm here")
+    copy = folder / f"memfit-test-{os.getpid()}.gguf"
+    try:
+        shutil.copy(demo, copy)
+        with memfit.load(_plan(str(copy), "150MiB")) as session:
+            assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]
+            (tier,) = session.report().tiers
+    finally:
+        copy.unlink(missing_ok=True)
+    assert tier.within_budget
+    assert tier.error_bytes is not None and abs(tier.error_bytes) <= 16 * MIB
+
+
 def test_a_file_that_is_replaced_goes_on_as_it_was(
     copy: Path, resident: tuple[memfit.Plan, list[str]]
 ) -> None:

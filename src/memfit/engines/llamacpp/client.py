@@ -207,6 +207,8 @@ class WorkerProcess:
             cause = "the engine was built for another CPU; memfit doctor gives the command that mends it"
         elif code == -signal.SIGPROF:
             cause = "the model's chat template never came to an end; try --raw"
+        elif code == -signal.SIGBUS:
+            cause = "a file that it had mapped became shorter, or its disk failed"
         elif code < 0:
             cause = f"it died of {signal.Signals(-code).name}"
         else:
