@@ -94,6 +94,7 @@ def test_the_json_is_the_contracts() -> None:
         "load_seconds": 0.25,
         "disk_read_bytes": 4096,
         "swapped_bytes": 0,
+        "locked_bytes": 0,
         "hard_cap": None,
     }
     capped = replace(make_report(), cap=CapReport(limit_bytes=9, peak_bytes=None))

@@ -48,6 +48,7 @@ class Report:
     load_seconds: float
     disk_read_bytes: int
     swapped_bytes: int  # the most that lay in swap at once
+    locked_bytes: int = 0  # of pinned weights, where there is swap: they cannot go to it
     cap: CapReport | None = None
 
     @property
@@ -62,7 +63,7 @@ class Report:
         if self.swapped_bytes:
             found.append(
                 f"{format_bytes(self.swapped_bytes)} of the model went to swap, which slows every token: "
-                "close other programs, or lower --ctx or --ram"
+                "close other programs, lower --ctx or --ram, or raise the limit of locked memory (ulimit -l)"
             )
         if rate is not None and rate < _SLOW_TOKENS_PER_SECOND:
             found.append(
@@ -102,6 +103,7 @@ class Report:
             "load_seconds": round(self.load_seconds, 3),
             "disk_read_bytes": self.disk_read_bytes,
             "swapped_bytes": self.swapped_bytes,
+            "locked_bytes": self.locked_bytes,
             "hard_cap": asdict(self.cap) if self.cap else None,
         }
 

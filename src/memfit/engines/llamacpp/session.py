@@ -112,6 +112,7 @@ class LlamaSession:
             raise self._does_not_fit(overrun.needs_bytes + self._parent_bytes) from None
         self._meter.settle()
         self._load_seconds: float = reply["load_seconds"]
+        self._locked_bytes: int = reply["locked_bytes"]
         self.has_chat_template: bool = reply["has_chat_template"]
 
     def generate(
@@ -236,6 +237,7 @@ class LlamaSession:
             load_seconds=self._load_seconds,
             disk_read_bytes=self._meter.disk_read_bytes,
             swapped_bytes=self._meter.swapped_bytes,
+            locked_bytes=self._locked_bytes,
             cap=CapReport(limit_bytes=self._cap.limit_bytes, peak_bytes=self._cap.peak_bytes)
             if self._cap
             else None,
