@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import pytest
 
 import memfit
@@ -223,8 +222,13 @@ def _in_session(number: int) -> list[int]:
     return found
 
 
-def test_experts_stream_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the models that benchmarks make be imported."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+
+def test_experts_stream_whole(tmp_path: Path, benchmarks: None) -> None:
     synthetic, shapes = (importlib.import_module(name) for name in ("synthetic", "shapes"))
     path = tmp_path / "moe.gguf"
     synthetic.write_model(path, replace(shapes.MOE, layers=6), values="random")
@@ -240,26 +244,12 @@ def test_experts_stream_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path.unlink()
 
 
-def _split(model: str, path: Path, most_bytes: int) -> list[Path]:
-    """The same model in several files, as gguf-split makes them."""
-    reader = gguf.GGUFReader(model)
-    writer = gguf.GGUFWriter(path, "llama", split_max_size=most_bytes)
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            element = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(name, field.contents(), field.types[0], element)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return list(writer.format_shard_names(path))
-
-
-def test_a_split_model(demo: str, tmp_path: Path, resident: tuple[memfit.Plan, list[str]]) -> None:
+def test_a_split_model(
+    demo: str, tmp_path: Path, resident: tuple[memfit.Plan, list[str]], benchmarks: None
+) -> None:
     """Streamed tensors lie in all of its files."""
-    files = _split(demo, tmp_path / "model.gguf", 40_000_000)
+    rewrite = importlib.import_module("rewrite").rewrite
+    files = rewrite(demo, tmp_path / "model.gguf", split_bytes=40_000_000)
     assert len(files) == 3
     plan = _plan(str(files[1]), "150MiB")
     assert plan.spec.paths == tuple(files)
