@@ -40,8 +40,8 @@ class HardCap:
     """One group with a limit; `close` removes it."""
 
     def __init__(self, budget_bytes: int, *, holds_us: bool, root: Path = Path("/")) -> None:
-        """Leaves the kernel a little room of its own above the budget. `holds_us` moves this process in;
-        `root` holds `proc` and `sys`, tests give a made-up one.
+        """Leaves the kernel a little room of its own above the budget. `holds_us` moves this process in, as
+        version 2 wants it unless we are in its root; `root` holds `proc` and `sys`, tests give a made-up one.
 
         Raises:
             UsageError: no such group can be made here; says why.
