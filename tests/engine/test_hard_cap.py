@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +81,26 @@ def test_a_worker_that_dies_otherwise() -> None:
         os.kill(session.worker_pid, signal.SIGKILL)
         with pytest.raises(WorkerDiedError):
             session.generate("Once upon a time")
+
+
+def test_what_a_killed_parent_leaves_is_removed_by_the_next() -> None:
+    own = memory_group()
+    assert own is not None
+    options = ("--ram", "170MiB", "--ctx", "1024", "--raw", "-p", "Once upon a time", "--hard-cap")
+    with subprocess.Popen(
+        [sys.executable, "-m", "memfit", "run", "demo", *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None and process.stdout.read(1)
+        process.kill()
+    (left,) = own.folder.glob(f"memfit-{process.pid}-*")
+    deadline = time.monotonic() + 10
+    while (left / "cgroup.procs").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)  # the worker ends by itself
+    hard_cap.HardCap(100 * MIB, holds_us=False).close()
+    assert not left.exists()
 
 
 def test_two_at_once() -> None:

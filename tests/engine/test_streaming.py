@@ -21,6 +21,7 @@ import pytest
 import memfit
 from conftest import children_of, lend, run_memfit
 from memfit.errors import EngineError
+from memfit.hardware.cgroup import memory_group
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -186,7 +187,9 @@ def test_an_answer_that_is_left_early(demo: str, resident: tuple[memfit.Plan, li
 def test_interrupts_at_random_moments(demo: str, tmp_path: Path, everyone: bool) -> None:
     """Starting, planning, loading or answering: it ends at once, and nothing is left over."""
     moments = random.Random(11 + everyone)
-    options = ("--ram", "170MiB", "--ctx", "1024", "--repack", "off", "--raw", "-p", _PROMPTS[1])
+    group = memory_group()
+    cap = ("--hard-cap",) * bool(group and group.version == 1 and os.access(group.folder, os.W_OK))
+    options = ("--ram", "170MiB", "--ctx", "1024", "--repack", "off", "--raw", "-p", _PROMPTS[1], *cap)
     for _ in range(6):
         with subprocess.Popen(
             [sys.executable, "-m", "memfit", "run", demo, *options, "--repeat-penalty", "1.3"],
@@ -209,6 +212,7 @@ def test_interrupts_at_random_moments(demo: str, tmp_path: Path, everyone: bool)
         assert "Traceback" not in err or process.returncode < 0
         assert _in_session(process.pid) == []
         assert list(tmp_path.iterdir()) == []
+        assert group is None or list(group.folder.glob(f"memfit-{process.pid}-*")) == []
 
 
 def _in_session(number: int) -> list[int]:
