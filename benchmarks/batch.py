@@ -1,13 +1,14 @@
 """Issue 6's bars: many requests at once against llama-server, streaming, and a common beginning.
 
-    python benchmarks/batch.py [throughput] [streaming] [prefix] [lines]     all of them where none is named
+    python benchmarks/batch.py [throughput] [streaming] [prefix] [kl] [lines]     all where none is named
 
 throughput: 256 prompts of mixed lengths, 64 tokens each, greedy: ours as planned for 1 GiB beside the
 weights, and llama-server with -np 8, 16 and 32 fed by as many connections, repacked and plain; from the
 first request to the last answer, loading left out. Bar: at least 1.1 times its best.
 streaming: the dense 4.1 GB model in a budget that holds half of its weights: 16 sequences against one by one.
 Bar: 8 times. prefix: 100 requests that begin with the same 1,000 tokens. Bar: at most 1.2 times the prompt
-work of computing them once. lines: 100,000 lines of which all but a few are answered already: how long until
+work of computing them once. kl: what the same tokens' logits differ by, each sequence alone and 16 side by
+side. Bar: 1e-3 in the mean. lines: 100,000 lines of which all but a few are answered already: how long until
 the model is loaded, and what memory the parent takes.
 """
 
@@ -41,14 +42,15 @@ WORDS = ("the", "of", "and", "to", "in", "he", "have", "it", "that", "for", "the
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or ["throughput", "streaming", "prefix", "lines"]
-    missed = 0
+    bars = {
+        "throughput": throughput,
+        "streaming": streaming,
+        "prefix": prefix,
+        "kl": divergence,
+        "lines": lines,
+    }
     with tempfile.TemporaryDirectory(prefix="memfit-batch-", dir=Path.home()) as folder:
-        for name in wanted:
-            missed += {"throughput": throughput, "streaming": streaming, "prefix": prefix, "lines": lines}[
-                name
-            ](Path(folder))
-    return missed
+        return sum(bars[name](Path(folder)) for name in sys.argv[1:] or bars)
 
 
 # -- throughput ----------------------------------------------------------------------------------------
@@ -248,6 +250,81 @@ def prefix(_: Path) -> int:
         row(name, f"{whole:.0f}", totals.prompt_tokens, f"{ratio:.2f}", f"{tokens / totals.seconds:.0f}")
         missed += ratio > 1.2
     return missed
+
+
+def divergence(_: Path) -> int:
+    """In a process that owns the C library: 16 texts of 48 tokens, token by token."""
+    print("| model | repack | mean KL | largest | same first choice |\n|" + " --- |" * 5)
+    missed = 0
+    for name, path in models().items():
+        for repack in (False, True):
+            done = subprocess.run(
+                [sys.executable, "-c", DIVERGENCE, path, str(int(repack))], capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            mean, largest, same = map(float, done.stdout.split())
+            row(name, "on" if repack else "off", f"{mean:.1e}", f"{largest:.1e}", f"{same:.2%}")
+            missed += mean > 1e-3
+    return missed
+
+
+DIVERGENCE = """
+import sys
+from pathlib import Path
+import numpy as np
+from memfit.engines.llamacpp.batching import _Batch
+from memfit.engines.llamacpp.devices import Devices
+from memfit.engines.llamacpp.library import load_library
+from memfit.engines.llamacpp.model import Model
+from memfit.engines.scheduler import Pass
+from memfit.memory.oracle import EngineParameters
+
+library = load_library()
+api = library.api
+quiet = api.llama_log_callback(lambda *_: None)
+api.llama_log_set(quiet, None)
+api.llama_backend_init()
+parameters = EngineParameters(
+    paths=(Path(sys.argv[1]),), context=2048, parallel=16, kv_type="f16", micro_batch=256, threads=2,
+    repack=sys.argv[2] == "1", load_mode="read",
+)
+model = Model(library, Devices(library, stand_ins=False), parameters)
+model.open_context(parameters)
+batch = _Batch(api, 256)
+text = "The quick brown fox jumps over the lazy dog, and nobody knows why it did so that day. " * 40
+tokens = model.tokenize(text, add_special=False)
+rng = np.random.default_rng(3)
+texts = [[tokens[0], *rng.permutation(tokens)[:47].tolist()] for _ in range(16)]
+
+def logits(entries):
+    work = Pass()
+    for sequence, position, token in entries:
+        work.tokens.append(token), work.positions.append(position), work.sequences.append(sequence)
+        work.outputs.append((len(work.tokens) - 1, None))
+    batch.fill(work)
+    model.decode_batch(batch.pointer)
+    rows = [np.ctypeslib.as_array(api.llama_get_logits_ith(model._context, at), (model.vocabulary_size,))
+            for at in range(len(entries))]
+    return np.array(rows, dtype=np.float64)
+
+def log_probabilities(rows):
+    rows = rows - rows.max(axis=1, keepdims=True)
+    return rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+
+alone = []
+for one in texts:
+    model.clear()
+    alone.append(np.concatenate([logits([(0, at, token)]) for at, token in enumerate(one)]))
+model.clear()
+found = []
+for at in range(48):
+    together = log_probabilities(logits([(n, at, one[at]) for n, one in enumerate(texts)]))
+    single = log_probabilities(np.array([rows[at] for rows in alone]))
+    kl = (np.exp(single) * (single - together)).sum(axis=1)
+    found += zip(kl, single.argmax(axis=1) == together.argmax(axis=1))
+kls = np.array([one for one, _ in found])
+print(kls.mean(), kls.max(), np.mean([same for _, same in found]))
+"""
 
 
 def lines(folder: Path) -> int:

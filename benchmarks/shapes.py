@@ -237,6 +237,16 @@ BIG = Shape(  # 4.1 GB; 0.123 GB a layer, so that 24 make 3.1 GB and 46 make 5.8
     kv_heads=8,
     vocabulary=32000,
 )
+HUGE = Shape(  # 30.1 GB, Llama-2-70B's layers; 0.48 GB each
+    architecture="llama",
+    mix="Q4_K",
+    layers=62,
+    width=8192,
+    feed_forward=28672,
+    heads=64,
+    kv_heads=8,
+    vocabulary=32000,
+)
 MOE = Shape(  # 0.51 GB
     architecture="qwen3moe",
     mix="Q4_K",
@@ -261,7 +271,7 @@ BIG_MOE = Shape(  # 4.3 GB, 0.34 GB a layer
     experts=32,
     experts_used=4,
 )
-INVENTED = {"tiny": TINY, "small": SMALL, "big": BIG, "moe": MOE, "big-moe": BIG_MOE}
+INVENTED = {"tiny": TINY, "small": SMALL, "big": BIG, "huge": HUGE, "moe": MOE, "big-moe": BIG_MOE}
 
 # -- real models, headers only -------------------------------------------------------------------------
 

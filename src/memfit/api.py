@@ -150,16 +150,19 @@ def load(
     budget: Budget | None = None,
     workload: Workload | None = None,
     count_parent: bool = False,
+    hard_cap: bool = False,
     on_progress: Callable[[float], None] | None = None,
     verbose: bool = False,
 ) -> LlamaSession:
     """Load a model, or a plan made before, inside its budget.
 
-    A plan that was saved as JSON is read by `memfit.saved_plan.read_plan`.
+    A plan that was saved as JSON is read by `memfit.saved_plan.read_plan`. With `hard_cap` the kernel keeps
+    the budget, by a memory cgroup around the worker, and around this process where `count_parent` counts it.
 
     Raises:
         DoesNotFitError: the budget is too small; the error says by how much and what to try.
-        MemfitError: as `plan` does; EngineError where loading fails; UsageError: it is for another machine.
+        MemfitError: as `plan` does; EngineError where loading fails; UsageError: it is for another machine,
+                or no hard cap can be made here.
     """
     planned = (
         model
@@ -167,7 +170,9 @@ def load(
         else plan(model, budget=budget, workload=workload, count_parent=count_parent, verbose=verbose)
     )
     require_this_machine(planned)
-    return LlamaSession(planned, count_parent=count_parent, on_progress=on_progress, verbose=verbose)
+    return LlamaSession(
+        planned, count_parent=count_parent, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
+    )
 
 
 def _require_devices(budget: Budget, here: Machine, *, imagined: bool) -> None:

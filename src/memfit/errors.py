@@ -57,13 +57,20 @@ class UsageError(MemfitError):
 class DoesNotFitError(MemfitError):
     """The budget is smaller than what the model needs.
 
-    `needs_bytes` and `budget_bytes` are totals of one tier; `suggestions` are options that do fit.
+    `needs_bytes` and `budget_bytes` are totals of one tier; `suggestions` are options that do fit. Where it
+    was `found` later than by planning, at least so much is needed.
     """
 
     exit_code = 3
 
     def __init__(
-        self, *, tier: str, needs_bytes: int, budget_bytes: int, suggestions: tuple[str, ...] = ()
+        self,
+        *,
+        tier: str,
+        needs_bytes: int,
+        budget_bytes: int,
+        suggestions: tuple[str, ...] = (),
+        found: str = "",
     ) -> None:
         self.tier = tier
         self.needs_bytes = needs_bytes
@@ -74,6 +81,8 @@ class DoesNotFitError(MemfitError):
             f"does not fit in {tier}: needs {format_bytes(needs_bytes)}, "
             f"budget {format_bytes(budget_bytes)}, short {format_bytes(self.short_bytes)}"
         )
+        if found:
+            text += f"; found {found}"
         if suggestions:
             text += f"; try {' or '.join(suggestions)}"
         super().__init__(text)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
 
 import memfit
+from conftest import children_of
+from memfit.engines.llamacpp.client import WorkerProcess
 from memfit.memory.process import process_memory
 from memfit.planner.plan import Plan
 from memfit.units import MIB
@@ -73,6 +76,18 @@ def test_leaving_a_stream_early_frees_the_session(plan: Plan) -> None:
         for _ in session.stream("Once upon a time", memfit.Sampling(temperature=0)):
             break
         assert "Paris" in session.generate("The capital of France is", _GREEDY).text
+
+
+def test_an_interrupt_while_loading_does_not_wait_for_it(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    waited = []
+    monkeypatch.setattr(WorkerProcess, "cancel", waited.append)  # loading does not heed it
+    with pytest.raises(KeyboardInterrupt):
+        memfit.load(plan, on_progress=interrupt)
+    assert not waited
+    assert children_of(os.getpid()) == []
 
 
 def test_the_context_can_be_filled_and_no_more(plan: Plan) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +21,7 @@ import pytest
 import memfit
 from conftest import children_of, lend, run_memfit
 from memfit.errors import EngineError
+from memfit.hardware.cgroup import memory_group
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -121,6 +127,41 @@ def test_a_file_that_changes_meanwhile_is_an_error(copy: Path, harm: str) -> Non
     assert children_of(os.getpid()) == []
 
 
+@pytest.mark.parametrize("ram", ["170MiB", "400MiB"])  # streamed, and mapped
+def test_a_file_that_becomes_shorter_ends_the_command_line(copy: Path, ram: str) -> None:
+    options = ("--ram", ram, "--ctx", "1024", "--repack", "off", "--raw", "-p", _PROMPTS[1])
+    with subprocess.Popen(
+        [sys.executable, "-m", "memfit", "run", str(copy), *options, "--repeat-penalty", "1.3"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.read(1)
+        os.truncate(copy, 1 << 20)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 5, err
+    assert "changed" in err or "shorter" in err
+    assert "Traceback" not in err
+
+
+def test_a_file_in_memory(demo: str, resident: tuple[memfit.Plan, list[str]]) -> None:
+    """On tmpfs, whose files are page cache themselves: not memfit's, and not to be dropped."""
+    folder = Path("/dev/shm")
+    if not os.access(folder, os.W_OK):
+        pytest.skip("there is no /dev/shm here")
+    copy = folder / f"memfit-test-{os.getpid()}.gguf"
+    try:
+        shutil.copy(demo, copy)
+        with memfit.load(_plan(str(copy), "150MiB")) as session:
+            assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]
+            (tier,) = session.report().tiers
+    finally:
+        copy.unlink(missing_ok=True)
+    assert tier.within_budget
+    assert tier.error_bytes is not None and abs(tier.error_bytes) <= 16 * MIB
+
+
 def test_a_file_that_is_replaced_goes_on_as_it_was(
     copy: Path, resident: tuple[memfit.Plan, list[str]]
 ) -> None:
@@ -142,8 +183,56 @@ def test_an_answer_that_is_left_early(demo: str, resident: tuple[memfit.Plan, li
             assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]
 
 
-def test_experts_stream_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("everyone", [False, True])  # as `kill` does; as a terminal does
+def test_interrupts_at_random_moments(demo: str, tmp_path: Path, everyone: bool) -> None:
+    """Starting, planning, loading or answering: it ends at once, and nothing is left over."""
+    moments = random.Random(11 + everyone)
+    group = memory_group()
+    cap = ("--hard-cap",) * bool(group and group.version == 1 and os.access(group.folder, os.W_OK))
+    options = ("--ram", "170MiB", "--ctx", "1024", "--repack", "off", "--raw", "-p", _PROMPTS[1], *cap)
+    for _ in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-m", "memfit", "run", demo, *options, "--repeat-penalty", "1.3"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        ) as process:
+            time.sleep(moments.uniform(0.1, 4))
+            interrupt = os.killpg if everyone else os.kill
+            interrupt(process.pid, signal.SIGINT)
+            try:
+                _, err = process.communicate(timeout=30)
+            finally:
+                process.kill()
+        # Python itself ends by the signal where it was met while a class was being made: 130 in a shell.
+        assert process.returncode in (130, -signal.SIGINT), err
+        assert "Traceback" not in err or process.returncode < 0
+        assert _in_session(process.pid) == []
+        assert list(tmp_path.iterdir()) == []
+        assert group is None or list(group.folder.glob(f"memfit-{process.pid}-*")) == []
+
+
+def _in_session(number: int) -> list[int]:
+    """Living processes of a session, children of children too."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _, _, session, *_ = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(session) == number and state != "Z":
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the models that benchmarks make be imported."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+
+def test_experts_stream_whole(tmp_path: Path, benchmarks: None) -> None:
     synthetic, shapes = (importlib.import_module(name) for name in ("synthetic", "shapes"))
     path = tmp_path / "moe.gguf"
     synthetic.write_model(path, replace(shapes.MOE, layers=6), values="random")
@@ -157,6 +246,24 @@ def test_experts_stream_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert session.report().within_budget
     assert texts[0] == texts[1]
     path.unlink()
+
+
+def test_a_split_model(
+    demo: str, tmp_path: Path, resident: tuple[memfit.Plan, list[str]], benchmarks: None
+) -> None:
+    """Streamed tensors lie in all of its files."""
+    rewrite = importlib.import_module("rewrite").rewrite
+    files = rewrite(demo, tmp_path / "model.gguf", split_bytes=40_000_000)
+    assert len(files) == 3
+    plan = _plan(str(files[1]), "150MiB")
+    assert plan.spec.paths == tuple(files)
+    streamed = {one.file_index for one in plan.spec.tensors if one.name in set(plan.parameters.streamed)}
+    assert streamed == {0, 1, 2}
+    with memfit.load(plan) as session:
+        assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]
+        assert session.report().within_budget
+    for file in files:
+        file.unlink()
 
 
 def test_with_layers_on_a_device(demo: str, resident: tuple[memfit.Plan, list[str]]) -> None:

@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from memfit.memory.meter import Meter
-from memfit.memory.process import group_bytes, process_memory, process_status
+from memfit.memory.process import ProcessStatus, group_bytes, process_memory, process_status
 from memfit.units import GIB, MIB
 
 # Holds so many MiB for each number it reads, and answers when it does.
@@ -78,6 +79,21 @@ def test_the_parent_counts_once_and_only_if_asked(worker: _Worker) -> None:
     alone = _meter(worker)
     alone.sample()
     assert alone.peak_bytes == pytest.approx(process_memory(worker.process.pid).total_bytes, rel=0.1)
+
+
+def test_swap_is_that_of_both_at_its_most(worker: _Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped = {worker.process.pid: 5 * MIB, "self": 2 * MIB}
+
+    def status(pid: int | str = "self") -> ProcessStatus:
+        return replace(process_status(pid), swapped_bytes=swapped[pid])
+
+    monkeypatch.setattr("memfit.memory.meter.process_status", status)
+    both, alone = _meter(worker, count_parent=True), _meter(worker)
+    for meter in (both, alone):
+        meter.sample()
+    swapped["self"] = 0
+    both.sample()
+    assert (both.swapped_bytes, alone.swapped_bytes) == (7 * MIB, 5 * MIB)
 
 
 def test_the_alarm_is_raised_once(worker: _Worker) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from memfit.cli.render import console, loading_progress, plain, print_plan, print_report, print_why
 from memfit.engines.protocol import Speed
+from memfit.engines.report import CapReport
 from memfit.planner.plan import Plan, TierUse
 from memfit.planner.speed import Term
 from memfit.units import GIB, MIB
@@ -218,6 +219,16 @@ def test_a_report_of_several_tiers_by_hand() -> None:
         f"{_ENDPOINT}  peak unknown: nobody there measures it · predicted 512.00 MiB · "
         "budget 1.00 GiB · not proven",
     ]
+
+
+@pytest.mark.parametrize(
+    ("peak_bytes", "counted"), [(900 * MIB, " · the kernel counted 900.00 MiB"), (None, "")]
+)
+def test_a_report_of_a_hard_cap(peak_bytes: int | None, counted: str) -> None:
+    out = io.StringIO()
+    cap = CapReport(limit_bytes=GIB + 6 * MIB, peak_bytes=peak_bytes)
+    print_report(replace(make_report(), cap=cap), console(file=out))
+    assert out.getvalue().splitlines()[1] == f"HARD CAP  1.01 GiB{counted}"
 
 
 def test_a_report_over_budget_and_slow() -> None:

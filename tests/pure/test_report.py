@@ -9,6 +9,7 @@ import pytest
 from fakes import make_plan_value, make_report, make_tier
 
 from memfit.engines.protocol import Speed
+from memfit.engines.report import CapReport
 from memfit.units import GIB, MIB
 
 _ANSWER = {"text": "", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
@@ -93,7 +94,11 @@ def test_the_json_is_the_contracts() -> None:
         "load_seconds": 0.25,
         "disk_read_bytes": 4096,
         "swapped_bytes": 0,
+        "locked_bytes": 0,
+        "hard_cap": None,
     }
+    capped = replace(make_report(), cap=CapReport(limit_bytes=9, peak_bytes=None))
+    assert capped.to_json(**_ANSWER)["measured"]["hard_cap"] == {"limit_bytes": 9, "peak_bytes": None}
 
 
 def test_a_rate_that_was_not_timed_is_null() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import random
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from memfit.engines.llamacpp.stream import DirectFile, Ring, StreamError
 from memfit.headers.model_spec import TensorSpec
+from memfit.memory.page_cache import cached_bytes, drop_cached
 from memfit.memory.streaming import (
     PAGE_BYTES,
     Stretch,
@@ -22,6 +24,7 @@ from memfit.memory.streaming import (
     streamed_bytes,
     stretches,
 )
+from memfit.units import MIB
 
 _SIZES = (5000, 100, 40_000, 4096, 12_288, 1, 70_000, 8192)
 
@@ -117,6 +120,44 @@ def test_a_file_that_changes_is_an_error(
                 ring.give_back()
         with pytest.raises(StreamError):  # and stays one
             ring.take(0)
+
+
+def test_a_failing_disk_is_an_error(
+    model: tuple[list[Path], list[TensorSpec], list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    paths, tensors, _ = model
+    parts = [part for one in tensors for part in stretches([one])]
+    monkeypatch.setattr(os, "preadv", fail)
+    with (
+        _ring(paths, parts) as ring,
+        pytest.raises(StreamError, match=r"cannot read .*0\.gguf: Input/output"),
+    ):
+        ring.take(0)
+
+
+def test_where_a_filesystem_refuses_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read passes through the page cache, and does not stay."""
+    monkeypatch.setattr("memfit.engines.llamacpp.stream.go_direct", lambda _: False)
+    content = random.Random(3).randbytes(1 << 20) * 32
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    drop_cached([path])
+    before = cached_bytes([path])
+    if before is None or before > len(content) // 100:
+        pytest.skip("this kernel or this filesystem does not say what is cached")
+    tensors = [_tensor(f"{start}", start, 3 << 20) for start in range(100, len(content) - (3 << 20), 3 << 20)]
+    parts = [part for one in tensors for part in stretches([one])]
+    with _ring([path], parts, 3 * parts[0].size_bytes) as ring:
+        for index, tensor in enumerate(tensors):
+            assert _bytes_at(ring.take(index), parts[index]) == content[tensor.offset_bytes :][: 3 << 20]
+            ring.give_back()
+    held = cached_bytes([path])
+    assert held is not None and held <= MIB
 
 
 def test_a_cancelled_wait_ends(model: tuple[list[Path], list[TensorSpec], list[bytes]]) -> None:

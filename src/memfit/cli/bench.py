@@ -10,6 +10,7 @@ import click
 from memfit.cli.fetch import ready_plan, yes_option
 from memfit.cli.options import (
     budget_options,
+    hard_cap_option,
     json_option,
     plan_option,
     take_plan,
@@ -25,12 +26,15 @@ _REPETITIONS = 3
 @click.command("bench")
 @click.argument("model", required=False)
 @budget_options
+@hard_cap_option
 @workload_options
 @plan_option
 @yes_option
 @json_option
 @verbose_option
-def command(model: str | None, yes: bool, as_json: bool, verbose: bool, **options: Any) -> None:
+def command(
+    model: str | None, yes: bool, hard_cap: bool, as_json: bool, verbose: bool, **options: Any
+) -> None:
     """Measure MODEL's speed and memory, and compare with the plan.
 
     Times decoding alone, as llama-bench does: a prompt of N tokens, then N generated tokens, each from
@@ -54,7 +58,9 @@ def command(model: str | None, yes: bool, as_json: bool, verbose: bool, **option
         print_plan(planned, err)
     with (
         loading_progress(err) as on_progress,
-        load(planned, count_parent=True, on_progress=on_progress, verbose=verbose) as session,
+        load(
+            planned, count_parent=True, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
+        ) as session,
     ):
         session.measure(prompt_tokens, gen_tokens, depth=depth, repetitions=_REPETITIONS)
         report = session.report()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "batch_workload_options",
     "budget_options",
+    "hard_cap_option",
     "json_option",
     "machine_option",
     "plan_option",
@@ -145,6 +146,14 @@ def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) 
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def hard_cap_option(command: _Command) -> _Command:
+    return click.option(
+        "--hard-cap",
+        is_flag=True,
+        help="Let the kernel keep the RAM budget too, by a memory cgroup; an error where none can be made.",
+    )(command)
 
 
 def machine_option(command: _Command) -> _Command:

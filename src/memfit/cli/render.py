@@ -151,6 +151,11 @@ def print_report(report: Report, out: Console) -> None:
             f"[bold]{_tier_name(tier.name)}[/]  {reached} · {expected} · "
             f"budget {format_bytes(tier.budget_bytes)} · {verdict}"
         )
+    if report.cap:
+        counted = (
+            f" · the kernel counted {format_bytes(report.cap.peak_bytes)}" if report.cap.peak_bytes else ""
+        )
+        out.print(f"[bold]HARD CAP[/]  {format_bytes(report.cap.limit_bytes)}{counted}")
     rates = []
     for name, measured, predicted in (
         ("prompt", report.speed.prompt_tokens_per_second, report.plan.prediction.prompt),

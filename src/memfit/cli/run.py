@@ -12,6 +12,7 @@ import click
 from memfit.cli.fetch import ready_plan, yes_option
 from memfit.cli.options import (
     budget_options,
+    hard_cap_option,
     json_option,
     plan_option,
     sampling_options,
@@ -33,6 +34,7 @@ __all__ = ["command"]
 @click.option("--system", metavar="TEXT", help="The system message.")
 @click.option("--raw", is_flag=True, help="Continue the text itself, without the chat template.")
 @budget_options
+@hard_cap_option
 @workload_options
 @plan_option
 @sampling_options
@@ -46,6 +48,7 @@ def command(
     system: str | None,
     raw: bool,
     yes: bool,
+    hard_cap: bool,
     as_json: bool,
     verbose: bool,
     **options: Any,
@@ -71,7 +74,9 @@ def command(
         print_plan(planned, err)
         err.print()
     with loading_progress(err) as on_progress:
-        session = load(planned, count_parent=True, on_progress=on_progress, verbose=verbose)
+        session = load(
+            planned, count_parent=True, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
+        )
     with session:
         if text is None:
             from memfit.cli.chat import chat

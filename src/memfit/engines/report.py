@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from memfit.engines.protocol import Speed
 from memfit.planner.plan import Plan
 from memfit.units import format_bytes
 
-__all__ = ["Report", "TierReport"]
+__all__ = ["CapReport", "Report", "TierReport"]
 
 _SLOW_TOKENS_PER_SECOND = 0.5
 
@@ -33,13 +33,23 @@ class TierReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CapReport:
+    """A cap that the kernel kept on RAM; it counts page cache and its own tables too."""
+
+    limit_bytes: int
+    peak_bytes: int | None  # None: this kernel does not say
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     plan: Plan
     tiers: tuple[TierReport, ...]
     speed: Speed
     load_seconds: float
     disk_read_bytes: int
-    swapped_bytes: int
+    swapped_bytes: int  # the most that lay in swap at once
+    locked_bytes: int = 0  # of pinned weights, where there is swap: they cannot go to it
+    cap: CapReport | None = None
 
     @property
     def within_budget(self) -> bool:
@@ -53,7 +63,7 @@ class Report:
         if self.swapped_bytes:
             found.append(
                 f"{format_bytes(self.swapped_bytes)} of the model went to swap, which slows every token: "
-                "close other programs, or lower --ctx or --ram"
+                "close other programs, lower --ctx or --ram, or raise the limit of locked memory (ulimit -l)"
             )
         if rate is not None and rate < _SLOW_TOKENS_PER_SECOND:
             found.append(
@@ -93,6 +103,8 @@ class Report:
             "load_seconds": round(self.load_seconds, 3),
             "disk_read_bytes": self.disk_read_bytes,
             "swapped_bytes": self.swapped_bytes,
+            "locked_bytes": self.locked_bytes,
+            "hard_cap": asdict(self.cap) if self.cap else None,
         }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-__all__ = ["Cgroup", "read_cgroup"]
+__all__ = ["Cgroup", "MemoryGroup", "memory_group", "read_cgroup"]
 
 _NO_LIMIT_BYTES = 2**62  # version 1 writes "none" as the largest multiple of a page below 2^63
 
@@ -22,6 +22,14 @@ class Cgroup:
     memory_limit_bytes: int | None
     memory_headroom_bytes: int | None  # least of limit - usage over the groups; below 0 if shrunk
     cpu_quota: float | None  # cores' worth of time: 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryGroup:
+    """The group that this process's memory is counted in."""
+
+    folder: Path
+    version: int  # of the kernel's interface: 1 or 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,19 @@ def read_cgroup(root: Path = Path("/")) -> Cgroup:
         memory_headroom_bytes=min(headrooms, default=None),
         cpu_quota=min((quota for quota in quotas if quota is not None), default=None),
     )
+
+
+def memory_group(root: Path = Path("/")) -> MemoryGroup | None:
+    """Where this process's memory can be limited; None without a memory controller. `root` as above."""
+    mounts, groups = _mounts(root), _own_groups(root)
+    for mount in mounts:
+        if mount.kind == "cgroup" and "memory" in mount.controllers:
+            return MemoryGroup(folder=_own_folder(mount, groups.get("memory")), version=1)
+    for mount in mounts:
+        folder = _own_folder(mount, groups.get(""))
+        if mount.kind == "cgroup2" and "memory" in _read(folder / "cgroup.controllers").split():
+            return MemoryGroup(folder=folder, version=2)
+    return None
 
 
 def _mounts(root: Path) -> list[_Mount]:

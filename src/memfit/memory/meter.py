@@ -50,7 +50,7 @@ class Meter:
         self._worker_peak = 0
         self._cache_bytes = 0
         self.overrun_bytes: int | None = None  # what was held when the limit was passed
-        self.swapped_bytes = 0
+        self.swapped_bytes = 0  # the most that lay in swap at once
         self.disk_read_bytes = 0  # by the worker, when last looked at closely
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memfit-meter", daemon=True)
@@ -105,9 +105,10 @@ class Meter:
         except ProcessLookupError:
             return 0
         self._worker_peak = max(self._worker_peak, worker.peak_resident_bytes)
-        self.swapped_bytes = max(self.swapped_bytes, worker.swapped_bytes)
         for tier, held in self._gpu_bytes(self._worker).items() if self._gpu_bytes else ():
             self._gpu_peaks[tier] = max(self._gpu_peaks.get(tier, 0), held)
-        parent = process_status().resident_bytes if self._count_parent else 0
+        ours = process_status() if self._count_parent else None
+        parent, swapped = (ours.resident_bytes, ours.swapped_bytes) if ours else (0, 0)
         self._parent_peak = max(self._parent_peak, parent)
+        self.swapped_bytes = max(self.swapped_bytes, worker.swapped_bytes + swapped)
         return worker.resident_bytes + parent - self._shared_bytes

@@ -83,6 +83,7 @@ class ProcessStatus:
     resident_bytes: int  # VmRSS
     peak_resident_bytes: int  # VmHWM, the high-water mark
     swapped_bytes: int  # VmSwap
+    locked_bytes: int  # VmLck
 
 
 def process_status(pid: int | str = "self") -> ProcessStatus:
@@ -90,8 +91,12 @@ def process_status(pid: int | str = "self") -> ProcessStatus:
     values = dict(line.split(":", 1) for line in _read(pid, "status").splitlines())
     if "VmRSS" not in values:
         raise ProcessLookupError(f"process {pid} has ended")  # a zombie has no memory lines
-    resident, peak, swapped = (int(values[name].split()[0]) * KIB for name in ("VmRSS", "VmHWM", "VmSwap"))
-    return ProcessStatus(resident_bytes=resident, peak_resident_bytes=peak, swapped_bytes=swapped)
+    resident, peak, swapped, locked = (
+        int(values[name].split()[0]) * KIB for name in ("VmRSS", "VmHWM", "VmSwap", "VmLck")
+    )
+    return ProcessStatus(
+        resident_bytes=resident, peak_resident_bytes=peak, swapped_bytes=swapped, locked_bytes=locked
+    )
 
 
 def disk_read_bytes(pid: int) -> int:

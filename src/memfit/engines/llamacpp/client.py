@@ -21,6 +21,7 @@ from memfit.errors import EngineError, MemfitError, WorkerDiedError, readable
 __all__ = ["OverBudget", "WorkerProcess", "rebuilt_error"]
 
 _CLOSE_SECONDS = 5.0
+_CANCELLED = ("complete", "measure", "batch")  # requests that heed a cancel
 _LOG_BYTES = 4000  # how much of the worker's last words is quoted from
 
 
@@ -96,8 +97,8 @@ class WorkerProcess:
     def converse(self, do: str, **values: Any) -> Generator[tuple[str, dict[str, Any]], None, dict[str, Any]]:
         """Send one request now; what comes back yields its events as (kind, values) and returns its answer.
 
-        Closed early, that cancels the request and waits for its end, so that the next one finds the
-        worker listening.
+        Closed early, that cancels an answer and waits for its end, so that the next one finds the worker
+        listening. What cannot be cancelled, such as loading, ends with the worker.
 
         Raises:
             WorkerDiedError: the worker ended before it answered.
@@ -128,7 +129,7 @@ class WorkerProcess:
             raise self._obituary(do)
         finally:
             if not answered:
-                self._end_early()
+                self._end_early() if do in _CANCELLED else self.kill()
 
     def tell(self, do: str, **values: Any) -> None:
         """Add to the request that is running: only "batch" listens.
@@ -228,6 +229,8 @@ class WorkerProcess:
             cause = "the engine was built for another CPU; memfit doctor gives the command that mends it"
         elif code == -signal.SIGPROF:
             cause = "the model's chat template never came to an end; try --raw"
+        elif code == -signal.SIGBUS:
+            cause = "a file that it had mapped became shorter, or its disk failed"
         elif code < 0:
             cause = f"it died of {signal.Signals(-code).name}"
         else:

@@ -118,6 +118,11 @@ class Model:
             self._weights = self._read_weights(pointer, parameters)
         return int(pointer)
 
+    @property
+    def locked_bytes(self) -> int:
+        """Of the weights, memory that cannot go to swap."""
+        return self._weights.locked_bytes if self._weights else 0
+
     def _read_weights(self, pointer: int, parameters: EngineParameters) -> OwnWeights:
         def look(fraction: float) -> None:
             if self._on_progress:

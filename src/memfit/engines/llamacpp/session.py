@@ -12,11 +12,12 @@ from typing import Any
 from memfit.engines.llamacpp.batch import LlamaBatch, speed_of
 from memfit.engines.llamacpp.client import OverBudget, WorkerProcess
 from memfit.engines.protocol import BatchTotals, Completion, Message, Sampling, Speed
-from memfit.engines.report import Report, TierReport
+from memfit.engines.report import CapReport, Report, TierReport
 from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, WorkerDiedError
 from memfit.hardware.machine import is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.headers.remote.stand_in import is_stand_in
+from memfit.memory.hard_cap import HardCap
 from memfit.memory.lending import decode_lending
 from memfit.memory.meter import Meter
 from memfit.memory.process import process_memory
@@ -35,16 +36,18 @@ class LlamaSession:
         plan: Plan,
         *,
         count_parent: bool,
+        hard_cap: bool = False,
         on_progress: Callable[[float], None] | None = None,
         verbose: bool = False,
     ) -> None:
         """Load the model; memory is watched from the first byte.
 
         `count_parent` counts this process too, as the command line does; a notebook's own data is not
-        memfit's.
+        memfit's. With `hard_cap` the kernel keeps the budget: see memory/hard_cap.py.
 
         Raises:
             DoesNotFitError: the plan does not fit, or loading was about to exceed its limit.
+            UsageError: no hard cap can be made here.
             ModelError: only the model's header is here.
             EngineError: the engine refused the model, or its worker died.
         """
@@ -55,22 +58,29 @@ class LlamaSession:
                 f"memfit pull {plan.spec.source}"
             )
         self.plan = plan
-        self._count_parent = count_parent
         self._speed = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
-        self._worker = WorkerProcess(verbose=verbose, yields=bool(plan.parameters.devices))
-        self._meter = Meter(
-            self._worker.pid,
-            count_parent=count_parent,
-            model_files=plan.spec.paths,
-            limit_bytes=plan.ram.limit_bytes,
-            on_overrun=self._worker.kill,
-            gpu_bytes=gpu_bytes_of if not all(map(is_remote, plan.parameters.devices)) else None,
-        )
-        try:
+        # The worker watches itself, and a group counts what is allocated in it: not what we hold already.
+        self._parent_bytes = process_memory().anonymous_bytes if count_parent else 0
+        self._cap: HardCap | None = None
+        with contextlib.ExitStack() as opened:  # closed where anything here fails
+            if hard_cap:
+                self._cap = HardCap(plan.ram.limit_bytes - self._parent_bytes, holds_us=count_parent)
+                opened.callback(self._cap.close)
+            self._worker = WorkerProcess(verbose=verbose, yields=bool(plan.parameters.devices))
+            opened.callback(self._worker.close)
+            if self._cap:
+                self._cap.enter(self._worker.pid)
+            self._meter = Meter(
+                self._worker.pid,
+                count_parent=count_parent,
+                model_files=plan.spec.paths,
+                limit_bytes=plan.ram.limit_bytes,
+                on_overrun=self._worker.kill,
+                gpu_bytes=gpu_bytes_of if not all(map(is_remote, plan.parameters.devices)) else None,
+            )
+            opened.callback(self._meter.stop)
             self._load(on_progress)
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
 
     @property
     def worker_pid(self) -> int:
@@ -80,8 +90,6 @@ class LlamaSession:
         tier = self.plan.ram
         streams = self.plan.parameters.load_mode == "stream"
         started = False
-        # The worker watches itself; what this process holds is not its to use.
-        ours = process_memory().anonymous_bytes if self._count_parent else 0
 
         def report(_: str, event: dict[str, Any]) -> None:
             nonlocal started
@@ -97,14 +105,15 @@ class LlamaSession:
                     "load",
                     report,
                     parameters=self.plan.parameters.to_json(),
-                    limit_bytes=tier.limit_bytes - ours,
+                    limit_bytes=tier.limit_bytes - self._parent_bytes,
                     more_bytes=tier.kv_cache_bytes + tier.compute_bytes,
                     tensors=[asdict(one) for one in self.plan.spec.tensors] if streams else [],
                 )
         except OverBudget as overrun:
-            raise self._does_not_fit(overrun.needs_bytes + ours) from None
+            raise self._does_not_fit(overrun.needs_bytes + self._parent_bytes) from None
         self._meter.settle()
         self._load_seconds: float = reply["load_seconds"]
+        self._locked_bytes: int = reply["locked_bytes"]
         self.has_chat_template: bool = reply["has_chat_template"]
 
     def generate(
@@ -242,6 +251,10 @@ class LlamaSession:
             load_seconds=self._load_seconds,
             disk_read_bytes=self._meter.disk_read_bytes,
             swapped_bytes=self._meter.swapped_bytes,
+            locked_bytes=self._locked_bytes,
+            cap=CapReport(limit_bytes=self._cap.limit_bytes, peak_bytes=self._cap.peak_bytes)
+            if self._cap
+            else None,
         )
 
     def _device_peaks(self) -> dict[str, int | None]:
@@ -258,8 +271,7 @@ class LlamaSession:
 
     def close(self) -> None:
         """End the worker. Safe to repeat."""
-        self._meter.stop()
-        self._worker.close()
+        self._opened.close()
 
     def __enter__(self) -> LlamaSession:
         return self
@@ -284,6 +296,11 @@ class LlamaSession:
         except WorkerDiedError as error:
             if self._meter.overrun_bytes is not None:
                 raise self._does_not_fit(self._meter.overrun_bytes) from None
+            if self._cap and self._cap.has_killed:
+                raise self._does_not_fit(
+                    self._cap.limit_bytes + self._parent_bytes,
+                    found="while running: the kernel ended the worker at the hard cap",
+                ) from None
             remote = [name for name in self.plan.parameters.devices if is_remote(name)]
             if remote and _LOST_DEVICE.search(str(error)):
                 raise WorkerDiedError(
@@ -291,5 +308,7 @@ class LlamaSession:
                 ) from None
             raise
 
-    def _does_not_fit(self, needs_bytes: int) -> DoesNotFitError:
-        return DoesNotFitError(tier="RAM", needs_bytes=needs_bytes, budget_bytes=self.plan.ram.limit_bytes)
+    def _does_not_fit(self, needs_bytes: int, found: str = "") -> DoesNotFitError:
+        return DoesNotFitError(
+            tier="RAM", needs_bytes=needs_bytes, budget_bytes=self.plan.ram.limit_bytes, found=found
+        )

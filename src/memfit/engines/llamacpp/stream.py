@@ -43,6 +43,8 @@ class DirectFile:
         status = os.fstat(self._file)
         self._version = (status.st_size, status.st_mtime_ns)
         self._direct = go_direct(self._file)
+        if not self._direct:  # or the kernel reads on by itself, which nobody drops again
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, into: memoryview, offset: int) -> None:
         """Fill `into`, page-aligned like `offset`, as far as the file goes.

@@ -18,6 +18,7 @@ from memfit.engines.llamacpp.graph import Node
 from memfit.engines.llamacpp.stream import DirectFile, Ring, StreamError, own_memory
 from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
+from memfit.memory.locked import lock_memory
 from memfit.memory.streaming import PAGE_BYTES, Stretch, is_read_by_row, stretches
 
 __all__ = ["OwnWeights"]
@@ -51,6 +52,7 @@ class OwnWeights:
             EngineError: the files cannot be read, or a device has no room.
         """
         self.error: StreamError | None = None
+        self.locked_bytes = 0  # of the pinned ones, where there is swap that they could go to
         self._abort, self._is_aborted = abort, is_aborted
         self._ring_bytes = ring_bytes
         self._ring: Ring | None = None
@@ -175,6 +177,7 @@ class OwnWeights:
                 piece = view[start : start + _PROGRESS_BYTES]
                 self._files[part.file_index].read(piece, part.start_bytes + start)
                 done += len(piece)
+            self.locked_bytes += lock_memory(base, part.size_bytes)
             for tensor in part.tensors:
                 _set_data(tensors[tensor], base + tensor.offset_bytes - part.start_bytes)
             self._kept.append(memory)

@@ -168,6 +168,7 @@ class Worker:
             "load_seconds": time.monotonic() - started,
             "context": self.model.context_tokens,
             "has_chat_template": self.model.chat_template() is not None,
+            "locked_bytes": self.model.locked_bytes,
         }
 
     def complete(

@@ -1,0 +1,39 @@
+"""Keeps memory from going to swap, as far as this user may lock it."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import resource
+from pathlib import Path
+
+from memfit.memory.process import process_status
+
+__all__ = ["lock_memory"]
+
+_SWAPS = Path("/proc/swaps")
+
+
+def lock_memory(address: int, size_bytes: int) -> int:
+    """Lock the beginning of memory that begins at a page; returns how many bytes, 0 where there is no swap.
+
+    RLIMIT_MEMLOCK is raised as far as it goes without privilege. Source: mlock(2), getrlimit(2).
+    """
+    if not _swap_is_on():
+        return 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+    room = size_bytes if hard == resource.RLIM_INFINITY else hard - process_status().locked_bytes
+    # The whole first: for the privileged there is no limit.
+    for size in (size_bytes, min(size_bytes, room) // mmap.PAGESIZE * mmap.PAGESIZE):
+        if size > 0 and ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(size)) == 0:
+            return size
+    return 0
+
+
+def _swap_is_on() -> bool:
+    try:
+        return len(_SWAPS.read_text().splitlines()) > 1  # below the heading
+    except OSError:
+        return False
