@@ -16,6 +16,7 @@ from memfit.cli.fetch import ready_plan, yes_option
 from memfit.cli.options import (
     batch_workload_options,
     budget_options,
+    hard_cap_option,
     sampling_options,
     take_budget,
     take_sampling,
@@ -50,6 +51,7 @@ _SAMPLE = 64  # lines whose tokens are counted before planning
 @click.option("--schema", metavar="FILE", help="A JSON schema that every answer must satisfy.")
 @click.option("--raw", is_flag=True, help="Continue plain prompts themselves, without the chat template.")
 @budget_options
+@hard_cap_option
 @batch_workload_options
 @sampling_options
 @yes_option
@@ -62,6 +64,7 @@ def command(
     overwrite: bool,
     schema: str | None,
     raw: bool,
+    hard_cap: bool,
     yes: bool,
     verbose: bool,
     **options: Any,
@@ -111,7 +114,13 @@ def command(
 
             def open_session() -> Session:
                 with loading_progress(err) as on_progress:
-                    return load(planned, count_parent=True, on_progress=on_progress, verbose=verbose)
+                    return load(
+                        planned,
+                        count_parent=True,
+                        hard_cap=hard_cap,
+                        on_progress=on_progress,
+                        verbose=verbose,
+                    )
 
             with _progress_bar(err, lines.count) as on_progress:
                 report, totals = Executor(
