@@ -27,7 +27,7 @@ _PARAMETERS = EngineParameters(
     micro_batch=32,
     threads=1,
     repack=False,
-    load_mode="stream",
+    load_mode="own",
 )
 
 
@@ -125,7 +125,7 @@ def test_a_plan_streams_only_where_it_must() -> None:
     roomy = plan(1024)
     assert roomy.fits and roomy.parameters.load_mode == "mmap" and roomy.streamed_bytes == 0
     tight = plan(100)
-    assert tight.fits and tight.parameters.load_mode == "stream"
+    assert tight.fits and tight.parameters.load_mode == "own"
     assert tight.parameters.micro_batch == 512  # each one reads everything once
     assert 94 * MIB <= tight.ram.total_bytes <= 96 * MIB  # with room for what reality adds
     assert tight.prediction.generation.value == pytest.approx(1e6 / tight.streamed_bytes)
@@ -136,4 +136,4 @@ def test_a_plan_streams_only_where_it_must() -> None:
     enough = next(one for one in short.suggestions if one.startswith("--ram"))
     assert plan(int(enough.removeprefix("--ram ").removesuffix("MiB"))).fits
     for asked in oracle.asked:  # which knows nothing of disks
-        assert asked.streamed == () and asked.load_mode != "stream"
+        assert asked.streamed == () and asked.load_mode != "own"

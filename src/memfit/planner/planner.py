@@ -200,7 +200,7 @@ class _Planner:
         """With a part of the weights on the disk, or None. Each micro-batch of a prompt reads all of it once,
         so the largest is the best."""
         for kv_type, size in product(self._kv_types(), self._micro_batches):
-            parameters = replace(self._parameters(kv_type, size, False), load_mode="stream")
+            parameters = replace(self._parameters(kv_type, size, False), load_mode="own")
             with contextlib.suppress(EngineError):
                 if one := self._candidate(parameters, within):
                     return self._build(one, [one], within)
@@ -271,7 +271,7 @@ class _Planner:
         key = (parameters, within)
         if key not in self._candidates:
             placed: EngineParameters | None = parameters
-            if parameters.load_mode == "stream":
+            if parameters.load_mode == "own":
                 placed = self._streaming(parameters, within)
             elif self._used:
                 base = self._oracle.ask(parameters)
@@ -286,7 +286,7 @@ class _Planner:
             base = self._least_ram(base, within)
         (ram, *_) = self._tiers(base, self._oracle.ask(base))
         beside = ram.total_bytes - ram.weights_bytes + row_bytes(self._spec, parameters)
-        return stream_out(self._spec, replace(base, load_mode="stream"), within[RAM] - beside)
+        return stream_out(self._spec, replace(base, load_mode="own"), within[RAM] - beside)
 
     def _least_ram(self, parameters: EngineParameters, within: Sequence[int]) -> EngineParameters:
         """As much on the devices as they really hold: what else a placement needs, only the oracle knows."""

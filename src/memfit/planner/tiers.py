@@ -36,14 +36,14 @@ def tiers_of(
     # GPU's pass through a few MiB.
     remote = [sizes[0] for place, sizes in sent.items() if devices[place - 1].is_remote]
     in_ram = 2 * max(remote, default=0)
-    streams = parameters.load_mode == "stream"
+    own = parameters.load_mode == "own"
     beside = answer.kv_cache_bytes + answer.compute_bytes + answer.scratch_bytes
     yield TierUse(
         name="ram",
         kind="ram",
         budget_bytes=budgets[RAM],
         limit_bytes=limits[RAM],
-        weights_bytes=held_bytes(spec, parameters) if streams else answer.weights_bytes,
+        weights_bytes=held_bytes(spec, parameters) if own else answer.weights_bytes,
         kv_cache_bytes=answer.kv_cache_bytes,
         compute_bytes=answer.compute_bytes + answer.scratch_bytes + row_bytes(spec, parameters),
         # Loading ends before the KV cache and the compute buffers are made.

@@ -55,7 +55,7 @@ class Model:
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         """Load. `limit_bytes` caps this process's memory, checked before every tensor; `overrides` is an
-        array of llama_model_kv_override; `tensors` are the file's, needed for load mode "stream".
+        array of llama_model_kv_override; `tensors` are the file's, needed for load mode "own".
 
         Raises:
             EngineError: the engine refuses the file; its last words are in the worker's log.
@@ -83,8 +83,8 @@ class Model:
         options = api.llama_model_default_params()
         kept = self._place(options, parameters)  # alive until the engine has read it
         options.use_extra_bufts = parameters.repack
-        streams = parameters.load_mode == "stream" and not simulate
-        options.no_alloc = simulate or streams
+        is_ours = parameters.load_mode == "own" and not simulate
+        options.no_alloc = simulate or is_ours
         if overrides is not None:
             options.kv_overrides = overrides
         mapped = parameters.load_mode == "mmap" and not simulate
@@ -112,7 +112,7 @@ class Model:
             raise self._overrun
         if not pointer:
             raise EngineError(f"the engine cannot load {parameters.paths[0]}")
-        if streams:
+        if is_ours:
             self._library.allow_contexts(pointer)
             self._weights = self._read_weights(pointer, parameters)
         return int(pointer)
