@@ -120,8 +120,9 @@ def _scaled(rate: Rate, value: float) -> Rate:
 
 
 def _in_ram(spec: ModelSpec, parameters: EngineParameters) -> list[TensorSpec]:
+    """A tied token table lies here too, wherever the output is."""
     places = places_of(spec, parameters)
-    return [one for one in spec.tensors if places[one.name] == RAM]
+    return [one for one in spec.tensors if places[one.name] == RAM or one.name == "token_embd.weight"]
 
 
 def _may_stream(tensor: TensorSpec, spec: ModelSpec) -> bool:
