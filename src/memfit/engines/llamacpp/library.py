@@ -72,6 +72,7 @@ _GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
     ("ggml_backend_buft_alloc_buffer", [_POINTER, ctypes.c_size_t], _POINTER),
     ("ggml_backend_buft_get_alignment", [_POINTER], ctypes.c_size_t),
     ("ggml_backend_buft_get_alloc_size", [_POINTER, _POINTER], ctypes.c_size_t),
+    ("ggml_backend_buft_get_max_size", [_POINTER], ctypes.c_size_t),
     ("ggml_backend_tensor_alloc", [_POINTER, _POINTER, ctypes.c_size_t], ctypes.c_int),
     ("ggml_backend_tensor_set", [_POINTER, _POINTER, ctypes.c_size_t, ctypes.c_size_t], None),
     ("ggml_backend_buffer_get_size", [_POINTER], ctypes.c_size_t),

@@ -203,7 +203,7 @@ class Model:
         # strlen(flag) is non-zero, hence true, as soon as the flag's first byte is set.
         options.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
         options.abort_callback_data = ctypes.addressof(self._abort_flag)
-        if self._weights:
+        if self._weights and parameters.streamed:
             options.cb_eval = ctypes.cast(self._weights.callback, api.ggml_backend_sched_eval_callback)
         context = api.llama_init_from_model(self._pointer, options)
         if not context:
@@ -215,7 +215,7 @@ class Model:
         self.parameters = parameters
         self.micro_batch: int = api.llama_n_ubatch(context)
         self.context_tokens: int = api.llama_n_ctx(context)
-        if self._weights:
+        if self._weights and parameters.streamed:
             self._weights.start(self._library.graph_nodes(context, tokens=1, sequences=1))
 
     def close(self) -> None:
@@ -263,7 +263,9 @@ class Model:
         touched = self._library.touch_compute_buffers(self._context)
         counted = sum(part.compute_bytes for part in self.memory_breakdown().values())
         assert touched == counted, "the engine's compute buffers must be those that it counts"
-        if not self._weights:  # a pass over the disk would cost more than the work buffer that it touches
+        if (
+            not parameters.streamed
+        ):  # a pass over the disk would cost more than the work buffer that it touches
             self.decode([self._filler_token()] * min(self.micro_batch, self.context_tokens))
             self.clear()
 
