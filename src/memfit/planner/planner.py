@@ -20,12 +20,11 @@ from memfit.memory.oracle import RAM, Answer, EngineParameters, Oracle
 from memfit.memory.streaming import streamed_bytes
 from memfit.planner.offload import Offloader
 from memfit.planner.placement import Placement, Problem, solve
-from memfit.planner.places import without_devices
 from memfit.planner.plan import Plan, TierUse
 from memfit.planner.reasons import reasons
 from memfit.planner.request import KV_TYPES, Budget, Workload
 from memfit.planner.speed import ASSUMED, ASSUMED_DEVICE, DeviceSpeed, Prediction, predict
-from memfit.planner.streaming import ASSUMED_DISK, resident, row_bytes, slowed, stream_out
+from memfit.planner.streaming import ASSUMED_DISK, resident, slowed, stream_out
 from memfit.planner.suggest import suggestions
 from memfit.planner.tiers import tiers_of
 from memfit.units import MIB
@@ -132,7 +131,7 @@ class _Planner:
         self._ram_limit = min(self._ram_budget, machine.ram.available_bytes)
         self._context = workload.context or min(_DEFAULT_CONTEXT, spec.context_length)
         self._micro_batches = _micro_batch_sizes(self._context, workload.parallel)
-        self._candidates: dict[tuple[EngineParameters, tuple[int, ...]], _Candidate | None] = {}
+        self._candidates: dict[tuple[EngineParameters, tuple[int, ...], bool], _Candidate | None] = {}
 
     def plan(self) -> Plan:
         self._leave_out_small_devices()
@@ -200,9 +199,9 @@ class _Planner:
         """With a part of the weights on the disk, or None. Each micro-batch of a prompt reads all of it once,
         so the largest is the best."""
         for kv_type, size in product(self._kv_types(), self._micro_batches):
-            parameters = replace(self._parameters(kv_type, size, False), load_mode="own")
+            parameters = self._parameters(kv_type, size, False)
             with contextlib.suppress(EngineError):
-                if one := self._candidate(parameters, within):
+                if one := self._candidate(parameters, within, streams=True):
                     return self._build(one, [one], within)
         return None
 
@@ -266,12 +265,19 @@ class _Planner:
             load_mode="read" if repack else "mmap",
         )
 
-    def _candidate(self, parameters: EngineParameters, within: tuple[int, ...]) -> _Candidate | None:
-        """A configuration with its tensors placed; None where it does not fit."""
-        key = (parameters, within)
+    def _alone(self, parameters: EngineParameters) -> EngineParameters:
+        """The same without devices or disk."""
+        return self._parameters(parameters.kv_type, parameters.micro_batch, parameters.repack)
+
+    def _candidate(
+        self, parameters: EngineParameters, within: tuple[int, ...], *, streams: bool = False
+    ) -> _Candidate | None:
+        """A configuration with its tensors placed, a part of them on the disk if it `streams`; None where it
+        does not fit. `parameters` have everything in RAM."""
+        key = (parameters, within, streams)
         if key not in self._candidates:
             placed: EngineParameters | None = parameters
-            if parameters.load_mode == "own":
+            if streams:
                 placed = self._streaming(parameters, within)
             elif self._used:
                 base = self._oracle.ask(parameters)
@@ -281,12 +287,10 @@ class _Planner:
         return self._candidates[key]
 
     def _streaming(self, parameters: EngineParameters, within: tuple[int, ...]) -> EngineParameters | None:
-        base = resident(parameters)
-        if self._used:
-            base = self._least_ram(base, within)
-        (ram, *_) = self._tiers(base, self._oracle.ask(base))
-        beside = ram.total_bytes - ram.weights_bytes + row_bytes(self._spec, parameters)
-        return stream_out(self._spec, replace(base, load_mode="own"), within[RAM] - beside)
+        placed = self._least_ram(parameters, within) if self._used else parameters
+        own = replace(placed, load_mode="own")
+        (ram, *_) = self._tiers(own, self._oracle.ask(resident(own)))
+        return stream_out(self._spec, own, within[RAM] - (ram.total_bytes - ram.weights_bytes))
 
     def _least_ram(self, parameters: EngineParameters, within: Sequence[int]) -> EngineParameters:
         """As much on the devices as they really hold: what else a placement needs, only the oracle knows."""
@@ -309,7 +313,7 @@ class _Planner:
             within,
             [self._budget.vram is not None or device.name in self._budget.rpc for device in devices],
             self._speeds(repack),
-            lambda placed: self._tiers(placed, self._oracle.ask(placed)),
+            lambda placed: self._tiers(placed, self._oracle.ask(resident(placed))),
             self._solver,
         )
 
@@ -358,7 +362,7 @@ class _Planner:
             workload=self._workload,
         )
         others = [one for one in options if one.parameters.repack != chosen.parameters.repack]
-        alone = self._evaluate(without_devices(chosen.parameters)) if chosen.parameters.devices else chosen
+        alone = self._evaluate(self._alone(chosen.parameters)) if chosen.parameters.devices else chosen
         why = reasons(
             plan,
             self._budget,
@@ -373,7 +377,7 @@ class _Planner:
 
     def _suggestions(self, smallest: _Candidate) -> tuple[str, ...]:
         found = suggestions(
-            without_devices(smallest.parameters),
+            self._alone(smallest.parameters),
             self._fits_in,
             needs_bytes=smallest.tiers[RAM].needs_bytes,
             room_bytes=_ROOM_FOR_ERROR,
@@ -387,7 +391,8 @@ class _Planner:
         within = (ram_limit - _ROOM_FOR_ERROR, *self._safe_limits[1:])
         micro_batch = _micro_batch_sizes(parameters.context, parameters.parallel)[-1]
         with contextlib.suppress(EngineError):
-            return self._candidate(replace(parameters, micro_batch=micro_batch), within) is not None
+            one = replace(parameters, micro_batch=micro_batch)
+            return self._candidate(one, within, streams=self._budget.disk) is not None
         return False
 
 
