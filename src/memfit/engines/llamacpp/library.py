@@ -62,6 +62,8 @@ _GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
     ("ggml_type_name", [ctypes.c_int], ctypes.c_char_p),
     ("ggml_type_size", [ctypes.c_int], ctypes.c_size_t),
     ("ggml_graph_n_nodes", [_POINTER], ctypes.c_int),
+    ("ggml_graph_overhead_custom", [ctypes.c_size_t, ctypes.c_bool], ctypes.c_size_t),
+    ("ggml_tensor_overhead", [], ctypes.c_size_t),
     ("ggml_op_name", [ctypes.c_int], ctypes.c_char_p),
     ("ggml_graph_node", [_POINTER, ctypes.c_int], _POINTER),
     ("ggml_backend_buffer_get_base", [_POINTER], ctypes.c_size_t),
