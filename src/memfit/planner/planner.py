@@ -34,7 +34,8 @@ __all__ = ["make_plan", "repack_modes", "thread_count"]
 _DEFAULT_CONTEXT = 4096
 _MICRO_BATCHES = (512, 256, 128, 64, 32)
 _ROOM_FOR_ERROR = 4 * MIB  # predictions are within 2: benchmarks/memory.py
-_DEVICE_ROOM = 3 * MIB // 2  # a worker cannot use the last of its budget: benchmarks/devices.py
+_DEVICE_ROOM = 3 * MIB // 2
+_WORKER_ROOM = MIB // 2  # its kernel counts for us, and what it adds itself is known: benchmarks/devices.py
 _ATTEMPTS = 4  # to find out what a device really holds
 _NEGLIGIBLE_GAIN = 0.02  # within the noise of measuring kernels
 
@@ -78,6 +79,11 @@ class _UsedDevice:
     speed: DeviceSpeed
     budget_bytes: int
     limit_bytes: int  # the budget, or what is free where that is less
+
+    @property
+    def safe_bytes(self) -> int:
+        """Less the room for what reality adds."""
+        return self.limit_bytes - (_WORKER_ROOM if self.device.lends else _DEVICE_ROOM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +170,7 @@ class _Planner:
     @property
     def _safe_limits(self) -> tuple[int, ...]:
         """What reality adds to a prediction must not break the budget."""
-        ram, *devices = self._limits
-        return (ram - _ROOM_FOR_ERROR, *(limit - _DEVICE_ROOM for limit in devices))
+        return (self._ram_limit - _ROOM_FOR_ERROR, *(one.safe_bytes for one in self._used))
 
     def _leave_out_small_devices(self) -> None:
         """A device is opened for all or none of a model, so one without room for its compute buffers
@@ -178,7 +183,7 @@ class _Planner:
         buffers = base.compute_bytes + base.scratch_bytes
         kept = []
         for one in self._used:
-            if one.device.overhead_bytes + buffers + _DEVICE_ROOM < one.limit_bytes:
+            if one.device.overhead_bytes + buffers < one.safe_bytes:
                 kept.append(one)
             else:
                 self._too_small.append(one.device.name)
@@ -305,17 +310,19 @@ class _Planner:
         return placed
 
     def _offloader(self, repack: bool, within: Sequence[int]) -> Offloader:
-        devices = [one.device for one in self._used]
         return Offloader(
             self._spec,
             self._workload,
-            devices,
+            [one.device for one in self._used],
             within,
-            [self._budget.vram is not None or device.name in self._budget.rpc for device in devices],
+            [one.limit_bytes * self._is_asked_for(one.device) for one in self._used],
             self._speeds(repack),
             lambda placed: self._tiers(placed, self._oracle.ask(resident(placed))),
             self._solver,
         )
+
+    def _is_asked_for(self, device: Device) -> bool:
+        return self._budget.vram is not None or device.name in self._budget.rpc
 
     def _evaluate(self, parameters: EngineParameters) -> _Candidate:
         answer = self._oracle.ask(resident(parameters))
