@@ -51,7 +51,7 @@ def test_text_budget_and_reads(demo: str, resident: tuple[memfit.Plan, list[str]
     whole, texts = resident
     budget = whole.ram.total_bytes - int((1 - share) * whole.ram.weights_bytes)
     plan = _plan(demo, str(budget))
-    assert plan.fits and plan.parameters.load_mode == "stream" and plan.streamed_bytes > 0
+    assert plan.fits and plan.parameters.load_mode == "own" and plan.streamed_bytes > 0
     assert plan.ram.weights_bytes + plan.streamed_bytes >= 0.98 * whole.ram.weights_bytes
     with memfit.load(plan) as session:
         assert [session.generate(prompt, _GREEDY).text for prompt in _PROMPTS] == texts
@@ -78,7 +78,7 @@ def test_no_disk_refuses(demo: str) -> None:
     asked = ("plan", demo, "--ram", "170MiB", "--ctx", "1024", "--repack", "off", "--json")
     streamed = run_memfit(*asked)
     assert streamed.code == 0
-    assert streamed.json["load_mode"] == "stream" and streamed.json["streamed_bytes_per_pass"] > 0
+    assert streamed.json["load_mode"] == "own" and streamed.json["streamed_bytes_per_pass"] > 0
     assert streamed.json["tiers"][-1]["kind"] == "disk"
     refused = run_memfit(*asked, "--no-disk")
     assert refused.code == 3 and refused.json["fits"] is False
@@ -272,7 +272,7 @@ def test_with_layers_on_a_device(demo: str, resident: tuple[memfit.Plan, list[st
     with lend("70MiB") as worker:
         budget = memfit.Budget(ram="125MiB", rpc={worker.endpoint: None})
         plan = memfit.plan(demo, budget=budget, workload=workload)
-        assert plan.parameters.load_mode == "stream" and plan.streamed_bytes > 0
+        assert plan.parameters.load_mode == "own" and plan.streamed_bytes > 0
         assert plan.parameters.layers[0] > 0
         with memfit.load(plan) as session:
             assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]

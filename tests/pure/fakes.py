@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,7 +212,15 @@ def make_layered_spec(
         tensors += [matrix(f"blk.{layer}.ffn_{kind}{suffix}", 16) for kind in ("down", "gate", "up")]
     count = max(experts.values(), default=0)
     facts = {"llama.expert_count": count, "llama.expert_used_count": 2} if count else {}
-    return make_spec(*tensors, *more, metadata=dict(facts))
+    return make_spec(*_one_after_another((*tensors, *more)), metadata=dict(facts))
+
+
+def _one_after_another(tensors: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
+    """As they lie in a file."""
+    offset = 0
+    for tensor in tensors:
+        yield replace(tensor, offset_bytes=offset)
+        offset += tensor.size_bytes
 
 
 def engine_places(spec: ModelSpec, parameters: EngineParameters) -> Iterator[tuple[TensorSpec, int]]:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import EngineParameters
-from memfit.planner.offload import Offloader
+from memfit.planner.offload import Offloader, _Found, _problem
 from memfit.planner.placement import Place, Placement, Problem, cost, solve
 from memfit.planner.places import (
     engine_parameters,
@@ -103,7 +103,7 @@ def _offloader(
         ]
 
     speeds = speeds or [_SLOW_ATTENTION, *(_FAST for _ in devices)]
-    wanted = [asked] * len(devices)
+    wanted = [limit * asked for limit in limits[1:]]
     return Offloader(spec, workload or Workload(), devices, limits, wanted, speeds, tiers, solve)
 
 
@@ -303,6 +303,79 @@ def test_a_large_output_does_not_keep_a_worker_from_being_filled(
     assert least * limit <= worker.total_bytes <= worker.needs_bytes <= limit
     if output == 60:
         assert "output" in _there(spec, placed, 0)
+
+
+def _half_placed(offloader: Offloader, spec: ModelSpec) -> _Found:
+    """The second of two layers at home on the device, with its output, gate and up, and the first one's gate:
+    8 + 4 + 12 + 3 * 16 MiB; up and down of the first and down of the second lie in RAM."""
+    parameters, oracle = _parameters(spec), DeviceOracle(spec)
+    pieces = Prices(spec, Workload(), [_FAST, _FAST]).pieces(parameters, oracle.ask(parameters))
+    problem = _problem(pieces, [_LARGE, _LARGE], [0.0, 0.0])
+    placement = Placement(
+        homes=(0, 1), blocks=((1, 0, 0), (1, 1, 0)), output=1, seconds=0.0, used_bytes=(0, 0), exact=True
+    )
+    return offloader._look(parameters, problem, placement)
+
+
+@pytest.mark.parametrize(
+    ("left", "blocks", "then"),
+    [
+        (15, ((1, 0, 0), (1, 1, 0)), 15),
+        (16, ((1, 1, 0), (1, 1, 0)), 0),
+        (40, ((1, 1, 1), (1, 1, 0)), 8),
+        (-1, ((0, 0, 0), (1, 1, 0)), 15),  # rather what is not at home there
+        (-20, ((0, 0, 0), (0, 1, 0)), 12),
+        (-100, ((0, 0, 0), (0, 0, 0)), -52),
+    ],
+)
+def test_single_tensors_are_moved_until_it_comes_out_even(
+    left: int, blocks: tuple[tuple[int, ...], ...], then: int
+) -> None:
+    spec = make_layered_spec(2)
+    for asked in (True, False):
+        offloader = _offloader(spec, _LARGE, _LARGE, asked=asked)
+        found = _half_placed(offloader, spec)
+        rooms = [_LARGE, left * MIB]
+        moved = offloader._moved(found, rooms)
+        if not asked and left > 0:  # nothing is pushed into what was only offered
+            assert moved is found.placement
+            continue
+        assert (moved.blocks, rooms[1]) == (blocks, then * MIB)
+        assert sum(rooms) == _LARGE + left * MIB
+        if moved is not found.placement:
+            assert moved.used_bytes[1] == (8 + 4 + 12 + 16 * sum(map(sum, blocks))) * MIB + 2 * 256
+
+
+def test_a_tensor_for_which_a_device_needs_more_than_its_bytes() -> None:
+    """33 MiB are left, so two tensors of 16; but with any more of them the device takes 5 more itself."""
+    spec = make_layered_spec(2)
+    limit = (8 + 4 + 12 + 3 * 16 + 33) * MIB + 2 * 256 + _BESIDE
+    offloader = _offloader(spec, _LARGE, limit, asked=True)
+    found = _half_placed(offloader, spec)
+    plain = offloader._tiers
+
+    def tiers(parameters: EngineParameters) -> list[TierUse]:
+        ram, device = plain(parameters)
+        more = 5 * MIB if device.weights_bytes > found.needs[1] else 0
+        return [ram, replace(device, compute_bytes=device.compute_bytes + more)]
+
+    assert limit - found.needs[1] == 33 * MIB
+    offloader._tiers = tiers
+    fuller = offloader._adjust(_parameters(spec), found)
+    assert fuller is not None and fuller.fits
+    assert sum(map(sum, fuller.placement.blocks)) == 4
+    assert offloader._adjust(_parameters(spec), fuller) is None
+
+
+def test_a_placement_that_just_misses_is_mended() -> None:
+    spec = make_layered_spec(2)
+    limit = (8 + 4 + 12 + 2 * 16 + 1) * MIB + 2 * 256 + _BESIDE
+    offloader = _offloader(spec, _LARGE, limit, asked=True)
+    found = _half_placed(offloader, spec)
+    assert not found.fits
+    mended = offloader._adjust(_parameters(spec), found)
+    assert mended is not None and mended.fits
+    assert mended.placement.blocks == ((0, 0, 0), (1, 1, 0))
 
 
 def test_what_only_loading_needs_is_left_free() -> None:

@@ -10,10 +10,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from memfit.engines.llamacpp.stream import DirectFile, Ring, StreamError
+from memfit.engines.llamacpp.weights import _buffers
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.page_cache import cached_bytes, drop_cached
 from memfit.memory.streaming import (
@@ -194,3 +196,25 @@ def test_a_token_table_is_read_by_row_unless_it_is_the_output_too() -> None:
     table, output = _tensor("token_embd.weight", 0, 10), _tensor("output.weight", 10, 10)
     assert is_read_by_row(table, [table, output]) and not is_read_by_row(output, [table, output])
     assert not is_read_by_row(table, [table])
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (1 << 40, [(352, [0, 128, 256, 320])]),
+        (256, [(228, [0, 128]), (96, [0, 64])]),
+        (128, [(100, [0]), (100, [0]), (96, [0, 64])]),
+        (50, [(100, [0]), (100, [0]), (40, [0]), (32, [0])]),  # the device itself must refuse
+    ],
+)
+def test_buffers_are_as_few_as_a_device_allows(most: int, expected: list[tuple[int, list[int]]]) -> None:
+    """Each tensor begins at a multiple of 64."""
+    ggml = SimpleNamespace(
+        ggml_backend_buft_get_alignment=lambda _: 64,
+        ggml_backend_buft_get_max_size=lambda _: most,
+        ggml_backend_buft_get_alloc_size=lambda _, address: address,
+    )
+    tensors = [(_tensor("", 0, size), size) for size in (100, 100, 40, 32)]
+    found = list(_buffers(ggml, 0, tensors))
+    assert [(size, [start for _, _, start in inside]) for size, inside in found] == expected
+    assert [one for _, inside in found for *one, _ in inside] == [list(one) for one in tensors]

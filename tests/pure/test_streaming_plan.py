@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakes import FakeOracle, make_machine, make_spec, make_speeds
 
 from memfit.headers.model_spec import ModelSpec, TensorSpec
-from memfit.memory.oracle import EngineParameters
+from memfit.memory.oracle import RAM, EngineParameters
 from memfit.memory.streaming import ring_bytes, streamed_bytes
+from memfit.planner.places import places_of
 from memfit.planner.plan import Plan
 from memfit.planner.planner import make_plan
 from memfit.planner.request import Budget, Workload
@@ -27,7 +29,7 @@ _PARAMETERS = EngineParameters(
     micro_batch=32,
     threads=1,
     repack=False,
-    load_mode="stream",
+    load_mode="own",
 )
 
 
@@ -64,6 +66,15 @@ def test_everything_fits(tied: bool) -> None:
     whole = sum(one.size_bytes for one in spec.tensors)
     assert held_bytes(spec, found) == (whole if tied else whole - 4 * MIB)
     assert row_bytes(spec, found) == (0 if tied else 32 * 2 * 4096)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_table_stays_in_ram_when_the_output_leaves(tied: bool) -> None:
+    """Nine layers of 4 MiB and a norm's page each go away, and the output with them."""
+    spec = _spec(tied=tied)
+    here = replace(_PARAMETERS, devices=("host:1",), layers=(9,))
+    assert places_of(spec, here)["token_embd.weight"] == (1 if tied else RAM)
+    assert held_bytes(spec, here) == 4096 + 4 * MIB + (4 * MIB if tied else 0)
 
 
 @pytest.mark.parametrize("experts", [False, True])
@@ -131,7 +142,7 @@ def test_a_plan_streams_only_where_it_must() -> None:
     roomy = plan(1024)
     assert roomy.fits and roomy.parameters.load_mode == "mmap" and roomy.streamed_bytes == 0
     tight = plan(100)
-    assert tight.fits and tight.parameters.load_mode == "stream"
+    assert tight.fits and tight.parameters.load_mode == "own"
     assert tight.parameters.micro_batch == 512  # each one reads everything once
     assert 94 * MIB <= tight.ram.total_bytes <= 96 * MIB  # with room for what reality adds
     assert tight.prediction.generation.value == pytest.approx(1e6 / tight.streamed_bytes)
@@ -142,4 +153,4 @@ def test_a_plan_streams_only_where_it_must() -> None:
     enough = next(one for one in short.suggestions if one.startswith("--ram"))
     assert plan(int(enough.removeprefix("--ram ").removesuffix("MiB"))).fits
     for asked in oracle.asked:  # which knows nothing of disks
-        assert asked.streamed == () and asked.load_mode != "stream"
+        assert asked.streamed == () and asked.load_mode != "own"

@@ -8,7 +8,13 @@ the budget. So a client that knows nothing of it still reads sensible numbers.
 
 from __future__ import annotations
 
-__all__ = ["decode_lending", "encode_lending", "whole_pages"]
+from memfit.units import KIB
+
+__all__ = ["LATER_BYTES", "decode_lending", "encode_lending", "whole_pages"]
+
+# Of a worker that computes, beyond what it held while idle and what it is asked for: pages of the kernels'
+# code (measured: 0.8 MiB), a stack.
+LATER_BYTES = 1280 * KIB
 
 _PAGE_BYTES = 4096
 _MARK = 0x6D6  # below a page

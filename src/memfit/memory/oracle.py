@@ -27,14 +27,12 @@ class EngineParameters:
     micro_batch: int  # tokens per pass of a prompt (n_ubatch)
     threads: int
     repack: bool  # weights in RAM rewritten while loading for this CPU's kernels
-    load_mode: (
-        str  # "mmap": the file's own pages; "read": copied; "stream": read by ourselves, in part ever again
-    )
+    load_mode: str  # "mmap": the file's own pages; "read": copied by the engine; "own": by ourselves
     devices: tuple[str, ...] = ()  # the engine's names: "CUDA0", or "HOST:PORT" of a remote one
     layers: tuple[int, ...] = ()  # per device: how many layers it is home to; the others, first, are RAM's
     # Exceptions from each layer's home: a tensor whose name matches the pattern lies in that place.
     overrides: tuple[tuple[str, int], ...] = ()
-    # With load_mode "stream": tensors in RAM's care that stay on the disk, and what they pass through.
+    # With load_mode "own": tensors in RAM's care that stay on the disk, and what they pass through.
     streamed: tuple[str, ...] = ()
     ring_bytes: int = 0
 

@@ -11,9 +11,18 @@ from dataclasses import dataclass
 
 from memfit.headers.model_spec import TensorSpec
 
-__all__ = ["PAGE_BYTES", "Stretch", "is_read_by_row", "ring_bytes", "streamed_bytes", "stretches"]
+__all__ = [
+    "PAGE_BYTES",
+    "SENT_BYTES",
+    "Stretch",
+    "is_read_by_row",
+    "ring_bytes",
+    "streamed_bytes",
+    "stretches",
+]
 
 PAGE_BYTES = 4096  # of O_DIRECT's blocks too, on every disk that is met
+SENT_BYTES = 1 << 20  # to a device at once, where it lies twice meanwhile; larger pieces are no faster
 _LEAST_SLOTS = 3  # one is computed with, one is whole, one is being read
 
 

@@ -55,19 +55,19 @@ class Offloader:
         workload: Workload,
         devices: Sequence[Device],
         limits: Sequence[int],
-        asked: Sequence[bool],
+        asked: Sequence[int],
         speeds: Sequence[DeviceSpeed],
         tiers: Callable[[EngineParameters], Sequence[TierUse]],
         solver: Callable[[Problem], Placement | None],
     ) -> None:
-        """`limits` and `speeds` are each place's, RAM's first; devices that were `asked` for are filled
-        even where RAM would be faster; `tiers` says what a placement really holds in each place, by the
-        oracle; `solver` is placement.solve, here or in another process."""
+        """`limits` and `speeds` are each place's, RAM's first; a device of which bytes were `asked` for is
+        filled even where RAM would be faster; `tiers` says what a placement really holds in each place, by
+        the oracle; `solver` is placement.solve, here or in another process."""
         self._spec = spec
         self._workload = workload
         self._devices = devices
         self._limits = limits
-        self._asked = (False, *asked)
+        self._asked = (0, *asked)
         self._speeds = speeds
         self._tiers = tiers
         self._solve = solver
@@ -122,6 +122,7 @@ class Offloader:
         beside = self._beside(base)
         too_low = [0] * len(beside)
         best: _Found | None = None
+        missed: _Found | None = None
         for _ in range(_ATTEMPTS):
             rooms = self._rooms(beside)
             if pieces.layers_bytes > sum(rooms):
@@ -135,11 +136,18 @@ class Offloader:
             if found.fits:
                 best = max(best, found, key=_Found.score) if best else found
             else:  # never again as little beside as here
+                missed = found
                 too_low = [max(pair) for pair in zip(too_low, learned, strict=True)]
             if best and best.filled >= _FULL and not self._has_gained(beside, learned):
                 break
-            beside = [max(pair) for pair in zip(learned, too_low, strict=True)]
-        return self._top_up(parameters, best) if best and best.filled < _FULL else best
+            beside, before = [max(pair) for pair in zip(learned, too_low, strict=True)], beside
+            if beside == before:  # the same would be found again
+                break
+        for near in (best, missed):
+            while near and (best is None or best.filled < _FULL):
+                near = self._adjust(parameters, near)
+                best = max((one for one in (best, near) if one), key=_Found.score, default=None)
+        return best
 
     def _beside(self, base: Answer) -> list[int]:
         """What weights and KV cache do not take, were it as much as with everything in RAM."""
@@ -160,11 +168,7 @@ class Offloader:
         """What a placement really holds."""
         placed = engine_parameters(self._spec, parameters, placement, self._devices)
         tiers = self._tiers(placed)
-        shares = [
-            tier.total_bytes / limit
-            for tier, limit, asked in zip(tiers, self._limits, self._asked, strict=True)
-            if asked
-        ]
+        shares = [tier.total_bytes / asked for tier, asked in zip(tiers, self._asked, strict=True) if asked]
         return _Found(
             parameters=placed,
             problem=problem,
@@ -177,33 +181,57 @@ class Offloader:
     def _fit(self, tiers: Sequence[TierUse]) -> bool:
         return all(tier.needs_bytes <= limit for tier, limit in zip(tiers, self._limits, strict=True))
 
-    def _top_up(self, parameters: EngineParameters, found: _Found) -> _Found:
-        """Single tensors from RAM into what a device that was asked for has left."""
-        for share in _FEWER[:-1]:
-            left = [
-                int(share * (limit - size)) for limit, size in zip(self._limits, found.needs, strict=True)
-            ]
-            blocks = [list(places) for places in found.placement.blocks]
-            in_ram = [
-                (block.size_bytes, layer, index)
-                for layer, one in enumerate(found.problem.layers)
-                for index, block in enumerate(one.blocks)
-                if blocks[layer][index] == RAM
-            ]
-            for size, layer, index in sorted(in_ram, reverse=True):
-                place = max(range(len(left)), key=lambda one: left[one] if self._asked[one] else -1)
-                if size <= left[place] and self._asked[place]:
-                    blocks[layer][index] = place
-                    left[place] -= size
-            placement = found.placement
-            seconds, used = cost(found.problem, placement.homes, blocks, placement.output)
-            fuller = replace(
-                placement, blocks=tuple(map(tuple, blocks)), seconds=seconds, used_bytes=used, exact=False
-            )
+    def _adjust(self, parameters: EngineParameters, found: _Found) -> _Found | None:
+        """With single tensors moved out of devices that hold too much, and into what one that was asked for
+        has left; None where that gains nothing."""
+        rooms = [limit - size for limit, size in zip(self._limits, found.needs, strict=True)]
+        for _ in range(_ATTEMPTS):
+            left = list(rooms)
+            fuller = self._moved(found, left)
+            if fuller == found.placement:
+                break
             looked = self._look(parameters, found.problem, fuller)
-            if looked.fits and looked.filled > found.filled:
+            if looked.fits and (looked.filled > found.filled or not found.fits):
                 return looked
-        return found
+            # Entering a device once more may take more than the tensor itself.
+            over = [max(0, need - most) for need, most in zip(looked.needs, self._limits, strict=True)]
+            rooms = [room - size - more for room, size, more in zip(rooms, left, over, strict=True)]
+        return None
+
+    def _moved(self, found: _Found, left: list[int]) -> Placement:
+        """What fits into the bytes that are `left` in devices, or is too much for them; `left` follows."""
+        homes, output = found.placement.homes, found.placement.output
+        blocks = [list(places) for places in found.placement.blocks]
+        sizes = {
+            (layer, index): block.size_bytes
+            for layer, one in enumerate(found.problem.layers)
+            for index, block in enumerate(one.blocks)
+        }
+
+        def move(layer: int, index: int, place: int) -> None:
+            left[blocks[layer][index]] += sizes[layer, index]
+            left[place] -= sizes[layer, index]
+            blocks[layer][index] = place
+
+        for place in range(1, len(left)):
+            while left[place] < 0 and (here := [one for one in sizes if blocks[one[0]][one[1]] == place]):
+                enough = [one for one in here if sizes[one] >= -left[place]] or here
+                # Rather one that does not lie at home: it frees what entering the device takes, too.
+                move(*min(enough, key=lambda one: (homes[one[0]] == place, sizes[one])), RAM)
+        for layer, index in sorted(sizes, key=lambda one: -sizes[one]):
+            place = max(range(len(left)), key=lambda one: left[one] if self._asked[one] else -1)
+            if blocks[layer][index] == RAM and self._asked[place] and sizes[layer, index] <= left[place]:
+                move(layer, index, place)
+        if [tuple(places) for places in blocks] == list(found.placement.blocks):
+            return found.placement
+        seconds, used = cost(found.problem, homes, blocks, output)
+        return replace(
+            found.placement,
+            blocks=tuple(map(tuple, blocks)),
+            seconds=seconds,
+            used_bytes=used,
+            exact=False,
+        )
 
     # -- one placement ---------------------------------------------------------------------------
 
@@ -239,9 +267,8 @@ class Offloader:
         room = problem.places[place].room_bytes
         beside = self._limits[place] - room
         devices = sum(one.room_bytes for one in problem.places[1:])
-        return max(
-            0, min(int(_ASKED * self._limits[place]) - beside, int(_FULL * whole * room / (devices or 1)))
-        )
+        wanted = min(int(_ASKED * self._asked[place]), self._limits[place]) - beside
+        return max(0, min(wanted, int(_FULL * whole * room / (devices or 1))))
 
 
 def _problem(pieces: Pieces, rooms: Sequence[int], enter_seconds: Sequence[float]) -> Problem:

@@ -25,7 +25,6 @@ __all__ = [
     "places_of",
     "sent_bytes",
     "taken_over_bytes",
-    "without_devices",
 ]
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -85,13 +84,16 @@ def engine_parameters(
     """`parameters` with a placement filled in; unchanged where that opens no device."""
     if not any(placement.homes) and not placement.output and not any(map(any, placement.blocks)):
         return parameters
+    # Mapping would keep what lies on devices in RAM too. memfit's workers count what is on its way to them,
+    # which is little where we send it, in pieces; weights that are rewritten only the engine can load.
+    in_pieces = not parameters.repack and all(device.lends for device in devices)
     overrides = _block_patterns(spec, placement)
     last = max(placement.homes, default=RAM)
     if placement.output != (last or len(devices)):  # the engine puts it on the last device in use
         overrides.append((_OUTPUT_PATTERN, placement.output))
     return replace(
         parameters,
-        load_mode="read",  # mapping would keep what lies on devices in RAM too
+        load_mode="own" if in_pieces else "read",
         layers=tuple(placement.homes.count(place) for place in range(1, len(devices) + 1)),
         overrides=tuple(overrides),
         devices=tuple(device.engine_name for device in devices),
@@ -113,11 +115,6 @@ def _block_patterns(spec: ModelSpec, placement: Placement) -> list[tuple[str, in
         (rf"^blk\.({'|'.join(map(str, layers))})\.({'|'.join(kinds)})\.", place)
         for (place, layers), kinds in kinds_of.items()
     ]
-
-
-def without_devices(parameters: EngineParameters) -> EngineParameters:
-    """Everything in RAM; how it is loaded stays as it was."""
-    return replace(parameters, devices=(), layers=(), overrides=())
 
 
 # -- read ----------------------------------------------------------------------------------------

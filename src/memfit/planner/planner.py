@@ -20,12 +20,11 @@ from memfit.memory.oracle import RAM, Answer, EngineParameters, Oracle
 from memfit.memory.streaming import streamed_bytes
 from memfit.planner.offload import Offloader
 from memfit.planner.placement import Placement, Problem, solve
-from memfit.planner.places import without_devices
 from memfit.planner.plan import Plan, TierUse
 from memfit.planner.reasons import reasons
 from memfit.planner.request import KV_TYPES, Budget, Workload
 from memfit.planner.speed import ASSUMED, ASSUMED_DEVICE, DeviceSpeed, Prediction, predict
-from memfit.planner.streaming import ASSUMED_DISK, resident, row_bytes, slowed, stream_out
+from memfit.planner.streaming import ASSUMED_DISK, resident, slowed, stream_out
 from memfit.planner.suggest import suggestions
 from memfit.planner.tiers import tiers_of
 from memfit.units import MIB
@@ -35,7 +34,8 @@ __all__ = ["make_plan", "repack_modes", "thread_count"]
 _DEFAULT_CONTEXT = 4096
 _MICRO_BATCHES = (512, 256, 128, 64, 32)
 _ROOM_FOR_ERROR = 4 * MIB  # predictions are within 2: benchmarks/memory.py
-_DEVICE_ROOM = 3 * MIB // 2  # a worker cannot use the last of its budget: benchmarks/devices.py
+_DEVICE_ROOM = 3 * MIB // 2
+_WORKER_ROOM = MIB // 2  # its kernel counts for us, and what it adds itself is known: benchmarks/devices.py
 _ATTEMPTS = 4  # to find out what a device really holds
 _NEGLIGIBLE_GAIN = 0.02  # within the noise of measuring kernels
 
@@ -79,6 +79,11 @@ class _UsedDevice:
     speed: DeviceSpeed
     budget_bytes: int
     limit_bytes: int  # the budget, or what is free where that is less
+
+    @property
+    def safe_bytes(self) -> int:
+        """Less the room for what reality adds."""
+        return self.limit_bytes - (_WORKER_ROOM if self.device.lends else _DEVICE_ROOM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +137,7 @@ class _Planner:
         self._ram_limit = min(self._ram_budget, machine.ram.available_bytes)
         self._context = workload.context or min(_DEFAULT_CONTEXT, spec.context_length)
         self._micro_batches = _micro_batch_sizes(self._context, workload.parallel)
-        self._candidates: dict[tuple[EngineParameters, tuple[int, ...]], _Candidate | None] = {}
+        self._candidates: dict[tuple[EngineParameters, tuple[int, ...], bool], _Candidate | None] = {}
 
     def plan(self) -> Plan:
         self._leave_out_small_devices()
@@ -165,8 +170,7 @@ class _Planner:
     @property
     def _safe_limits(self) -> tuple[int, ...]:
         """What reality adds to a prediction must not break the budget."""
-        ram, *devices = self._limits
-        return (ram - _ROOM_FOR_ERROR, *(limit - _DEVICE_ROOM for limit in devices))
+        return (self._ram_limit - _ROOM_FOR_ERROR, *(one.safe_bytes for one in self._used))
 
     def _leave_out_small_devices(self) -> None:
         """A device is opened for all or none of a model, so one without room for its compute buffers
@@ -179,7 +183,7 @@ class _Planner:
         buffers = base.compute_bytes + base.scratch_bytes
         kept = []
         for one in self._used:
-            if one.device.overhead_bytes + buffers + _DEVICE_ROOM < one.limit_bytes:
+            if one.device.overhead_bytes + buffers < one.safe_bytes:
                 kept.append(one)
             else:
                 self._too_small.append(one.device.name)
@@ -200,9 +204,9 @@ class _Planner:
         """With a part of the weights on the disk, or None. Each micro-batch of a prompt reads all of it once,
         so the largest is the best."""
         for kv_type, size in product(self._kv_types(), self._micro_batches):
-            parameters = replace(self._parameters(kv_type, size, False), load_mode="stream")
+            parameters = self._parameters(kv_type, size, False)
             with contextlib.suppress(EngineError):
-                if one := self._candidate(parameters, within):
+                if one := self._candidate(parameters, within, streams=True):
                     return self._build(one, [one], within)
         return None
 
@@ -266,12 +270,19 @@ class _Planner:
             load_mode="read" if repack else "mmap",
         )
 
-    def _candidate(self, parameters: EngineParameters, within: tuple[int, ...]) -> _Candidate | None:
-        """A configuration with its tensors placed; None where it does not fit."""
-        key = (parameters, within)
+    def _alone(self, parameters: EngineParameters) -> EngineParameters:
+        """The same without devices or disk."""
+        return self._parameters(parameters.kv_type, parameters.micro_batch, parameters.repack)
+
+    def _candidate(
+        self, parameters: EngineParameters, within: tuple[int, ...], *, streams: bool = False
+    ) -> _Candidate | None:
+        """A configuration with its tensors placed, a part of them on the disk if it `streams`; None where it
+        does not fit. `parameters` have everything in RAM."""
+        key = (parameters, within, streams)
         if key not in self._candidates:
             placed: EngineParameters | None = parameters
-            if parameters.load_mode == "stream":
+            if streams:
                 placed = self._streaming(parameters, within)
             elif self._used:
                 base = self._oracle.ask(parameters)
@@ -281,12 +292,10 @@ class _Planner:
         return self._candidates[key]
 
     def _streaming(self, parameters: EngineParameters, within: tuple[int, ...]) -> EngineParameters | None:
-        base = resident(parameters)
-        if self._used:
-            base = self._least_ram(base, within)
-        (ram, *_) = self._tiers(base, self._oracle.ask(base))
-        beside = ram.total_bytes - ram.weights_bytes + row_bytes(self._spec, parameters)
-        return stream_out(self._spec, replace(base, load_mode="stream"), within[RAM] - beside)
+        placed = self._least_ram(parameters, within) if self._used else parameters
+        own = replace(placed, load_mode="own")
+        (ram, *_) = self._tiers(own, self._oracle.ask(resident(own)))
+        return stream_out(self._spec, own, within[RAM] - (ram.total_bytes - ram.weights_bytes))
 
     def _least_ram(self, parameters: EngineParameters, within: Sequence[int]) -> EngineParameters:
         """As much on the devices as they really hold: what else a placement needs, only the oracle knows."""
@@ -301,17 +310,19 @@ class _Planner:
         return placed
 
     def _offloader(self, repack: bool, within: Sequence[int]) -> Offloader:
-        devices = [one.device for one in self._used]
         return Offloader(
             self._spec,
             self._workload,
-            devices,
+            [one.device for one in self._used],
             within,
-            [self._budget.vram is not None or device.name in self._budget.rpc for device in devices],
+            [one.limit_bytes * self._is_asked_for(one.device) for one in self._used],
             self._speeds(repack),
-            lambda placed: self._tiers(placed, self._oracle.ask(placed)),
+            lambda placed: self._tiers(placed, self._oracle.ask(resident(placed))),
             self._solver,
         )
+
+    def _is_asked_for(self, device: Device) -> bool:
+        return self._budget.vram is not None or device.name in self._budget.rpc
 
     def _evaluate(self, parameters: EngineParameters) -> _Candidate:
         answer = self._oracle.ask(resident(parameters))
@@ -361,7 +372,7 @@ class _Planner:
             workload=self._workload,
         )
         others = [one for one in options if one.parameters.repack != chosen.parameters.repack]
-        alone = self._evaluate(without_devices(chosen.parameters)) if chosen.parameters.devices else chosen
+        alone = self._evaluate(self._alone(chosen.parameters)) if chosen.parameters.devices else chosen
         why = reasons(
             plan,
             self._budget,
@@ -376,7 +387,7 @@ class _Planner:
 
     def _suggestions(self, smallest: _Candidate) -> tuple[str, ...]:
         found = suggestions(
-            without_devices(smallest.parameters),
+            self._alone(smallest.parameters),
             self._fits_in,
             needs_bytes=smallest.tiers[RAM].needs_bytes,
             room_bytes=_ROOM_FOR_ERROR,
@@ -390,7 +401,8 @@ class _Planner:
         within = (ram_limit - _ROOM_FOR_ERROR, *self._safe_limits[1:])
         micro_batch = _micro_batch_sizes(parameters.context, parameters.parallel)[-1]
         with contextlib.suppress(EngineError):
-            return self._candidate(replace(parameters, micro_batch=micro_batch), within) is not None
+            one = replace(parameters, micro_batch=micro_batch)
+            return self._candidate(one, within, streams=self._budget.disk) is not None
         return False
 
 

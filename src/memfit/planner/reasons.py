@@ -31,11 +31,7 @@ def reasons(
     yield from _budget_reasons(plan, budget, free_bytes)
     yield from _context_reasons(plan)
     yield f"repack {'on' if plan.parameters.repack else 'off'}: {_repack_reason(plan, measured, other)}"
-    yield {
-        "mmap": "load mode mmap: the file's own pages, no copy",
-        "read": "load mode read: tensor by tensor, so the file is not kept in memory",
-        "stream": "load mode stream: more than memory holds, so a part is read from the disk for every pass",
-    }[plan.parameters.load_mode]
+    yield f"load mode {plan.parameters.load_mode}: {_load_reason(plan)}"
     yield from _device_reasons(plan, alone, too_small)
     size, threads = plan.parameters.micro_batch, plan.parameters.threads
     full = size >= largest_micro_batch
@@ -82,6 +78,16 @@ def _repack_reason(plan: Plan, measured: bool, other: Prediction | None) -> str:
         f"{format_rate(plan.prediction.generation.value)} against "
         f"{format_rate(other.generation.value)}, by this CPU's kernels"
     )
+
+
+def _load_reason(plan: Plan) -> str:
+    if plan.streamed_bytes:
+        return "more than memory holds, so a part is read from the disk for every pass"
+    return {
+        "mmap": "the file's own pages, no copy",
+        "read": "tensor by tensor, so the file is not kept in memory",
+        "own": "past the page cache, and to devices in pieces, which takes little beside the weights",
+    }[plan.parameters.load_mode]
 
 
 def _device_reasons(plan: Plan, alone: Prediction | None, too_small: Sequence[str]) -> Iterator[str]:

@@ -153,7 +153,7 @@ def _parameters(fields: Fields) -> EngineParameters:
         micro_batch=fields.integer("micro_batch", 1, _MOST_MICRO_BATCH),
         threads=fields.integer("threads", 1, 512),  # GGML_MAX_N_THREADS
         repack=fields.boolean("repack"),
-        load_mode=fields.choice("load_mode", ("mmap", "read", "stream")),
+        load_mode=fields.choice("load_mode", ("mmap", "read", "own")),
         devices=devices,
         layers=layers,
         overrides=_overrides(fields, len(devices)),

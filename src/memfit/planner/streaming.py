@@ -34,7 +34,7 @@ _STEPS = 24  # of halving the bytes to stream
 
 def resident(parameters: EngineParameters) -> EngineParameters:
     """The same with everything in memory: what the oracle is asked about."""
-    if parameters.load_mode != "stream":
+    if parameters.load_mode != "own":
         return parameters
     return replace(parameters, load_mode="read", streamed=(), ring_bytes=0)
 
@@ -54,7 +54,7 @@ def stream_out(
         chosen = _spread(choices, target)
         return replace(
             parameters,
-            load_mode="stream",
+            load_mode="own",
             streamed=tuple(one.name for one in chosen),
             ring_bytes=ring_bytes(chosen),
         )
@@ -89,7 +89,7 @@ def held_bytes(spec: ModelSpec, parameters: EngineParameters) -> int:
 def row_bytes(spec: ModelSpec, parameters: EngineParameters) -> int:
     """Of a token table that is read by row: the pages of one micro-batch's rows."""
     tables = [one for one in spec.tensors if is_read_by_row(one, spec.tensors)]
-    if parameters.load_mode != "stream" or not tables:
+    if parameters.load_mode != "own" or not tables:
         return 0
     (table,) = tables
     pages = 1 + -(-table.size_bytes // table.shape[-1] // 4096)
@@ -128,8 +128,9 @@ def _scaled(rate: Rate, value: float) -> Rate:
 
 
 def _in_ram(spec: ModelSpec, parameters: EngineParameters) -> list[TensorSpec]:
+    """A tied token table lies here too, wherever the output is."""
     places = places_of(spec, parameters)
-    return [one for one in spec.tensors if places[one.name] == RAM]
+    return [one for one in spec.tensors if places[one.name] == RAM or one.name == "token_embd.weight"]
 
 
 def _may_stream(tensor: TensorSpec, spec: ModelSpec) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from memfit.hardware.machine import Device
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import RAM, Answer, EngineParameters
+from memfit.memory.streaming import SENT_BYTES
 from memfit.planner.places import sent_bytes, taken_over_bytes
 from memfit.planner.plan import TierUse
 from memfit.planner.streaming import held_bytes, row_bytes
@@ -32,18 +33,22 @@ def tiers_of(
     all of `parameters` in memory.
     """
     sent = sent_bytes(spec, parameters)
-    # A tensor for a remote device is read into memory, and copied once more to be sent; a local
-    # GPU's pass through a few MiB.
-    remote = [sizes[0] for place, sizes in sent.items() if devices[place - 1].is_remote]
-    in_ram = 2 * max(remote, default=0)
-    streams = parameters.load_mode == "stream"
+    own = parameters.load_mode == "own"
+    # What goes to a remote device at once is read into memory, and copied once more to be sent: a tensor,
+    # or our pieces of it. A local GPU's pass through a few MiB.
+    at_once = {
+        place: min(sizes[0], SENT_BYTES) if own else sizes[0]
+        for place, sizes in sent.items()
+        if devices[place - 1].is_remote
+    }
+    in_ram = 2 * max(at_once.values(), default=0)
     beside = answer.kv_cache_bytes + answer.compute_bytes + answer.scratch_bytes
     yield TierUse(
         name="ram",
         kind="ram",
         budget_bytes=budgets[RAM],
         limit_bytes=limits[RAM],
-        weights_bytes=held_bytes(spec, parameters) if streams else answer.weights_bytes,
+        weights_bytes=held_bytes(spec, parameters) if own else answer.weights_bytes,
         kv_cache_bytes=answer.kv_cache_bytes,
         compute_bytes=answer.compute_bytes + answer.scratch_bytes + row_bytes(spec, parameters),
         # Loading ends before the KV cache and the compute buffers are made.
@@ -56,9 +61,9 @@ def tiers_of(
         if held and device.imagined:  # its stand-in does not take over prompts
             compute += taken_over_bytes(spec, parameters)
         elif held and device.lends:
-            sizes = sent.get(place, [0])
-            staging = max(0, _receiving(sizes) - held.kv_cache_bytes - compute)
-            reserved = device.overhead_bytes + sum(sizes) + sizes[0]
+            sizes, piece = sent.get(place, []), at_once.get(place, 0)
+            staging = max(0, _receiving(sizes, piece) - held.kv_cache_bytes - compute)
+            reserved = device.overhead_bytes + sum(sizes) + piece
         yield TierUse(
             name=device.name,
             kind="vram",
@@ -72,10 +77,11 @@ def tiers_of(
         )
 
 
-def _receiving(sizes: Sequence[int]) -> int:
-    """What a worker holds at most beyond the tensors themselves, while it is sent them one by one."""
+def _receiving(sizes: Sequence[int], piece: int) -> int:
+    """What a worker holds at most beyond the tensors themselves, while it is sent them one by one, at most
+    `piece` at once."""
     most = before = 0
     for size in sizes:
-        most = max(most, before + 2 * size)
+        most = max(most, before + size + min(size, piece))
         before += size
     return most - before

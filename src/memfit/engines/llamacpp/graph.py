@@ -18,6 +18,9 @@ __all__ = ["Node", "nodes_of", "read_graph"]
 _WEIGHTS_USAGE = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 _EMPTY = frozenset({"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
 _ROWS = frozenset({"ADD_ID", "GET_ROWS", "SET_ROWS"})  # touch single rows of a large table
+# What an RPC server keeps of a graph while it computes it (ggml-rpc.cpp, `graph_compute`): the message, with
+# 8 bytes a node and 296 a tensor; tensors and nodes made of it; two tables of entries in buckets.
+_NODE_BYTES, _TENSOR_BYTES, _ENTRY_BYTES = 8, 296, 40
 _CACHE_NAME = re.compile(rb"cache_\w+_l(\d+)")
 
 
@@ -76,17 +79,21 @@ class _Reader:
         self._computed: dict[bytes, int] = {}  # a node's name → where it was computed
         self._sent_bytes = 0  # to the place that computes now, since it was entered
         self._message_bytes = [0] * places
+        self._run = 0  # nodes that follow each other in the place that computes now
+        self._longest_run = [0] * places
+        self._tensors: list[set[int]] = [set() for _ in range(places)]  # that a place knows of
         self._caches: dict[int, tuple[int, int]] = {}  # address → layer, bytes
 
     def read(self, node: Node, place_of: Callable[[Node], int]) -> None:
         name = self._operation(node.op)
-        if name in _EMPTY:
-            return
-        place = place_of(node)
+        place = self._here if name in _EMPTY else place_of(node)
         if place != self._here:
             self._entries[place] += 1
             self._here = place
-            self._sent_bytes = 0
+            self._sent_bytes = self._run = 0
+        self._describe(node)
+        if name in _EMPTY:
+            return
         addresses = [address for address in node.src if address]
         sources = [Node.from_address(address) for address in addresses]
         for address, source in zip(addresses, sources, strict=True):
@@ -115,7 +122,10 @@ class _Reader:
             ],
             "entries": self._entries,
             "entered_bytes": self._entered_bytes,
-            "message_bytes": self._message_bytes,
+            "message_bytes": [
+                self._message_bytes[RAM],
+                *map(self._served_bytes, range(1, len(self._entries))),
+            ],
             "layer_kv_bytes": layers,
         }
 
@@ -149,6 +159,21 @@ class _Reader:
         if place != RAM:
             self._sent_bytes += size * (1 if origin == RAM else 2)  # one more on its way through here
             self._message_bytes[RAM] = max(self._message_bytes[RAM], self._sent_bytes)
+
+    def _describe(self, node: Node) -> None:
+        """Count what a remote device is told of a node: its sources too, and theirs if computed there."""
+        self._run += 1
+        self._longest_run[self._here] = max(self._longest_run[self._here], self._run)
+        known = (ctypes.addressof(node), node.view_src, *node.src)
+        self._tensors[self._here].update(one for one in known if one)
+
+    def _served_bytes(self, place: int) -> int:
+        """What an RPC server needs beside its buffers for one part of the graph, no less than for any."""
+        nodes, tensors = self._longest_run[place], len(self._tensors[place])
+        message = nodes * _NODE_BYTES + tensors * _TENSOR_BYTES + (nodes + tensors) * _ENTRY_BYTES
+        kept = (nodes + tensors) * self._ggml.ggml_tensor_overhead()
+        kept += self._ggml.ggml_graph_overhead_custom(nodes, False)
+        return int(kept) + max(self._message_bytes[place], message) if nodes else 0
 
     def _multiplies(self, name: str, sources: Sequence[Node]) -> bool:
         """Not a product of two activations, as attention without its own kernel has."""

@@ -11,7 +11,7 @@ from memfit.engines.llamacpp.client import WorkerProcess
 from memfit.errors import EngineError, UsageError, WorkerDiedError
 from memfit.hardware.machine import IMAGINED, Device, Machine
 from memfit.hardware.profile import Profile
-from memfit.memory.lending import decode_lending
+from memfit.memory.lending import LATER_BYTES, decode_lending
 from memfit.planner.request import Budget
 from memfit.units import MIB
 
@@ -19,7 +19,6 @@ __all__ = ["find_devices", "imagined_devices"]
 
 _CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 10.0
-_REMOTE_GROWTH_BYTES = 2 * MIB  # of a worker from idle to computing: threads' stacks, the graph it is sent
 _CUDA_RUNTIME_BYTES = 300 * MIB  # of a profile's GPU: context and kernels; a real one is measured
 
 
@@ -116,6 +115,6 @@ def _remote(endpoint: str) -> Device:
         description="memfit worker" if lent else "RPC server",
         total_bytes=budget if lent else total,
         free_bytes=budget,
-        overhead_bytes=held + _REMOTE_GROWTH_BYTES if lent else 0,
+        overhead_bytes=held + LATER_BYTES if lent else 0,
         lends=lent is not None,
     )

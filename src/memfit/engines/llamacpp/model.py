@@ -56,7 +56,7 @@ class Model:
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         """Load. `limit_bytes` caps this process's memory, checked before every tensor; `overrides` is an
-        array of llama_model_kv_override; `tensors` are the file's, needed for load mode "stream".
+        array of llama_model_kv_override; `tensors` are the file's, needed for load mode "own".
 
         Raises:
             EngineError: the engine refuses the file; its last words are in the worker's log.
@@ -84,8 +84,8 @@ class Model:
         options = api.llama_model_default_params()
         kept = self._place(options, parameters)  # alive until the engine has read it
         options.use_extra_bufts = parameters.repack
-        streams = parameters.load_mode == "stream" and not simulate
-        options.no_alloc = simulate or streams
+        is_ours = parameters.load_mode == "own" and not simulate
+        options.no_alloc = simulate or is_ours
         if overrides is not None:
             options.kv_overrides = overrides
         mapped = parameters.load_mode == "mmap" and not simulate
@@ -113,7 +113,7 @@ class Model:
             raise self._overrun
         if not pointer:
             raise EngineError(f"the engine cannot load {parameters.paths[0]}")
-        if streams:
+        if is_ours:
             self._library.allow_contexts(pointer)
             self._weights = self._read_weights(pointer, parameters)
         return int(pointer)
@@ -209,7 +209,7 @@ class Model:
         # strlen(flag) is non-zero, hence true, as soon as the flag's first byte is set.
         options.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
         options.abort_callback_data = ctypes.addressof(self._abort_flag)
-        if self._weights:
+        if self._weights and parameters.streamed:
             options.cb_eval = ctypes.cast(self._weights.callback, api.ggml_backend_sched_eval_callback)
         context = api.llama_init_from_model(self._pointer, options)
         if not context:
@@ -221,7 +221,7 @@ class Model:
         self.parameters = parameters
         self.micro_batch: int = api.llama_n_ubatch(context)
         self.context_tokens: int = api.llama_n_ctx(context)
-        if self._weights:
+        if self._weights and parameters.streamed:
             self._weights.start(self._library.graph_nodes(context, tokens=1, sequences=1))
 
     def close(self) -> None:
@@ -269,7 +269,9 @@ class Model:
         touched = self._library.touch_compute_buffers(self._context)
         counted = sum(part.compute_bytes for part in self.memory_breakdown().values())
         assert touched == counted, "the engine's compute buffers must be those that it counts"
-        if not self._weights:  # a pass over the disk would cost more than the work buffer that it touches
+        if (
+            not parameters.streamed
+        ):  # a pass over the disk would cost more than the work buffer that it touches
             self.decode([self._filler_token()] * min(self.micro_batch, self.context_tokens))
             self.clear()
 

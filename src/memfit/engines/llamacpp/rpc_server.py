@@ -27,7 +27,7 @@ from typing import Any
 
 from memfit.engines.llamacpp.library import Library, load_library
 from memfit.errors import EngineError, EngineMissingError, MemfitError, UsageError
-from memfit.memory.lending import encode_lending, whole_pages
+from memfit.memory.lending import LATER_BYTES, encode_lending, whole_pages
 from memfit.memory.process import process_status
 from memfit.units import KIB, MIB, format_bytes, parse_size
 
@@ -51,7 +51,6 @@ _CPU, _GPU = 0, 1  # GGML_BACKEND_DEVICE_TYPE_…
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _PR_SET_PDEATHSIG = 1
 _LEAST_BYTES = 8 * MIB  # for a client: a small model's graph and messages take 4
-_LATER_BYTES = 1280 * KIB  # pages of the kernels' code once they are used (measured: 0.8 MiB), our stack
 _SILENT_SECONDS, _PROBE_SECONDS, _PROBES = 60, 10, 6  # a client machine that is gone frees us in 2 min
 
 
@@ -125,7 +124,7 @@ class _HostMemory:
         """
         status = Path("/proc/self/status").read_text()
         data_bytes = int(status.split("VmData:")[1].split()[0]) * KIB
-        limit = data_bytes + budget_bytes - self.held_bytes() - _LATER_BYTES + stacks_bytes
+        limit = data_bytes + budget_bytes - self.held_bytes() - LATER_BYTES + stacks_bytes
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 

@@ -88,7 +88,7 @@ class LlamaSession:
 
     def _load(self, on_progress: Callable[[float], None] | None) -> None:
         tier = self.plan.ram
-        streams = self.plan.parameters.load_mode == "stream"
+        is_read_by_us = self.plan.parameters.load_mode == "own"
         started = False
 
         def report(_: str, event: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class LlamaSession:
                     parameters=self.plan.parameters.to_json(),
                     limit_bytes=tier.limit_bytes - self._parent_bytes,
                     more_bytes=tier.kv_cache_bytes + tier.compute_bytes,
-                    tensors=[asdict(one) for one in self.plan.spec.tensors] if streams else [],
+                    tensors=[asdict(one) for one in self.plan.spec.tensors] if is_read_by_us else [],
                 )
         except OverBudget as overrun:
             raise self._does_not_fit(overrun.needs_bytes + self._parent_bytes) from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ from memfit.engines.llamacpp.stream import DirectFile, Ring, StreamError, own_me
 from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.locked import lock_memory
-from memfit.memory.streaming import PAGE_BYTES, Stretch, is_read_by_row, stretches
+from memfit.memory.streaming import PAGE_BYTES, SENT_BYTES, Stretch, is_read_by_row, stretches
 
 __all__ = ["OwnWeights"]
 
 _SOURCE, _DATA = Node.src.offset, Node.data.offset
 _PROGRESS_BYTES = 64 << 20  # read between two looks at the limit
-_SENT_BYTES = 8 << 20  # to a device at once
 _WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 
 
@@ -76,9 +75,17 @@ class OwnWeights:
                 self._map(tensor, address, paths[tensor.file_index])
             else:
                 pinned.append((tensor, address))
+        whole, done = sum(one.size_bytes for one, _ in (*sent, *pinned)) or 1, 0
+
+        def came(size_bytes: int) -> None:
+            nonlocal done
+            done += size_bytes
+            on_progress(min(1.0, done / whole))
+
+        came(0)
         try:
-            self._send(sent, on_progress)
-            self._pin(dict(pinned), on_progress)
+            self._send(sent, came)
+            self._pin(dict(pinned), came)
         except StreamError as error:
             raise EngineError(str(error)) from None
         self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
@@ -128,55 +135,49 @@ class OwnWeights:
             ctypes.c_size_t.from_address(weight + _DATA).value = address + self._shifts[index]
         return True
 
-    def _send(self, tensors: Sequence[tuple[TensorSpec, int]], on_progress: Callable[[float], None]) -> None:
-        """To devices, in one buffer each, piece by piece: no more is held here than a piece."""
+    def _send(self, tensors: Sequence[tuple[TensorSpec, int]], came: Callable[[int], None]) -> None:
+        """To devices piece by piece: no more is held here than a piece, and its copy in a message. As the
+        engine does, the largest tensor first, so that each device's last piece is a small one."""
         ggml = self._ggml
+        memory = own_memory(SENT_BYTES)
         by_type: dict[int, list[tuple[TensorSpec, int]]] = {}
-        for tensor, address in tensors:
+        for tensor, address in sorted(tensors, key=lambda one: -one[0].size_bytes):
             kind = ggml.ggml_backend_buffer_get_type(Node.from_address(address).buffer)
             by_type.setdefault(kind, []).append((tensor, address))
         for kind, group in by_type.items():
-            alignment, ends, total = ggml.ggml_backend_buft_get_alignment(kind), [], 0
-            for _, address in group:
-                total = -(-total // alignment) * alignment
-                ends.append(total)
-                total += ggml.ggml_backend_buft_get_alloc_size(kind, address)
-            buffer = ggml.ggml_backend_buft_alloc_buffer(kind, total)
-            if not buffer:
-                raise EngineError(f"a device has no room for {total} bytes of weights")
-            ggml.ggml_backend_buffer_set_usage(buffer, _WEIGHTS)
-            base = ggml.ggml_backend_buffer_get_base(buffer)
-            for (tensor, address), offset in zip(group, ends, strict=True):
-                on_progress(offset / total)
-                node = Node.from_address(address)
-                node.buffer = node.data = None  # of the one without memory that it has now
-                if ggml.ggml_backend_tensor_alloc(buffer, address, base + offset) != 0:
-                    raise EngineError(f"the device does not take {tensor.name}")
-                self._send_one(tensor, address)
+            for size, inside in _buffers(ggml, kind, group):
+                buffer = ggml.ggml_backend_buft_alloc_buffer(kind, size)
+                if not buffer:
+                    raise EngineError(f"a device has no room for {size} bytes of weights")
+                ggml.ggml_backend_buffer_set_usage(buffer, _WEIGHTS)
+                base = ggml.ggml_backend_buffer_get_base(buffer)
+                for tensor, address, start in inside:
+                    node = Node.from_address(address)
+                    node.buffer = node.data = None  # of the one without memory that it has now
+                    if ggml.ggml_backend_tensor_alloc(buffer, address, base + start) != 0:
+                        raise EngineError(f"the device does not take {tensor.name}")
+                    self._send_one(tensor, address, memory)
+                    came(tensor.size_bytes)
 
-    def _send_one(self, tensor: TensorSpec, address: int) -> None:
+    def _send_one(self, tensor: TensorSpec, address: int, memory: mmap.mmap) -> None:
         (part,) = stretches([tensor])
-        memory = own_memory(min(part.size_bytes, _SENT_BYTES))
         view, base = memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))
         shift = tensor.offset_bytes - part.start_bytes
-        for start in range(0, part.size_bytes, _SENT_BYTES):
-            piece = view[: min(_SENT_BYTES, part.size_bytes - start)]
+        for start in range(0, part.size_bytes, SENT_BYTES):
+            piece = view[: min(SENT_BYTES, part.size_bytes - start)]
             self._files[part.file_index].read(piece, part.start_bytes + start)
             first, last = max(start, shift), min(start + len(piece), shift + tensor.size_bytes)
             self._ggml.ggml_backend_tensor_set(address, base + first - start, first - shift, last - first)
 
-    def _pin(self, tensors: dict[TensorSpec, int], on_progress: Callable[[float], None]) -> None:
-        parts = stretches(tensors)
-        total, done = sum(part.size_bytes for part in parts) or 1, 0
-        for part in parts:
+    def _pin(self, tensors: dict[TensorSpec, int], came: Callable[[int], None]) -> None:
+        for part in stretches(tensors):
             memory = own_memory(part.size_bytes)
             view = memoryview(memory)
             base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             for start in range(0, part.size_bytes, _PROGRESS_BYTES):
-                on_progress(done / total)
                 piece = view[start : start + _PROGRESS_BYTES]
                 self._files[part.file_index].read(piece, part.start_bytes + start)
-                done += len(piece)
+                came(len(piece))
             self.locked_bytes += lock_memory(base, part.size_bytes)
             for tensor in part.tensors:
                 _set_data(tensors[tensor], base + tensor.offset_bytes - part.start_bytes)
@@ -209,3 +210,21 @@ class OwnWeights:
 
 def _set_data(tensor: int, address: int) -> None:
     ctypes.c_size_t.from_address(tensor + _DATA).value = address
+
+
+def _buffers(
+    ggml: Any, kind: int, tensors: Sequence[tuple[TensorSpec, int]]
+) -> Iterator[tuple[int, list[tuple[TensorSpec, int, int]]]]:
+    """The bytes of each buffer of this type, and what begins where in it; one, if it may be so large."""
+    alignment, most = ggml.ggml_backend_buft_get_alignment(kind), ggml.ggml_backend_buft_get_max_size(kind)
+    end = 0
+    inside: list[tuple[TensorSpec, int, int]] = []
+    for tensor, address in tensors:
+        size = ggml.ggml_backend_buft_get_alloc_size(kind, address)
+        start = -(-end // alignment) * alignment
+        if inside and start + size > most:
+            yield end, inside
+            start, inside = 0, []
+        inside.append((tensor, address, start))
+        end = start + size
+    yield end, inside
