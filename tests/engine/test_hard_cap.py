@@ -42,7 +42,7 @@ def _plan(ram: str) -> memfit.Plan:
 
 @pytest.mark.parametrize(
     ("ram", "repack", "mode"),
-    [("170MiB", "off", "stream"), ("230MiB", "off", "mmap"), ("260MiB", "on", "read")],
+    [("170MiB", "off", "own"), ("230MiB", "off", "mmap"), ("260MiB", "on", "read")],
 )
 def test_a_run_inside(ram: str, repack: str, mode: str) -> None:
     options = ("demo", "--ctx", "1024", "--ram", ram, "--repack", repack, "--hard-cap")
