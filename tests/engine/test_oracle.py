@@ -127,7 +127,7 @@ def test_what_a_device_with_more_threads_needs(model: str, request: pytest.Fixtu
 
 def test_what_a_device_is_told_of_its_graph(demo: str) -> None:
     """A layer has 31 nodes, and 42 tensors with their sources. In the message a node takes 8 bytes and a
-    tensor 296; each becomes a tensor of 368 there, and an entry of 40; the graph itself takes 34 for a node."""
+    tensor 296; each becomes a tensor of 368 there and an entry of 40; the graph takes 34 for a node."""
     few: dict[str, object] = {"devices": ("one:1",), "load_mode": "read", "micro_batch": 1, "context": 256}
     with _oracle(demo) as oracle:
         five, ten, fifteen = (
