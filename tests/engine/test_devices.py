@@ -42,6 +42,7 @@ def test_budgets_are_held_and_filled_and_the_text_is_the_cpus(demo: str, budgets
             report = session.report()
     assert text == alone
     assert report.within_budget
+    assert plan.parameters.load_mode == "own" and plan.streamed_bytes == 0
     places = places_of(plan.spec, plan.parameters)
     for place, (tier, use) in enumerate(zip(report.tiers, plan.tiers, strict=True)):
         assert tier.peak_bytes is not None and tier.error_bytes is not None
@@ -50,8 +51,8 @@ def test_budgets_are_held_and_filled_and_the_text_is_the_cpus(demo: str, budgets
         if place:
             here = sum(one.size_bytes for one in plan.spec.tensors if places[one.name] == place)
             assert abs(use.weights_bytes - here) <= 0.01 * here  # rows are padded
-            # Of budgets this small a worker cannot use 2 %, and a layer's parts are 2 % each.
-            assert use.total_bytes >= 0.9 * tier.budget_bytes
+            assert use.total_bytes >= 0.97 * tier.budget_bytes
+            assert tier.error_bytes <= 4 * MIB
 
 
 def test_nothing_answers(demo: str) -> None:

@@ -110,6 +110,35 @@ def test_every_byte_lies_where_it_was_asked_to(demo: str) -> None:
     assert placed.generation.entries[1] == 1 + 2 and placed.generation.entries[2] == 1 + 1
 
 
+@pytest.mark.parametrize("model", ["demo", "gemma"])
+def test_what_a_device_with_more_threads_needs(model: str, request: pytest.FixtureRequest) -> None:
+    """Its scratch is the engine's own figure for 2 threads, and no less than that for 3, 8 or 64."""
+    path = request.getfixturevalue(model)
+    with _oracle(path) as oracle:
+        layers = len(oracle.ask(_parameters(path)).layer_kv_bytes)
+        device = {"devices": ("one:1",), "layers": (layers,), "load_mode": "read"}
+        (few,) = oracle.ask(_parameters(path, threads=2, **device)).devices
+        for threads in (3, 8, 64):
+            (more,) = oracle.ask(_parameters(path, threads=threads, **device)).devices
+            assert more.thread_bytes == few.thread_bytes > 0
+            assert few.scratch_bytes <= more.scratch_bytes
+            assert more.scratch_bytes <= few.scratch_bytes + (threads - 2) * few.thread_bytes
+
+
+def test_what_a_device_is_told_of_its_graph(demo: str) -> None:
+    """A layer has 31 nodes, and 42 tensors with their sources. In the message a node takes 8 bytes and a
+    tensor 296; each becomes a tensor of 368 there and an entry of 40; the graph takes 34 for a node."""
+    few: dict[str, object] = {"devices": ("one:1",), "load_mode": "read", "micro_batch": 1, "context": 256}
+    with _oracle(demo) as oracle:
+        five, ten, fifteen = (
+            oracle.ask(_parameters(demo, layers=(layers,), **few)).devices[0].scratch_bytes
+            for layers in (5, 10, 15)
+        )
+    by_hand = 5 * (31 * (8 + 368 + 40 + 34) + 42 * (296 + 368 + 40))
+    assert ten - five == pytest.approx(by_hand, rel=0.05)
+    assert fifteen - ten == pytest.approx(by_hand, rel=0.05)
+
+
 def test_questions_do_not_add_up(demo: str) -> None:
     """The hundredth context is answered like the first."""
     with _oracle(demo) as oracle:

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from conftest import MOST_SECONDS, WAIT_SECONDS, Worker, lend, run_memfit
-from memfit.memory.lending import decode_lending
+from memfit.memory.lending import Lent, decode_lending
 from memfit.memory.process import process_status
 from memfit.units import KIB, MIB
 
@@ -64,8 +64,7 @@ class _Client:
             data += more
         return data
 
-    def lending(self) -> tuple[int, int]:
-        """Budget and peak."""
+    def lending(self) -> Lent:
         found = decode_lending(*struct.unpack("<QQ", self.ask(_GET_MEMORY, struct.pack("<I", 0))))
         assert found is not None
         return found
@@ -149,7 +148,7 @@ def _gone(pid: int) -> bool:
 def _usable(worker: Worker) -> bool:
     """Whether a client can have most of the budget."""
     with _Client(worker.port) as client:
-        budget, overhead = client.lending()
+        budget, overhead, _ = client.lending()
         return client.allocate(budget - overhead - 4 * MIB) != 0
 
 
@@ -169,8 +168,8 @@ def test_ready_says_what_is_lent(worker: Worker) -> None:
 def test_the_engines_client_sees_our_budget(worker: Worker) -> None:
     lending = decode_lending(*_engine(worker.port, "print(*memory())"))
     assert lending is not None
-    budget, overhead = lending
-    assert budget == _MEMORY
+    budget, overhead, threads = lending
+    assert budget == _MEMORY and threads >= 1
     assert abs(overhead - worker.ready["overhead_bytes"]) < 4 * MIB
 
 
@@ -247,7 +246,7 @@ def test_a_message_beyond_the_budget_ends_its_connection(worker: Worker) -> None
     """A staging area is no buffer; the kernel refuses it."""
     server = worker.server_pid
     with _Client(worker.port) as client:
-        budget, overhead = client.lending()
+        budget, overhead, _ = client.lending()
         assert client.allocate(budget - overhead - 4 * MIB)
         client.lending()
         client.socket.sendall(struct.pack("<BQ", _SET_TENSOR, 16 * MIB))

@@ -256,8 +256,9 @@ class DeviceOracle:
     """Counts a spec's tensors where the engine puts them; the KV cache lies at its layer's home.
 
     KV per layer and token of context: f16 1 KiB, q8_0 544 B, q4_0 288 B. Every place that is open: 4 MiB
-    of compute and 1 MiB of scratch; the processes take 20 MiB. A layer's attention takes 4,096 operations
-    per cell and token. An expert tensor of 8 experts is read to a quarter for one token.
+    of compute and 1 MiB of scratch, half a MiB more for each further thread; the processes take 20 MiB. A
+    layer's attention takes 4,096 operations per cell and token. An expert tensor of 8 experts is read to a
+    quarter for one token.
     """
 
     kv_bytes = {"f16": 1024, "q8_0": 544, "q4_0": 288}  # noqa: RUF012
@@ -287,7 +288,11 @@ class DeviceOracle:
             layer_kv_bytes=(kv_bytes,) * len(homes),
             devices=tuple(
                 DeviceBytes(
-                    weights_bytes=size, kv_cache_bytes=cache, compute_bytes=4 * MIB, scratch_bytes=MIB
+                    weights_bytes=size,
+                    kv_cache_bytes=cache,
+                    compute_bytes=4 * MIB,
+                    scratch_bytes=MIB,
+                    thread_bytes=MIB // 2,
                 )
                 for size, cache in zip(weights[1:], caches[1:], strict=True)
             ),

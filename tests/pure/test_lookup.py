@@ -15,7 +15,7 @@ from memfit.engines.llamacpp.lookup import find_devices, imagined_devices
 from memfit.errors import EngineError, UsageError, WorkerDiedError
 from memfit.hardware.machine import Device
 from memfit.hardware.profile import read_profile
-from memfit.memory.lending import encode_lending
+from memfit.memory.lending import Lent, encode_lending
 from memfit.planner.request import Budget
 from memfit.units import GIB, MIB
 
@@ -118,12 +118,12 @@ def test_a_gpu_that_the_engine_does_not_see() -> None:
 
 def test_a_worker_that_lends(endpoint: str) -> None:
     """Of 6 GiB lent it holds 40 MiB idle, and 1.25 more once it computes."""
-    _Engine.memory = {endpoint: encode_lending(6 * GIB, 40 * MIB)}
+    _Engine.memory = {endpoint: encode_lending(Lent(budget_bytes=6 * GIB, peak_bytes=40 * MIB, threads=8))}
     (device,) = _find(Budget(rpc={endpoint: None}))
     assert (device.name, device.engine_name) == (endpoint, endpoint)
     assert (device.free_bytes, device.total_bytes) == (6 * GIB, 6 * GIB)
     assert device.overhead_bytes == 41.25 * MIB
-    assert (device.lends, device.is_remote) == (True, True)
+    assert (device.lends, device.is_remote, device.threads) == (True, True, 8)
 
 
 def test_another_rpc_server_says_only_what_is_free(endpoint: str) -> None:

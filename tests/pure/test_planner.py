@@ -851,6 +851,16 @@ def test_a_worker_keeps_room_for_what_comes_to_it_and_not_to_another(repack: str
         assert MIB + sum(sizes) + piece == tier.reserved_bytes <= tier.limit_bytes
 
 
+@pytest.mark.parametrize(("threads", "scratch"), [(0, 1), (2, 1), (4, 1), (5, 1.5), (20, 9)])
+def test_a_worker_with_more_threads_needs_more_scratch(threads: int, scratch: float) -> None:
+    """This side has 4; each thread beyond them takes half a MiB there, and nothing here."""
+    device = replace(make_device("host:1"), threads=threads)
+    plan = _device_plan(GIB, device, threads=4)
+    assert plan.parameters.layers == (3,)
+    assert plan.tiers[1].compute_bytes == (4 + scratch) * MIB
+    assert plan.ram.compute_bytes == (4 + 1 + 4) * MIB
+
+
 def test_another_rpc_server_receives_into_its_own_account() -> None:
     """Only a memfit worker counts what is on its way; this side's copies are counted for both."""
     server = replace(make_device("host:1", GIB), lends=False)

@@ -61,6 +61,7 @@ class Device:
     free_bytes: int  # before memfit takes any
     overhead_bytes: int  # what running there takes beyond buffers: driver context, the worker's process
     lends: bool  # a memfit worker, which measures its own peak
+    threads: int = 0  # of a worker that computes on a CPU
 
     @property
     def imagined(self) -> bool:

@@ -1,23 +1,30 @@
-"""How a memfit worker tells its budget and its peak to a client, within llama.cpp's RPC protocol.
+"""How a memfit worker tells a client its budget, peak and threads, within llama.cpp's RPC protocol.
 
 The protocol's one question about memory is answered by two numbers, free and total bytes of a device. A
 plain server answers the machine's RAM or the card's memory, in whole pages. A memfit worker answers its
 budget in whole pages plus a mark in the bits that a page leaves over, and as free what its peak leaves of
-the budget. So a client that knows nothing of it still reads sensible numbers.
+the budget, plus its threads in those bits. So a client that knows nothing of it still reads sensible numbers.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from memfit.units import KIB
 
-__all__ = ["LATER_BYTES", "decode_lending", "encode_lending", "whole_pages"]
+__all__ = ["LATER_BYTES", "Lent", "decode_lending", "encode_lending", "whole_pages"]
 
 # Of a worker that computes, beyond what it held while idle and what it is asked for: pages of the kernels'
-# code (measured: 0.8 MiB), a stack.
+# code (measured: 0.8 to 1.1 MiB), a stack.
 LATER_BYTES = 1280 * KIB
-
 _PAGE_BYTES = 4096
-_MARK = 0x6D6  # below a page
+_MARK = 0x6D6  # below a page; more than the engine allows threads
+
+
+class Lent(NamedTuple):
+    budget_bytes: int
+    peak_bytes: int  # the most that the server has held in this session
+    threads: int  # that it computes with, on a CPU; 0: on a GPU
 
 
 def whole_pages(size_bytes: int) -> int:
@@ -25,18 +32,18 @@ def whole_pages(size_bytes: int) -> int:
     return size_bytes // _PAGE_BYTES * _PAGE_BYTES
 
 
-def encode_lending(budget_bytes: int, peak_bytes: int) -> tuple[int, int]:
-    """Free and total bytes that say a budget and the most that the server has held in this session.
+def encode_lending(lent: Lent) -> tuple[int, int]:
+    """Free and total bytes that say this.
 
     A peak above the budget reads as the budget: free cannot be less than nothing.
     """
-    budget = whole_pages(budget_bytes)
-    return max(0, budget - peak_bytes), budget + _MARK
+    budget = whole_pages(lent.budget_bytes)
+    return whole_pages(max(0, budget - lent.peak_bytes)) + lent.threads, budget + _MARK
 
 
-def decode_lending(free_bytes: int, total_bytes: int) -> tuple[int, int] | None:
-    """Budget and peak bytes of a memfit worker, or None where another server answered."""
-    budget = total_bytes - _MARK
-    if budget < 0 or budget % _PAGE_BYTES or free_bytes > budget:
+def decode_lending(free_bytes: int, total_bytes: int) -> Lent | None:
+    """What a memfit worker said, its peak in whole pages; None where another server answered."""
+    budget, free = total_bytes - _MARK, whole_pages(free_bytes)
+    if budget < 0 or budget % _PAGE_BYTES or free > budget:
         return None
-    return budget, budget - free_bytes
+    return Lent(budget_bytes=budget, peak_bytes=budget - free, threads=free_bytes - free)

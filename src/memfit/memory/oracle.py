@@ -85,7 +85,8 @@ class DeviceBytes:
     weights_bytes: int
     kv_cache_bytes: int
     compute_bytes: int
-    scratch_bytes: int  # work buffer, where the device's kernels are a CPU's
+    scratch_bytes: int  # work buffer, where the device's kernels are a CPU's with as many threads as ours
+    thread_bytes: int = 0  # of the work buffer, what each further thread adds at most
 
     @property
     def total_bytes(self) -> int:

@@ -61,6 +61,7 @@ def tiers_of(
         if held and device.imagined:  # its stand-in does not take over prompts
             compute += taken_over_bytes(spec, parameters)
         elif held and device.lends:
+            compute += max(0, device.threads - parameters.threads) * held.thread_bytes
             sizes, piece = sent.get(place, []), at_once.get(place, 0)
             staging = max(0, _receiving(sizes, piece) - held.kv_cache_bytes - compute)
             reserved = device.overhead_bytes + sum(sizes) + piece

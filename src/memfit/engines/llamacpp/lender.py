@@ -205,8 +205,9 @@ def _environment() -> dict[str, str]:
         **os.environ,
         "GGML_NO_BACKTRACE": "1",  # an abort would try to attach gdb
         "OMP_STACKSIZE": f"{_STACK_BYTES // KIB}K",
-        # As for the engine's worker (client.py): freed memory goes back to the system at once.
-        "MALLOC_MMAP_THRESHOLD_": "1048576",
-        "MALLOC_TRIM_THRESHOLD_": "1048576",
+        # Freed memory goes back to the system at once; what is mapped leaves no holes, whose sizes nobody
+        # could foresee.
+        "MALLOC_MMAP_THRESHOLD_": "131072",
+        "MALLOC_TRIM_THRESHOLD_": "131072",
         "MALLOC_ARENA_MAX": "1",
     }

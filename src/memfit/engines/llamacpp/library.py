@@ -177,11 +177,13 @@ class Library:
             return None
         return int(device) if ggml.ggml_backend_dev_type(device) in _GPU_DEVICES else None
 
-    def work_buffer_bytes(self, context: int, *, tokens: int, sequences: int, threads: int) -> int:
-        """Bytes that the CPU backend will allocate as scratch for a micro-batch of `tokens`, by the
-        engine's own graph planner."""
+    def work_buffer_bytes(
+        self, context: int, *, tokens: int, sequences: int, threads: Sequence[int]
+    ) -> list[int]:
+        """Bytes that the CPU backend will allocate as scratch for a micro-batch of `tokens`, with each of
+        these numbers of threads, by the engine's own graph planner."""
         graph = self._split_graph(context, tokens, sequences)
-        return int(self.ggml_cpu.ggml_graph_plan(graph, threads, None).work_size)
+        return [int(self.ggml_cpu.ggml_graph_plan(graph, one, None).work_size) for one in threads]
 
     def _split_graph(self, context: int, tokens: int, sequences: int) -> int:
         """The graph of `tokens` over a full context, divided between devices; nothing is allocated.

@@ -108,13 +108,13 @@ def _remote(endpoint: str) -> Device:
         finally:
             alarm.cancel()
     lent = decode_lending(free, total)
-    budget, held = lent or (free, 0)
     return Device(
         name=endpoint,
         engine_name=endpoint,
         description="memfit worker" if lent else "RPC server",
-        total_bytes=budget if lent else total,
-        free_bytes=budget,
-        overhead_bytes=held + LATER_BYTES if lent else 0,
+        total_bytes=lent.budget_bytes if lent else total,
+        free_bytes=lent.budget_bytes if lent else free,
+        overhead_bytes=lent.peak_bytes + LATER_BYTES if lent else 0,
+        threads=lent.threads if lent else 0,
         lends=lent is not None,
     )

@@ -238,13 +238,11 @@ class Model:
         assert self._context is not None
         return self._library.memory_breakdown(self._context)
 
-    def work_buffer_bytes(self) -> int:
+    def work_buffer_bytes(self, *threads: int) -> list[int]:
+        """With each of these numbers of threads."""
         assert self._context is not None
         return self._library.work_buffer_bytes(
-            self._context,
-            tokens=self.micro_batch,
-            sequences=self.parameters.parallel,
-            threads=self.parameters.threads,
+            self._context, tokens=self.micro_batch, sequences=self.parameters.parallel, threads=threads
         )
 
     def read_graph(self, *, tokens: int, sequences: int) -> dict[str, Any]:

@@ -80,7 +80,11 @@ class LlamaOracle:
                 layers.get(str(layer), 0) for layer in range(1 + max(map(int, layers), default=-1))
             ),
             devices=tuple(
-                DeviceBytes(**device, scratch_bytes=reply["scratch_bytes"] + (message if sent else 0))
+                DeviceBytes(
+                    **device,
+                    scratch_bytes=reply["scratch_bytes"] + (message if sent else 0),
+                    thread_bytes=reply["thread_bytes"],
+                )
                 for device, message, sent in zip(devices, messages[1:], remote, strict=True)
             ),
         )

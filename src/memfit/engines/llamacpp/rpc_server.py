@@ -27,7 +27,7 @@ from typing import Any
 
 from memfit.engines.llamacpp.library import Library, load_library
 from memfit.errors import EngineError, EngineMissingError, MemfitError, UsageError
-from memfit.memory.lending import LATER_BYTES, encode_lending, whole_pages
+from memfit.memory.lending import LATER_BYTES, Lent, encode_lending, whole_pages
 from memfit.memory.process import process_status
 from memfit.units import KIB, MIB, format_bytes, parse_size
 
@@ -164,9 +164,18 @@ class _GpuMemory:
 class _Budget:
     """Our three functions, and the buffers that live. The server runs in one thread, so nothing is locked."""
 
-    def __init__(self, memory: _HostMemory | _GpuMemory, budget_bytes: int, device: int, buffer_type: int):
+    def __init__(
+        self,
+        memory: _HostMemory | _GpuMemory,
+        budget_bytes: int,
+        threads: int,
+        device: int,
+        buffer_type: int,
+    ):
+        """`threads` are those that compute on a CPU, 0 on a GPU."""
         self._memory = memory
         self._budget_bytes = budget_bytes
+        self._threads = threads
         self._live: dict[int, tuple[int, Any]] = {}  # buffer → its bytes, and the function that frees it
         self.idle_bytes = memory.held_bytes()
         # As attributes, since C does not keep them alive.
@@ -184,7 +193,9 @@ class _Budget:
 
     def _get_memory(self, _device: int, free: Any, total: Any) -> None:
         self._settle()
-        free[0], total[0] = encode_lending(self._budget_bytes, self._memory.peak_bytes())
+        free[0], total[0] = encode_lending(
+            Lent(budget_bytes=self._budget_bytes, peak_bytes=self._memory.peak_bytes(), threads=self._threads)
+        )
 
     def _allocate(self, buffer_type: int, size: int) -> int | None:
         self._settle()
@@ -243,7 +254,8 @@ def serve(settings: dict[str, Any], answer: Any) -> None:
         else _HostMemory(device, free_bytes=settings["free_bytes"], total_bytes=settings["total_bytes"])
     )
     budget_bytes = _budget_bytes(memory, settings)
-    budget = _Budget(memory, budget_bytes, device, ggml.buffer_type(device))
+    threads = 0 if gpu else settings["threads"]
+    budget = _Budget(memory, budget_bytes, threads, device, ggml.buffer_type(device))
     if budget_bytes < budget.idle_bytes + _LEAST_BYTES:
         raise UsageError(
             f"--memory: {format_bytes(budget_bytes)} is too little: the server holds "

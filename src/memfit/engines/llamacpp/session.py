@@ -266,7 +266,7 @@ class LlamaSession:
         answers = self._ask("device_memory", names=list(names))["devices"]
         for tier, name in zip((one for one in self.plan.tiers if one.kind == "vram"), names, strict=True):
             lent = decode_lending(*answers[name])
-            peaks[tier.name] = lent[1] if lent else self._meter.gpu_peak_bytes(tier.name)
+            peaks[tier.name] = lent.peak_bytes if lent else self._meter.gpu_peak_bytes(tier.name)
         return peaks
 
     def close(self) -> None:

@@ -33,6 +33,7 @@ from memfit.memory.oracle import EngineParameters
 from memfit.memory.process import process_memory
 
 _FLUSH_SECONDS = 0.025  # text is sent this often: each line wakes the parent on a core that computes
+_MOST_THREADS = 64  # of a worker whose work buffer is foreseen
 _CANDIDATE_BYTES = 12  # llama_token_data: id, logit, probability
 
 
@@ -103,7 +104,7 @@ class Worker:
         ctypes.CDLL(None).malloc_trim(0)  # earlier questions must not count in this one
         memory = process_memory()
         breakdown = model.memory_breakdown().values()
-        scratch = model.work_buffer_bytes()
+        scratch, most, more = model.work_buffer_bytes(wanted.threads, _MOST_THREADS, 2 * _MOST_THREADS)
         return {
             "context": model.context_tokens,
             "bytes": [
@@ -114,6 +115,7 @@ class Worker:
                 for device in (None, *model.device_addresses)
             ],
             "scratch_bytes": scratch,
+            "thread_bytes": -(-(more - most) // _MOST_THREADS),  # grows with threads, if at all, ever faster
             "candidate_bytes": _CANDIDATE_BYTES * model.vocabulary_size,
             "generation": model.read_graph(tokens=1, sequences=1),
             "prompt": model.read_graph(tokens=model.micro_batch, sequences=1),
