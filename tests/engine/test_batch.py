@@ -28,9 +28,9 @@ _SCHEMA = {
 }
 
 
-@pytest.fixture(scope="module")
-def plan(demo: str) -> Plan:
-    workload = memfit.Workload(context=2048, parallel=4, repack="off")
+@pytest.fixture(scope="module", params=[True, False], ids=["common cache", "a part each"])
+def plan(demo: str, request: pytest.FixtureRequest) -> Plan:
+    workload = memfit.Workload(context=4096, parallel=4, repack="off", kv_unified=request.param)
     return memfit.plan(demo, budget=memfit.Budget(ram="500MiB"), workload=workload)
 
 

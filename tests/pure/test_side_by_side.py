@@ -40,14 +40,27 @@ class Maker:
 
 
 def test_as_many_as_pay_off() -> None:
-    make = Maker()
+    make = Maker(budget_mib=2000)
     plan = plan_side_by_side(_LENGTHS, Workload(), make)
-    assert [one.parallel for one in make.asked] == [1, 2, 4, 8, 16, 32, 64]
-    assert plan.parameters.parallel == 64
+    assert [one.parallel for one in make.asked] == [1, 2, 4, 8, 16, 32, 64, 64]
+    assert plan.parameters.parallel == 64 and plan.workload.kv_unified
     # A tenth more than 64 * (100 + 50) cells, rounded up to 256.
     assert plan.workload.context == 10752
     assert (plan.workload.prompt_tokens, plan.workload.generated_tokens) == (100, 50)
     assert request_seconds(plan, _LENGTHS) == pytest.approx(100 / 200 + 50 / (64 / 0.74))
+
+
+def test_each_sequence_has_its_own_part_where_there_is_memory() -> None:
+    """The longest request's 400 tokens are 2 * 256, and 64 times that takes 3,276 MiB."""
+    plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=3276))
+    assert not plan.workload.kv_unified and plan.workload.context == 64 * 512
+    assert plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=3275)).workload.kv_unified
+    asked = Workload(parallel=4, context=2047)  # less than 4 * 512
+    assert plan_side_by_side(_LENGTHS, asked, Maker()).workload.kv_unified
+    asked = Workload(parallel=4, context=2048)
+    assert plan_side_by_side(_LENGTHS, asked, Maker()).workload == replace(
+        asked, kv_unified=False, prompt_tokens=100, generated_tokens=50
+    )
 
 
 def test_no_more_than_fit() -> None:
@@ -64,13 +77,13 @@ def test_one_where_nothing_is_gained_or_nothing_fits() -> None:
 def test_no_more_than_there_are_requests() -> None:
     plan = plan_side_by_side(replace(_LENGTHS, requests=3), Workload(), Maker())
     assert plan.parameters.parallel == 3
-    assert plan.workload.context == 512  # 3 * 150 and a tenth more, rounded up
+    assert plan.workload.context == 3 * 512
 
 
 def test_what_was_asked_for_is_obeyed() -> None:
     make = Maker()
     plan = plan_side_by_side(_LENGTHS, Workload(parallel=5, context=3000), make)
-    assert [one.parallel for one in make.asked] == [5] and plan.workload.context == 3000
+    assert {one.parallel for one in make.asked} == {5} and plan.workload.context == 3000
     plan = plan_side_by_side(_LENGTHS, Workload(context=700), Maker())
     assert plan.parameters.parallel == 4  # 8 * 150 tokens have no room in 700
 

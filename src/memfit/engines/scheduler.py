@@ -145,13 +145,9 @@ class Scheduler:
             return None
         self._make_room()
         work = Pass()
-        running = sorted(self._running.items(), key=lambda one: one[1].pending > 1)  # generation first
-        # Each sequence that generates has a token; no more of them run than a micro-batch holds.
-        for job, slot in running:
-            room = min(self._micro_batch - len(work.tokens), self._cells - self._in_use.used)
-            if room <= 0:
-                break
-            self._compute(work, job, slot, room)
+        # In the order of sequences: the engine computes such as follow each other together.
+        for slot, end in sorted(self._shares().items(), key=lambda one: one[0].index):
+            self._compute(work, slot, end)
         return work
 
     def extend(self, job: Job, token: int) -> None:
@@ -270,8 +266,24 @@ class Scheduler:
             self._cut(self._release(job), 0)
             self._waiting.appendleft(job)
 
-    def _compute(self, work: Pass, job: Job, slot: _Slot, room: int) -> None:
-        end = min([slot.cached + room, job.tokens, *(one for one in slot.pauses if one > slot.cached)])
+    def _shares(self) -> dict[_Slot, int]:
+        """Up to which token each sequence is computed now: generation goes first, then prompts as they came.
+
+        Each that generates has its token, as no more of them run than a micro-batch holds.
+        """
+        ends = {}
+        room = min(self._micro_batch, self._cells - self._in_use.used)
+        for slot in sorted(self._running.values(), key=lambda slot: slot.pending > 1):
+            if room <= 0:
+                break
+            pauses = [one for one in slot.pauses if one > slot.cached]
+            ends[slot] = min([slot.cached + min(room, slot.pending), *pauses])
+            room -= ends[slot] - slot.cached
+        return ends
+
+    def _compute(self, work: Pass, slot: _Slot, end: int) -> None:
+        job = slot.job
+        assert job is not None
         prompt = len(job.prompt)
         tokens = job.prompt[slot.cached : min(end, prompt)]
         if end > prompt:

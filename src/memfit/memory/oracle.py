@@ -35,6 +35,7 @@ class EngineParameters:
     # With load_mode "own": tensors in RAM's care that stay on the disk, and what they pass through.
     streamed: tuple[str, ...] = ()
     ring_bytes: int = 0
+    kv_unified: bool = True  # any sequence may use all of the context; else each has an equal part of it
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "paths": [str(path.absolute()) for path in self.paths]}

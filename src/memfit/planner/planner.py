@@ -268,6 +268,7 @@ class _Planner:
             repack=repack,
             # Rewritten weights are copies, so mapping the file as well would hold both.
             load_mode="read" if repack else "mmap",
+            kv_unified=self._workload.kv_unified,
         )
 
     def _alone(self, parameters: EngineParameters) -> EngineParameters:

@@ -55,6 +55,8 @@ def _context_reasons(plan: Plan) -> Iterator[str]:
         yield f"context {context}: the default; --ctx sets it"
     if context > plan.spec.context_length and plan.parameters.parallel == 1:
         yield f"the model was trained for {plan.spec.context_length} tokens; beyond that it degrades"
+    if not plan.parameters.kv_unified:
+        yield f"each sequence has its own {plan.context // plan.parameters.parallel} tokens of it"
     if plan.context != context:
         yield f"context {context} becomes {plan.context}: the engine rounds up"
     if plan.workload.kv_type == "auto" and plan.ram.needs_bytes <= plan.ram.limit_bytes:

@@ -105,6 +105,8 @@ class Workload:
     # Tokens in the cache when a prompt and when a generation begins, as llama-bench's -d has it; None: a
     # request, whose prompt begins at nothing and whose generation follows it.
     depth: int | None = None
+    # Whether sequences share the context's cells; else each has its own equal part, which is faster.
+    kv_unified: bool = True
 
     def __post_init__(self) -> None:
         for name, value, least, most in (

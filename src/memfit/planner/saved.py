@@ -159,6 +159,7 @@ def _parameters(fields: Fields) -> EngineParameters:
         overrides=_overrides(fields, len(devices)),
         streamed=_texts(fields, "streamed"),
         ring_bytes=fields.integer("ring_bytes", 0, _MOST_BYTES),
+        kv_unified=fields.boolean("kv_unified"),
     )
 
 
@@ -252,6 +253,7 @@ def _workload(fields: Fields) -> Workload:
         prompt_tokens=number("prompt_tokens"),
         generated_tokens=number("generated_tokens"),
         depth=perhaps("depth"),
+        kv_unified=fields.boolean("kv_unified"),
     )
 
 

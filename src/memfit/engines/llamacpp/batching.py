@@ -8,6 +8,7 @@ wanted.
 from __future__ import annotations
 
 import ctypes
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,7 +52,8 @@ class Batcher:
         self._channel = channel
         self._scheduler = Scheduler(
             model,
-            cells=model.context_tokens,
+            # With parts of their own sequences cannot take cells from each other, and each job fits its own.
+            cells=model.context_tokens if model.parameters.kv_unified else sys.maxsize,
             sequences=model.parameters.parallel,
             micro_batch=model.micro_batch,
             expected=expected,
@@ -133,7 +135,7 @@ class Batcher:
         try:
             settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
             tokens = prompt_tokens(model, prompt, messages)
-            room = room_after(tokens, model.context_tokens)
+            room = room_after(model, tokens)
             grammar = None if schema is None else self._grammars.sampler(schema)
         except MemfitError as error:
             self._fail(number, error)

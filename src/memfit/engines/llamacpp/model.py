@@ -201,7 +201,7 @@ class Model:
         options.n_seq_max = parameters.parallel
         # Unset it would be n_batch: logits for every token of a micro-batch, 300 MiB on a 152k vocabulary.
         options.n_outputs_max = parameters.parallel
-        options.kv_unified = True  # --ctx is the total, whichever sequence uses it
+        options.kv_unified = parameters.kv_unified
         options.swa_full = False
         options.type_k = options.type_v = _KV_TYPES[parameters.kv_type]
         options.n_threads = options.n_threads_batch = parameters.threads
@@ -221,8 +221,10 @@ class Model:
         self.parameters = parameters
         self.micro_batch: int = api.llama_n_ubatch(context)
         self.context_tokens: int = api.llama_n_ctx(context)
+        self.sequence_tokens: int = api.llama_n_ctx_seq(context)  # of them at most one sequence's
         if self._weights and parameters.streamed:
-            self._weights.start(self._library.graph_nodes(context, tokens=1, sequences=1))
+            count = 1 if parameters.kv_unified else parameters.parallel  # divided caches are used all at once
+            self._weights.start(self._library.graph_nodes(context, tokens=count, sequences=count))
 
     def close(self) -> None:
         """Give everything back. Only a simulated model is ever closed; a process ends with a real one."""
@@ -270,7 +272,7 @@ class Model:
         if (
             not parameters.streamed
         ):  # a pass over the disk would cost more than the work buffer that it touches
-            self.decode([self._filler_token()] * min(self.micro_batch, self.context_tokens))
+            self.decode([self._filler_token()] * min(self.micro_batch, self.sequence_tokens))
             self.clear()
 
     def _filler_token(self) -> int:
@@ -332,8 +334,13 @@ class Model:
         return tokens > 0 and self.reaches(0, tokens) and self.cut(0, tokens)
 
     def share(self, source: int, target: int, tokens: int) -> None:
-        """Let an empty sequence begin with the first `tokens` of another, in the same cells."""
-        self._api.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+        """Let an empty sequence begin with the first `tokens` of another: in the same cells where all share
+        them, else in a copy, which the engine makes of whole sequences only."""
+        if self.parameters.kv_unified:
+            self._api.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+        else:
+            self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self._api.llama_memory_seq_rm(self._memory, target, tokens, -1)
 
     def cut(self, sequence: int, tokens: int) -> bool:
         """Keep only the first `tokens` of a sequence; False, and nothing is kept, where it cannot be cut."""

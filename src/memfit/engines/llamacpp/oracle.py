@@ -60,6 +60,10 @@ class LlamaOracle:
     def _ask(self, parameters: EngineParameters) -> Answer:
         whole = parameters.repack == self._first
         reply = self._workers[parameters.repack].ask("simulate", **self._question(parameters))
+        if not parameters.kv_unified:  # what one token computes can only be told of a common cache
+            twin = self._question(replace(parameters, kv_unified=True))
+            graphs = self._workers[parameters.repack].ask("simulate", **twin)
+            reply |= {name: graphs[name] for name in ("generation", "prompt")}
         worker = ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
         ram, *devices = reply["bytes"]
         messages = reply["prompt"]["message_bytes"]

@@ -35,15 +35,17 @@ def prompt_tokens(model: Model, prompt: str | None, messages: Sequence[Message] 
     return tokens
 
 
-def room_after(tokens: Sequence[int], context: int) -> int:
-    """How many tokens a context has left for an answer.
+def room_after(model: Model, tokens: Sequence[int]) -> int:
+    """How many tokens a sequence has left for an answer.
 
     Raises:
         UsageError: none.
     """
-    if len(tokens) >= context:
+    room, parts = model.sequence_tokens, model.context_tokens // model.sequence_tokens
+    if len(tokens) >= room:
+        needed = -(-(len(tokens) + 256) // 256) * 256 * parts
+        where = "the context" if parts == 1 else f"each of {parts} sequences"
         raise UsageError(
-            f"the prompt has {len(tokens)} tokens, the context {context}; "
-            f"try --ctx {-(-(len(tokens) + 256) // 256) * 256} or a shorter prompt"
+            f"the prompt has {len(tokens)} tokens, {where} {room}; try --ctx {needed} or a shorter prompt"
         )
-    return context - len(tokens)
+    return room - len(tokens)

@@ -117,11 +117,18 @@ class Worker:
             "scratch_bytes": scratch,
             "thread_bytes": -(-(more - most) // _MOST_THREADS),  # grows with threads, if at all, ever faster
             "candidate_bytes": _CANDIDATE_BYTES * model.vocabulary_size,
-            "generation": model.read_graph(tokens=1, sequences=1),
-            "prompt": model.read_graph(tokens=model.micro_batch, sequences=1),
+            **(self._graphs(model) if wanted.kv_unified else {}),
             "micro_batch": model.micro_batch,
             "anonymous_bytes": memory.anonymous_bytes,
             "files": dict(memory.files),
+        }
+
+    @staticmethod
+    def _graphs(model: Model) -> dict[str, Any]:
+        """What one token and one micro-batch compute; of one sequence, so only where all share the cache."""
+        return {
+            "generation": model.read_graph(tokens=1, sequences=1),
+            "prompt": model.read_graph(tokens=model.micro_batch, sequences=1),
         }
 
     def count_tokens(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
@@ -181,7 +188,7 @@ class Worker:
         model.clear_abort()  # first: a cancel that comes from here on is for this request
         settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
         tokens = prompt_tokens(model, prompt, messages)
-        room = room_after(tokens, model.context_tokens)
+        room = room_after(model, tokens)
         started = time.monotonic()
         generated: list[int] = []
         finish_reason, prompt_done, processed = "length", 0.0, 0
@@ -357,6 +364,7 @@ _CONTEXT_ONLY: dict[str, Any] = {
     "micro_batch": 0,
     "threads": 0,
     "load_mode": "",
+    "kv_unified": True,
 }
 
 _LOG_ERROR = 4  # ggml_log_level
