@@ -68,9 +68,16 @@ def run(scheduler: Scheduler, cache: FakeCache, jobs: list[Job]) -> int:
     return passes
 
 
-def make(cache: FakeCache, *, sequences: int, micro_batch: int = 32, expected: float = 0) -> Scheduler:
+def make(
+    cache: FakeCache, *, sequences: int, micro_batch: int = 32, expected: float = 0, mixes: bool = True
+) -> Scheduler:
     return Scheduler(
-        cache, cells=cache.cells, sequences=sequences, micro_batch=micro_batch, expected=expected
+        cache,
+        cells=cache.cells,
+        sequences=sequences,
+        micro_batch=micro_batch,
+        expected=expected,
+        mixes=mixes,
     )
 
 
@@ -97,6 +104,23 @@ def test_a_prompt_is_computed_beside_generation() -> None:
     assert work is not None
     assert work.tokens == [7, *range(100, 115)]  # one generated, 15 of the prompt
     assert work.outputs == [(0, first)]
+
+
+def test_where_they_do_not_mix_prompts_and_generation_take_turns() -> None:
+    cache = FakeCache(cells=2000)
+    scheduler = make(cache, sequences=4, micro_batch=256, mixes=False)
+    jobs = [Job(number=n, prompt=[n] * 100, limit=50) for n in range(4)]
+    for job in jobs:
+        scheduler.add(job)
+    kinds = []
+    for _ in range(6):
+        work = scheduler.next_pass()
+        assert work is not None
+        kinds.append(len(work.tokens))
+        for _, job in work.outputs:
+            scheduler.extend(job, 1)
+    # Two prompts are enough for a pass; then half of the sequences generate, and the others' turn comes.
+    assert kinds == [200, 2, 200, 4, 4, 4]
 
 
 def test_a_common_beginning_is_computed_once() -> None:
@@ -176,6 +200,7 @@ def test_random_jobs(seed: int) -> None:
         sequences=random.choice((1, 2, 5, 16)),
         micro_batch=random.choice((16, 32, 64)),
         expected=random.choice((0, 1, 20)),
+        mixes=random.choice((True, False)),
     )
     beginnings = [[random.randrange(3) for _ in range(random.randrange(1, 30))] for _ in range(3)]
     jobs = []

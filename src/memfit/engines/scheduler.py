@@ -1,7 +1,7 @@
 """Which tokens the next pass computes: continuous batching of many sequences in one KV cache.
 
-Sequences join and leave at any pass. A pass holds one token of every sequence that generates, and fills the
-rest of the micro-batch with pieces of prompts. What a prompt shares with another that is in the cache, or
+Sequences join and leave at any pass. A pass holds one token of every sequence that generates, or pieces of
+prompts, or both. What a prompt shares with another that is in the cache, or
 about to be, is computed once. Finished sequences stay as beginnings for later ones until their room is
 wanted. A batch job and a server use it alike; it knows no engine beyond `Cache`, no text and no sampling.
 """
@@ -18,6 +18,7 @@ from memfit.engines.cells import SharedCells
 __all__ = ["Cache", "Job", "Pass", "Scheduler"]
 
 _WORTH_WAITING = 16  # tokens that another prompt will soon have computed
+_ENOUGH_TOKENS = 128  # in a pass of prompts: more are no faster, and the engine cuts up unequal ones
 _LEAST_ROOM = 8  # cells kept for a sequence that has passed its expected length
 _WEIGHT = 0.05  # of a new answer in the expected length of the next
 _LOOK_AHEAD = 64  # waiting jobs that are considered: those behind one that waits for a shared beginning
@@ -93,9 +94,20 @@ class Scheduler:
     """Jobs wait in the order they came; `sequences` of them run in `cells` cells."""
 
     def __init__(
-        self, cache: Cache, *, cells: int, sequences: int, micro_batch: int, expected: float = 0.0
+        self,
+        cache: Cache,
+        *,
+        cells: int,
+        sequences: int,
+        micro_batch: int,
+        expected: float = 0.0,
+        mixes: bool = True,
     ) -> None:
-        """`expected` tokens are generated per job until finished ones tell better; 0: its limit."""
+        """`expected` tokens are generated per job until finished ones tell better; 0: its limit.
+
+        `mixes` lets prompts and generation share a pass, best where passes are dear by themselves, as when
+        weights stream. Else computing decides, and each kind is faster alone.
+        """
         self._cache = cache
         self._cells = cells
         self._micro_batch = micro_batch
@@ -104,6 +116,8 @@ class Scheduler:
         self._in_use = SharedCells(sequences)
         self._waiting: deque[Job] = deque()
         self._running: dict[Job, _Slot] = {}  # in the order they joined
+        self._mixes = mixes
+        self._was_prompt = False
         self._is_full = False
         self._clock = 0
         self.prompt_tokens = 0  # computed so far
@@ -267,19 +281,32 @@ class Scheduler:
             self._waiting.appendleft(job)
 
     def _shares(self) -> dict[_Slot, int]:
-        """Up to which token each sequence is computed now: generation goes first, then prompts as they came.
+        """Up to which token each sequence is computed now.
 
         Each that generates has its token, as no more of them run than a micro-batch holds.
         """
-        ends = {}
-        room = min(self._micro_batch, self._cells - self._in_use.used)
-        for slot in sorted(self._running.values(), key=lambda slot: slot.pending > 1):
-            if room <= 0:
+        ends: dict[_Slot, int] = {}
+        room = whole = min(self._micro_batch, self._cells - self._in_use.used)
+        for slot in self._turn():
+            if room <= 0 or (not self._mixes and whole - room >= _ENOUGH_TOKENS and slot.pending > 1):
                 break
             pauses = [one for one in slot.pauses if one > slot.cached]
             ends[slot] = min([slot.cached + min(room, slot.pending), *pauses])
             room -= ends[slot] - slot.cached
         return ends
+
+    def _turn(self) -> list[_Slot]:
+        """Who is computed now: those that generate and then prompts, or only one kind where they do not mix.
+
+        Then prompts go first until half of the sequences generate; from there on the two take turns.
+        """
+        generating = [slot for slot in self._running.values() if slot.pending <= 1]
+        prompts = [slot for slot in self._running.values() if slot.pending > 1]
+        if self._mixes:
+            return generating + prompts
+        few = 2 * len(generating) < len(self._running)
+        self._was_prompt = bool(prompts) and (few or not self._was_prompt)
+        return prompts if self._was_prompt else generating
 
     def _compute(self, work: Pass, slot: _Slot, end: int) -> None:
         job = slot.job

@@ -57,6 +57,7 @@ class Batcher:
             sequences=model.parameters.parallel,
             micro_batch=model.micro_batch,
             expected=expected,
+            mixes=bool(model.parameters.streamed),
         )
         self._grammars = Grammars(api, model.vocabulary)
         self._batch = _Batch(api, model.micro_batch)
