@@ -2,9 +2,10 @@
 
     python benchmarks/batch.py [throughput] [streaming] [prefix] [kl] [lines]     all where none is named
 
-throughput: 256 prompts of mixed lengths (REQUESTS in the environment; a quarter for the larger model), 64 tokens
-each, greedy: ours as planned for 1 GiB beside the weights, before and after llama-server with -np 16 and 32, fed
-by as many connections; from the first request to the last answer, loading left out. Bar: 1.1 times its best.
+throughput: 256 prompts of mixed lengths (REQUESTS in the environment; a quarter for the larger model), 64
+tokens each, greedy: ours as planned for 1 GiB beside the weights, before and after llama-server with -np 16
+and 32, fed by as many connections; from the first request to the last answer, loading left out. Bar: 1.1
+times its best.
 streaming: the dense 4.1 GB model in a budget that holds half of its weights: 16 sequences against one by one.
 Bar: 8 times. prefix: 100 requests that begin with the same 1,000 tokens. Bar: at most 1.2 times the prompt
 work of computing them once. kl: what the same tokens' logits differ by, each sequence alone and 16 side by

@@ -40,21 +40,21 @@ class Maker:
 
 
 def test_as_many_as_pay_off() -> None:
-    make = Maker(budget_mib=2000)
+    make = Maker(budget_mib=1600)
     plan = plan_side_by_side(_LENGTHS, Workload(), make)
-    assert [one.parallel for one in make.asked] == [1, 2, 4, 8, 16, 32, 64, 64]
-    assert plan.parameters.parallel == 64 and plan.workload.kv_unified
-    # A tenth more than 64 * (100 + 50) cells, rounded up to 256.
-    assert plan.workload.context == 10752
+    assert [one.parallel for one in make.asked] == [1, 2, 4, 8, 16, 32, 32]
+    assert plan.parameters.parallel == 32 and plan.workload.kv_unified
+    # A tenth more than 32 * (100 + 50) cells, rounded up to 256.
+    assert plan.workload.context == 5376
     assert (plan.workload.prompt_tokens, plan.workload.generated_tokens) == (100, 50)
-    assert request_seconds(plan, _LENGTHS) == pytest.approx(100 / 200 + 50 / (64 / 0.74))
+    assert request_seconds(plan, _LENGTHS) == pytest.approx(100 / 200 + 50 / (32 / 0.42))
 
 
 def test_each_sequence_has_its_own_part_where_there_is_memory() -> None:
-    """The longest request's 400 tokens are 2 * 256, and 64 times that takes 3,276 MiB."""
-    plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=3276))
-    assert not plan.workload.kv_unified and plan.workload.context == 64 * 512
-    assert plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=3275)).workload.kv_unified
+    """The longest request's 400 tokens are 2 * 256, and 32 times that takes 1,638 MiB."""
+    plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=1638))
+    assert not plan.workload.kv_unified and plan.workload.context == 32 * 512
+    assert plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=1637)).workload.kv_unified
     asked = Workload(parallel=4, context=2047)  # less than 4 * 512
     assert plan_side_by_side(_LENGTHS, asked, Maker()).workload.kv_unified
     asked = Workload(parallel=4, context=2048)
