@@ -79,7 +79,7 @@ def test_requests_of_every_kind_beside_each_other(plan: Plan) -> None:
     requests = [
         ask(0, "Name a colour.", max_tokens=3),
         ask(1, "One, two, three,", stop=(",",), max_tokens=30),
-        ask(2, "x " * 3000),
+        ask(2, "x " * 5000),
         Request(
             number=3,
             messages=({"role": "user", "content": "Is the sky red or blue?"},),

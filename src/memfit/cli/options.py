@@ -277,9 +277,10 @@ def take_sampling(options: dict[str, Any]) -> Sampling:
 
 def take_workload(options: dict[str, Any]) -> Workload:
     """Likewise for the workload."""
+    parallel = options.pop("parallel")
     return Workload(
         context=options.pop("ctx"),
-        parallel=options.pop("parallel") or 1,
+        parallel=1 if parallel is None else parallel,
         kv_type=options.pop("kv_type"),
         threads=options.pop("threads"),
         repack=options.pop("repack"),
