@@ -68,8 +68,8 @@ def test_no_more_than_fit() -> None:
     assert plan.parameters.parallel == 8 and plan.fits  # 16 want 2,640
 
 
-def test_one_where_nothing_is_gained_or_nothing_fits() -> None:
-    assert plan_side_by_side(_LENGTHS, Workload(), Maker(gain=False)).parameters.parallel == 1
+def test_more_where_it_makes_no_difference_and_one_where_nothing_fits() -> None:
+    assert plan_side_by_side(_LENGTHS, Workload(), Maker(gain=False)).parameters.parallel == 32
     plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=1))
     assert plan.parameters.parallel == 1 and not plan.fits
 
