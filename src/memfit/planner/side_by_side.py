@@ -17,14 +17,8 @@ from memfit.planner.request import Workload
 
 __all__ = ["Lengths", "plan_side_by_side", "request_seconds"]
 
-_SEQUENCES = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-)  # 64 are slower than 32 on CPUs, whatever kernels alone promise: docs/LOG.md
+# 64 are slower than 32 on CPUs, whatever kernels alone promise: docs/LOG.md
+_SEQUENCES = (1, 2, 4, 8, 16, 32)
 _AS_GOOD = 1.01  # kernels are measured with 16 tokens, and are slower with fewer: more is better where equal
 _MORE_CELLS = 1.1  # than the mean lengths need, since lengths differ
 _WORTH_A_PART = 1.1  # measured: 15 to 40 % of a pass of 16 sequences of 300 tokens
