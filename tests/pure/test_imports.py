@@ -122,3 +122,9 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage: memfit")
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by their names alone, so that the second one ends the whole run."""
+    names = [path.name for path in Path(__file__).resolve().parents[1].rglob("test_*.py")]
+    assert len(set(names)) == len(names)
