@@ -117,6 +117,22 @@ class Offloader:
     # -- attempts --------------------------------------------------------------------------------
 
     def _search(self, parameters: EngineParameters, base: Answer, pieces: Pieces) -> _Found | None:
+        """The best that is found; where that does not fill the devices, rather as many whole layers as they
+        hold: what is needed beside those hardly changes from one placement to the next."""
+        best = self._approach(parameters, base, pieces, lambda one: self._choose(one, pieces.size_bytes))
+        if best and best.filled < _FULL:
+            simple = self._approach(parameters, base, pieces, lambda one: layer_split(one, partial=True))
+            best = max((one for one in (best, simple) if one), key=_Found.score)
+        return best
+
+    def _approach(
+        self,
+        parameters: EngineParameters,
+        base: Answer,
+        pieces: Pieces,
+        choose: Callable[[Problem], Placement | None],
+    ) -> _Found | None:
+        """Chosen again and again, each time with the rooms that the placement before turned out to leave."""
         passes = self._workload.generated_tokens + -(-self._workload.prompt_tokens // parameters.micro_batch)
         enter_seconds = [passes * speed.entering_seconds for speed in self._speeds]
         beside = self._beside(base)
@@ -128,7 +144,7 @@ class Offloader:
             if pieces.layers_bytes > sum(rooms):
                 break
             problem = _problem(pieces, rooms, enter_seconds)
-            placement = self._choose(problem, pieces.size_bytes)
+            placement = choose(problem)
             if placement is None:
                 break
             found = self._look(parameters, problem, placement)
@@ -185,11 +201,13 @@ class Offloader:
         """With single tensors moved out of devices that hold too much, and into what one that was asked for
         has left; None where that gains nothing."""
         rooms = [limit - size for limit, size in zip(self._limits, found.needs, strict=True)]
+        tried = [found.placement]
         for _ in range(_ATTEMPTS):
             left = list(rooms)
             fuller = self._moved(found, left)
-            if fuller == found.placement:
+            if fuller in tried:
                 break
+            tried.append(fuller)
             looked = self._look(parameters, found.problem, fuller)
             if looked.fits and (looked.filled > found.filled or not found.fits):
                 return looked
