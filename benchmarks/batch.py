@@ -4,13 +4,13 @@
 
 throughput: 256 prompts of mixed lengths (REQUESTS in the environment; a quarter for the larger model), 64
 tokens each, greedy: ours as planned for 1 GiB beside the weights, before and after llama-server with -np 16
-and 32, fed by as many connections; from the first request to the last answer, loading left out. Bar: 1.1
-times its best.
+and 32, repacked and not, fed by as many connections; from the first request to the last answer, loading left
+out. Bar: 1.1 times its best. And ours one by one, an eighth of them.
 streaming: the dense 4.1 GB model in a budget that holds half of its weights: 16 sequences against one by one.
 Bar: 8 times. prefix: 100 requests that begin with the same 1,000 tokens. Bar: at most 1.2 times the prompt
-work of computing them once. kl: what the same tokens' logits differ by, each sequence alone and 16 side by
-side. Bar: 1e-3 in the mean. lines: 100,000 lines of which all but a few are answered already: how long until
-the model is loaded, and what memory the parent takes.
+work of computing them once. kl: what the same tokens' probabilities differ by, each sequence alone and 16
+side by side. Bar: 1e-3 in the mean. lines: 100,000 lines of which all but a few are answered already: how
+long until the next answer, and what memory the parent takes beyond a job of few lines. Bar: 50 MiB.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from rewrite import rewrite
 from shapes import BIG, SMALL
 from subjects import models, peers
 from synthetic import write_model
@@ -65,10 +67,13 @@ def throughput(folder: Path) -> int:
     print("| model | who | sequences | seconds | tok/s | own | RAM error |\n|" + " --- |" * 7)
     for name, path, share in (("demo", models()["demo"], 1), ("dense 0.6 GB", str(small), 4)):
         prompts = mixed_prompts(REQUESTS // share)
+        alone = answered(path, prompts[: len(prompts) // 8], name, sequences=1)
         first = answered(path, prompts, name)
-        theirs = max(served(path, prompts, name, sequences, True) for sequences in (16, 32))
-        ratio = (first + answered(path, prompts, name)) / 2 / theirs
-        print(f"{name}: {ratio:.2f} times llama-server's best", flush=True)
+        settings = [(sequences, repack) for sequences in (16, 32) for repack in (True, False)]
+        theirs = max(served(path, prompts, name, *one) for one in settings)
+        ours = (first + answered(path, prompts, name)) / 2
+        print(f"{name}: {ours / theirs:.2f} times llama-server's best, {ours / alone:.1f} times one by one")
+        ratio = ours / theirs
         missed += ratio < 1.1
     return missed
 
@@ -79,19 +84,19 @@ def mixed_prompts(count: int) -> list[str]:
     return [f"{n}: " + " ".join(random.choices(WORDS, k=length)) for n, length in enumerate(lengths)]
 
 
-def answered(path: str, prompts: list[str], name: str) -> float:
-    """Ours, as `memfit batch` plans and runs it; prints a row."""
+def answered(path: str, prompts: list[str], name: str, sequences: int | None = None) -> float:
+    """Our tokens per second, as `memfit batch` plans and runs it; prints a row."""
     requests = [
         Request(number=n, prompt=prompt, sampling=Sampling(temperature=0, max_tokens=TOKENS))
         for n, prompt in enumerate(prompts)
     ]
     budget = memfit.Budget(ram=Path(path).stat().st_size + 1024 * MIB)
-    plan = planned(path, requests, budget)
+    plan = planned(path, requests, budget, sequences)
     totals, report, tokens = work(plan, requests)
     rate = tokens / totals.seconds
     row(
         name,
-        "memfit, repack " + ("on" if plan.parameters.repack else "off"),
+        "memfit, " + held(plan.parameters),
         plan.parameters.parallel,
         f"{totals.seconds:.1f}",
         f"{rate:.1f} (predicted {plan.prediction.together.value:.0f} without prompts)",
@@ -101,7 +106,20 @@ def answered(path: str, prompts: list[str], name: str) -> float:
     return rate
 
 
-def planned(path: str, requests: list[Request], budget: memfit.Budget, **workload: Any) -> Any:
+def held(parameters: Any) -> str:
+    """How weights are held."""
+    if parameters.dequantized:
+        return f"{len(parameters.dequantized)} matrices as BF16"
+    return "repack " + ("on" if parameters.repack else "off")
+
+
+def planned(
+    path: str,
+    requests: list[Request],
+    budget: memfit.Budget,
+    sequences: int | None = None,
+    **workload: Any,
+) -> Any:
     sizes = [len(one.prompt or "") for one in requests]
     found = ByteLengths(
         count=len(requests),
@@ -118,6 +136,7 @@ def planned(path: str, requests: list[Request], budget: memfit.Budget, **workloa
         lambda counts: lengths_in_tokens(found, sample, counts, TOKENS),
         budget=budget,
         workload=memfit.Workload(threads=2, **workload),
+        sequences=sequences,
     )
 
 
@@ -210,18 +229,16 @@ def streaming(folder: Path) -> int:
             Request(number=n, prompt=prompt[:100], sampling=Sampling(temperature=0, max_tokens=32))
             for n, prompt in enumerate(prompts[:count])
         ]
-        whole = planned(str(path), requests, memfit.Budget(), parallel=sequences, context=2048, repack="off")
-        tier = whole.tiers[0]
+        settings = {"sequences": sequences, "context": 2048, "repack": "off"}
+        tier = planned(str(path), requests, memfit.Budget(), **settings).tiers[0]
         ram = tier.total_bytes - tier.weights_bytes // 2
-        plan = planned(
-            str(path), requests, memfit.Budget(ram=ram), parallel=sequences, context=2048, repack="off"
-        )
+        plan = planned(str(path), requests, memfit.Budget(ram=ram), **settings)
         totals, report, tokens = work(plan, requests)
         rates[sequences] = tokens / totals.seconds
         error = report.tiers[0].error_bytes / MIB
         row(
             "",
-            sequences,
+            plan.parameters.parallel,
             plan.streamed_bytes // 10**6,
             f"{totals.seconds:.1f}",
             f"{rates[sequences]:.2f}",
@@ -250,43 +267,84 @@ def prefix(_: Path) -> int:
     return missed
 
 
-def divergence(_: Path) -> int:
-    """In a process that owns the C library: 16 texts of 48 tokens, token by token."""
-    print("| model | repack | mean KL | largest | same first choice |\n|" + " --- |" * 5)
+def divergence(folder: Path) -> int:
+    """16 texts of 48 tokens: what the same tokens' logits differ by, and by what any differ from F32's."""
+    print("| model | kernels | compared with | mean KL | largest | same first choice |\n|" + " --- |" * 6)
     missed = 0
     for name, path in models().items():
-        for repack in (False, True):
-            done = subprocess.run(
-                [sys.executable, "-c", DIVERGENCE, path, str(int(repack))], capture_output=True, text=True
+        exact = str(rewrite(path, folder / "f32.gguf", kind="F32")[0])
+        saved = {
+            (way, side_by_side): log_probabilities(folder, exact if way == "f32" else path, way, side_by_side)
+            for way in ("f32", "file", "repacked", "bf16")
+            for side_by_side in (False, True)
+        }
+        for way, with_way, bar in (
+            ("file", "file", 1e-3),
+            ("repacked", "repacked", 1e-3),
+            ("bf16", "bf16", 1e-3),
+            ("bf16", "file", None),
+            ("file", "f32", None),
+            ("bf16", "f32", None),
+        ):
+            mean, largest, same = compared(saved[with_way, False], saved[way, True])
+            row(
+                name,
+                f"{way}, 16 at once",
+                f"{with_way}, alone",
+                f"{mean:.1e}",
+                f"{largest:.1e}",
+                f"{same:.2%}",
             )
-            assert done.returncode == 0, done.stderr
-            mean, largest, same = map(float, done.stdout.split())
-            row(name, "on" if repack else "off", f"{mean:.1e}", f"{largest:.1e}", f"{same:.2%}")
-            missed += mean > 1e-3
+            missed += bar is not None and mean > bar
+        for one in saved.values():
+            one.unlink()
     return missed
 
 
-DIVERGENCE = """
+def compared(alone: Path, together: Path) -> tuple[float, float, float]:
+    """KL divergence in nats, its mean and maximum over all tokens; how often both prefer the same token."""
+    kls, same = [], []
+    for one, other in zip(*(np.load(path, mmap_mode="r") for path in (alone, together)), strict=True):
+        one, other = one.astype(np.float64), other.astype(np.float64)
+        kls.append((np.exp(one) * (one - other)).sum(axis=1))
+        same.append(one.argmax(axis=1) == other.argmax(axis=1))
+    return float(np.mean(kls)), float(np.max(kls)), float(np.mean(same))
+
+
+def log_probabilities(folder: Path, model: str, way: str, together: bool) -> Path:
+    """Of each of 48 tokens of 16 texts; computed in a process that owns the C library."""
+    path = folder / f"{way}-{together}.npy"
+    command = [sys.executable, "-c", LOG_PROBABILITIES, model, way, str(int(together)), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+LOG_PROBABILITIES = """
 import sys
-from pathlib import Path
 import numpy as np
 from memfit.engines.llamacpp.batching import _Batch
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.library import load_library
 from memfit.engines.llamacpp.model import Model
 from memfit.engines.scheduler import Pass
+from memfit.headers.find import find_model
 from memfit.memory.oracle import EngineParameters
+from memfit.planner.dequantizing import may_dequantize
 
+path, way, together, output = sys.argv[1], sys.argv[2], sys.argv[3] == "1", sys.argv[4]
 library = load_library()
 api = library.api
 quiet = api.llama_log_callback(lambda *_: None)
 api.llama_log_set(quiet, None)
 api.llama_backend_init()
+spec = find_model(path, None)
+larger = tuple(one.name for one in spec.tensors if way == "bf16" and may_dequantize(one, spec))
 parameters = EngineParameters(
-    paths=(Path(sys.argv[1]),), context=2048, parallel=16, kv_type="f16", micro_batch=256, threads=2,
-    repack=sys.argv[2] == "1", load_mode="read",
+    paths=spec.paths, context=2048, parallel=16, kv_type="f16", micro_batch=256, threads=2,
+    repack=way == "repacked", load_mode="own" if larger else "read", dequantized=larger,
 )
-model = Model(library, Devices(library, stand_ins=False), parameters)
+model = Model(library, Devices(library, stand_ins=False), parameters, tensors=spec.tensors)
 model.open_context(parameters)
 batch = _Batch(api, 256)
 text = "The quick brown fox jumps over the lazy dog, and nobody knows why it did so that day. " * 40
@@ -294,7 +352,7 @@ tokens = model.tokenize(text, add_special=False)
 rng = np.random.default_rng(3)
 texts = [[tokens[0], *rng.permutation(tokens)[:47].tolist()] for _ in range(16)]
 
-def logits(entries):
+def decode(entries):
     work = Pass()
     for sequence, position, token in entries:
         work.tokens.append(token), work.positions.append(position), work.sequences.append(sequence)
@@ -303,42 +361,65 @@ def logits(entries):
     model.decode_batch(batch.pointer)
     rows = [np.ctypeslib.as_array(api.llama_get_logits_ith(model._context, at), (model.vocabulary_size,))
             for at in range(len(entries))]
-    return np.array(rows, dtype=np.float64)
-
-def log_probabilities(rows):
-    rows = rows - rows.max(axis=1, keepdims=True)
+    rows = np.array(rows, dtype=np.float64)
+    rows -= rows.max(axis=1, keepdims=True)
     return rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
 
-alone = []
-for one in texts:
-    model.clear()
-    alone.append(np.concatenate([logits([(0, at, token)]) for at, token in enumerate(one)]))
-model.clear()
-found = []
-for at in range(48):
-    together = log_probabilities(logits([(n, at, one[at]) for n, one in enumerate(texts)]))
-    single = log_probabilities(np.array([rows[at] for rows in alone]))
-    kl = (np.exp(single) * (single - together)).sum(axis=1)
-    found += zip(kl, single.argmax(axis=1) == together.argmax(axis=1))
-kls = np.array([one for one, _ in found])
-print(kls.mean(), kls.max(), np.mean([same for _, same in found]))
+found = np.lib.format.open_memmap(output, "w+", np.float32, (48, 16, model.vocabulary_size))
+if together:
+    for at in range(48):
+        found[at] = decode([(n, at, one[at]) for n, one in enumerate(texts)])
+else:
+    for n, one in enumerate(texts):
+        model.cache.clear()
+        for at, token in enumerate(one):
+            found[at, n] = decode([(0, at, token)])[0]
+found.flush()
 """
 
 
 def lines(folder: Path) -> int:
-    """All lines but the last 200 were answered by an earlier run, as their journal says."""
+    """A job of 100,000 lines, and one of 200; all but the last 200 were answered by an earlier run, as their
+    journal says. Until the first new answer is kept: that is written down once a second."""
+    print("| lines | first new answer after s | parent's peak MiB | seconds |\n|" + " --- |" * 4)
+    peaks = []
+    for count in (200, 100_000):
+        source, output = folder / f"{count}.jsonl", folder / f"{count}.out.jsonl"
+        prepare(source, output, count)
+        command = [sys.executable, "-m", "memfit", "batch", "demo", "--ram", "1GiB"]
+        command += ["--input", str(source), "--output", str(output)]
+        journal = output.with_name(output.name + ".journal")
+        before = journal.stat().st_size
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        peak, first = 0, 0.0
+        while process.poll() is None:
+            peak = max(peak, status_bytes(process.pid))
+            if not first and size_of(journal) > before:
+                first = time.perf_counter() - started
+            time.sleep(0.02)
+        seconds = time.perf_counter() - started
+        err = process.stderr.read() if process.stderr else ""
+        assert process.returncode == 0, err
+        with output.open("rb") as file:
+            assert sum(1 for _ in file) == count
+        row(count, first, peak / MIB, seconds)
+        peaks.append(peak)
+    return peaks[1] - peaks[0] > 50 * MIB
+
+
+def prepare(source: Path, output: Path, count: int) -> None:
+    """So many requests, and what a run that was killed before the last 200 leaves."""
     from memfit.batch.answers import answer_line
     from memfit.batch.input import open_input
     from memfit.batch.output import open_sink
     from memfit.engines.protocol import Completion, Speed
     from memfit.headers.find import find_model
 
-    source, output, count = folder / "in.jsonl", folder / "out.jsonl", 100_000
     with source.open("w") as file:
         for n in range(count):
-            file.write(
-                json.dumps({"id": str(n), "prompt": f"Number {n}", "max_tokens": 8, "temperature": 0}) + "\n"
-            )
+            request = {"id": str(n), "prompt": f"Number {n}", "max_tokens": 8, "temperature": 0}
+            file.write(json.dumps(request) + "\n")
     spec = find_model("demo", None)
     identity = {
         "model": {"name": spec.name, "quantization": spec.quantization, "file_bytes": spec.file_bytes},
@@ -360,32 +441,13 @@ def lines(folder: Path) -> int:
         for number, line in enumerate(found.items(), start=1):
             if number <= count - 200:
                 sink.add(number, output=answer_line(line, done, model="m"))
-    command = [
-        sys.executable,
-        "-m",
-        "memfit",
-        "batch",
-        "demo",
-        "--input",
-        str(source),
-        "--output",
-        str(output),
-    ]
-    started = time.perf_counter()
-    process = subprocess.Popen([*command, "--ram", "1GiB"], stderr=subprocess.PIPE, text=True)
-    peak, first = 0, 0.0
-    while process.poll() is None:
-        peak = max(peak, status_bytes(process.pid))
-        if not first and children(process.pid) and output.stat().st_size > 0:
-            first = time.perf_counter() - started
-        time.sleep(0.02)
-    err = process.stderr.read() if process.stderr else ""
-    assert process.returncode == 0, err
-    with output.open("rb") as file:
-        answers = sum(1 for _ in file)
-    seconds = time.perf_counter() - started
-    print(f"100,000 lines: {answers} answers, parent's peak {peak / MIB:.0f} MiB, {seconds:.1f} s")
-    return answers != count
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # a job that is done keeps no journal
+        return 0
 
 
 def status_bytes(pid: int) -> int:
@@ -394,13 +456,6 @@ def status_bytes(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0)
-
-
-def children(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return ""
 
 
 def row(*cells: object) -> None:

@@ -1,6 +1,6 @@
-"""The same model in another form: every tensor in F32, to be larger, or in several files.
+"""The same model in another form: quantized tensors as F32 or BF16, or in several files.
 
-python benchmarks/rewrite.py MODEL PATH [--f32] [--split BYTES]
+python benchmarks/rewrite.py MODEL PATH [--type F32|BF16] [--split BYTES]
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-from gguf.quants import dequantize
+from gguf import LlamaFileType as FileType
+from gguf.quants import dequantize, quantize
 
-_ALL_F32 = 0  # llama.cpp's number for such a file
+_FILE_TYPES = {"F32": FileType.ALL_F32, "BF16": FileType.MOSTLY_BF16}
+_WHOLE = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
-def rewrite(model: str, path: Path, *, f32: bool = False, split_bytes: int = 0) -> list[Path]:
+def rewrite(model: str, path: Path, *, kind: str = "", split_bytes: int = 0) -> list[Path]:
     """The files that were made; with `split_bytes` each holds so much of the weights at most, as gguf-split
     has it. Holds the weights in memory."""
     reader = GGUFReader(model)
@@ -24,11 +26,12 @@ def rewrite(model: str, path: Path, *, f32: bool = False, split_bytes: int = 0) 
         if name.startswith("GGUF.") or name == "general.architecture":
             continue
         element = field.types[-1] if len(field.types) > 1 else None
-        value = _ALL_F32 if f32 and name == "general.file_type" else field.contents()
+        value = _FILE_TYPES[kind] if kind and name == "general.file_type" else field.contents()
         writer.add_key_value(name, value, field.types[0], element)
     for tensor in reader.tensors:
-        if f32 and tensor.tensor_type != GGMLQuantizationType.F32:
-            writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type))
+        if kind and tensor.tensor_type not in _WHOLE:
+            data = quantize(dequantize(tensor.data, tensor.tensor_type), GGMLQuantizationType[kind])
+            writer.add_tensor(tensor.name, data, raw_dtype=GGMLQuantizationType[kind])
         else:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
@@ -42,10 +45,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("path", type=Path)
-    parser.add_argument("--f32", action="store_true")
+    parser.add_argument("--type", choices=_FILE_TYPES, default="")
     parser.add_argument("--split", type=int, default=0, metavar="BYTES")
     arguments = parser.parse_args()
-    for file in rewrite(arguments.model, arguments.path, f32=arguments.f32, split_bytes=arguments.split):
+    for file in rewrite(arguments.model, arguments.path, kind=arguments.type, split_bytes=arguments.split):
         print(file)
     return 0
 

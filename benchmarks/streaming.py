@@ -73,7 +73,7 @@ def main() -> int:
         if arguments.beyond_ram:
             return beyond_ram(given or {"dense": synthetic(folder, "dense", HUGE)}, arguments.ram)
         subjects = given or {
-            "SmolLM2 F32": str(rewrite(models()["demo"], folder / "f32.gguf", f32=True)[0]),
+            "SmolLM2 F32": str(rewrite(models()["demo"], folder / "f32.gguf", kind="F32")[0]),
             "MoE": synthetic(folder, "moe", MOE),
         }
         if not arguments.predictions:

@@ -21,6 +21,7 @@ from memfit.hardware.profile import read_profile
 from memfit.headers.find import find_model
 from memfit.headers.remote.stand_in import is_stand_in
 from memfit.planner.apart import SolverProcess
+from memfit.planner.dequantizing import DEQUANTIZED
 from memfit.planner.plan import Plan
 from memfit.planner.planner import make_plan, repack_modes, thread_count
 from memfit.planner.profile_speed import profile_speeds
@@ -56,8 +57,13 @@ def plan(
         UsageError: a budget or workload that makes no sense.
         EngineError: the engine is missing or refuses the configuration.
     """
-    with _planning(model, budget, workload, machine, count_parent, say, verbose) as (make, _):
-        return make(workload or Workload())
+    workload = workload or Workload()
+    many = workload.parallel > 1
+    with _planning(model, budget, workload, machine, count_parent, say, verbose, side_by_side=many) as (
+        make,
+        _,
+    ):
+        return make(workload)
 
 
 def plan_batch(
@@ -67,6 +73,7 @@ def plan_batch(
     *,
     budget: Budget | None = None,
     workload: Workload | None = None,
+    sequences: int | None = None,
     count_parent: bool = False,
     say: Callable[[str], None] | None = None,
     verbose: bool = False,
@@ -74,11 +81,14 @@ def plan_batch(
     """Plan a job of many requests: how many run side by side, and in how large a context.
 
     `lengths` makes of the tokens of a sample's prompts, None for such as are none, those of the whole job.
-    Everything else as in `plan`.
+    `sequences` is how many run side by side; None for what pays off. Everything else as in `plan`.
     """
     workload = workload or Workload()
-    with _planning(model, budget, workload, None, count_parent, say, verbose) as (make, oracle):
-        return plan_side_by_side(lengths(oracle.count_tokens(sample)), workload, make)
+    with _planning(model, budget, workload, None, count_parent, say, verbose, side_by_side=True) as (
+        make,
+        oracle,
+    ):
+        return plan_side_by_side(lengths(oracle.count_tokens(sample)), workload, make, sequences)
 
 
 @contextmanager
@@ -90,6 +100,8 @@ def _planning(
     count_parent: bool,
     say: Callable[[str], None] | None,
     verbose: bool,
+    *,
+    side_by_side: bool,
 ) -> Iterator[tuple[Callable[[Workload], Plan], LlamaOracle]]:
     """What makes plans of a model, for workloads with the same threads and repacking as `workload`."""
     if sys.platform != "linux":
@@ -115,7 +127,8 @@ def _planning(
             device_speeds: list[DeviceSpeed | None] = [*imagined]
             speeds: Mapping[bool, DeviceSpeed] | None = dict.fromkeys(modes, ram_speed)
         else:
-            types, attention = needed_rates(oracle.ask(small_parameters(spec, modes[0])))
+            small = oracle.ask(small_parameters(spec, modes[0]))
+            types, attention = needed_rates(small, instead=DEQUANTIZED if side_by_side else None)
             speeds = calibration.ram_speeds(types, attention, repack_modes=modes, threads=threads)
             device_speeds = [
                 calibration.device_speed(device.engine_name, types, attention) for device in devices

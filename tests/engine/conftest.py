@@ -121,3 +121,9 @@ def lend(memory: int | str, *options: str) -> Iterator[Worker]:
             except subprocess.TimeoutExpired:
                 process.kill()
             watchdog.cancel()
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the models that benchmarks make be imported."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,18 @@ def test_requests_of_every_kind_beside_each_other(plan: Plan) -> None:
     assert answer["label"] in ("red", "blue") and isinstance(answer["sure"], bool)
     assert "JSON schema" in str(found[4].error)
     assert found[5].completion.text
+
+
+def test_a_batch_that_is_left_early_leaves_the_session_usable(plan: Plan) -> None:
+    with memfit.load(plan) as session:
+        alone = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
+        batch = session.batch()
+        batch.add(ask(0, "Once upon a time", max_tokens=3))
+        batch.add(ask(1, "Count: 1, 2, 3,", max_tokens=2000))
+        with closing(batch.events()) as events:
+            assert isinstance(next(one for one in events if isinstance(one, Answer)), Answer)
+        again = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
+    assert again == alone
 
 
 def test_requests_come_and_go_while_others_run(plan: Plan) -> None:

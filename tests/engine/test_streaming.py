@@ -226,12 +226,6 @@ def _in_session(number: int) -> list[int]:
     return found
 
 
-@pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the models that benchmarks make be imported."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-
 def test_experts_stream_whole(tmp_path: Path, benchmarks: None) -> None:
     synthetic, shapes = (importlib.import_module(name) for name in ("synthetic", "shapes"))
     path = tmp_path / "moe.gguf"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,7 @@ class RandomBatch(FakeBatch):
         super().add(request, sends_text=sends_text)
         self._world.most_open = max(self._world.most_open, len(self._requests))
 
-    def events(self) -> Iterator[Answer | TextPiece | Nothing]:
+    def events(self) -> Generator[Answer | TextPiece | Nothing]:
         world = self._world
         while self._requests:
             words = [one.messages[0]["content"] for one in self._requests]

@@ -256,7 +256,7 @@ def test_plans_use_what_was_measured(engine: type[_FakeWorker]) -> None:
     assert list(speeds[True].attention) == [f"F16/{head}" for head in (64, 80, 96, 128, 256)] + [
         f"Q8_0/{head}" for head in (64, 96, 128, 256)
     ]
-    assert _calibration().disk_speed(Path("/mnt/models")) == _DISK
+    assert list(_calibration().measured().disks.values()) == [_DISK]
 
 
 def test_it_measures_anew_what_is_cached(engine: type[_FakeWorker]) -> None:

@@ -55,11 +55,11 @@ def test_each_sequence_has_its_own_part_where_there_is_memory() -> None:
     plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=1638))
     assert not plan.workload.kv_unified and plan.workload.context == 32 * 512
     assert plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=1637)).workload.kv_unified
-    asked = Workload(parallel=4, context=2047)  # less than 4 * 512
-    assert plan_side_by_side(_LENGTHS, asked, Maker()).workload.kv_unified
-    asked = Workload(parallel=4, context=2048)
-    assert plan_side_by_side(_LENGTHS, asked, Maker()).workload == replace(
-        asked, kv_unified=False, prompt_tokens=100, generated_tokens=50
+    asked = Workload(context=2047)  # less than 4 * 512
+    assert plan_side_by_side(_LENGTHS, asked, Maker(), 4).workload.kv_unified
+    asked = Workload(context=2048)
+    assert plan_side_by_side(_LENGTHS, asked, Maker(), 4).workload == replace(
+        asked, parallel=4, kv_unified=False, prompt_tokens=100, generated_tokens=50
     )
 
 
@@ -82,8 +82,9 @@ def test_no_more_than_there_are_requests() -> None:
 
 def test_what_was_asked_for_is_obeyed() -> None:
     make = Maker()
-    plan = plan_side_by_side(_LENGTHS, Workload(parallel=5, context=3000), make)
+    plan = plan_side_by_side(_LENGTHS, Workload(context=3000), make, 5)
     assert {one.parallel for one in make.asked} == {5} and plan.workload.context == 3000
+    assert plan_side_by_side(_LENGTHS, Workload(), Maker(), 1).parameters.parallel == 1
     plan = plan_side_by_side(_LENGTHS, Workload(context=700), Maker())
     assert plan.parameters.parallel == 4  # 8 * 150 tokens have no room in 700
 

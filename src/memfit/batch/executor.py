@@ -120,16 +120,17 @@ class Executor:
                     batch.add(line.request)
 
         feed()
-        for event in batch.events():
-            self._totals = before + batch.totals
-            if isinstance(event, Answer):
-                self._take(event)
-                feed()
-            now = time.monotonic()
-            if now - self._flushed_at >= _FLUSH_SECONDS:
-                self._flushed_at = now
-                self._sink.flush()
-                self._show()
+        with closing(batch.events()) as events:  # an answer that cannot be kept ends the others, too
+            for event in events:
+                self._totals = before + batch.totals
+                if isinstance(event, Answer):
+                    self._take(event)
+                    feed()
+                now = time.monotonic()
+                if now - self._flushed_at >= _FLUSH_SECONDS:
+                    self._flushed_at = now
+                    self._sink.flush()
+                    self._show()
         self._totals = before + batch.totals
         self._sink.flush()
         self._show()

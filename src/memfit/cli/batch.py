@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from memfit.batch.sink import Sink
     from memfit.cli.fetch import MakePlan
     from memfit.engines.protocol import BatchTotals, Sampling, Session
+    from memfit.engines.report import Report
     from memfit.planner.plan import Plan
     from memfit.planner.request import Budget, Workload
 
@@ -76,22 +77,21 @@ def command(
     Lines that cannot be answered go to OUT.errors.jsonl with the reason. A run that was interrupted, or
     killed, goes on where it was when the same command is run again.
     """
-    from memfit.api import load
-    from memfit.batch.executor import Executor
     from memfit.batch.input import open_input
     from memfit.batch.output import open_sink
-    from memfit.cli.render import console, loading_progress, print_plan, print_report
+    from memfit.cli.render import console, print_memory, print_plan
 
     err = console(stderr=True)
 
     def say(text: str) -> None:
         err.print(f"memfit: {text}", markup=False)
 
+    sequences = options["parallel"]
     budget, workload = take_budget(options), take_workload(options)
     sampling = take_sampling(options)
     constraint = _read_schema(schema)
     with open_input(source, sampling, raw=raw, schema=constraint, stdin=sys.stdin.buffer) as lines:
-        make_plan = _planner(model, lines, sampling, budget, workload, say, verbose)
+        make_plan = _planner(model, lines, sampling, budget, workload, sequences, say, verbose)
         planned = ready_plan(make_plan, err, yes=yes)
         identity = _identity(planned, sampling, constraint, raw)
         with open_sink(
@@ -111,32 +111,48 @@ def command(
                 say(f"{before} of {lines.count} requests were answered before; going on")
             print_plan(planned, err)
             err.print()
-
-            def open_session() -> Session:
-                with loading_progress(err) as on_progress:
-                    return load(
-                        planned,
-                        count_parent=True,
-                        hard_cap=hard_cap,
-                        on_progress=on_progress,
-                        verbose=verbose,
-                    )
-
-            with _progress_bar(err, lines.count) as on_progress:
-                report, totals = Executor(
-                    lines,
-                    sink,
-                    open_session,
-                    model=planned.spec.name,
-                    ahead=2 * planned.parameters.parallel + 2,
-                    expected_tokens=planned.workload.generated_tokens,
-                    on_progress=on_progress,
-                    say=say,
-                ).run()
+            report, totals = _answer(planned, lines, sink, err, say, hard_cap=hard_cap, verbose=verbose)
             err.print()
-            print_report(report, err)
+            print_memory(report, err)
             _print_summary(planned, totals, sink, output, err)
     return 0
+
+
+def _answer(
+    planned: Plan,
+    lines: Input,
+    sink: Sink,
+    err: Console,
+    say: Callable[[str], None],
+    *,
+    hard_cap: bool,
+    verbose: bool,
+) -> tuple[Report, BatchTotals]:
+    """All that is not done yet, with a bar on a terminal: the loading's, or the answering's."""
+    from memfit.api import load
+    from memfit.batch.executor import Executor
+    from memfit.cli.render import loading_progress
+
+    bar = _Bar(err, lines.count)
+
+    def open_session() -> Session:
+        bar.close()  # two at a time are an error to rich
+        with loading_progress(err) as on_progress:
+            return load(
+                planned, count_parent=True, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
+            )
+
+    with closing(bar):
+        return Executor(
+            lines,
+            sink,
+            open_session,
+            model=planned.spec.name,
+            ahead=2 * planned.parameters.parallel + 2,
+            expected_tokens=planned.workload.generated_tokens,
+            on_progress=bar.show,
+            say=say,
+        ).run()
 
 
 def _planner(
@@ -145,6 +161,7 @@ def _planner(
     sampling: Sampling,
     budget: Budget,
     workload: Workload,
+    sequences: int | None,
     say: Callable[[str], None],
     verbose: bool,
 ) -> MakePlan:
@@ -163,6 +180,7 @@ def _planner(
             lambda counts: lengths_in_tokens(lines.lengths, sample, counts, expected),
             budget=budget,
             workload=workload,
+            sequences=sequences,
             count_parent=True,
             say=say,
             verbose=verbose,
@@ -194,34 +212,40 @@ def _read_schema(path: str | None) -> Mapping[str, Any] | None:
     return schema
 
 
-@contextlib.contextmanager
-def _progress_bar(out: Console, total: int) -> Iterator[Callable[[Progress], None]]:
+class _Bar:
     """A bar that is drawn when told, not by a thread of its own: what computes beside the engine slows it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("answering"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]}", style="red"),
-    )
-    with Bar(*columns, console=out, auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("", total=total, rate="", failed="")
+    def __init__(self, out: Console, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        def show(now: Progress) -> None:
-            totals = now.totals
-            bar.update(
-                task,
-                completed=now.answered + now.failed,
-                rate=format_rate(totals.generated_tokens / totals.seconds) if totals.seconds else "",
-                failed=f"{now.failed} failed" if now.failed else "",
-            )
-            bar.refresh()
+        self._bar = Progress(
+            TextColumn("answering"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failed]}", style="red"),
+            console=out,
+            auto_refresh=False,
+            transient=True,
+            disable=not out.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, rate="", failed="")
 
-        yield show
+    def show(self, now: Progress) -> None:
+        totals = now.totals
+        self._bar.start()
+        self._bar.update(
+            self._task,
+            completed=now.answered + now.failed,
+            rate=format_rate(totals.generated_tokens / totals.seconds) if totals.seconds else "",
+            failed=f"{now.failed} failed" if now.failed else "",
+        )
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Take it away; it comes again with the next progress."""
+        self._bar.stop()
 
 
 def _print_summary(planned: Plan, totals: BatchTotals, sink: Sink, output: str, out: Console) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "console",
     "loading_progress",
     "plain",
+    "print_memory",
     "print_plan",
     "print_report",
     "print_why",
@@ -69,6 +70,8 @@ def print_plan(plan: Plan, out: Console) -> None:
     out.print(title.append(f" · {format_bytes(spec.file_bytes)}"))
     sequences = f"{parameters.parallel} sequence{'s' * (parameters.parallel > 1)}"
     repack = "repack on" if parameters.repack else "repack off"
+    if parameters.dequantized:
+        repack = f"{len(parameters.dequantized)} matrices as BF16"
     out.print(
         f"context {plan.context} · {sequences} · KV {parameters.kv_type} · "
         f"micro-batch {parameters.micro_batch} · {parameters.threads} threads · {repack} · "
@@ -137,7 +140,27 @@ def _range(rate: Rate) -> str:
 
 
 def print_report(report: Report, out: Console) -> None:
-    """Predicted against measured."""
+    """Predicted against measured: memory, and the speed of one sequence."""
+    print_memory(report, out)
+    rates = []
+    for name, measured, predicted in (
+        ("prompt", report.speed.prompt_tokens_per_second, report.plan.prediction.prompt),
+        (
+            "generation",
+            report.speed.generation_tokens_per_second,
+            report.plan.prediction.generation,
+        ),
+    ):
+        if measured is not None:
+            rates.append(f"{name} {format_rate(measured)} (predicted {format_rate(predicted.value)})")
+    rates.append(f"loaded in {report.load_seconds:.1f} s")
+    out.print(" · ".join(rates))
+    for advice in report.advice:
+        out.print(f"[yellow]advice[/]  {advice}")
+
+
+def print_memory(report: Report, out: Console) -> None:
+    """What each place held at most, against its budget."""
     for tier in report.tiers:
         verdict = "[green]within budget[/]" if tier.within_budget else "[red]OVER BUDGET[/]"
         if tier.peak_bytes is None or tier.error_bytes is None:
@@ -156,21 +179,6 @@ def print_report(report: Report, out: Console) -> None:
             f" · the kernel counted {format_bytes(report.cap.peak_bytes)}" if report.cap.peak_bytes else ""
         )
         out.print(f"[bold]HARD CAP[/]  {format_bytes(report.cap.limit_bytes)}{counted}")
-    rates = []
-    for name, measured, predicted in (
-        ("prompt", report.speed.prompt_tokens_per_second, report.plan.prediction.prompt),
-        (
-            "generation",
-            report.speed.generation_tokens_per_second,
-            report.plan.prediction.generation,
-        ),
-    ):
-        if measured is not None:
-            rates.append(f"{name} {format_rate(measured)} (predicted {format_rate(predicted.value)})")
-    rates.append(f"loaded in {report.load_seconds:.1f} s")
-    out.print(" · ".join(rates))
-    for advice in report.advice:
-        out.print(f"[yellow]advice[/]  {advice}")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from memfit.engines.protocol import (
     Answer,
@@ -43,7 +43,7 @@ class FakeBatch:
     def end(self) -> None:
         """`events` ends by itself, once nothing is left."""
 
-    def events(self) -> Iterator[Answer | TextPiece | Nothing]:
+    def events(self) -> Generator[Answer | TextPiece | Nothing]:
         while self._requests:
             request = self._requests.popleft()
             try:

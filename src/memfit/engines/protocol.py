@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -167,10 +167,10 @@ class Batch(Protocol):
         """No more requests come: `events` ends with the last answer."""
         ...
 
-    def events(self) -> Iterator[Answer | TextPiece | Nothing]:
+    def events(self) -> Generator[Answer | TextPiece | Nothing]:
         """Answers as they are ready, and Nothing about once a second without any.
 
-        Ctrl-C ends them early and sets `was_cancelled`.
+        Ctrl-C ends them early and sets `was_cancelled`. Closed early, it cancels what still runs.
         """
         ...
 

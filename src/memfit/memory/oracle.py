@@ -35,6 +35,7 @@ class EngineParameters:
     # With load_mode "own": tensors in RAM's care that stay on the disk, and what they pass through.
     streamed: tuple[str, ...] = ()
     ring_bytes: int = 0
+    dequantized: tuple[str, ...] = ()  # with "own": quantized matrices in RAM that are held as BF16
     kv_unified: bool = True  # any sequence may use all of the context; else each has an equal part of it
 
     def to_json(self) -> dict[str, Any]:
@@ -51,6 +52,7 @@ class EngineParameters:
                 "layers": tuple(values["layers"]),
                 "overrides": tuple((pattern, place) for pattern, place in values["overrides"]),
                 "streamed": tuple(values["streamed"]),
+                "dequantized": tuple(values["dequantized"]),
             }
         )
 

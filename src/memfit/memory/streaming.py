@@ -15,6 +15,7 @@ __all__ = [
     "PAGE_BYTES",
     "SENT_BYTES",
     "Stretch",
+    "dequantized_bytes",
     "is_read_by_row",
     "ring_bytes",
     "streamed_bytes",
@@ -64,6 +65,11 @@ def stretches(tensors: Iterable[TensorSpec]) -> list[Stretch]:
 def is_read_by_row(tensor: TensorSpec, tensors: Iterable[TensorSpec]) -> bool:
     """Whether only some rows are read for a pass: the token table, unless it is the output matrix too."""
     return tensor.name == "token_embd.weight" and any(one.name == "output.weight" for one in tensors)
+
+
+def dequantized_bytes(tensor: TensorSpec) -> int:
+    """What a tensor takes as BF16, in pages of its own."""
+    return -(-2 * tensor.elements // PAGE_BYTES) * PAGE_BYTES
 
 
 def streamed_bytes(tensors: Iterable[TensorSpec], names: Iterable[str]) -> int:

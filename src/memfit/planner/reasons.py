@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from memfit.memory.oracle import RAM
+from memfit.memory.streaming import dequantized_bytes
 from memfit.planner.places import exceptions_of
 from memfit.planner.plan import Plan
 from memfit.planner.request import RESERVE_BYTES, Budget
@@ -31,6 +32,7 @@ def reasons(
     yield from _budget_reasons(plan, budget, free_bytes)
     yield from _context_reasons(plan)
     yield f"repack {'on' if plan.parameters.repack else 'off'}: {_repack_reason(plan, measured, other)}"
+    yield from _dequantized_reasons(plan)
     yield f"load mode {plan.parameters.load_mode}: {_load_reason(plan)}"
     yield from _device_reasons(plan, alone, too_small)
     size, threads = plan.parameters.micro_batch, plan.parameters.threads
@@ -80,6 +82,17 @@ def _repack_reason(plan: Plan, measured: bool, other: Prediction | None) -> str:
         f"{format_rate(plan.prediction.generation.value)} against "
         f"{format_rate(other.generation.value)}, by this CPU's kernels"
     )
+
+
+def _dequantized_reasons(plan: Plan) -> Iterator[str]:
+    names = set(plan.parameters.dequantized)
+    if names:
+        larger = [one for one in plan.spec.tensors if one.name in names]
+        added = sum(dequantized_bytes(one) - one.size_bytes for one in larger)
+        yield (
+            f"{len(larger)} matrices held as BF16, for {format_bytes(added)} more: "
+            "many sequences at once are computed faster so, by this CPU's kernels"
+        )
 
 
 def _load_reason(plan: Plan) -> str:

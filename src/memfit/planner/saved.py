@@ -159,6 +159,7 @@ def _parameters(fields: Fields) -> EngineParameters:
         overrides=_overrides(fields, len(devices)),
         streamed=_texts(fields, "streamed"),
         ring_bytes=fields.integer("ring_bytes", 0, _MOST_BYTES),
+        dequantized=_texts(fields, "dequantized"),
         kv_unified=fields.boolean("kv_unified"),
     )
 

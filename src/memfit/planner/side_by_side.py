@@ -35,17 +35,18 @@ class Lengths:
     longest: int  # of a prompt and its answer together: the context holds at least that
 
 
-def plan_side_by_side(lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan]) -> Plan:
-    """The fastest plan that fits; the smallest where none does. A context or a number of sequences above one
-    in `workload` is obeyed."""
+def plan_side_by_side(
+    lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan], sequences: int | None = None
+) -> Plan:
+    """The fastest plan that fits; the smallest where none does. A context in `workload` is obeyed, and a
+    number of `sequences`."""
     most = max(1, lengths.requests)
-    sensible = dict.fromkeys(min(sequences, most) for sequences in _SEQUENCES)
-    asked = (workload.parallel,) if workload.parallel > 1 else tuple(sensible)
+    asked = (sequences,) if sequences is not None else dict.fromkeys(min(each, most) for each in _SEQUENCES)
     best: Plan | None = None
-    for sequences in asked:
-        if best and not _shares(lengths, workload, sequences):
+    for count in asked:
+        if best and not _shares(lengths, workload, count):
             break
-        plan = make(_workload(lengths, workload, sequences))
+        plan = make(_workload(lengths, workload, count))
         if best is None:
             best = plan
         elif not plan.fits:

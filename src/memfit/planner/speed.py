@@ -155,8 +155,9 @@ def attention_key(type_name: str, head: int) -> str:
     return f"{type_name}/{head}"
 
 
-def needed_rates(answer: Answer) -> tuple[list[str], list[str]]:
-    """The weights' types, and the keys of attention, whose speeds decide this model's."""
+def needed_rates(answer: Answer, *, instead: str | None = None) -> tuple[list[str], list[str]]:
+    """The weights' types, and the keys of attention, whose speeds decide this model's; those of a type too
+    that weights may be held as `instead`."""
     sizes: dict[str, int] = {}
     attention = set()
     for one in answer.generation.operations:
@@ -166,7 +167,10 @@ def needed_rates(answer: Answer) -> tuple[list[str], list[str]]:
             key = weight_key(one.type, one.width)
             sizes[key] = sizes.get(key, 0) + one.bytes
     least = _MINOR * sum(sizes.values())
-    return sorted(name for name in sizes if sizes[name] >= least), sorted(attention)
+    types = {name for name in sizes if sizes[name] >= least}
+    if instead:
+        types |= {name.replace(name.partition("/")[0], instead) for name in types}
+    return sorted(types), sorted(attention)
 
 
 def cells_in_use(prompt_tokens: int, generated_tokens: int, depth: int | None) -> tuple[float, float]:

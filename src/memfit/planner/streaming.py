@@ -16,12 +16,12 @@ from dataclasses import replace
 
 from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.memory.oracle import RAM, EngineParameters
-from memfit.memory.streaming import is_read_by_row, ring_bytes, stretches
+from memfit.memory.streaming import dequantized_bytes, is_read_by_row, ring_bytes, stretches
 from memfit.planner.places import places_of
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import KIB
 
-__all__ = ["ASSUMED_DISK", "held_bytes", "resident", "row_bytes", "slowed", "stream_out"]
+__all__ = ["ASSUMED_DISK", "held_bytes", "is_matrix", "resident", "row_bytes", "slowed", "stream_out"]
 
 ASSUMED_DISK = 1e9  # bytes per second: an older NVMe drive, or two SATA ones
 _LEAST_BYTES = 256 * KIB  # of a tensor: waiting for a smaller one costs more than it frees
@@ -76,14 +76,21 @@ def stream_out(
 
 
 def held_bytes(spec: ModelSpec, parameters: EngineParameters) -> int:
-    """Of the weights that are RAM's: pinned ones, and the ring."""
-    streamed = set(parameters.streamed)
-    pinned = [
-        one
-        for one in _in_ram(spec, parameters)
-        if one.name not in streamed and not is_read_by_row(one, spec.tensors)
-    ]
-    return sum(part.size_bytes for part in stretches(pinned)) + parameters.ring_bytes
+    """Of the weights that are RAM's: pinned ones, as they are or dequantized, and the ring."""
+    streamed, dequantized = set(parameters.streamed), set(parameters.dequantized)
+    pinned, larger = [], 0
+    for one in _in_ram(spec, parameters):
+        if one.name in dequantized:
+            larger += dequantized_bytes(one)
+        elif one.name not in streamed and not is_read_by_row(one, spec.tensors):
+            pinned.append(one)
+    return sum(part.size_bytes for part in stretches(pinned)) + larger + parameters.ring_bytes
+
+
+def is_matrix(tensor: TensorSpec) -> bool:
+    """Whether it is one of a layer's matrices, experts' too, or the output's; a tied table is not."""
+    name = _LAYER.fullmatch(tensor.name)
+    return tensor.name == "output.weight" or bool(name and _MATRIX.fullmatch(name[2]))
 
 
 def row_bytes(spec: ModelSpec, parameters: EngineParameters) -> int:
@@ -135,10 +142,7 @@ def _in_ram(spec: ModelSpec, parameters: EngineParameters) -> list[TensorSpec]:
 
 def _may_stream(tensor: TensorSpec, spec: ModelSpec) -> bool:
     """Matrices that a pass multiplies with once; a tied token table is read by row too, so it is pinned."""
-    if len(tensor.shape) < 2 or tensor.size_bytes < _LEAST_BYTES:
-        return False
-    name = _LAYER.fullmatch(tensor.name)
-    return tensor.name == "output.weight" or bool(name and _MATRIX.fullmatch(name[2]))
+    return len(tensor.shape) >= 2 and tensor.size_bytes >= _LEAST_BYTES and is_matrix(tensor)
 
 
 def _computed(tensor: TensorSpec) -> tuple[int, int, str]:

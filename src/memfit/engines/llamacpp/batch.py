@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,6 @@ from memfit.engines.llamacpp.client import WorkerProcess, rebuilt_error
 from memfit.engines.protocol import Answer, BatchTotals, Completion, Nothing, Request, Speed, TextPiece
 
 __all__ = ["LlamaBatch", "speed_of"]
-
 
 _QUIET_SECONDS = 1.0
 
@@ -54,8 +53,12 @@ class LlamaBatch:
         with self._explaining_death():
             self._worker.tell("end")
 
-    def events(self) -> Iterator[Answer | TextPiece | Nothing]:
-        with self._worker.cancels_on_interrupt(), self._explaining_death():
+    def events(self) -> Generator[Answer | TextPiece | Nothing]:
+        with (
+            closing(self._conversation),
+            self._worker.cancels_on_interrupt(),
+            self._explaining_death(),
+        ):
             while True:
                 while not self._worker.has_event(_QUIET_SECONDS):
                     yield Nothing()

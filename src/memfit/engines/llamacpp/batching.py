@@ -51,7 +51,7 @@ class Batcher:
         self._api = api
         self._channel = channel
         self._scheduler = Scheduler(
-            model,
+            model.cache,
             # With parts of their own sequences cannot take cells from each other, and each job fits its own.
             cells=model.context_tokens if model.parameters.kv_unified else sys.maxsize,
             sequences=model.parameters.parallel,
@@ -84,7 +84,7 @@ class Batcher:
         finally:
             for one in self._running.values():
                 one.sampler.close()
-            self._model.clear()
+            self._model.cache.clear()
         return {"cancelled": cancelled, **self._totals()}
 
     def _totals(self) -> dict[str, Any]:
@@ -173,10 +173,11 @@ class Batcher:
         """The next token of every sequence whose known ones are all computed."""
         if not work.outputs:
             return
+        jobs = [self._running[job.number] for _, job in work.outputs]
         # One sequence alone is not worth numpy's memory.
-        greedy = self._model.largest_logits(len(work.outputs)) if self._model.parameters.parallel > 1 else []
-        for row, (entry, job) in enumerate(work.outputs):
-            one = self._running[job.number]
+        many = self._model.parameters.parallel > 1 and any(one.sampler.is_greedy for one in jobs)
+        greedy = self._model.largest_logits(len(jobs)) if many else []
+        for row, ((entry, _), one) in enumerate(zip(work.outputs, jobs, strict=True)):
             if one.sampler.is_greedy and greedy:
                 token = greedy[row]
             else:

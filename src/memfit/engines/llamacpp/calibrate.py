@@ -138,16 +138,6 @@ class Calibration:
             self._write()
         return known[key]
 
-    def disk_speed(self, folder: Path) -> DiskSpeed | None:
-        """Reads from the disk where a folder lies; None where they cannot be measured, which is said."""
-        known = self._values.setdefault("disks", {})
-        mount = mount_of(folder.resolve())
-        if mount not in known:
-            self._say(f"measuring reads from {mount}, once")
-            known.update(self._measure_disk(folder))
-            self._write()
-        return _disk_speed(known[mount]) if mount in known else None
-
     def measured(self) -> Measured:
         """What is cached and still believed; measures nothing."""
         return _measured(self._values.get("speeds", {}), self._values.get("disks", {}))

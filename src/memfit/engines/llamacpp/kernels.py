@@ -44,7 +44,6 @@ _PAUSE_SECONDS = 0.001
 # Leaving a device and coming back costs a model 350 us, or 600: eight routers moved to RAM, loopback.
 _EXCURSION = 2.0
 _TYPE_F32 = 0
-_TYPES = 43  # GGML_TYPE_COUNT of the pinned engine
 
 _P, _I64, _F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
@@ -123,8 +122,7 @@ class Bench:
         self._repack = repack
         room = _ROOM_SHARE * room_bytes if room_bytes else _STREAMED_BYTES
         self._streamed_bytes = min(_STREAMED_BYTES, int(room))
-        names = {ggml.ggml_type_name(number): number for number in range(_TYPES)}
-        self._numbers = {name.decode().upper(): number for name, number in names.items() if name}
+        self._numbers = library.type_numbers
 
     def __enter__(self) -> Bench:
         return self

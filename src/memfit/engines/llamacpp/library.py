@@ -46,6 +46,7 @@ class Breakdown:
 
 
 _POINTER = ctypes.c_void_p
+_TYPES = 43  # GGML_TYPE_COUNT of the pinned engine
 _GPU_DEVICES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
 _GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
     ("ggml_backend_buft_name", [_POINTER], ctypes.c_char_p),
@@ -59,6 +60,8 @@ _GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
     ("ggml_backend_reg_dev_get", [_POINTER, ctypes.c_size_t], _POINTER),
     ("ggml_backend_sched_get_tensor_backend", [_POINTER, _POINTER], _POINTER),
     ("ggml_blck_size", [ctypes.c_int], ctypes.c_int64),
+    ("ggml_fp32_to_bf16_row", [_POINTER, _POINTER, ctypes.c_int64], None),
+    ("ggml_get_type_traits", [ctypes.c_int], _POINTER),
     ("ggml_type_name", [ctypes.c_int], ctypes.c_char_p),
     ("ggml_type_size", [ctypes.c_int], ctypes.c_size_t),
     ("ggml_graph_n_nodes", [_POINTER], ctypes.c_int),
@@ -127,6 +130,8 @@ class Library:
         for name, arguments, result in _GGML_FUNCTIONS:
             function = getattr(self.ggml_base, name)
             function.argtypes, function.restype = arguments, result
+        names = {self.ggml_base.ggml_type_name(number): number for number in range(_TYPES)}
+        self.type_numbers = {name.decode().upper(): number for name, number in names.items() if name}
 
     @property
     def rpc(self) -> Any:
@@ -262,6 +267,18 @@ class Library:
             address = ctypes.c_size_t.from_address(pair + 32).value
             found.append((ctypes.string_at(text, length).decode(), address))
         return found
+
+    def retype(self, model: int, names: Sequence[str]) -> None:
+        """Let these tensors of a model that was built without memory be BF16, whatever the file has."""
+        wanted = set(names)
+        for name, address in self.model_tensors(model) if wanted else ():
+            if name in wanted:
+                node = Node.from_address(address)
+                node.type = self.type_numbers["BF16"]
+                width = self.ggml_base.ggml_type_size(node.type)
+                for dimension, count in enumerate(node.ne):
+                    node.nb[dimension] = width
+                    width *= count
 
     def allow_contexts(self, model: int) -> None:
         """Let contexts of a model that was built without memory allocate theirs.

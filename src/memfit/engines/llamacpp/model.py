@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit.engines.llamacpp.devices import Devices
+from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.engines.llamacpp.library import Breakdown, Library
 from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.llamacpp.weights import OwnWeights
@@ -113,6 +114,7 @@ class Model:
             raise self._overrun
         if not pointer:
             raise EngineError(f"the engine cannot load {parameters.paths[0]}")
+        self._library.retype(pointer, parameters.dequantized)
         if is_ours:
             self._library.allow_contexts(pointer)
             self._weights = self._read_weights(pointer, parameters)
@@ -130,12 +132,10 @@ class Model:
             self._check_limit(0)
 
         return OwnWeights(
-            parameters.paths,
+            parameters,
             self._tensors,
-            parameters.streamed,
-            parameters.ring_bytes,
             self._library.model_tensors(pointer),
-            ggml=self._library.ggml_base,
+            library=self._library,
             abort=self.abort,
             is_aborted=lambda: self.is_aborted,
             on_progress=look,
@@ -218,6 +218,7 @@ class Model:
                 f"{parameters.parallel} sequences and KV type {parameters.kv_type}"
             )
         self._context = context
+        self.cache = KvCache(api, self._pointer, context, unified=parameters.kv_unified)
         self.parameters = parameters
         self.micro_batch: int = api.llama_n_ubatch(context)
         self.context_tokens: int = api.llama_n_ctx(context)
@@ -273,7 +274,7 @@ class Model:
             not parameters.streamed
         ):  # a pass over the disk would cost more than the work buffer that it touches
             self.decode([self._filler_token()] * min(self.micro_batch, self.sequence_tokens))
-            self.clear()
+            self.cache.clear()
 
     def _filler_token(self) -> int:
         beginning = self._api.llama_vocab_bos(self.vocabulary)
@@ -321,46 +322,6 @@ class Model:
 
     def clear_abort(self) -> None:
         self._abort_flag[0] = b"\x00"
-
-    def clear(self) -> None:
-        """Forget all sequences."""
-        self._api.llama_memory_clear(self._memory, False)
-
-    def keep(self, tokens: int) -> bool:
-        """Keep only the first `tokens` tokens of sequence 0; False where the cache cannot go back.
-
-        A sliding window has dropped what lies before it, so going back past it needs a fresh start.
-        """
-        return tokens > 0 and self.reaches(0, tokens) and self.cut(0, tokens)
-
-    def share(self, source: int, target: int, tokens: int) -> None:
-        """Let an empty sequence begin with the first `tokens` of another: in the same cells where all share
-        them, else in a copy, which the engine makes of whole sequences only."""
-        if self.parameters.kv_unified:
-            self._api.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
-        else:
-            self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-            self._api.llama_memory_seq_rm(self._memory, target, tokens, -1)
-
-    def cut(self, sequence: int, tokens: int) -> bool:
-        """Keep only the first `tokens` of a sequence; False, and nothing is kept, where it cannot be cut."""
-        if self._api.llama_memory_seq_rm(self._memory, sequence, tokens, -1):
-            return True
-        self._api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        return False
-
-    def reaches(self, sequence: int, tokens: int) -> bool:
-        """Whether a sequence can go on after its first `tokens`: not where a sliding window has left them,
-        nor where a recurrent layer has gone past."""
-        api, memory = self._api, self._memory
-        if api.llama_model_is_recurrent(self._pointer) or api.llama_model_is_hybrid(self._pointer):
-            return bool(api.llama_memory_seq_pos_max(memory, sequence) == tokens - 1)
-        window = api.llama_model_n_swa(self._pointer)
-        return bool(0 <= api.llama_memory_seq_pos_min(memory, sequence) <= max(0, tokens - window))
-
-    @property
-    def _memory(self) -> int:
-        return int(self._api.llama_get_memory(self._context))
 
     def choose(self, sampler: Sampler, entry: int = -1) -> int:
         """The next token from the logits of a batch's entry, the last one's if none is named."""

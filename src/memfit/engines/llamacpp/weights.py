@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from memfit.engines.llamacpp.graph import Node
+from memfit.engines.llamacpp.library import Library
 from memfit.engines.llamacpp.stream import DirectFile, Ring, StreamError, own_memory
 from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.locked import lock_memory
+from memfit.memory.oracle import EngineParameters
 from memfit.memory.streaming import PAGE_BYTES, SENT_BYTES, Stretch, is_read_by_row, stretches
 
 __all__ = ["OwnWeights"]
 
 _SOURCE, _DATA = Node.src.offset, Node.data.offset
+_PIECE_BYTES = 256 << 10  # dequantized at once
 _PROGRESS_BYTES = 64 << 20  # read between two looks at the limit
 _WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 
@@ -33,19 +36,17 @@ class OwnWeights:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        parameters: EngineParameters,
         tensors: Sequence[TensorSpec],
-        streamed: Sequence[str],
-        ring_bytes: int,
         used: Sequence[tuple[str, int]],
         *,
-        ggml: Any,
+        library: Library,
         abort: Callable[[], None],
         is_aborted: Callable[[], bool],
         on_progress: Callable[[float], None],
     ) -> None:
-        """Read what is pinned, and send devices what is theirs. `used` are name and address of the engine's
-        tensors; `on_progress` may raise.
+        """Read what is pinned, and send devices what is theirs. `tensors` are the file's, `used` name and
+        address of the engine's; `on_progress` may raise.
 
         Raises:
             EngineError: the files cannot be read, or a device has no room.
@@ -53,29 +54,33 @@ class OwnWeights:
         self.error: StreamError | None = None
         self.locked_bytes = 0  # of the pinned ones, where there is swap that they could go to
         self._abort, self._is_aborted = abort, is_aborted
-        self._ring_bytes = ring_bytes
+        self._ring_bytes = parameters.ring_bytes
         self._ring: Ring | None = None
         self._kept: list[mmap.mmap] = []  # the engine's tensors point into them
         self._table: mmap.mmap | None = None
         self._table_file = self._table_start = -1
-        self._files = [DirectFile(path) for path in paths]
+        self._files = [DirectFile(path) for path in parameters.paths]
         self._streamed: dict[int, Stretch] = {}  # by tensor
         self._indices: dict[int, int] = {}  # tensor → its number in the order of computation
         self._shifts: list[int] = []  # where in its pages each tensor begins
-        self._ggml = ggml
-        names, known = set(streamed), {one.name: one for one in tensors}
-        pinned, sent = [], []
+        self._ggml = ggml = library.ggml_base
+        self._types = library.type_numbers
+        streamed, dequantized = set(parameters.streamed), set(parameters.dequantized)
+        known = {one.name: one for one in tensors}
+        pinned, sent, larger = [], [], []
         for name, address in used:
             tensor = known[name]
             if not ggml.ggml_backend_buffer_is_host(Node.from_address(address).buffer):
                 sent.append((tensor, address))
-            elif name in names:
+            elif name in dequantized:
+                larger.append((tensor, address))
+            elif name in streamed:
                 (self._streamed[address],) = stretches([tensor])
             elif is_read_by_row(tensor, tensors):
-                self._map(tensor, address, paths[tensor.file_index])
+                self._map(tensor, address, parameters.paths[tensor.file_index])
             else:
                 pinned.append((tensor, address))
-        whole, done = sum(one.size_bytes for one, _ in (*sent, *pinned)) or 1, 0
+        whole, done = sum(one.size_bytes for one, _ in (*sent, *pinned, *larger)) or 1, 0
 
         def came(size_bytes: int) -> None:
             nonlocal done
@@ -86,6 +91,9 @@ class OwnWeights:
         try:
             self._send(sent, came)
             self._pin(dict(pinned), came)
+            for tensor, address in larger:
+                self._dequantize(tensor, address)
+                came(tensor.size_bytes)
         except StreamError as error:
             raise EngineError(str(error)) from None
         self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
@@ -161,7 +169,7 @@ class OwnWeights:
 
     def _send_one(self, tensor: TensorSpec, address: int, memory: mmap.mmap) -> None:
         (part,) = stretches([tensor])
-        view, base = memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        view, base = memoryview(memory), _address(memory)
         shift = tensor.offset_bytes - part.start_bytes
         for start in range(0, part.size_bytes, SENT_BYTES):
             piece = view[: min(SENT_BYTES, part.size_bytes - start)]
@@ -173,7 +181,7 @@ class OwnWeights:
         for part in stretches(tensors):
             memory = own_memory(part.size_bytes)
             view = memoryview(memory)
-            base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            base = _address(memory)
             for start in range(0, part.size_bytes, _PROGRESS_BYTES):
                 piece = view[start : start + _PROGRESS_BYTES]
                 self._files[part.file_index].read(piece, part.start_bytes + start)
@@ -184,7 +192,36 @@ class OwnWeights:
             self._kept.append(memory)
         # A tensor must have some address before the graph is planned; nothing is computed with this one.
         for address in self._streamed:
-            _set_data(address, ctypes.addressof(ctypes.c_char.from_buffer(self._nowhere())))
+            _set_data(address, _address(self._nowhere()))
+
+    def _dequantize(self, tensor: TensorSpec, address: int) -> None:
+        """Read a tensor as BF16, a piece of whole blocks at a time."""
+        ggml = self._ggml
+        number = self._types[tensor.type]
+        block_bytes, block = ggml.ggml_type_size(number), ggml.ggml_blck_size(number)
+        traits = _Traits.from_address(ggml.ggml_get_type_traits(number))
+        if not traits.is_quantized:
+            raise EngineError(f"{tensor.name} is {tensor.type}: there is nothing to dequantize")
+        read = own_memory(_PIECE_BYTES + 2 * PAGE_BYTES)
+        most = _PIECE_BYTES // block_bytes * block_bytes
+        floats = own_memory(4 * most // block_bytes * block)
+        memory = own_memory(2 * tensor.elements)
+        source, middle, target = map(_address, (read, floats, memory))
+        for start in range(0, tensor.size_bytes, most):
+            begin, end = (
+                tensor.offset_bytes + start,
+                tensor.offset_bytes + min(start + most, tensor.size_bytes),
+            )
+            page = begin // PAGE_BYTES * PAGE_BYTES
+            length = -(-(end - page) // PAGE_BYTES) * PAGE_BYTES
+            self._files[tensor.file_index].read(memoryview(read)[:length], page)
+            count = (end - begin) // block_bytes * block
+            traits.to_float(source + begin - page, middle, count)
+            ggml.ggml_fp32_to_bf16_row(middle, target, count)
+            target += 2 * count
+        self.locked_bytes += lock_memory(_address(memory), len(memory))
+        _set_data(address, _address(memory))
+        self._kept.append(memory)
 
     def _nowhere(self) -> mmap.mmap:
         if not self._kept:
@@ -203,9 +240,24 @@ class OwnWeights:
             offset=start,
         )
         self._table.madvise(mmap.MADV_RANDOM)
-        _set_data(
-            address, ctypes.addressof(ctypes.c_char.from_buffer(self._table)) + tensor.offset_bytes - start
-        )
+        _set_data(address, _address(self._table) + tensor.offset_bytes - start)
+
+
+class _Traits(ctypes.Structure):
+    """ggml's `ggml_type_traits` (ggml.h), as far as it is used."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _set_data(tensor: int, address: int) -> None:

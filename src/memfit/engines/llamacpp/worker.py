@@ -172,7 +172,7 @@ class Worker:
         with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
             self.model.decode([0])
             self.model.choose(sampler)
-        self.model.clear()
+        self.model.cache.clear()
         return {
             "load_seconds": time.monotonic() - started,
             "context": self.model.context_tokens,
@@ -249,8 +249,8 @@ class Worker:
             started = time.monotonic()
             model.decode([token] * prompt_tokens)
             prompt_done = time.monotonic()
-            if not model.keep(depth):
-                model.clear()
+            if not model.cache.keep(depth):
+                model.cache.clear()
                 model.decode([token] * depth)
             begun = time.monotonic()
             for _ in range(generated_tokens):
@@ -310,7 +310,7 @@ class Worker:
         return self.model
 
     def _forget(self) -> None:
-        self._loaded().clear()
+        self._loaded().cache.clear()
         self.cached = []
 
     def _process_prompt(self, tokens: list[int]) -> int:
@@ -322,7 +322,7 @@ class Worker:
             if ours != theirs:
                 break
             shared += 1
-        if not self.cached or not model.keep(shared):
+        if not self.cached or not model.cache.keep(shared):
             self._forget()
             shared = 0
         self.cached = self.cached[:shared]

@@ -1,0 +1,64 @@
+"""Matrices held as BF16, on a real model: the very numbers that a file of BF16 has, within the budget."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import memfit
+from memfit.engines.protocol import Answer, Request
+from memfit.planner.dequantizing import may_dequantize
+from memfit.planner.plan import Plan
+from memfit.planner.streaming import held_bytes
+
+pytestmark = pytest.mark.engine
+
+_PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a small village by the sea,",
+    "def fibonacci(n):",
+)
+_GREEDY = memfit.Sampling(temperature=0, max_tokens=48)
+
+
+def _plan(model: str, ram: str, repack: str) -> Plan:
+    workload = memfit.Workload(context=1024, parallel=4, threads=2, repack=repack)
+    return memfit.plan(model, budget=memfit.Budget(ram=ram), workload=workload)
+
+
+def _texts(plan: Plan) -> list[str]:
+    with memfit.load(plan) as session:
+        texts = [session.generate(prompt, _GREEDY).text for prompt in _PROMPTS]
+        report = session.report()
+    assert report.within_budget and abs(report.tiers[0].error_bytes or 0) <= 16 << 20
+    return texts
+
+
+def test_the_text_is_that_of_a_file_of_bf16(demo: str, tmp_path: Path, benchmarks: None) -> None:
+    """Whatever this CPU's kernels are best at: the plan is told."""
+    whole = _plan(demo, "700MiB", "off")
+    names = tuple(one.name for one in whole.spec.tensors if may_dequantize(one, whole.spec))
+    parameters = replace(whole.parameters, load_mode="own", dequantized=names)
+    tier = replace(whole.ram, weights_bytes=held_bytes(whole.spec, parameters))
+    (file,) = importlib.import_module("rewrite").rewrite(demo, tmp_path / "bf16.gguf", kind="BF16")
+    texts = _texts(replace(whole, parameters=parameters, tiers=(tier,)))
+    assert texts == _texts(_plan(str(file), "700MiB", "off"))
+    assert len(set(texts)) == 3
+    file.unlink()
+
+
+def test_a_batch_holds_its_budget_with_whatever_was_chosen(demo: str) -> None:
+    for ram in ("260MiB", "330MiB", "600MiB"):
+        plan = _plan(demo, ram, "auto")
+        with memfit.load(plan) as session:
+            batch = session.batch()
+            for number, prompt in enumerate(_PROMPTS):
+                batch.add(Request(number=number, prompt=prompt, sampling=_GREEDY))
+            batch.end()
+            answers = [one for one in batch.events() if isinstance(one, Answer)]
+            report = session.report()
+        assert len(answers) == 3 and all(one.completion for one in answers)
+        assert report.within_budget and abs(report.tiers[0].error_bytes or 0) <= 16 << 20

@@ -1,0 +1,175 @@
+"""Which matrices are held as BF16: by what they gain per byte, as far as memory goes, and only for many."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes import FakeOracle, make_graph, make_machine, make_operation, make_spec, make_speed, make_tensor
+
+from memfit.headers.model_spec import ModelSpec
+from memfit.memory.oracle import Answer, EngineParameters
+from memfit.planner.dequantizing import dequantize, may_dequantize
+from memfit.planner.plan import Plan
+from memfit.planner.planner import make_plan
+from memfit.planner.request import Budget, Workload
+from memfit.planner.speed import WeightSpeed
+from memfit.planner.streaming import held_bytes
+from memfit.units import MIB
+
+_LONG = 2048  # elements of a row: no shorter ones have speeds of their own
+
+
+def _matrix(name: str, kind: str, bytes_each: float) -> Any:
+    shape = (_LONG, 512)
+    return make_tensor(f"{name}.weight", shape, kind, round(_LONG * 512 * bytes_each))
+
+
+def _spec(*more: Any) -> ModelSpec:
+    """A million weights a matrix: Q4 ones of half a MiB, Q8 ones of 1; as BF16 each has 2."""
+    tensors = [
+        _matrix("token_embd", "Q8_0", 1),
+        _matrix("output", "Q8_0", 1),
+        _matrix("blk.0.attn_q", "Q8_0", 1),
+        _matrix("blk.0.ffn_up", "Q4_1", 0.5),
+        _matrix("blk.0.ffn_down", "F16", 2),
+        make_tensor("blk.0.attn_norm.weight", (_LONG,), "F32", 4 * _LONG),
+        *more,
+    ]
+    offset, placed = 0, []
+    for one in tensors:
+        placed.append(replace(one, offset_bytes=offset))
+        offset += one.size_bytes
+    return make_spec(*placed)
+
+
+_SPEED = make_speed(
+    weights={
+        "Q8_0": WeightSpeed(bytes_per_second=1e9, operations_per_second=2e9),
+        "Q4_1": WeightSpeed(bytes_per_second=1e9, operations_per_second=1e9),
+        "BF16": WeightSpeed(bytes_per_second=1e9, operations_per_second=4e9, batch_operations_per_second=3e9),
+    }
+)
+_PARAMETERS = EngineParameters(
+    paths=_spec().paths,
+    context=1024,
+    parallel=8,
+    kv_type="f16",
+    micro_batch=32,
+    threads=1,
+    repack=False,
+    load_mode="own",
+)
+_WORKLOAD = Workload(parallel=8, prompt_tokens=100, generated_tokens=100)
+
+
+def _names(room_mib: float, **changes: Any) -> list[str]:
+    spec = changes.pop("spec", _spec())
+    workload = replace(_WORKLOAD, **changes)
+    speed = _SPEED
+    held = held_bytes(spec, _PARAMETERS)
+    found = dequantize(spec, _PARAMETERS, speed, workload, held + int(room_mib * MIB))
+    if found is None:
+        return []
+    assert found == replace(_PARAMETERS, dequantized=found.dequantized)
+    assert held_bytes(spec, found) <= held + room_mib * MIB
+    return [name.removesuffix(".weight") for name in found.dequantized]
+
+
+def test_all_that_are_multiplied_where_there_is_room() -> None:
+    assert sorted(_names(100)) == ["blk.0.attn_q", "blk.0.ffn_up", "output"]
+
+
+@pytest.mark.parametrize(("room", "count"), [(0.9, 0), (1.4, 1), (2.6, 2), (3.6, 3)])
+def test_as_many_as_fit(room: float, count: int) -> None:
+    assert len(_names(room)) == count
+
+
+def test_what_gains_most_per_byte_comes_first() -> None:
+    """Q4_1 gains 1 - 1/4 and 1 - 1/3 ns an operation for 1.5 MiB, Q8_0 1/2 - 1/4 and 1/2 - 1/3 for 1."""
+    assert _names(1.6) == ["blk.0.ffn_up"]
+    assert _names(1.4) == ["output"]
+
+
+def test_a_type_whose_kernels_are_as_fast_stays() -> None:
+    """Q8_0 with one of 16 tokens is slower than BF16, with a prompt faster than the one below."""
+    slow = replace(_SPEED.weights["BF16"], operations_per_second=1.5e9, batch_operations_per_second=1.5e9)
+    speed = replace(_SPEED, weights={**_SPEED.weights, "BF16": slow})
+    found = dequantize(_spec(), _PARAMETERS, speed, _WORKLOAD, 100 * MIB)
+    assert found is not None and found.dequantized == ("blk.0.ffn_up.weight",)
+
+
+def test_nothing_without_a_measured_speed() -> None:
+    speed = replace(_SPEED, weights={"Q8_0": _SPEED.weights["Q8_0"]})
+    assert dequantize(_spec(), _PARAMETERS, speed, _WORKLOAD, 100 * MIB) is None
+
+
+def test_experts_and_tables_read_by_row_stay() -> None:
+    experts = make_tensor("blk.0.ffn_up_exps.weight", (_LONG, 512, 4), "Q4_1", 2 * MIB)
+    spec = _spec(experts)
+    assert not may_dequantize(spec.tensors[0], spec)  # the output has a matrix of its own
+    assert not may_dequantize(experts, spec)
+    tied = make_spec(*(one for one in spec.tensors if one.name != "output.weight"))
+    assert may_dequantize(tied.tensors[0], tied)
+
+
+class _Oracle(FakeOracle):
+    """Whose graph knows what weights are held as; a work buffer of `more_bytes` comes with it."""
+
+    def __init__(self, more_bytes: int = 0) -> None:
+        super().__init__()
+        self._more_bytes = more_bytes
+
+    def ask(self, parameters: EngineParameters) -> Answer:
+        answer = super().ask(parameters)
+        if not parameters.dequantized:
+            return answer
+
+        def graph(tokens: int) -> Any:
+            size = self.weights_bytes
+            return make_graph(
+                make_operation(type_name="BF16", bytes=size, operations=2 * size * tokens), tokens=tokens
+            )
+
+        return replace(
+            answer,
+            generation=graph(1),
+            prompt=graph(answer.prompt.tokens),
+            scratch_bytes=answer.scratch_bytes + self._more_bytes,
+        )
+
+
+def _plan(ram: float, *, oracle: FakeOracle | None = None, **workload: Any) -> Plan:
+    return make_plan(
+        _spec(),
+        make_machine(),
+        Budget(ram=int(ram * MIB)),
+        Workload(**{"parallel": 8, "context": 1024, **workload}),
+        oracle or _Oracle(),
+        {False: _SPEED, True: _SPEED},
+    )
+
+
+def test_a_plan_for_many_sequences_takes_them() -> None:
+    plan = _plan(500)
+    assert len(plan.parameters.dequantized) == 3 and plan.parameters.load_mode == "own"
+    assert not plan.parameters.repack
+    assert any("3 matrices held as BF16, for 3.50 MiB more" in line for line in plan.why)
+    assert plan.to_json()["parameters"]["dequantized"] == plan.parameters.dequantized
+    assert EngineParameters.from_json(plan.parameters.to_json()) == plan.parameters
+
+
+@pytest.mark.parametrize("workload", [{"parallel": 1}, {"repack": "off"}, {"repack": "on"}])
+def test_other_plans_do_not(workload: dict[str, Any]) -> None:
+    assert _plan(500, **workload).parameters.dequantized == ()
+
+
+def test_the_budget_holds_with_the_larger_work_buffer() -> None:
+    """Everything but weights takes 16 + 30 + 1 + 36 MiB, the weights as they are 4.5 and the row pages; a
+    buffer of 2 MiB more leaves room for some of the matrices only."""
+    least = _plan(500, repack="off")
+    for more in (4, 6.5, 7, 9):
+        plan = _plan(least.ram.needs_bytes / MIB + more, oracle=_Oracle(2 * MIB))
+        assert plan.fits and plan.ram.needs_bytes <= plan.ram.limit_bytes - 4 * MIB
+    assert 0 < len(plan.parameters.dequantized) <= 3
