@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.lookup import find_devices, imagined_devices
@@ -19,9 +19,10 @@ from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Machine
 from memfit.hardware.profile import read_profile
 from memfit.headers.find import find_model
+from memfit.headers.model_spec import ModelSpec
 from memfit.headers.remote.stand_in import is_stand_in
+from memfit.memory.streaming import DEQUANTIZED
 from memfit.planner.apart import SolverProcess
-from memfit.planner.dequantizing import DEQUANTIZED
 from memfit.planner.plan import Plan
 from memfit.planner.planner import make_plan, repack_modes, thread_count
 from memfit.planner.profile_speed import profile_speeds
@@ -59,11 +60,8 @@ def plan(
     """
     workload = workload or Workload()
     many = workload.parallel > 1
-    with _planning(model, budget, workload, machine, count_parent, say, verbose, side_by_side=many) as (
-        make,
-        _,
-    ):
-        return make(workload)
+    with _planning(model, budget, workload, machine, count_parent, say, verbose, side_by_side=many) as one:
+        return one.make(workload)
 
 
 def plan_batch(
@@ -81,14 +79,23 @@ def plan_batch(
     """Plan a job of many requests: how many run side by side, and in how large a context.
 
     `lengths` makes of the tokens of a sample's prompts, None for such as are none, those of the whole job.
-    `sequences` is how many run side by side; None for what pays off. Everything else as in `plan`.
+    `sequences` is how many run side by side, whatever `workload` says; None for what pays off. A request that
+    is longer than what the model was trained for is left to fail alone. Everything else as in `plan`.
     """
     workload = workload or Workload()
-    with _planning(model, budget, workload, None, count_parent, say, verbose, side_by_side=True) as (
-        make,
-        oracle,
-    ):
-        return plan_side_by_side(lengths(oracle.count_tokens(sample)), workload, make, sequences)
+    with _planning(model, budget, workload, None, count_parent, say, verbose, side_by_side=True) as one:
+        found = lengths(one.oracle.count_tokens(sample))
+        found = replace(found, longest=min(found.longest, one.spec.context_length))
+        return plan_side_by_side(found, workload, one.make, sequences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planning:
+    """One model, asked about as often as is wanted."""
+
+    spec: ModelSpec
+    oracle: LlamaOracle
+    make: Callable[[Workload], Plan]
 
 
 @contextmanager
@@ -102,7 +109,7 @@ def _planning(
     verbose: bool,
     *,
     side_by_side: bool,
-) -> Iterator[tuple[Callable[[Workload], Plan], LlamaOracle]]:
+) -> Iterator[_Planning]:
     """What makes plans of a model, for workloads with the same threads and repacking as `workload`."""
     if sys.platform != "linux":
         raise EngineError(
@@ -128,7 +135,8 @@ def _planning(
             speeds: Mapping[bool, DeviceSpeed] | None = dict.fromkeys(modes, ram_speed)
         else:
             small = oracle.ask(small_parameters(spec, modes[0]))
-            types, attention = needed_rates(small, instead=DEQUANTIZED if side_by_side else None)
+            may_dequantize = side_by_side and workload.repack == "auto" and not devices
+            types, attention = needed_rates(small, instead=DEQUANTIZED if may_dequantize else None)
             speeds = calibration.ram_speeds(types, attention, repack_modes=modes, threads=threads)
             device_speeds = [
                 calibration.device_speed(device.engine_name, types, attention) for device in devices
@@ -136,7 +144,7 @@ def _planning(
         lent = tuple(zip(devices, device_speeds, strict=True))
 
         @functools.cache
-        def disk_speed() -> float:
+        def disk_speed() -> tuple[float, float]:
             if profile or is_stand_in(spec.paths[0]):
                 return ASSUMED_DISK
             return measure_file(max(spec.paths, key=lambda path: path.stat().st_size))
@@ -154,7 +162,7 @@ def _planning(
             )
             return replace(planned, fingerprint=fingerprint)
 
-        yield make, oracle
+        yield _Planning(spec=spec, oracle=oracle, make=make)
 
 
 def load(

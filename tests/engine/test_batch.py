@@ -102,6 +102,16 @@ def test_requests_of_every_kind_beside_each_other(plan: Plan) -> None:
     assert found[5].completion.text
 
 
+def test_a_request_beyond_what_the_model_was_trained_for_fails_alone(demo: str) -> None:
+    """SmolLM2 was trained for 8,192 tokens; the context that all share is larger."""
+    workload = memfit.Workload(context=10240, parallel=2, repack="off")
+    plan = memfit.plan(demo, budget=memfit.Budget(ram="1GiB"), workload=workload)
+    with memfit.load(plan) as session:
+        found, _ = answers(session, [ask(0, "x " * 9000), ask(1, "The sea is", max_tokens=4)])
+    assert "the model was trained for 8192" in str(found[0].error)
+    assert found[1].completion
+
+
 def test_a_batch_that_is_left_early_leaves_the_session_usable(plan: Plan) -> None:
     with memfit.load(plan) as session:
         alone = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
@@ -109,9 +119,13 @@ def test_a_batch_that_is_left_early_leaves_the_session_usable(plan: Plan) -> Non
         batch.add(ask(0, "Once upon a time", max_tokens=3))
         batch.add(ask(1, "Count: 1, 2, 3,", max_tokens=2000))
         with closing(batch.events()) as events:
-            assert isinstance(next(one for one in events if isinstance(one, Answer)), Answer)
+            assert next(one for one in events if isinstance(one, Answer)).number == 0
         again = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
-    assert again == alone
+        batch = session.batch()
+        batch.add(ask(2, "Count: 1, 2, 3,", max_tokens=2000))
+        batch.events().close()  # before anything has come
+        still = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
+    assert alone == again == still
 
 
 def test_requests_come_and_go_while_others_run(plan: Plan) -> None:

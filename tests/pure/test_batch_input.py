@@ -80,6 +80,15 @@ def test_lengths_of_every_form(tmp_path: Path) -> None:
     assert (found.with_max_tokens, found.mean_max_tokens, found.largest_max_tokens) == (1, 4.0, 4)
 
 
+def test_a_sample_has_the_first_and_the_longest(tmp_path: Path) -> None:
+    content = b"\n".join((b"{", _plain("1"), _plain("22"), _plain("4444"), _plain("333")))
+    with open_input(_written(tmp_path, content), Sampling()) as source:
+        assert [one.number for one in source.sample(3)] == [2, 3, 4]
+        assert [one.number for one in source.sample(9)] == [2, 3, 4, 5]
+    with open_input(_written(tmp_path, b"{"), Sampling()) as source:
+        assert source.sample(3) == []
+
+
 def test_nothing_known_about_lengths(tmp_path: Path) -> None:
     with open_input(_written(tmp_path, b"{"), Sampling()) as source:
         assert source.lengths == Lengths(

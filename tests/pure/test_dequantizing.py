@@ -117,6 +117,8 @@ def test_experts_and_tables_read_by_row_stay() -> None:
 class _Oracle(FakeOracle):
     """Whose graph knows what weights are held as; a work buffer of `more_bytes` comes with it."""
 
+    weights_bytes = sum(one.size_bytes for one in _spec().tensors)
+
     def __init__(self, more_bytes: int = 0) -> None:
         super().__init__()
         self._more_bytes = more_bytes
@@ -165,11 +167,23 @@ def test_other_plans_do_not(workload: dict[str, Any]) -> None:
     assert _plan(500, **workload).parameters.dequantized == ()
 
 
-def test_the_budget_holds_with_the_larger_work_buffer() -> None:
-    """Everything but weights takes 16 + 30 + 1 + 36 MiB, the weights as they are 4.5 and the row pages; a
-    buffer of 2 MiB more leaves room for some of the matrices only."""
-    least = _plan(500, repack="off")
-    for more in (4, 6.5, 7, 9):
-        plan = _plan(least.ram.needs_bytes / MIB + more, oracle=_Oracle(2 * MIB))
-        assert plan.fits and plan.ram.needs_bytes <= plan.ram.limit_bytes - 4 * MIB
-    assert 0 < len(plan.parameters.dequantized) <= 3
+@pytest.mark.parametrize(("more", "count"), [(2.5, 0), (4.0, 1), (4.6, 2), (5.6, 3)])
+def test_the_budget_holds_with_the_larger_work_buffer(more: float, count: int) -> None:
+    """One matrix takes 1.5 MiB more, the two others 1 each, and any of them a work buffer of 2."""
+    least = _plan(500, repack="off").ram.needs_bytes / MIB
+    plan = _plan(least + 4 + more, oracle=_Oracle(2 * MIB))
+    assert plan.fits and plan.ram.needs_bytes <= plan.ram.limit_bytes - 4 * MIB
+    assert len(plan.parameters.dequantized) == count
+
+
+def test_pages_that_neighbours_share_are_counted() -> None:
+    """Ten matrices of half a page more than whole ones, side by side."""
+    tensors = [
+        make_tensor(f"blk.{layer}.ffn_up.weight", (_LONG, 512), "Q4_1", 655360 + 2048) for layer in range(10)
+    ]
+    placed = [replace(one, offset_bytes=n * one.size_bytes) for n, one in enumerate(tensors)]
+    spec = make_spec(*placed)
+    for room in range(0, 16 * MIB, 300_000):
+        found = dequantize(spec, _PARAMETERS, _SPEED, _WORKLOAD, room)
+        assert found is None or held_bytes(spec, found) <= room
+    assert found is not None and len(found.dequantized) > 5

@@ -437,6 +437,7 @@ _WRONG: list[tuple[str, object, str]] = [
     ("parameters.kv_type", "q4_1", "one of f16"),
     ("parameters.load_mode", "exec", "one of mmap"),
     ("parameters.repack", 0, "true or false"),
+    ("parameters.dequantized", ["blk.0.attn_q.weight"], "dequantized"),  # not beside devices
     ("parameters.threads", 10**6, "threads"),
     ("parameters.threads", 2.0, "threads"),
     ("parameters.parallel", 0, "parallel"),
@@ -486,6 +487,29 @@ def test_a_wrong_field_is_refused_by_its_name(world: _World, field: str, value: 
     document = world.with_devices(_ENDPOINT).to_json()
     read_plan(world.write(document))  # right as it is
     assert said in _refusal(world.write(_changed(document, field, value)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "repack", "names", "fine"),
+    [
+        ("own", False, ["token_embd.weight"], True),
+        ("mmap", False, ["token_embd.weight"], False),
+        ("own", True, ["token_embd.weight"], False),
+        ("own", False, ["token_embd.weight", "output_norm.weight"], False),
+        ("own", False, ["absent"], False),
+    ],
+)
+def test_only_what_may_be_dequantized_is(
+    world: _World, mode: str, repack: bool, names: list[str], fine: bool
+) -> None:
+    """The engine would read the bytes of another type, and beyond them."""
+    plan = world.plan()
+    parameters = replace(plan.parameters, load_mode=mode, repack=repack, dequantized=tuple(names))
+    path = world.save(replace(plan, parameters=parameters))
+    if fine:
+        assert read_plan(path).parameters == parameters
+    else:
+        assert "dequantized" in _refusal(path)
 
 
 def _changed(document: dict[str, Any], field: str, value: object) -> dict[str, Any]:

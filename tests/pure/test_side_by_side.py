@@ -34,7 +34,8 @@ class Maker:
         return replace(
             plan,
             workload=workload,
-            parameters=replace(plan.parameters, parallel=workload.parallel),
+            context=workload.context or 0,
+            parameters=replace(plan.parameters, parallel=workload.parallel, kv_unified=workload.kv_unified),
             prediction=replace(plan.prediction, together=rate),
         )
 
@@ -66,6 +67,16 @@ def test_each_sequence_has_its_own_part_where_there_is_memory() -> None:
 def test_no_more_than_fit() -> None:
     plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=200))  # 2,000 cells
     assert plan.parameters.parallel == 8 and plan.fits  # 16 want 2,640
+
+
+def test_one_request_that_is_too_long_does_not_keep_the_others_waiting() -> None:
+    """5,000 cells fit: not the 20 * 256 of 5,000 tokens, but those of half as many."""
+    lengths = replace(_LENGTHS, longest=40_000)
+    plan = plan_side_by_side(lengths, Workload(), Maker(budget_mib=500))
+    assert plan.fits and plan.parameters.parallel == 16 and plan.context == 2816
+    assert plan.why[-1] == "requests of more than 2816 tokens fail: the longest, of 40000, does not fit"
+    asked = plan_side_by_side(lengths, Workload(context=6000), Maker(budget_mib=500))
+    assert not asked.fits
 
 
 def test_more_where_it_makes_no_difference_and_one_where_nothing_fits() -> None:
@@ -104,9 +115,18 @@ def test_tokens_are_estimated_by_those_counted() -> None:
         Request(number=3, prompt="c"),
     ]
     lengths = lengths_in_tokens(found, sample, [30, 70, None], 64)
-    # 100 tokens for 400 bytes; 40 answers of 20 tokens and 60 of 64.
-    assert lengths == Lengths(
-        requests=100, prompt=75.0, answer=46.4, longest=round(2000 * 0.25 * 1.25) + 90 + 1
-    )
+    # 10 tokens and a fifth for each byte; 40 answers of 20 tokens and 60 of 64.
+    assert lengths == Lengths(requests=100, prompt=70.0, answer=46.4, longest=round(410 * 1.25) + 90 + 1)
+    # The longest is in the sample: 400 tokens for 2,000 bytes where the others have 50 for 200.
+    longest = Request(number=4, prompt="d" * 2000)
+    lengths = lengths_in_tokens(found, [*sample[:3], longest], [30, 70, None, 400], 64)
+    assert lengths.longest == 500 + 90 + 1
+    assert lengths.prompt == pytest.approx(50 + (300 - 200) * 350 / 1800)
+    # One of 1,000 tokens would leave less than none for the template: it says nothing of the others.
+    lengths = lengths_in_tokens(found, [*sample[:3], longest], [30, 70, None, 1000], 64)
+    assert (lengths.longest, lengths.prompt) == (1250 + 90 + 1, 75.0)
+    # Short ones are mostly template: 30 tokens, and one for each of 4 bytes.
+    short = [Request(number=5, prompt="e" * 8), Request(number=6, prompt="f" * 2000)]
+    assert lengths_in_tokens(found, short, [32, 530], 64).prompt == pytest.approx(30 + 300 / 4)
     nothing = lengths_in_tokens(found, [], [], 128)
     assert nothing.prompt == 75.0 and nothing.longest == 625 + 128 + 1

@@ -119,8 +119,8 @@ class Executor:
                     self._open[line.number] = line
                     batch.add(line.request)
 
-        feed()
         with closing(batch.events()) as events:  # an answer that cannot be kept ends the others, too
+            feed()
             for event in events:
                 self._totals = before + batch.totals
                 if isinstance(event, Answer):

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -54,6 +55,7 @@ class Input:
         self.blank_numbers: Sequence[int] = scan.blank_numbers
         self.sha256 = scan.hash.hexdigest()
         self.lengths = scan.lengths()
+        self._longest_number = scan.longest_number
         self._first_numbers = self._repeated(scan.suspects)
 
     def items(self, skip: Container[int] = frozenset()) -> Iterator[Line | LineError]:
@@ -67,6 +69,17 @@ class Input:
                 raise UsageError(f"{self.path} was changed while it was being worked on")
             if number not in skip and not _is_blank(data):
                 yield self._item(number, data)
+
+    def sample(self, count: int) -> list[Line]:
+        """Of the first so many requests, and the one with the longest prompt, those that can be read."""
+        first = list(islice(self.items(), count))
+        last = first[-1].number if first else 0
+        longest = [
+            self._item(number, data)
+            for number, data in _lines(self._file)
+            if number == self._longest_number > last
+        ]
+        return [line for line in (*first, *longest) if isinstance(line, Line)]
 
     def close(self) -> None:
         self._file.close()
@@ -151,6 +164,7 @@ class _Scan:
         self.suspects: set[int] = set()  # hashes of custom_ids that may be there twice
         self._seen: set[int] = set()
         self._readable = self._limited = 0  # lines
+        self.longest_number = 0  # of the line with the longest prompt; 0: no prompt was seen
         self._prompt_bytes = self._largest_prompt_bytes = 0
         self._tokens = self._largest_tokens = 0
 
@@ -167,21 +181,25 @@ class _Scan:
         if custom_id is not None:
             key = hash(custom_id)
             (self.suspects if key in self._seen else self._seen).add(key)
-        self._measure(value)
+        if self._measure(value):
+            self.longest_number = number
 
-    def _measure(self, value: Mapping[str, Any]) -> None:
+    def _measure(self, value: Mapping[str, Any]) -> bool:
+        """Whether its prompt is the longest so far."""
         body = value.get("body", value)
         if not isinstance(body, dict):
-            return
+            return False
         self._readable += 1
         prompt_bytes = _prompt_bytes(body)
         self._prompt_bytes += prompt_bytes
-        self._largest_prompt_bytes = max(self._largest_prompt_bytes, prompt_bytes)
         tokens = body.get("max_completion_tokens") or body.get("max_tokens")
         if isinstance(tokens, int) and 0 < tokens < 2**63:
             self._limited += 1
             self._tokens += tokens
             self._largest_tokens = max(self._largest_tokens, tokens)
+        is_longest = prompt_bytes > self._largest_prompt_bytes
+        self._largest_prompt_bytes = max(self._largest_prompt_bytes, prompt_bytes)
+        return is_longest
 
     def lengths(self) -> Lengths:
         return Lengths(

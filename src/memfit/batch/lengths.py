@@ -11,7 +11,7 @@ from memfit.planner.side_by_side import Lengths
 __all__ = ["lengths_in_tokens"]
 
 _ASSUMED_BYTES = 4.0  # of English text in a token; where no line could be counted
-_LONGER = 1.25  # a long prompt may have more tokens per byte than those that were counted
+_LONGER = 1.25  # a prompt of fewer bytes may have more tokens than the longest
 
 
 def lengths_in_tokens(
@@ -21,18 +21,33 @@ def lengths_in_tokens(
     where a line gives no limit."""
     sizes = [_bytes(request) for request in sample]
     pairs = [(size, count) for size, count in zip(sizes, counts, strict=True) if count is not None]
-    tokens, size = sum(count for _, count in pairs), sum(size for size, _ in pairs)
-    rate = tokens / size if size and tokens else 1 / _ASSUMED_BYTES
+    constant, rate = _tokens_by_bytes(pairs, found.largest_prompt_bytes)
+    counted: float = max((count for _, count in pairs), default=0)
+    if all(size < found.largest_prompt_bytes for size, _ in pairs):
+        counted = max(counted, constant + rate * found.largest_prompt_bytes)
     limited = found.with_max_tokens
     answers = limited * (found.mean_max_tokens or 0) + (found.count - limited) * answer_tokens
     longest_answer = max(found.largest_max_tokens or 0, answer_tokens if limited < found.count else 0)
-    longest = max([found.largest_prompt_bytes * rate * _LONGER, *(count for _, count in pairs)])
     return Lengths(
         requests=found.count,
-        prompt=max(1.0, found.mean_prompt_bytes * rate),
+        prompt=max(1.0, constant + rate * found.mean_prompt_bytes),
         answer=max(1.0, answers / max(1, found.count)),
-        longest=round(longest) + longest_answer + 1,
+        longest=round(_LONGER * counted) + longest_answer + 1,
     )
+
+
+def _tokens_by_bytes(pairs: Sequence[tuple[int, int]], largest: int) -> tuple[float, float]:
+    """Tokens of a prompt without bytes, its template's, and more for each byte: the line through the mean of
+    what was counted and the longest; without that, all are bytes' doing."""
+    usual = [pair for pair in pairs if pair[0] < largest] or pairs
+    if not usual:
+        return 0.0, 1 / _ASSUMED_BYTES
+    size, tokens = (sum(column) / len(usual) for column in zip(*usual, strict=True))
+    most = max(pairs)
+    rate = (most[1] - tokens) / (most[0] - size) if most[0] > size else 0.0
+    if not 0 < rate * size <= tokens:
+        return 0.0, tokens / size if size and tokens else 1 / _ASSUMED_BYTES
+    return tokens - rate * size, rate
 
 
 def _bytes(request: Request) -> int:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +78,7 @@ def command(
     """
     from memfit.batch.input import open_input
     from memfit.batch.output import open_sink
-    from memfit.cli.render import console, print_memory, print_plan
+    from memfit.cli.render import console, print_advice, print_memory, print_plan
 
     err = console(stderr=True)
 
@@ -114,6 +113,7 @@ def command(
             report, totals = _answer(planned, lines, sink, err, say, hard_cap=hard_cap, verbose=verbose)
             err.print()
             print_memory(report, err)
+            print_advice(report, err)
             _print_summary(planned, totals, sink, output, err)
     return 0
 
@@ -168,12 +168,11 @@ def _planner(
     """What `ready_plan` calls: a plan for the lengths of this input's lines."""
     from memfit.api import plan_batch
     from memfit.batch.lengths import lengths_in_tokens
-    from memfit.batch.lines import Line
 
-    sample = [line.request for line in islice(lines.items(), _SAMPLE) if isinstance(line, Line)]
     expected = sampling.max_tokens or workload.generated_tokens
 
     def make(source: str | None = None) -> Plan:
+        sample = [line.request for line in lines.sample(_SAMPLE)]  # gone again when it is planned
         return plan_batch(
             source or model,
             sample,

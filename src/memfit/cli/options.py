@@ -98,7 +98,8 @@ def _workload_options(sequences: int | None, command: _Command) -> _Command:
             type=click.Choice(["auto", "on", "off"]),
             default="auto",
             show_default=True,
-            help="Rewrite weights for this CPU's kernels while loading; auto takes what measures faster.",
+            help="Rewrite weights for this CPU's kernels while loading; auto takes what measures faster, "
+            "for several sequences BF16 too.",
         ),
         click.option(
             "--prompt-tokens",

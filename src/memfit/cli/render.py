@@ -26,6 +26,7 @@ __all__ = [
     "console",
     "loading_progress",
     "plain",
+    "print_advice",
     "print_memory",
     "print_plan",
     "print_report",
@@ -155,6 +156,11 @@ def print_report(report: Report, out: Console) -> None:
             rates.append(f"{name} {format_rate(measured)} (predicted {format_rate(predicted.value)})")
     rates.append(f"loaded in {report.load_seconds:.1f} s")
     out.print(" · ".join(rates))
+    print_advice(report, out)
+
+
+def print_advice(report: Report, out: Console) -> None:
+    """What to change after a run that was painful."""
     for advice in report.advice:
         out.print(f"[yellow]advice[/]  {advice}")
 

@@ -58,8 +58,10 @@ def measure_reads(folder: Path, *, file_bytes: int = _FILE_BYTES) -> DiskSpeed:
     return DiskSpeed(direct=direct, bytes_per_second=speeds)
 
 
-def measure_file(path: Path) -> float:
-    """Bytes per second of a large file itself, as it is read now; of a shared disk that changes by the hour.
+def measure_file(path: Path) -> tuple[float, float]:
+    """Bytes per second of a large file itself, as it is read now: the slower and the faster of reading parts
+    of it for the first time and again, as streaming does pass after pass. A virtual disk may serve them from
+    its host's memory then, and of a shared one both change by the hour.
 
     Raises:
         OSError: it cannot be read.
@@ -68,16 +70,24 @@ def measure_file(path: Path) -> float:
     with path.open("rb", buffering=0) as file:
         direct, size = go_direct(file.fileno()), path.stat().st_size
         memory = mmap.mmap(-1, block)
-        done, started = 0, time.monotonic()
         # In runs as streaming reads, spread over the file.
-        for start in range(0, size - block, max(block, size // _RUNS // block * block)):
-            for offset in range(start, min(start + _RUN_BYTES, size - block), block):
+        starts = range(0, size - block, max(block, size // _RUNS // block * block))
+        offsets = [
+            offset
+            for start in starts
+            for offset in range(start, min(start + _RUN_BYTES, size - block), block)
+        ]
+        rates = []
+        for _ in range(2):
+            done, started = 0, time.monotonic()
+            for number, offset in enumerate(offsets, start=1):
                 done += os.preadv(file.fileno(), [memory], offset)
                 if not direct:
                     os.posix_fadvise(file.fileno(), offset, block, os.POSIX_FADV_DONTNEED)
-            if time.monotonic() - started > _FILE_SECONDS:
-                break
-        return done / (time.monotonic() - started) if done else math.nan
+                if time.monotonic() - started > _FILE_SECONDS:
+                    del offsets[number:]  # the second time no more than the first
+            rates.append(done / (time.monotonic() - started) if done else math.nan)
+        return min(rates), max(rates)
 
 
 def _fill(file: IO[bytes], most_bytes: int) -> int:

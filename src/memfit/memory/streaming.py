@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from memfit.headers.model_spec import TensorSpec
 
 __all__ = [
+    "DEQUANTIZED",
     "PAGE_BYTES",
     "SENT_BYTES",
     "Stretch",
@@ -24,6 +25,7 @@ __all__ = [
 
 PAGE_BYTES = 4096  # of O_DIRECT's blocks too, on every disk that is met
 SENT_BYTES = 1 << 20  # to a device at once, where it lies twice meanwhile; larger pieces are no faster
+DEQUANTIZED = "BF16"  # what quantized matrices may be held as: GGML's name of the type
 _LEAST_SLOTS = 3  # one is computed with, one is whole, one is being read
 
 

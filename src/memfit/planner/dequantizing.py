@@ -15,15 +15,14 @@ from dataclasses import replace
 
 from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.memory.oracle import EngineParameters
-from memfit.memory.streaming import dequantized_bytes, is_read_by_row
+from memfit.memory.streaming import DEQUANTIZED, dequantized_bytes, is_read_by_row
 from memfit.planner.request import Workload
-from memfit.planner.speed import DeviceSpeed, WeightSpeed, weight_key
+from memfit.planner.speed import MANY_TOKENS, DeviceSpeed, WeightSpeed, weight_key
 from memfit.planner.streaming import held_bytes, is_matrix
 
-__all__ = ["DEQUANTIZED", "dequantize", "may_dequantize"]
+__all__ = ["dequantize", "may_dequantize"]
 
-DEQUANTIZED = "BF16"
-_WHOLE = ("F32", "F16", "BF16", "F64")  # types that are not quantized
+_QUANTIZED = ("Q", "IQ", "TQ", "MXFP", "NVFP")  # what names of types begin with
 
 
 def dequantize(
@@ -47,13 +46,16 @@ def dequantize(
         if added <= left:
             names.append(tensor.name)
             left -= added
+    # A tensor that leaves its neighbours leaves the pages that it shared with them.
+    while names and held_bytes(spec, replace(parameters, dequantized=tuple(names))) > room_bytes:
+        names.pop()
     return replace(parameters, dequantized=tuple(names)) if names else None
 
 
 def may_dequantize(tensor: TensorSpec, spec: ModelSpec) -> bool:
     """Quantized matrices that every token is multiplied with: experts have kernels of their own, which are
     not faster with BF16."""
-    if tensor.type in _WHOLE:
+    if not tensor.type.startswith(_QUANTIZED):
         return False
     if tensor.name == "token_embd.weight":
         return not is_read_by_row(tensor, spec.tensors)
@@ -63,4 +65,5 @@ def may_dequantize(tensor: TensorSpec, spec: ModelSpec) -> bool:
 def _seconds(speed: WeightSpeed, workload: Workload) -> float:
     """Of one weight, for one request."""
     prompt = workload.prompt_tokens / speed.operations(many=True)
-    return 2 * (prompt + workload.generated_tokens / speed.operations(many=False))
+    together = speed.operations(many=workload.parallel >= MANY_TOKENS)
+    return 2 * (prompt + workload.generated_tokens / together)

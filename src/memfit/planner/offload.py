@@ -120,9 +120,9 @@ class Offloader:
         """The best that is found; where that does not fill the devices, rather as many whole layers as they
         hold: what is needed beside those hardly changes from one placement to the next."""
         best = self._approach(parameters, base, pieces, lambda one: self._choose(one, pieces.size_bytes))
-        if best and best.filled < _FULL:
+        if best is None or best.filled < _FULL:
             simple = self._approach(parameters, base, pieces, lambda one: layer_split(one, partial=True))
-            best = max((one for one in (best, simple) if one), key=_Found.score)
+            best = max((one for one in (best, simple) if one), key=_Found.score, default=None)
         return best
 
     def _approach(

@@ -60,12 +60,13 @@ def make_plan(
     speeds: Mapping[bool, DeviceSpeed] | None,
     devices: Sequence[tuple[Device, DeviceSpeed | None]] = (),
     solver: Callable[[Problem], Placement | None] = solve,
-    disk_speed: Callable[[], float] = lambda: ASSUMED_DISK,
+    disk_speed: Callable[[], tuple[float, float]] = lambda: ASSUMED_DISK,
 ) -> Plan:
     """The best plan that fits, or the smallest one there is with suggestions of what would fit.
 
     `speeds` are this CPU's with repacked and with plain weights; None where they could not be measured,
-    as with a device's. `disk_speed`, in bytes/s, is only asked for where weights do not fit.
+    as with a device's. `disk_speed`, in bytes/s, slowest and fastest, is only asked for where weights do not
+    fit.
 
     Raises:
         UsageError: the budget is not a size.
@@ -113,7 +114,7 @@ class _Planner:
         speeds: Mapping[bool, DeviceSpeed] | None,
         devices: Sequence[tuple[Device, DeviceSpeed | None]],
         solver: Callable[[Problem], Placement | None],
-        disk_speed: Callable[[], float],
+        disk_speed: Callable[[], tuple[float, float]],
     ) -> None:
         self._spec = spec
         self._machine = machine

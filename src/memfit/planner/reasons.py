@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from memfit.memory.oracle import RAM
-from memfit.memory.streaming import dequantized_bytes
+from memfit.memory.streaming import DEQUANTIZED, dequantized_bytes
 from memfit.planner.places import exceptions_of
 from memfit.planner.plan import Plan
 from memfit.planner.request import RESERVE_BYTES, Budget
@@ -79,8 +79,8 @@ def _repack_reason(plan: Plan, measured: bool, other: Prediction | None) -> str:
     return (
         f"prompt {format_rate(plan.prediction.prompt.value)} against "
         f"{format_rate(other.prompt.value)}, generation "
-        f"{format_rate(plan.prediction.generation.value)} against "
-        f"{format_rate(other.generation.value)}, by this CPU's kernels"
+        f"{format_rate(plan.prediction.together.value)} against "
+        f"{format_rate(other.together.value)}, by this CPU's kernels"
     )
 
 
@@ -90,7 +90,7 @@ def _dequantized_reasons(plan: Plan) -> Iterator[str]:
         larger = [one for one in plan.spec.tensors if one.name in names]
         added = sum(dequantized_bytes(one) - one.size_bytes for one in larger)
         yield (
-            f"{len(larger)} matrices held as BF16, for {format_bytes(added)} more: "
+            f"{len(larger)} matrices held as {DEQUANTIZED}, for {format_bytes(added)} more: "
             "many sequences at once are computed faster so, by this CPU's kernels"
         )
 
@@ -98,6 +98,8 @@ def _dequantized_reasons(plan: Plan) -> Iterator[str]:
 def _load_reason(plan: Plan) -> str:
     if plan.streamed_bytes:
         return "more than memory holds, so a part is read from the disk for every pass"
+    if plan.parameters.dequantized:
+        return "past the page cache, so that only what was made of the file is held"
     return {
         "mmap": "the file's own pages, no copy",
         "read": "tensor by tensor, so the file is not kept in memory",

@@ -14,6 +14,7 @@ from memfit import __version__
 from memfit.errors import UsageError, readable
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import RAM, EngineParameters
+from memfit.planner.dequantizing import may_dequantize
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
 from memfit.planner.plan import Plan, TierUse
 from memfit.planner.request import KV_TYPES, Workload
@@ -86,8 +87,19 @@ def plan_from_json(values: Any, where: str, spec: ModelSpec) -> Plan:
         workload=_workload(fields.child("workload", _keys(Workload))),
         fingerprint=_fingerprint(fields.child("fingerprint", _keys(Fingerprint))),
     )
+    _check_dequantized(plan, fields.child("parameters", _keys(EngineParameters)))
     _check_agreement(plan, values, where)
     return plan
+
+
+def _check_dequantized(plan: Plan, fields: Fields) -> None:
+    """The engine would read beyond a tensor whose type is not the one that it was told."""
+    parameters = plan.parameters
+    known = {one.name for one in plan.spec.tensors if may_dequantize(one, plan.spec)}
+    alone = parameters.load_mode == "own" and not (parameters.repack or parameters.devices)
+    if parameters.dequantized and not (alone and known.issuperset(parameters.dequantized)):
+        refused = next((name for name in parameters.dequantized if name not in known), "some")
+        fields.refuse("dequantized", refused, "quantized matrices, in RAM alone and with load_mode own")
 
 
 def _check_version(values: Any, where: str) -> None:

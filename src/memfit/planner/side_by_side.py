@@ -39,7 +39,22 @@ def plan_side_by_side(
     lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan], sequences: int | None = None
 ) -> Plan:
     """The fastest plan that fits; the smallest where none does. A context in `workload` is obeyed, and a
-    number of `sequences`."""
+    number of `sequences`. Where the longest request alone is too much, it is left to fail alone."""
+    plan = _fastest(lengths, workload, make, sequences)
+    usual, shorter = round(lengths.prompt + lengths.answer), lengths
+    while not plan.fits and workload.context is None and shorter.longest > usual:
+        shorter = replace(shorter, longest=max(usual, shorter.longest // 2))
+        plan = _fastest(shorter, workload, make, sequences)
+    if plan.fits and shorter != lengths:
+        limit = plan.context if plan.parameters.kv_unified else plan.context // plan.parameters.parallel
+        reason = f"requests of more than {limit} tokens fail: the longest, of {lengths.longest}, does not fit"
+        plan = replace(plan, why=(*plan.why, reason))
+    return plan
+
+
+def _fastest(
+    lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan], sequences: int | None
+) -> Plan:
     most = max(1, lengths.requests)
     asked = (sequences,) if sequences is not None else dict.fromkeys(min(each, most) for each in _SEQUENCES)
     best: Plan | None = None

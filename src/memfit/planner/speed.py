@@ -22,6 +22,7 @@ from memfit.memory.oracle import Answer, Graph, Operation
 __all__ = [
     "ASSUMED",
     "ASSUMED_DEVICE",
+    "MANY_TOKENS",
     "OFFLOADED_TOKENS",
     "AttentionSpeed",
     "DeviceSpeed",
@@ -49,7 +50,7 @@ _GENERATION_EFFICIENCY = 0.85
 _PROMPT_EFFICIENCY = 0.95
 _COLUMNS = 1536  # from here on the length of a matrix's rows makes no difference to speed
 _MINOR = 0.02  # a type with a smaller share of the bytes needs no measuring of its own
-_MANY_TOKENS = 64  # from here on kernels are as fast as with a micro-batch
+MANY_TOKENS = 64  # from here on kernels are as fast as with a micro-batch
 OFFLOADED_TOKENS = 32  # from here on the engine lets a GPU multiply matrices that lie in RAM
 
 
@@ -208,7 +209,7 @@ def predict(
     prompt = _terms(answer.prompt, speeds, cells=prompt_cells, filled=filled, many=True)
     generation = _terms(answer.generation, speeds, cells=generation_cells)
     side_by_side = _repeated(answer, sequences)
-    all_together = _terms(side_by_side, speeds, cells=generation_cells, many=sequences >= _MANY_TOKENS)
+    all_together = _terms(side_by_side, speeds, cells=generation_cells, many=sequences >= MANY_TOKENS)
     used = {0} | {one.place for graph in (answer.prompt, answer.generation) for one in graph.operations}
     basis = min((speeds[place].basis for place in used), key=_BASES.index)
     return Prediction(

@@ -23,12 +23,12 @@ from memfit.units import KIB
 
 __all__ = ["ASSUMED_DISK", "held_bytes", "is_matrix", "resident", "row_bytes", "slowed", "stream_out"]
 
-ASSUMED_DISK = 1e9  # bytes per second: an older NVMe drive, or two SATA ones
+ASSUMED_DISK = (0.7e9, 1.5e9)  # bytes per second: an older NVMe drive, or two SATA ones
 _LEAST_BYTES = 256 * KIB  # of a tensor: waiting for a smaller one costs more than it frees
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _MATRIX = re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|gate_up|down)(_(ch)?exps|_shexp)?)\.weight")
 _ORDER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")  # of computation
-_SPREAD = 0.5  # of a disk that others use too: 0.9 to 2.5 GB/s within an hour on one machine
+_SPREAD = 0.3  # either side of what was measured: a disk that others use too changes by the hour
 _STEPS = 24  # of halving the bytes to stream
 
 
@@ -106,32 +106,31 @@ def row_bytes(spec: ModelSpec, parameters: EngineParameters) -> int:
 def slowed(
     prediction: Prediction,
     read_bytes: int,
-    disk: float,
+    disk: tuple[float, float],
     prompt_tokens: int,
     micro_batch: int,
     sequences: int,
 ) -> Prediction:
-    """From a prediction for everything in memory; each pass reads from a `disk` of so many bytes/s, and
-    serves all `sequences` side by side."""
-    if not read_bytes:
-        return prediction
-    seconds = read_bytes / disk
-    passes = math.ceil(prompt_tokens / micro_batch)
-    generation = max(1 / prediction.generation.value, seconds)
-    together = max(sequences / prediction.together.value, seconds) / sequences
-    prompt = max(prompt_tokens / prediction.prompt.value, passes * seconds)
+    """From a prediction for everything in memory; each pass reads from a `disk` of so many bytes/s, slowest
+    and fastest, and serves all `sequences` side by side."""
+    slow, fast = disk
+
+    def reading(rate: Rate, tokens: int, passes: int) -> Rate:
+        def at(computing: float, disk: float) -> float:
+            return tokens / max(tokens / computing, passes * read_bytes / disk)
+
+        return Rate(
+            value=at(rate.value, math.sqrt(slow * fast)),
+            low=at(rate.low, slow * (1 - _SPREAD)),
+            high=at(rate.high, fast * (1 + _SPREAD)),
+        )
+
     return replace(
         prediction,
-        prompt=_scaled(prediction.prompt, prompt_tokens / prompt),
-        generation=_scaled(prediction.generation, 1 / generation),
-        together=_scaled(prediction.together, 1 / together),
+        prompt=reading(prediction.prompt, prompt_tokens, math.ceil(prompt_tokens / micro_batch)),
+        generation=reading(prediction.generation, 1, 1),
+        together=reading(prediction.together, sequences, 1),
     )
-
-
-def _scaled(rate: Rate, value: float) -> Rate:
-    if math.isclose(value, rate.value):  # computing takes longer than reading
-        return rate
-    return Rate(value=value, low=value * (1 - _SPREAD), high=value * (1 + _SPREAD))
 
 
 def _in_ram(spec: ModelSpec, parameters: EngineParameters) -> list[TensorSpec]:

@@ -54,11 +54,17 @@ class LlamaBatch:
             self._worker.tell("end")
 
     def events(self) -> Generator[Answer | TextPiece | Nothing]:
+        events = self._events()
+        next(events)  # as in `converse`
+        return events
+
+    def _events(self) -> Generator[Answer | TextPiece | Nothing]:
         with (
             closing(self._conversation),
             self._worker.cancels_on_interrupt(),
             self._explaining_death(),
         ):
+            yield Nothing()
             while True:
                 while not self._worker.has_event(_QUIET_SECONDS):
                     yield Nothing()

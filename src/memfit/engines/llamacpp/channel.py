@@ -1,8 +1,8 @@
 """JSON lines between the parent and the worker: one request at a time, any number of events back.
 A batch is one request too; while it runs, others are added to it (batching.py).
 
-A request names what to `do`; the last event of its answer has "event": "done" or "error". "cancel"
-may come at any time and is not answered by itself.
+A request names what to `do`; the last event of its answer has "event": "done" or "error". "cancel" is for
+the request before it, may come at any time and is not answered by itself.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-__all__ = ["Channel"]
+__all__ = ["ADDITIONS", "Channel"]
+
+ADDITIONS = ("add", "drop", "end")  # to a batch that runs
 
 
 class Channel:
     """The worker's end. Takes file descriptor 1 for itself; later prints of anybody go to stderr."""
 
-    def __init__(self, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, on_request: Callable[[], None], on_cancel: Callable[[], None]) -> None:
+        """Both are called on the listening thread, in the order in which the parent wrote."""
         self._output: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
-        self._on_cancel = on_cancel
+        self._on_request, self._on_cancel = on_request, on_cancel
         self._requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -53,6 +56,8 @@ class Channel:
             if request["do"] == "cancel":
                 self._on_cancel()
             else:
+                if request["do"] not in ADDITIONS:
+                    self._on_request()
                 self._requests.put(request)
         # The parent has ended or closed us, perhaps in the middle of a decode: leave nothing behind.
         os._exit(0)

@@ -109,11 +109,14 @@ class WorkerProcess:
             self._posted -= 1
             self._skip_answer()
         self._send({"do": do, **values})
-        return self._events(do)
+        events = self._events(do)
+        next(events)  # closing one that has not begun would end nothing
+        return events
 
     def _events(self, do: str) -> Generator[tuple[str, dict[str, Any]], None, dict[str, Any]]:
         answered = False
         try:
+            yield "", {}
             while (line := self._read_line()) is not None:
                 event = json.loads(line)
                 kind = event.pop("event")

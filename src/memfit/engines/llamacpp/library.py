@@ -16,7 +16,7 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 from memfit.engines.llamacpp.graph import Node, nodes_of, read_graph
 from memfit.errors import EngineError, EngineMissingError
 from memfit.memory.oracle import RAM
+from memfit.memory.streaming import DEQUANTIZED
 
 __all__ = ["ENGINE_VERSION", "Breakdown", "Library", "load_library"]
 
@@ -268,17 +269,29 @@ class Library:
             found.append((ctypes.string_at(text, length).decode(), address))
         return found
 
-    def retype(self, model: int, names: Sequence[str]) -> None:
-        """Let these tensors of a model that was built without memory be BF16, whatever the file has."""
+    def retype(self, model: int, names: Sequence[str]) -> Callable[[], None]:
+        """Let these tensors of a model that was built without memory be DEQUANTIZED, whatever the file has.
+
+        What is returned makes them again what they were.
+        """
         wanted = set(names)
+        before: list[tuple[Node, int, tuple[int, ...]]] = []
         for name, address in self.model_tensors(model) if wanted else ():
             if name in wanted:
                 node = Node.from_address(address)
-                node.type = self.type_numbers["BF16"]
+                before.append((node, node.type, tuple(node.nb)))
+                node.type = self.type_numbers[DEQUANTIZED]
                 width = self.ggml_base.ggml_type_size(node.type)
                 for dimension, count in enumerate(node.ne):
                     node.nb[dimension] = width
                     width *= count
+
+        def undo() -> None:
+            for node, kind, steps in before:
+                node.type = kind
+                node.nb[:] = steps
+
+        return undo
 
     def allow_contexts(self, model: int) -> None:
         """Let contexts of a model that was built without memory allocate theirs.

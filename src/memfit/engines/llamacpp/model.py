@@ -76,6 +76,8 @@ class Model:
         self.parameters = parameters
         self._tensors = tensors
         self._weights: OwnWeights | None = None
+        self._simulates = simulate
+        self._undo_retype: Callable[[], None] = lambda: None
         self._pointer = self._load(parameters, simulate, overrides)
         self.vocabulary = self._api.llama_model_get_vocab(self._pointer)
         self.vocabulary_size: int = self._api.llama_vocab_n_tokens(self.vocabulary)
@@ -114,8 +116,8 @@ class Model:
             raise self._overrun
         if not pointer:
             raise EngineError(f"the engine cannot load {parameters.paths[0]}")
-        self._library.retype(pointer, parameters.dequantized)
         if is_ours:
+            self._library.retype(pointer, parameters.dequantized)
             self._library.allow_contexts(pointer)
             self._weights = self._read_weights(pointer, parameters)
         return int(pointer)
@@ -195,6 +197,9 @@ class Model:
         """
         self.close_context()
         api = self._api
+        if self._simulates:
+            self._undo_retype()
+            self._undo_retype = self._library.retype(self._pointer, parameters.dequantized)
         options = api.llama_context_default_params()
         options.n_ctx = parameters.context
         options.n_batch = options.n_ubatch = min(parameters.micro_batch, parameters.context)
@@ -223,6 +228,9 @@ class Model:
         self.micro_batch: int = api.llama_n_ubatch(context)
         self.context_tokens: int = api.llama_n_ctx(context)
         self.sequence_tokens: int = api.llama_n_ctx_seq(context)  # of them at most one sequence's
+        self.trained_tokens: int = api.llama_model_n_ctx_train(self._pointer)
+        if parameters.parallel > 1:  # a context that others share may be larger than what one was trained for
+            self.sequence_tokens = min(self.sequence_tokens, self.trained_tokens)
         if self._weights and parameters.streamed:
             count = 1 if parameters.kv_unified else parameters.parallel  # divided caches are used all at once
             self._weights.start(self._library.graph_nodes(context, tokens=count, sequences=count))

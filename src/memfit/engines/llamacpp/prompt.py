@@ -41,8 +41,11 @@ def room_after(model: Model, tokens: Sequence[int]) -> int:
     Raises:
         UsageError: none.
     """
-    room, parts = model.sequence_tokens, model.context_tokens // model.sequence_tokens
+    room = model.sequence_tokens
+    parts = 1 if model.parameters.kv_unified else model.parameters.parallel
     if len(tokens) >= room:
+        if model.parameters.parallel > 1 and room == model.trained_tokens:
+            raise UsageError(f"the prompt has {len(tokens)} tokens, the model was trained for {room}")
         needed = -(-(len(tokens) + 256) // 256) * 256 * parts
         where = "the context" if parts == 1 else f"each of {parts} sequences"
         raise UsageError(

@@ -1,4 +1,5 @@
-"""Weights in memory of our own: pinned ones read once past the page cache, streamed ones through the ring.
+"""Weights in memory of our own: pinned ones read once past the page cache, as they are or dequantized, and
+streamed ones through the ring.
 
 The engine has built the model without memory (`no_alloc`), as the oracle does; here every tensor in RAM gets
 its data. A matrix that is streamed is given its address just before it is multiplied with, by the scheduler's
@@ -92,8 +93,7 @@ class OwnWeights:
             self._send(sent, came)
             self._pin(dict(pinned), came)
             for tensor, address in larger:
-                self._dequantize(tensor, address)
-                came(tensor.size_bytes)
+                self._dequantize(tensor, address, came)
         except StreamError as error:
             raise EngineError(str(error)) from None
         self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
@@ -194,13 +194,13 @@ class OwnWeights:
         for address in self._streamed:
             _set_data(address, _address(self._nowhere()))
 
-    def _dequantize(self, tensor: TensorSpec, address: int) -> None:
+    def _dequantize(self, tensor: TensorSpec, address: int, came: Callable[[int], None]) -> None:
         """Read a tensor as BF16, a piece of whole blocks at a time."""
         ggml = self._ggml
         number = self._types[tensor.type]
         block_bytes, block = ggml.ggml_type_size(number), ggml.ggml_blck_size(number)
         traits = _Traits.from_address(ggml.ggml_get_type_traits(number))
-        if not traits.is_quantized:
+        if not (traits.is_quantized and traits.to_float):
             raise EngineError(f"{tensor.name} is {tensor.type}: there is nothing to dequantize")
         read = own_memory(_PIECE_BYTES + 2 * PAGE_BYTES)
         most = _PIECE_BYTES // block_bytes * block_bytes
@@ -219,6 +219,7 @@ class OwnWeights:
             traits.to_float(source + begin - page, middle, count)
             ggml.ggml_fp32_to_bf16_row(middle, target, count)
             target += 2 * count
+            came(end - begin)
         self.locked_bytes += lock_memory(_address(memory), len(memory))
         _set_data(address, _address(memory))
         self._kept.append(memory)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from memfit.engines.llamacpp.batching import Batcher
-from memfit.engines.llamacpp.channel import Channel
+from memfit.engines.llamacpp.channel import ADDITIONS, Channel
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
 from memfit.engines.llamacpp.library import Library, load_library
@@ -41,8 +41,8 @@ class Worker:
     """One model at a time, simulated or loaded, and the tokens its KV cache holds."""
 
     def __init__(self) -> None:
-        self.channel = Channel(on_cancel=self.cancel)
         self.model: Model | None = None
+        self.channel = Channel(on_request=self.begin, on_cancel=self.cancel)
         self._simulated: EngineParameters | None = None  # what of its parameters a loaded model depends on
         self._devices: Devices | None = None
         self.cached: list[int] = []  # tokens of sequence 0 in the KV cache, in order
@@ -51,6 +51,11 @@ class Worker:
         self._verbose = bool(os.environ.get("MEMFIT_WORKER_VERBOSE"))
         self.library.api.llama_log_set(self._log, None)
         self.library.api.llama_backend_init()
+
+    def begin(self) -> None:
+        """A cancel that comes from here on is for the request that was read now."""
+        if self.model is not None:
+            self.model.clear_abort()
 
     def cancel(self) -> None:
         if self.model is not None:
@@ -74,7 +79,10 @@ class Worker:
             "kernels": self.measure_kernels,
         }
         for request in self.channel.requests():
-            action = actions[request.pop("do")]
+            do = request.pop("do")
+            if do in ADDITIONS:  # too late: the batch was cancelled meanwhile
+                continue
+            action = actions[do]
             try:
                 self.channel.send("done", **action(**request))
             except OverBudgetError as overrun:
@@ -185,7 +193,6 @@ class Worker:
     ) -> dict[str, Any]:
         """Process a prompt and generate; text is sent in "text" events meanwhile."""
         model = self._loaded()
-        model.clear_abort()  # first: a cancel that comes from here on is for this request
         settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
         tokens = prompt_tokens(model, prompt, messages)
         room = room_after(model, tokens)
@@ -234,14 +241,12 @@ class Worker:
     def batch(self, expected: float) -> dict[str, Any]:
         """Answer requests that are added while it runs, side by side: see batching.py."""
         model = self._loaded()
-        model.clear_abort()
         self._forget()
         return Batcher(model, self.library.api, self.channel, expected=expected).run()
 
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
         """Time decoding alone, as llama-bench does: fixed tokens, no sampling, `depth` of them before."""
         model = self._loaded()
-        model.clear_abort()
         token = 1 if model.vocabulary_size > 1 else 0
         try:
             self._forget()
@@ -365,6 +370,7 @@ _CONTEXT_ONLY: dict[str, Any] = {
     "threads": 0,
     "load_mode": "",
     "kv_unified": True,
+    "dequantized": (),
 }
 
 _LOG_ERROR = 4  # ggml_log_level
