@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +157,88 @@ def test_json_needs_no_rich(tiny: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.returncode == 0
+
+
+# --- checkpoints ---
+
+_CONFIG = {
+    "model_type": "llama",
+    "dtype": "bfloat16",
+    "hidden_size": 4,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 6,
+    "vocab_size": 10,
+    "max_position_embeddings": 32,
+}
+
+
+_SHARDS = ("model-0.safetensors", "model-1.safetensors")
+
+
+def _checkpoint(folder: Path, *shards: dict[str, list[int]]) -> Path:
+    """A folder with config.json, and shards of BF16 tensors of these shapes; F32 where they are norms."""
+    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    weight_map = {}
+    for number, shapes in enumerate(shards):
+        name = f"model-{number}.safetensors" if len(shards) > 1 else "model.safetensors"
+        header, offset = {}, 0
+        for tensor, shape in shapes.items():
+            dtype, width = ("F32", 4) if "norm" in tensor else ("BF16", 2)
+            end = offset + width * math.prod(shape)
+            header[tensor] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+            weight_map[tensor], offset = name, end
+        content = json.dumps(header).encode()
+        (folder / name).write_bytes(struct.pack("<Q", len(content)) + content + bytes(offset))
+    if len(shards) > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_a_checkpoint_in_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = _checkpoint(tmp_path, {"embed": [10, 4], "norm": [4]}, {"up": [6, 4]})
+    assert _run(folder, "--tensors", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    tensors = facts.pop("tensors")
+    assert facts.pop("file_bytes") == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert facts == {
+        "source": str(folder),
+        "paths": [
+            str(folder / name) for name in ("config.json", "model-0.safetensors", "model-1.safetensors")
+        ],
+        "architecture": "llama",
+        "dtype": "bfloat16",
+        "quantization": None,
+        "parameters": 40 + 4 + 24,
+        "weights_bytes": 80 + 16 + 48,
+        "context_length": 32,
+        "vocabulary": 10,
+        "layers": 1,
+        "experts": None,
+        "tensor_types": [
+            {"type": "BF16", "count": 2, "size_bytes": 128},
+            {"type": "F32", "count": 1, "size_bytes": 16},
+        ],
+    }
+    assert [(one["name"], one["shape"], one["type"], one["file_index"]) for one in tensors] == [
+        ("embed", [10, 4], "BF16", 0),
+        ("norm", [4], "F32", 0),
+        ("up", [6, 4], "BF16", 1),
+    ]
+    assert _run(folder, "--tensors") == 0
+    shown = capsys.readouterr().out
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["parameters", "68"] in lines and ["norm", "4", "F32", "16", "B", "model-0.safetensors"] in lines
+
+
+def test_a_checkpoint_without_or_with_broken_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(_checkpoint(tmp_path)) == 0
+    assert "no safetensors here" in capsys.readouterr().out
+    _checkpoint(tmp_path, {"embed": [10, 4]})
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    assert _run(tmp_path) == 4
+    assert "truncated" in capsys.readouterr().err

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memfit.headers.find import find_model
+from memfit.headers.find import find_file
+from memfit.headers.model import read_model
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-__all__ = ["command"]
+__all__ = ["command", "printable", "table_of", "wide_console"]
 
 _LONGEST_SHOWN = 72  # characters of a metadata value; a chat template has thousands
 
@@ -29,8 +31,16 @@ _LONGEST_SHOWN = 72  # characters of a metadata value; a chat template has thous
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
 def command(model: str, tensors: bool, as_json: bool) -> None:
-    """Show the facts in MODEL's header: a path to a .gguf file, or demo."""
-    spec = find_model(model)
+    """Show the facts in MODEL's header: of a GGUF file, of demo, or of a checkpoint with config.json and
+    safetensors. Of what is not here only the header is read.
+    """
+    path = find_file(model)
+    if path.name == "config.json":
+        from memfit.cli.checkpoint import show_checkpoint
+
+        show_checkpoint(model, path, tensors=tensors, as_json=as_json)
+        return
+    spec = read_model(path, source=model)
     if as_json:
         click.echo(json.dumps(_facts(spec, tensors=tensors), indent=2, allow_nan=False))
     else:
@@ -88,7 +98,8 @@ def _json_value(value: MetadataValue | None) -> Any:
     return value
 
 
-def _print_tables(spec: ModelSpec, *, tensors: bool) -> None:
+def wide_console() -> Console:
+    """One whose tables no pipe folds."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -96,6 +107,11 @@ def _print_tables(spec: ModelSpec, *, tensors: bool) -> None:
         from memfit.cli.render import PIPE_WIDTH
 
         console.width = PIPE_WIDTH
+    return console
+
+
+def _print_tables(spec: ModelSpec, *, tensors: bool) -> None:
+    console = wide_console()
     console.print(_summary(spec))
     console.print()
     console.print(_types_table(spec))
@@ -122,31 +138,31 @@ def _summary(spec: ModelSpec) -> Table:
         "vocabulary": f"{spec.vocabulary:,} tokens",
         "layers": "not said" if layers is None else _one_line(layers),
     }
-    table = _table()
+    table = table_of()
     for label, text in rows.items():
-        table.add_row(label, _printable(text))
+        table.add_row(label, printable(text))
     return table
 
 
 def _types_table(spec: ModelSpec) -> Table:
-    table = _table("tensor type", ">tensors", ">size")
+    table = table_of("tensor type", ">tensors", ">size")
     for row in _tensor_types(spec):
         table.add_row(row["type"], str(row["count"]), format_bytes(row["size_bytes"]))
     return table
 
 
 def _metadata_table(spec: ModelSpec) -> Table:
-    table = _table("metadata", "value")
+    table = table_of("metadata", "value")
     for key, value in spec.metadata.items():
-        table.add_row(_printable(key), _one_line(value))
+        table.add_row(printable(key), _one_line(value))
     return table
 
 
 def _tensors_table(spec: ModelSpec) -> Table:
-    table = _table("tensor", "shape", "type", ">size", ">offset")
+    table = table_of("tensor", "shape", "type", ">size", ">offset")
     for tensor in spec.tensors:
         table.add_row(
-            _printable(tensor.name),
+            printable(tensor.name),
             " x ".join(map(str, tensor.shape)),
             tensor.type,
             format_bytes(tensor.size_bytes),
@@ -155,7 +171,7 @@ def _tensors_table(spec: ModelSpec) -> Table:
     return table
 
 
-def _table(*headings: str) -> Table:
+def table_of(*headings: str) -> Table:
     """A table without lines; `>` before a heading sets its column to the right."""
     from rich.table import Table
 
@@ -170,11 +186,11 @@ def _one_line(value: MetadataValue) -> str:
         return f"{value.length:,} of {value.element_type}, not read"
     text = value if isinstance(value, str) else str(value)
     if len(text) > _LONGEST_SHOWN:
-        return f"{_printable(text[:_LONGEST_SHOWN])}… ({len(text):,} characters)"
-    return _printable(text)
+        return f"{printable(text[:_LONGEST_SHOWN])}… ({len(text):,} characters)"
+    return printable(text)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text from a file made safe for a terminal: control characters and the like as `\\x1b`."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

@@ -11,10 +11,10 @@ from memfit.headers.hf_shapes import HfModel, model_from_checkpoint, model_from_
 from memfit.headers.model import read_model
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.remote.apart import ask
-from memfit.headers.safetensors import read_checkpoint
+from memfit.headers.safetensors import Checkpoint, read_checkpoint
 from memfit.headers.source import is_remote_name, resolve
 
-__all__ = ["find_checkpoint", "find_file", "find_model"]
+__all__ = ["find_checkpoint", "find_file", "find_model", "find_weights"]
 
 
 def find_model(model: str, say: Callable[[str], None] | None = None) -> ModelSpec:
@@ -44,11 +44,20 @@ def find_checkpoint(model: str, say: Callable[[str], None] | None = None) -> HfM
 
     None where MODEL names something else. Errors as `find_model`.
     """
-    config = find_file(model, say)
-    if config.name != "config.json":
+    path = find_file(model, say)
+    if path.name != "config.json":
         return None
-    facts = read_config(config)
+    config, weights = read_config(path), find_weights(path)
+    return model_from_checkpoint(config, weights) if weights else model_from_config(config)
+
+
+def find_weights(config: Path) -> Checkpoint | None:
+    """The safetensors beside a config.json; None where there are none.
+
+    Raises:
+        ModelError: they are damaged, or a part is missing.
+    """
     for name in ("model.safetensors.index.json", "model.safetensors"):
         if (path := config.with_name(name)).is_file():
-            return model_from_checkpoint(facts, read_checkpoint(path))
-    return model_from_config(facts)
+            return read_checkpoint(path)
+    return None
