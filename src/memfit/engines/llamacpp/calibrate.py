@@ -206,8 +206,8 @@ class Calibration:
     ) -> dict[str, Any] | None:
         key = _speeds_key(device, threads, repack=repack)
         all_known = self._values.setdefault("speeds", {})
-        if _is_old(device, all_known.get(key, {})):
-            all_known.pop(key, None)
+        for old in [one for one, values in all_known.items() if _is_old(one, values)]:
+            del all_known[old]  # ports of workers that are long gone add up
         known: dict[str, Any] = all_known.setdefault(key, _nothing_known())
         missing = [name for name in types if name not in known["weights"]]
         unattended = [name for name in attention if name not in known["attention"]]
