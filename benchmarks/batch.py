@@ -2,12 +2,12 @@
 
     python benchmarks/batch.py [throughput] [streaming] [prefix] [kl] [lines]     all where none is named
 
-throughput: 256 prompts of mixed lengths (REQUESTS in the environment; a quarter for the larger model), 64
+throughput: 256 prompts of mixed lengths (REQUESTS in the environment; an eighth for the larger model), 64
 tokens each, greedy: ours as planned for 1 GiB beside the weights, before and after llama-server with -np 16
 and 32, repacked and not, fed by as many connections; from the first request to the last answer, loading left
 out. Bar: 1.1 times its best. And ours one by one, an eighth of them.
-streaming: the dense 4.1 GB model in a budget that holds half of its weights: 16 sequences against one by one.
-Bar: 8 times. prefix: 100 requests that begin with the same 1,000 tokens. Bar: at most 1.2 times the prompt
+streaming: the dense 4.1 GB model in a budget that holds half of its weights: 16 sequences against one by one,
+prompts of 100 characters. Bar: 8 times. prefix: 100 requests that begin with the same 1,000 tokens. Bar: at most 1.2 times the prompt
 work of computing them once. kl: what the same tokens' probabilities differ by, each sequence alone and 16
 side by side. Bar: 1e-3 in the mean. lines: 100,000 lines of which all but a few are answered already: how
 long until the next answer, and what memory the parent takes beyond a job of few lines. Bar: 50 MiB.
@@ -65,7 +65,7 @@ def throughput(folder: Path) -> int:
     write_model(small, SMALL, values="random")
     missed = 0
     print("| model | who | sequences | seconds | tok/s | own | RAM error |\n|" + " --- |" * 7)
-    for name, path, share in (("demo", models()["demo"], 1), ("dense 0.6 GB", str(small), 4)):
+    for name, path, share in (("demo", models()["demo"], 1), ("dense 0.6 GB", str(small), 8)):
         prompts = mixed_prompts(REQUESTS // share)
         alone = answered(path, prompts[: len(prompts) // 8], name, sequences=1)
         first = answered(path, prompts, name)
@@ -219,14 +219,14 @@ def ask_all(port: int, prompts: list[str], connections: int) -> int:
 def streaming(folder: Path) -> int:
     path = folder / "big.gguf"
     write_model(path, BIG, values="random")
-    prompts = mixed_prompts(48)
+    prompts = mixed_prompts(32)
     print(
         "| dense 4.1 GB at 50 % | sequences | streamed MB | seconds | tok/s | RAM error |\n|" + " --- |" * 6
     )
     rates = {}
-    for sequences, count in ((1, 2), (16, 48)):
+    for sequences, count in ((1, 2), (16, 32)):
         requests = [
-            Request(number=n, prompt=prompt[:100], sampling=Sampling(temperature=0, max_tokens=32))
+            Request(number=n, prompt=prompt[:100], sampling=Sampling(temperature=0, max_tokens=TOKENS))
             for n, prompt in enumerate(prompts[:count])
         ]
         settings = {"sequences": sequences, "context": 2048, "repack": "off"}

@@ -43,7 +43,7 @@ class Maker:
 def test_as_many_as_pay_off() -> None:
     make = Maker(budget_mib=1600)
     plan = plan_side_by_side(_LENGTHS, Workload(), make)
-    assert [one.parallel for one in make.asked] == [1, 2, 4, 8, 16, 32, 32]
+    assert [one.parallel for one in make.asked] == [32, 16, 32]
     assert plan.parameters.parallel == 32 and plan.workload.kv_unified
     # A tenth more than 32 * (100 + 50) cells, rounded up to 256.
     assert plan.workload.context == 5376

@@ -3,12 +3,13 @@
     seconds of a request = prompt tokens / prompt's rate + answer tokens / rate of all sequences together
 
 More sequences share each pass over the weights, and take more of the budget for their KV caches: where that
-pushes weights out of memory, the plan says so in its speeds. Each number is planned and the fastest taken;
-of such as are as fast, the largest. Pure: making a plan is somebody else's.
+pushes weights out of memory, the plan says so in its speeds. Numbers are planned from the largest down, as
+long as fewer are faster; of such as are as fast, the largest is taken. Pure: making a plan is somebody else's.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -56,19 +57,21 @@ def _fastest(
     lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan], sequences: int | None
 ) -> Plan:
     most = max(1, lengths.requests)
-    asked = (sequences,) if sequences is not None else dict.fromkeys(min(each, most) for each in _SEQUENCES)
-    best: Plan | None = None
-    for count in asked:
-        if best and not _shares(lengths, workload, count):
+    asked = [sequences] if sequences is not None else sorted({min(each, most) for each in _SEQUENCES})
+    asked[1:] = [count for count in asked[1:] if _shares(lengths, workload, count)]
+
+    @functools.cache
+    def plan_of(count: int) -> Plan:
+        return make(_workload(lengths, workload, count))
+
+    best = plan_of(asked[-1])  # mostly it is, and making a plan takes a while
+    if not (best.fits or plan_of(asked[0]).fits):
+        return plan_of(asked[0])
+    for count in reversed(asked[:-1]):
+        fewer = plan_of(count)
+        if best.fits and _AS_GOOD * request_seconds(fewer, lengths) >= request_seconds(best, lengths):
             break
-        plan = make(_workload(lengths, workload, count))
-        if best is None:
-            best = plan
-        elif not plan.fits:
-            break
-        elif request_seconds(plan, lengths) <= _AS_GOOD * request_seconds(best, lengths):
-            best = plan
-    assert best is not None
+        best = fewer
     return _divided(best, lengths, workload, make)
 
 
