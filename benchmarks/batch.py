@@ -7,10 +7,11 @@ tokens each, greedy: ours as planned for 1 GiB beside the weights, before and af
 and 32, repacked and not, fed by as many connections; from the first request to the last answer, loading left
 out. Bar: 1.1 times its best. And ours one by one, an eighth of them.
 streaming: the dense 4.1 GB model in a budget that holds half of its weights: 16 sequences against one by one,
-prompts of 100 characters. Bar: 8 times. prefix: 100 requests that begin with the same 1,000 tokens. Bar: at most 1.2 times the prompt
-work of computing them once. kl: what the same tokens' probabilities differ by, each sequence alone and 16
-side by side. Bar: 1e-3 in the mean. lines: 100,000 lines of which all but a few are answered already: how
-long until the next answer, and what memory the parent takes beyond a job of few lines. Bar: 50 MiB.
+prompts of 100 characters. Bar: 8 times. prefix: 100 requests that begin with the same 1,000 tokens. Bar: at
+most 1.2 times the prompt work of computing them once. kl: what the same tokens' probabilities differ by, each
+sequence alone and 16 side by side. Bar: 1e-3 in the mean. lines: 100,000 lines of which all but a few are
+answered already: how long until the next answer, and what memory the parent takes beyond a job of few lines.
+Bar: 50 MiB.
 """
 
 from __future__ import annotations
