@@ -4,7 +4,7 @@
 
 More sequences share each pass over the weights, and take more of the budget for their KV caches: where that
 pushes weights out of memory, the plan says so in its speeds. Numbers are planned from the largest down, as
-long as fewer are faster; of such as are as fast, the largest is taken. Pure: making a plan is somebody else's.
+long as fewer are faster; of such as are as fast, the largest is taken. Pure: others make the plans.
 """
 
 from __future__ import annotations
