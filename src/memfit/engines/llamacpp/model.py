@@ -244,6 +244,7 @@ class Model:
         if self._context is not None:
             self._api.llama_free(self._context)
             self._context = None
+            del self.cache
 
     def memory_breakdown(self) -> dict[str, Breakdown]:
         assert self._context is not None

@@ -7,7 +7,6 @@ computation and repeats with every pass; whoever asks out of order makes the rea
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import threading
 from collections import deque
@@ -15,19 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from memfit.hardware.disk_speed import go_direct
+from memfit.hardware.disk_speed import go_direct, own_memory
 from memfit.memory.streaming import Stretch
 from memfit.units import MIB
 
-__all__ = ["DirectFile", "Ring", "StreamError", "own_memory"]
+__all__ = ["DirectFile", "Ring", "StreamError"]
 
 _READ_BYTES = 8 * MIB  # at once: larger reads gain nothing, and each may have to be waited for
 _LOOK_SECONDS = 0.05  # how often one who waits looks whether the request was cancelled
-
-
-def own_memory(size_bytes: int) -> mmap.mmap:
-    """Memory of this process alone, aligned to pages; untouched, it takes none."""
-    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class StreamError(Exception):
