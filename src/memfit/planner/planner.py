@@ -359,7 +359,13 @@ class _Planner:
         if read := streamed_bytes(self._spec.tensors, parameters.streamed):
             tokens = min(workload.prompt_tokens, answer.context)
             prediction = slowed(
-                prediction, read, self._disk_speed(), tokens, parameters.micro_batch, workload.parallel
+                prediction,
+                read,
+                len(parameters.streamed),
+                self._disk_speed(),
+                tokens,
+                parameters.micro_batch,
+                workload.parallel,
             )
         return _Candidate(
             parameters=parameters,

@@ -1,6 +1,7 @@
 """Which tensors stay on the disk where a model is larger than RAM, and what that costs.
 
-    seconds of a pass = max(seconds of computing, streamed bytes / the disk's bytes per second)
+    seconds of a pass = max(seconds of computing,
+                            streamed bytes / the disk's bytes per second + tensors * seconds of each)
 
 Counted: whole matrices of layers, and the output matrix; each is read once a pass. They are chosen evenly
 along the computation, so that reading one hides behind computing with those between. Ignored: what reading
@@ -28,6 +29,9 @@ _LEAST_BYTES = 256 * KIB  # of a tensor: waiting for a smaller one costs more th
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _MATRIX = re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|gate_up|down)(_(ch)?exps|_shexp)?)\.weight")
 _ORDER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")  # of computation
+_TENSOR_SECONDS = (
+    0.5e-3  # to hand one over, and to wait for a short read: 0.45 to 0.6 ms with SmolLM2 and Gemma
+)
 _VARIES = 2.0  # either side of what was measured: one virtual disk's speed halved and doubled within minutes
 _STEPS = 24  # of halving the bytes to stream
 
@@ -106,18 +110,20 @@ def row_bytes(spec: ModelSpec, parameters: EngineParameters) -> int:
 def slowed(
     prediction: Prediction,
     read_bytes: int,
+    tensors: int,
     disk: tuple[float, float],
     prompt_tokens: int,
     micro_batch: int,
     sequences: int,
 ) -> Prediction:
-    """From a prediction for everything in memory; each pass reads from a `disk` of so many bytes/s, slowest
-    and fastest, and serves all `sequences` side by side."""
+    """From a prediction for everything in memory; each pass reads so many `tensors` from a `disk` of so many
+    bytes/s, slowest and fastest, and serves all `sequences` side by side."""
     slow, fast = disk
 
     def reading(rate: Rate, tokens: int, passes: int) -> Rate:
         def at(computing: float, disk: float) -> float:
-            return tokens / max(tokens / computing, passes * read_bytes / disk)
+            seconds = read_bytes / disk + tensors * _TENSOR_SECONDS
+            return tokens / max(tokens / computing, passes * seconds)
 
         return Rate(
             value=at(rate.value, math.sqrt(slow * fast)),
