@@ -57,13 +57,16 @@ class HardCap:
         _remove_abandoned(group.folder, root)
         try:
             self.folder.mkdir()
+            self._holds_us = holds_us  # before it is true: an interrupt may come between
             if holds_us:
                 self.enter(os.getpid())
-                self._holds_us = True
             self._set_limits()
         except OSError as error:
             self.close()
             raise _refusal(f"{error.filename or self.folder}: {error.strerror}") from None
+        except KeyboardInterrupt:
+            self.close()
+            raise
 
     def enter(self, pid: int) -> None:
         """Move a process in; what it holds already stays counted where it is.
