@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 
-from memfit.cli.inspect import printable, table_of, wide_console
+from memfit.cli.inspect import printable, table_of, tensor_types, types_table, wide_console
 from memfit.headers.find import find_weights
 from memfit.headers.hf_config import HfConfig, read_config
 from memfit.headers.safetensors import Checkpoint
@@ -39,10 +38,7 @@ def show_checkpoint(model: str, path: Path, *, tensors: bool, as_json: bool) -> 
         console.print("\nno safetensors here")
         return
     console.print()
-    types = table_of("tensor type", ">tensors", ">size")
-    for row in facts["tensor_types"]:
-        types.add_row(row["type"], str(row["count"]), format_bytes(row["size_bytes"]))
-    console.print(types)
+    console.print(types_table(facts["tensor_types"]))
     if tensors:
         listed = table_of("tensor", "shape", "type", ">size", "file")
         for row in rows:
@@ -60,10 +56,6 @@ _COUNTS = ("parameters", "context_length", "vocabulary")
 
 def _facts(model: str, config: HfConfig, weights: Checkpoint | None) -> dict[str, Any]:
     tensors = weights.tensors if weights else ()
-    counts = Counter(one.dtype for one in tensors)
-    sizes: Counter[str] = Counter()
-    for one in tensors:
-        sizes[one.dtype] += one.size_bytes
     return {
         "source": model,
         "paths": [str(config.path), *(str(path) for path in (weights.paths if weights else ()))],
@@ -72,14 +64,12 @@ def _facts(model: str, config: HfConfig, weights: Checkpoint | None) -> dict[str
         "quantization": config.quant_method,
         "parameters": sum(one.elements for one in tensors) or None,
         "file_bytes": weights.file_bytes if weights else None,
-        "weights_bytes": sum(sizes.values()) or None,
+        "weights_bytes": sum(one.size_bytes for one in tensors) or None,
         "context_length": config.max_position_embeddings,
         "vocabulary": config.vocab_size,
         "layers": config.num_hidden_layers,
         "experts": config.num_experts or None,
-        "tensor_types": [
-            {"type": name, "count": counts[name], "size_bytes": size} for name, size in sizes.most_common()
-        ],
+        "tensor_types": tensor_types(tensors),
     }
 
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from memfit.headers.find import find_file
 from memfit.headers.model import read_model
-from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray
+from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec
+from memfit.headers.safetensors import SafetensorsTensor
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["command", "printable", "table_of", "wide_console"]
+__all__ = ["command", "printable", "table_of", "tensor_types", "types_table", "wide_console"]
 
 _LONGEST_SHOWN = 72  # characters of a metadata value; a chat template has thousands
 
@@ -60,7 +62,7 @@ def _facts(spec: ModelSpec, *, tensors: bool) -> dict[str, Any]:
         "context_length": spec.context_length,
         "vocabulary": spec.vocabulary,
         "layers": _json_value(spec.architecture_value("block_count")),
-        "tensor_types": _tensor_types(spec),
+        "tensor_types": tensor_types(spec.tensors),
         "metadata": {key: _json_value(value) for key, value in spec.metadata.items()},
     }
     if tensors:
@@ -78,13 +80,14 @@ def _facts(spec: ModelSpec, *, tensors: bool) -> dict[str, Any]:
     return facts
 
 
-def _tensor_types(spec: ModelSpec) -> list[dict[str, Any]]:
+def tensor_types(tensors: Iterable[TensorSpec | SafetensorsTensor]) -> list[dict[str, Any]]:
     """Each tensor type's count and bytes, the largest first."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for tensor in spec.tensors:
-        counts[tensor.type] += 1
-        sizes[tensor.type] += tensor.size_bytes
+    for tensor in tensors:
+        name = tensor.type if isinstance(tensor, TensorSpec) else tensor.dtype
+        counts[name] += 1
+        sizes[name] += tensor.size_bytes
     return [{"type": name, "count": counts[name], "size_bytes": size} for name, size in sizes.most_common()]
 
 
@@ -114,7 +117,7 @@ def _print_tables(spec: ModelSpec, *, tensors: bool) -> None:
     console = wide_console()
     console.print(_summary(spec))
     console.print()
-    console.print(_types_table(spec))
+    console.print(types_table(tensor_types(spec.tensors)))
     console.print()
     console.print(_metadata_table(spec))
     if tensors:
@@ -144,9 +147,10 @@ def _summary(spec: ModelSpec) -> Table:
     return table
 
 
-def _types_table(spec: ModelSpec) -> Table:
+def types_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Of what `tensor_types` says."""
     table = table_of("tensor type", ">tensors", ">size")
-    for row in _tensor_types(spec):
+    for row in rows:
         table.add_row(row["type"], str(row["count"]), format_bytes(row["size_bytes"]))
     return table
 

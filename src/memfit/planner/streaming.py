@@ -29,9 +29,7 @@ _LEAST_BYTES = 256 * KIB  # of a tensor: waiting for a smaller one costs more th
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _MATRIX = re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|gate_up|down)(_(ch)?exps|_shexp)?)\.weight")
 _ORDER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")  # of computation
-_TENSOR_SECONDS = (
-    0.5e-3  # to hand one over, and to wait for a short read: 0.45 to 0.6 ms with SmolLM2 and Gemma
-)
+_TENSOR_SECONDS = 0.5e-3  # handing one over, and a short read: 0.45 to 0.6 ms with SmolLM2 and Gemma
 _VARIES = 2.0  # either side of what was measured: one virtual disk's speed halved and doubled within minutes
 _STEPS = 24  # of halving the bytes to stream
 
