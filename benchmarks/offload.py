@@ -23,7 +23,7 @@ from synthetic import write_model
 import memfit
 from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.memory.baseline import Baseline
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.units import MIB
 
 ROUNDS = 2
@@ -78,7 +78,7 @@ def main() -> int:
     return slower
 
 
-def split_of(plan: Plan) -> Plan:
+def split_of(plan: LlamaPlan) -> LlamaPlan:
     """The same plan with as many whole layers on the device as its budget holds."""
     tier = plan.tiers[1]
     nothing = Baseline(parent=None, decode_bytes=0)
@@ -92,7 +92,7 @@ def split_of(plan: Plan) -> Plan:
     raise SystemExit("not one layer fits")
 
 
-def seconds(plan: Plan, depth: int) -> float:
+def seconds(plan: LlamaPlan, depth: int) -> float:
     with memfit.load(plan) as session:
         speed = session.measure(PROMPT, GENERATED, depth=depth)
     return speed.prompt_seconds + speed.generation_seconds

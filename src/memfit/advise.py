@@ -11,7 +11,7 @@ from memfit.errors import MemfitError, ModelError
 from memfit.headers.remote.apart import ask
 from memfit.headers.remote.hub import repository_of
 from memfit.planner.advice import Advice, Option, WhatIf, recommend
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget, Workload
 from memfit.units import MIB
 
@@ -52,10 +52,12 @@ def advise(
         return None
     budget, workload = budget or Budget(), workload or Workload()
 
-    def attempt(source: str, budget: Budget, workload: Workload, machine: str | None) -> Plan:
-        return plan(
+    def attempt(source: str, budget: Budget, workload: Workload, machine: str | None) -> LlamaPlan:
+        planned = plan(
             source, budget=budget, workload=workload, machine=machine, count_parent=count_parent, say=say
         )
+        assert isinstance(planned, LlamaPlan)  # a repository of quantizations is one of GGUF files
+        return planned
 
     options = []
     for variant in choices["variants"]:
@@ -92,7 +94,7 @@ def advise(
 
 
 def _changes(
-    best: Plan, budget: Budget, workload: Workload, machine: str | None
+    best: LlamaPlan, budget: Budget, workload: Workload, machine: str | None
 ) -> Iterator[tuple[str, tuple[Budget, Workload, str | None]]]:
     half = best.context // 2
     yield f"--ctx {half}", (budget, replace(workload, context=half), machine)

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, overload
 
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.lookup import find_devices, imagined_devices
 from memfit.engines.llamacpp.oracle import LlamaOracle, small_parameters
 from memfit.engines.llamacpp.session import LlamaSession
 from memfit.engines.protocol import Request
+from memfit.engines.session import WorkerSession
 from memfit.errors import EngineError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
@@ -21,9 +23,11 @@ from memfit.hardware.profile import read_profile
 from memfit.headers.find import find_model
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.remote.stand_in import is_stand_in
+from memfit.headers.source import is_checkpoint_here
 from memfit.memory.streaming import DEQUANTIZED
 from memfit.planner.apart import SolverProcess
-from memfit.planner.plan import Plan
+from memfit.planner.checkpoint import TransformersPlan
+from memfit.planner.plan import LlamaPlan, Plan
 from memfit.planner.planner import make_plan, repack_modes, thread_count
 from memfit.planner.profile_speed import profile_speeds
 from memfit.planner.request import Budget, Workload
@@ -32,7 +36,9 @@ from memfit.planner.speed import DeviceSpeed, needed_rates
 from memfit.planner.streaming import ASSUMED_DISK
 from memfit.saved_plan import require_this_machine, take_fingerprint
 
-__all__ = ["load", "plan", "plan_batch"]
+__all__ = ["ENGINES", "load", "plan", "plan_batch"]
+
+ENGINES = ("auto", "llamacpp", "transformers")
 
 
 def plan(
@@ -41,23 +47,49 @@ def plan(
     budget: Budget | None = None,
     workload: Workload | None = None,
     machine: str | None = None,
+    engine: str = "auto",
+    load_in: str | None = None,
+    double_quant: bool = False,
+    trust_remote_code: bool = False,
     count_parent: bool = False,
     say: Callable[[str], None] | None = None,
     verbose: bool = False,
 ) -> Plan:
     """Plan a model for this machine; loads no weights.
 
-    `model` is a path to a GGUF file, "demo", or a name such as "hf:org/repo:Q4_K_M" or "https://…/file.gguf":
-    of a model that is not here only the header is read. `count_parent` counts the calling process as memfit's
-    own, as the command line does. `machine` names a profile, or its JSON file, of a machine that is not
-    this one; such a plan cannot be loaded. `say` hears of one-time measurements. The plan may not fit: see
-    `Plan.fits`.
+    `model` is a path to a GGUF file or to a checkpoint's directory, "demo", or a name such as
+    "hf:org/repo:Q4_K_M" or "https://…/file.gguf": of a model that is not here only the header is read.
+    `count_parent` counts the calling process as memfit's own, as the command line does. `machine` names a
+    profile, or its JSON file, of a machine that is not this one; such a plan cannot be loaded. `say` hears of
+    one-time measurements. `engine` "auto" takes transformers for a checkpoint, and llama.cpp for GGUF. For
+    transformers only: `load_in` one of planner.checkpoint.LOAD_IN, None for the type that is stored;
+    `double_quant` with "nf4" and "fp4"; `trust_remote_code` runs the model's own program, which may do
+    anything. The plan may not fit: see `Plan.fits`.
 
     Raises:
         ModelError: the model is missing or cannot be read.
-        UsageError: a budget or workload that makes no sense.
+        UsageError: a budget, workload or precision that makes no sense.
         EngineError: the engine is missing or refuses the configuration.
     """
+    if engine not in ENGINES:
+        raise UsageError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
+    if engine == "transformers" or (engine == "auto" and (load_in or is_checkpoint_here(model))):
+        if machine:
+            raise UsageError("--machine: checkpoints are planned for this machine only")
+        from memfit.engines.transformers.planning import plan_for_transformers
+
+        return plan_for_transformers(
+            model,
+            budget=budget or Budget(),
+            workload=workload or Workload(),
+            load_in=load_in,
+            double_quant=double_quant,
+            trust_remote_code=trust_remote_code,
+            count_parent=count_parent,
+            say=say or _say_nothing,
+        )
+    if load_in or double_quant or trust_remote_code:
+        raise UsageError("--load-in, --double-quant and --trust-remote-code are for transformers")
     workload = workload or Workload()
     many = workload.parallel > 1
     with _planning(model, budget, workload, machine, count_parent, say, verbose, side_by_side=many) as one:
@@ -75,7 +107,7 @@ def plan_batch(
     count_parent: bool = False,
     say: Callable[[str], None] | None = None,
     verbose: bool = False,
-) -> Plan:
+) -> LlamaPlan:
     """Plan a job of many requests: how many run side by side, and in how large a context.
 
     `lengths` makes of the tokens of a sample's prompts, None for such as are none, those of the whole job.
@@ -95,7 +127,7 @@ class _Planning:
 
     spec: ModelSpec
     oracle: LlamaOracle
-    make: Callable[[Workload], Plan]
+    make: Callable[[Workload], LlamaPlan]
 
 
 @contextmanager
@@ -149,7 +181,7 @@ def _planning(
                 return ASSUMED_DISK
             return measure_file(max(spec.paths, key=lambda path: path.stat().st_size))
 
-        def make(wanted: Workload) -> Plan:
+        def make(wanted: Workload) -> LlamaPlan:
             planned = make_plan(spec, here, budget, wanted, oracle, speeds, lent, solver.solve, disk_speed)
             used = [device for device in devices if device.engine_name in planned.parameters.devices]
             fingerprint = take_fingerprint(
@@ -165,6 +197,20 @@ def _planning(
         yield _Planning(spec=spec, oracle=oracle, make=make)
 
 
+@overload
+def load(
+    model: LlamaPlan,
+    *,
+    budget: Budget | None = None,
+    workload: Workload | None = None,
+    count_parent: bool = False,
+    hard_cap: bool = False,
+    on_progress: Callable[[float], None] | None = None,
+    verbose: bool = False,
+) -> LlamaSession: ...
+
+
+@overload
 def load(
     model: str | Plan,
     *,
@@ -174,7 +220,19 @@ def load(
     hard_cap: bool = False,
     on_progress: Callable[[float], None] | None = None,
     verbose: bool = False,
-) -> LlamaSession:
+) -> WorkerSession: ...
+
+
+def load(
+    model: str | Plan,
+    *,
+    budget: Budget | None = None,
+    workload: Workload | None = None,
+    count_parent: bool = False,
+    hard_cap: bool = False,
+    on_progress: Callable[[float], None] | None = None,
+    verbose: bool = False,
+) -> WorkerSession:
     """Load a model, or a plan made before, inside its budget.
 
     A plan that was saved as JSON is read by `memfit.saved_plan.read_plan`. With `hard_cap` the kernel keeps
@@ -190,10 +248,19 @@ def load(
         if isinstance(model, Plan)
         else plan(model, budget=budget, workload=workload, count_parent=count_parent, verbose=verbose)
     )
+    options: dict[str, Any] = {
+        "count_parent": count_parent,
+        "hard_cap": hard_cap,
+        "on_progress": on_progress,
+        "verbose": verbose,
+    }
+    if isinstance(planned, TransformersPlan):
+        from memfit.engines.transformers.session import TransformersSession
+
+        return TransformersSession(planned, **options)
+    assert isinstance(planned, LlamaPlan)
     require_this_machine(planned)
-    return LlamaSession(
-        planned, count_parent=count_parent, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
-    )
+    return LlamaSession(planned, **options)
 
 
 def _require_devices(budget: Budget, here: Machine, *, imagined: bool) -> None:

@@ -23,7 +23,7 @@ from memfit.headers import read_model
 from memfit.headers.find import find_file
 from memfit.headers.model_spec import ModelSpec
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget
 from memfit.planner.saved import named_model, plan_from_json
 from memfit.strict_json import parse_json, read_bytes, shown
@@ -71,7 +71,7 @@ def read_plan(
     model: str | None = None,
     count_parent: bool = False,
     say: Callable[[str], None] | None = None,
-) -> Plan:
+) -> LlamaPlan:
     """The plan that `memfit plan --json`, or `Plan.to_json`, wrote to a file.
 
     `model` says where its model lies by now; left out, it is where it was. `count_parent` as in `load`.
@@ -96,7 +96,7 @@ def read_plan(
     return _ready(plan, where, count_parent, say or _say_nothing)
 
 
-def require_this_machine(plan: Plan) -> None:
+def require_this_machine(plan: LlamaPlan) -> None:
     """Raises UsageError where the plan was made with --machine."""
     if plan.fingerprint and plan.fingerprint.profile is not None:
         raise UsageError(
@@ -105,7 +105,7 @@ def require_this_machine(plan: Plan) -> None:
         )
 
 
-def _ready(plan: Plan, where: str, count_parent: bool, say: Callable[[str], None]) -> Plan:
+def _ready(plan: LlamaPlan, where: str, count_parent: bool, say: Callable[[str], None]) -> LlamaPlan:
     """The plan with its limits as of now; refused unless all is as it was when it was made."""
     made_for = plan.fingerprint
     assert made_for is not None, "plan_from_json refuses a plan without"
@@ -125,7 +125,7 @@ def _ready(plan: Plan, where: str, count_parent: bool, say: Callable[[str], None
     return _within(plan, [here.ram.available_bytes, *(device.free_bytes for device in devices)])
 
 
-def _require_same(plan: Plan, now: Fingerprint, where: str) -> None:
+def _require_same(plan: LlamaPlan, now: Fingerprint, where: str) -> None:
     assert plan.fingerprint is not None
     if changes := "; ".join(plan.fingerprint.changes(now)):
         raise UsageError(
@@ -134,7 +134,7 @@ def _require_same(plan: Plan, now: Fingerprint, where: str) -> None:
         )
 
 
-def _find_again(plan: Plan, here: Machine, calibration: Calibration, where: str) -> list[Device]:
+def _find_again(plan: LlamaPlan, here: Machine, calibration: Calibration, where: str) -> list[Device]:
     """The devices that the plan uses, in its order."""
     if not plan.parameters.devices:
         return []
@@ -154,7 +154,7 @@ def _find_again(plan: Plan, here: Machine, calibration: Calibration, where: str)
     return found
 
 
-def _within(plan: Plan, free: Sequence[int]) -> Plan:
+def _within(plan: LlamaPlan, free: Sequence[int]) -> LlamaPlan:
     """With no limit above what is `free` now, per place in use.
 
     Raises:
@@ -174,7 +174,7 @@ def _lent(devices: Sequence[Device]) -> tuple[NamedBytes, ...]:
     return tuple(NamedBytes(name=one.name, total_bytes=one.total_bytes) for one in devices if one.is_remote)
 
 
-def _command(plan: Plan) -> str:
+def _command(plan: LlamaPlan) -> str:
     return f"memfit plan {shlex.quote(plan.spec.source)} --json > FILE"
 
 

@@ -18,7 +18,7 @@ import pytest
 import memfit
 from conftest import children_of, run_memfit
 from memfit.engines.protocol import Answer, Request, Sampling, TextPiece
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 
 pytestmark = pytest.mark.engine
 
@@ -30,7 +30,7 @@ _SCHEMA = {
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["common cache", "a part each"])
-def plan(demo: str, request: pytest.FixtureRequest) -> Plan:
+def plan(demo: str, request: pytest.FixtureRequest) -> LlamaPlan:
     workload = memfit.Workload(context=4096, parallel=4, repack="off", kv_unified=request.param)
     return memfit.plan(demo, budget=memfit.Budget(ram="500MiB"), workload=workload)
 
@@ -49,7 +49,7 @@ def answers(session: Any, requests: list[Request]) -> tuple[dict[int, Answer], A
     return found, batch.totals
 
 
-def test_texts_are_those_of_one_by_one(plan: Plan) -> None:
+def test_texts_are_those_of_one_by_one(plan: LlamaPlan) -> None:
     """Each alone, by the same session; a batch's rounding might differ, and does not here."""
     prompts = ["The capital of France is", "Once upon a time", "2 + 2 =", "def main():", "Water is", "A dog"]
     with memfit.load(plan) as session:
@@ -66,7 +66,7 @@ def test_texts_are_those_of_one_by_one(plan: Plan) -> None:
     assert report.within_budget and abs(report.tiers[0].error_bytes or 0) <= 16 << 20
 
 
-def test_a_common_beginning_is_computed_once(plan: Plan) -> None:
+def test_a_common_beginning_is_computed_once(plan: LlamaPlan) -> None:
     beginning = " ".join(f"Item {n} costs {n * 7} coins." for n in range(60))
     with memfit.load(plan) as session:
         requests = [ask(n, f"{beginning} Question {n}:", max_tokens=4) for n in range(12)]
@@ -76,7 +76,7 @@ def test_a_common_beginning_is_computed_once(plan: Plan) -> None:
     assert totals.prompt_tokens <= 1.2 * whole
 
 
-def test_requests_of_every_kind_beside_each_other(plan: Plan) -> None:
+def test_requests_of_every_kind_beside_each_other(plan: LlamaPlan) -> None:
     requests = [
         ask(0, "Name a colour.", max_tokens=3),
         ask(1, "One, two, three,", stop=(",",), max_tokens=30),
@@ -112,7 +112,7 @@ def test_a_request_beyond_what_the_model_was_trained_for_fails_alone(demo: str) 
     assert found[1].completion
 
 
-def test_a_batch_that_is_left_early_leaves_the_session_usable(plan: Plan) -> None:
+def test_a_batch_that_is_left_early_leaves_the_session_usable(plan: LlamaPlan) -> None:
     with memfit.load(plan) as session:
         alone = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
         batch = session.batch()
@@ -128,7 +128,7 @@ def test_a_batch_that_is_left_early_leaves_the_session_usable(plan: Plan) -> Non
     assert alone == again == still
 
 
-def test_requests_come_and_go_while_others_run(plan: Plan) -> None:
+def test_requests_come_and_go_while_others_run(plan: LlamaPlan) -> None:
     with memfit.load(plan) as session:
         batch = session.batch()
         batch.add(ask(0, "Count: 1, 2, 3,", max_tokens=200), sends_text=True)

@@ -11,7 +11,7 @@ import pytest
 import memfit
 from memfit.engines.protocol import Answer, Request
 from memfit.planner.dequantizing import may_dequantize
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.planner.streaming import held_bytes
 
 pytestmark = pytest.mark.engine
@@ -24,12 +24,12 @@ _PROMPTS = (
 _GREEDY = memfit.Sampling(temperature=0, max_tokens=48)
 
 
-def _plan(model: str, ram: str, repack: str) -> Plan:
+def _plan(model: str, ram: str, repack: str) -> LlamaPlan:
     workload = memfit.Workload(context=1024, parallel=4, threads=2, repack=repack)
     return memfit.plan(model, budget=memfit.Budget(ram=ram), workload=workload)
 
 
-def _texts(plan: Plan) -> list[str]:
+def _texts(plan: LlamaPlan) -> list[str]:
     with memfit.load(plan) as session:
         texts = [session.generate(prompt, _GREEDY).text for prompt in _PROMPTS]
         report = session.report()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from memfit.engines.llamacpp.client import WorkerProcess
 from memfit.engines.llamacpp.oracle import LlamaOracle
+from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError
 from memfit.headers import read_model
 from memfit.memory.baseline import Baseline
@@ -76,7 +76,7 @@ def test_a_real_load_holds_what_the_oracle_said(
     parameters = _parameters(path, context=context, repack=repack, load_mode="read" if repack else "mmap")
     with _oracle(path, repack) as oracle:
         predicted = oracle.ask(parameters).total_bytes
-    with WorkerProcess() as worker:
+    with LlamaWorker() as worker:
         worker.ask("load", parameters=parameters.to_json(), limit_bytes=None, more_bytes=0)
         held = process_memory(worker.pid).total_bytes
     assert abs(held - predicted) < 4 * MIB  # what is left is the part that calibration measures

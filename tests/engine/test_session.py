@@ -9,9 +9,9 @@ import pytest
 
 import memfit
 from conftest import children_of
-from memfit.engines.llamacpp.client import WorkerProcess
+from memfit.engines.client import WorkerProcess
 from memfit.memory.process import process_memory
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -20,11 +20,11 @@ _GREEDY = memfit.Sampling(temperature=0, max_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def plan(demo: str) -> Plan:
+def plan(demo: str) -> LlamaPlan:
     return memfit.plan(demo, budget=memfit.Budget(ram="400MiB"), workload=memfit.Workload(context=1024))
 
 
-def test_generate_chat_and_stream_agree(plan: Plan) -> None:
+def test_generate_chat_and_stream_agree(plan: LlamaPlan) -> None:
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     with memfit.load(plan) as session:
         answer = session.chat(messages, _GREEDY)
@@ -36,7 +36,7 @@ def test_generate_chat_and_stream_agree(plan: Plan) -> None:
         assert session.report().within_budget
 
 
-def test_a_notebooks_own_data_is_not_counted(plan: Plan) -> None:
+def test_a_notebooks_own_data_is_not_counted(plan: LlamaPlan) -> None:
     ballast = bytearray(300 * MIB)
     with memfit.load(plan) as session:
         session.generate("Hello", _GREEDY)
@@ -46,7 +46,7 @@ def test_a_notebooks_own_data_is_not_counted(plan: Plan) -> None:
     assert len(ballast)
 
 
-def test_a_conversation_is_not_processed_twice(plan: Plan) -> None:
+def test_a_conversation_is_not_processed_twice(plan: LlamaPlan) -> None:
     messages = [{"role": "user", "content": "Name a colour."}]
     with memfit.load(plan) as session:
         first = session.chat(messages, _GREEDY)
@@ -71,14 +71,16 @@ def test_a_sliding_window_conversation_is_right(gemma: str) -> None:
         assert fresh.generate(long + "But", _GREEDY).text == again.text
 
 
-def test_leaving_a_stream_early_frees_the_session(plan: Plan) -> None:
+def test_leaving_a_stream_early_frees_the_session(plan: LlamaPlan) -> None:
     with memfit.load(plan) as session:
         for _ in session.stream("Once upon a time", memfit.Sampling(temperature=0)):
             break
         assert "Paris" in session.generate("The capital of France is", _GREEDY).text
 
 
-def test_an_interrupt_while_loading_does_not_wait_for_it(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_loading_does_not_wait_for_it(
+    plan: LlamaPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
@@ -90,7 +92,7 @@ def test_an_interrupt_while_loading_does_not_wait_for_it(plan: Plan, monkeypatch
     assert children_of(os.getpid()) == []
 
 
-def test_the_context_can_be_filled_and_no_more(plan: Plan) -> None:
+def test_the_context_can_be_filled_and_no_more(plan: LlamaPlan) -> None:
     with memfit.load(plan) as session:
         full = session.generate("word " * 1000, memfit.Sampling(temperature=0))
         assert full.finish_reason == "length"
@@ -112,7 +114,7 @@ def test_loading_stops_before_a_limit_that_the_plan_overlooked(demo: str, repack
     assert caught.value.needs_bytes > limit
 
 
-def test_a_limit_passed_while_running_ends_the_worker(plan: Plan) -> None:
+def test_a_limit_passed_while_running_ends_the_worker(plan: LlamaPlan) -> None:
     with memfit.load(plan) as session:
         held = process_memory(session.worker_pid).total_bytes
         session._meter._limit_bytes = held - MIB
@@ -120,7 +122,7 @@ def test_a_limit_passed_while_running_ends_the_worker(plan: Plan) -> None:
             session.generate("Once upon a time", memfit.Sampling(seed=1, repeat_penalty=1.3))
 
 
-def test_a_closed_session_still_reports(plan: Plan) -> None:
+def test_a_closed_session_still_reports(plan: LlamaPlan) -> None:
     with memfit.load(plan) as session:
         session.generate("Hello", _GREEDY)
         before = session.report()

@@ -13,7 +13,7 @@ from memfit.errors import EngineError
 from memfit.hardware.machine import Cpu, Device, Gpu, Machine, Ram
 from memfit.headers.model_spec import MetadataValue, ModelSpec, TensorSpec
 from memfit.memory.oracle import RAM, Answer, DeviceBytes, EngineParameters, Graph, Operation
-from memfit.planner.plan import Plan, TierUse
+from memfit.planner.plan import LlamaPlan, TierUse
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, Prediction, Rate, WeightSpeed
 from memfit.units import GIB, KIB, MIB
 
@@ -388,11 +388,11 @@ def make_tier(
 
 def make_plan_value(
     spec: ModelSpec | None = None, tier: TierUse | None = None, *, devices: tuple[TierUse, ...] = ()
-) -> Plan:
+) -> LlamaPlan:
     """A finished plan: 100 + 64 + 31 + 22 = 217 MiB of 1 GiB in RAM."""
     spec = spec or make_spec()
     tier = tier or make_tier(100 * MIB, 64 * MIB, 31 * MIB, 22 * MIB, GIB)
-    return Plan(
+    return LlamaPlan(
         spec=spec,
         parameters=EngineParameters(
             paths=spec.paths,
@@ -416,7 +416,9 @@ def make_plan_value(
     )
 
 
-def make_report(plan: Plan | None = None, *, peak_bytes: int | None = 220 * MIB, **changes: object) -> Report:
+def make_report(
+    plan: LlamaPlan | None = None, *, peak_bytes: int | None = 220 * MIB, **changes: object
+) -> Report:
     """Every tier of the plan reached `peak_bytes`."""
     plan = plan or make_plan_value()
     report = Report(

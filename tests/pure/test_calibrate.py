@@ -79,7 +79,7 @@ class _Bench:
         self.measured = 0
         self.build = "build 1"
         _FakeWorker.asked, _FakeWorker.clean = [], True
-        monkeypatch.setattr(calibrate, "WorkerProcess", _FakeWorker)
+        monkeypatch.setattr(calibrate, "LlamaWorker", _FakeWorker)
         monkeypatch.setattr(calibrate, "_engine_build", lambda: self.build)
         monkeypatch.setattr(calibrate, "_measure_baseline", self._measure)
 

@@ -11,7 +11,7 @@ from fakes import FakeOracle, make_graph, make_machine, make_operation, make_spe
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import Answer, EngineParameters
 from memfit.planner.dequantizing import dequantize, may_dequantize
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.planner.planner import make_plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import WeightSpeed
@@ -142,7 +142,7 @@ class _Oracle(FakeOracle):
         )
 
 
-def _plan(ram: float, *, oracle: FakeOracle | None = None, **workload: Any) -> Plan:
+def _plan(ram: float, *, oracle: FakeOracle | None = None, **workload: Any) -> LlamaPlan:
     return make_plan(
         _spec(),
         make_machine(),

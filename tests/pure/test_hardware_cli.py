@@ -167,7 +167,7 @@ class _FakeWorker:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> type[_FakeWorker]:
     _FakeWorker.instances, _FakeWorker.asked, _FakeWorker.busy = 0, [], 0
-    monkeypatch.setattr(calibrate, "WorkerProcess", _FakeWorker)
+    monkeypatch.setattr(calibrate, "LlamaWorker", _FakeWorker)
     monkeypatch.setattr(calibrate, "mount_of", lambda _: "/mnt")
     monkeypatch.setattr(hardware_command, "mount_of", lambda _: "/mnt")
     monkeypatch.setattr(calibrate, "measure_reads", lambda _: _DISK)

@@ -62,7 +62,7 @@ class _Calibration:
 def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
     _Engine.memory = {}
     _Engine.hangs = False
-    monkeypatch.setattr(lookup, "WorkerProcess", _Engine)
+    monkeypatch.setattr(lookup, "LlamaWorker", _Engine)
 
 
 def _find(budget: Budget, *, gpus: int = 0) -> list[Device]:

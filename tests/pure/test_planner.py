@@ -35,7 +35,7 @@ from memfit.errors import DoesNotFitError, EngineError, UsageError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.planner.placement import Placement, Problem, solve
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.planner.planner import make_plan, repack_modes, thread_count
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, WeightSpeed
@@ -51,7 +51,7 @@ def _plan(
     oracle: FakeOracle | None = None,
     speeds: Mapping[bool, DeviceSpeed] | None = None,
     **workload: Any,
-) -> Plan:
+) -> LlamaPlan:
     """Repacking is off unless the test is about it, which keeps the sums short."""
     return make_plan(
         spec or make_spec(),
@@ -337,8 +337,8 @@ def test_a_hopeless_budget_on_a_small_machine_suggests_a_smaller_model() -> None
 
 
 def _applied(
-    suggestion: str, plan: Plan, budget: int | None, machine: Machine, asked: dict[str, Any]
-) -> Plan:
+    suggestion: str, plan: LlamaPlan, budget: int | None, machine: Machine, asked: dict[str, Any]
+) -> LlamaPlan:
     """Plan once more, with the suggested option in place of what was asked."""
     option, value = shlex.split(suggestion)
     if option == "--ram":
@@ -542,7 +542,7 @@ def _device_plan(
     rpc: Mapping[str, Any] | None = None,
     available: int = 8 * GIB,
     **workload: Any,
-) -> Plan:
+) -> LlamaPlan:
     spec = spec or make_layered_spec()
     lent = tuple(zip(devices, speeds or (make_speed(1e11),) * len(devices), strict=True))
     remote = {one.name: None for one in devices if one.lends} if rpc is None else rpc

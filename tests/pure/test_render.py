@@ -15,14 +15,14 @@ from rich.console import Console
 from memfit.cli.render import console, loading_progress, plain, print_plan, print_report, print_why
 from memfit.engines.protocol import Speed
 from memfit.engines.report import CapReport
-from memfit.planner.plan import Plan, TierUse
+from memfit.planner.plan import LlamaPlan, TierUse
 from memfit.planner.speed import Term
 from memfit.units import GIB, MIB
 
 _CELLS = 48
 
 
-def _shown(plan: Plan) -> list[str]:
+def _shown(plan: LlamaPlan) -> list[str]:
     out = io.StringIO()
     print_plan(plan, console(file=out))
     return out.getvalue().splitlines()
@@ -143,7 +143,7 @@ def test_plain_leaves_nothing_that_a_terminal_obeys(text: str) -> None:
     assert plain(text).plain.isprintable()
 
 
-def _why(plan: Plan) -> list[str]:
+def _why(plan: LlamaPlan) -> list[str]:
     out = io.StringIO()
     print_why(plan, console(file=out))
     return out.getvalue().splitlines()

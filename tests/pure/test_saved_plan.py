@@ -29,7 +29,7 @@ from memfit.cli.main import main
 from memfit.errors import DoesNotFitError, MemfitError, ModelNotFoundError, UsageError
 from memfit.hardware.machine import Device, Gpu, Machine
 from memfit.headers import read_model
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.planner.planner import make_plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.saved import _PATTERN, plan_from_json
@@ -67,7 +67,7 @@ class _World:
         ]
         return gpus + [_device(name, name, self.lent_bytes, self.free_bytes) for name in budget.rpc]
 
-    def plan(self, **changes: Any) -> Plan:
+    def plan(self, **changes: Any) -> LlamaPlan:
         spec = read_model(self.model)
         plan = make_plan_value(spec)
         plan = replace(
@@ -84,11 +84,11 @@ class _World:
         devices = [_device(name, name, self.lent_bytes, self.free_bytes) for name in names if ":" in name]
         return replace(plan, fingerprint=self.fingerprint(plan, devices))
 
-    def fingerprint(self, plan: Plan, devices: list[Device]) -> Any:
+    def fingerprint(self, plan: LlamaPlan, devices: list[Device]) -> Any:
         calibration: Any = SimpleNamespace(engine_build=self.engine_build)
         return take_fingerprint(plan.spec, self.machine, devices, calibration, counts_parent=True)
 
-    def with_devices(self, *names: str, engine_names: tuple[str, ...] = ()) -> Plan:
+    def with_devices(self, *names: str, engine_names: tuple[str, ...] = ()) -> LlamaPlan:
         tiers = tuple(make_tier(50 * MIB, 8 * MIB, MIB, MIB, 700 * MIB, name=name) for name in names)
         base = make_plan_value(read_model(self.model))
         parameters = replace(
@@ -105,7 +105,7 @@ class _World:
         path.write_bytes(document if isinstance(document, bytes) else json.dumps(document).encode())
         return str(path)
 
-    def save(self, plan: Plan | None = None) -> str:
+    def save(self, plan: LlamaPlan | None = None) -> str:
         return self.write((plan or self.plan()).to_json())
 
 

@@ -10,7 +10,7 @@ from fakes import make_plan_value, make_tier
 from memfit.batch.input import Lengths as ByteLengths
 from memfit.batch.lengths import lengths_in_tokens
 from memfit.engines.protocol import Request
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Workload
 from memfit.planner.side_by_side import Lengths, plan_side_by_side, request_seconds
 from memfit.planner.speed import Rate
@@ -26,7 +26,7 @@ class Maker:
         self.asked: list[Workload] = []
         self._budget, self._gain = budget_mib * MIB, gain
 
-    def __call__(self, workload: Workload) -> Plan:
+    def __call__(self, workload: Workload) -> LlamaPlan:
         self.asked.append(workload)
         plan = make_plan_value(tier=make_tier(0, (workload.context or 0) // 10 * MIB, 0, 0, self._budget))
         together = workload.parallel / (0.1 + 0.01 * workload.parallel) if self._gain else 9.0

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from memfit.engines.llamacpp.stream import DirectFile, Ring, StreamError
+from memfit.engines.llamacpp.stream import Ring
 from memfit.engines.llamacpp.weights import _buffers
+from memfit.hardware.direct_file import DirectFile, StreamError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.page_cache import cached_bytes, drop_cached
 from memfit.memory.streaming import (
@@ -142,7 +143,7 @@ def test_a_failing_disk_is_an_error(
 
 def test_where_a_filesystem_refuses_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read passes through the page cache, and does not stay."""
-    monkeypatch.setattr("memfit.engines.llamacpp.stream.go_direct", lambda _: False)
+    monkeypatch.setattr("memfit.hardware.direct_file.go_direct", lambda _: False)
     content = random.Random(3).randbytes(1 << 20) * 32
     path = tmp_path / "model.gguf"
     path.write_bytes(content)

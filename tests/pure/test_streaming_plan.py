@@ -12,7 +12,7 @@ from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.memory.oracle import RAM, EngineParameters
 from memfit.memory.streaming import ring_bytes, streamed_bytes
 from memfit.planner.places import places_of
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.planner.planner import make_plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import Prediction, Rate
@@ -133,7 +133,7 @@ def test_a_plan_streams_only_where_it_must() -> None:
     """Beside the weights: 16 MiB of KV cache, 30 of compute for a micro-batch of 512, 1 + 22 of the rest."""
     oracle = FakeOracle()
 
-    def plan(ram: int, *, disk: bool = True) -> Plan:
+    def plan(ram: int, *, disk: bool = True) -> LlamaPlan:
         return make_plan(
             _spec(),
             make_machine(),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from memfit.engines.llamacpp.text import TextAssembler
+from memfit.engines.text import TextAssembler
 
 
 def _pieces(data: bytes, cuts: list[int]) -> list[bytes]:

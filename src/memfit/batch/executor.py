@@ -16,7 +16,7 @@ from memfit.batch.answers import answer_line, failure_line
 from memfit.batch.input import Input
 from memfit.batch.lines import Line, LineError
 from memfit.batch.sink import Sink
-from memfit.engines.protocol import Answer, BatchTotals, Session
+from memfit.engines.protocol import Answer, BatchSession, BatchTotals
 from memfit.engines.report import Report
 from memfit.errors import InterruptedByUser, MemfitError, WorkerDiedError
 
@@ -57,7 +57,7 @@ class Executor:
         self,
         source: Input,
         sink: Sink,
-        open_session: Callable[[], Session],
+        open_session: Callable[[], BatchSession],
         *,
         model: str,
         ahead: int,
@@ -99,7 +99,7 @@ class Executor:
                     self._sink.flush()
                     self._suspect(death)
 
-    def _answer(self, session: Session, lines: Iterable[Line | LineError]) -> None:
+    def _answer(self, session: BatchSession, lines: Iterable[Line | LineError]) -> None:
         """All of `lines`, as many at a time as the session is given."""
         before = self._totals
         batch = session.batch(expected_tokens=self._expected_tokens)

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from memfit.batch.input import Input
     from memfit.batch.sink import Sink
     from memfit.cli.fetch import MakePlan
-    from memfit.engines.protocol import BatchTotals, Sampling, Session
+    from memfit.engines.protocol import BatchSession, BatchTotals, Sampling
     from memfit.engines.report import Report
-    from memfit.planner.plan import Plan
+    from memfit.planner.plan import LlamaPlan
     from memfit.planner.request import Budget, Workload
 
 __all__ = ["command"]
@@ -119,7 +119,7 @@ def command(
 
 
 def _answer(
-    planned: Plan,
+    planned: LlamaPlan,
     lines: Input,
     sink: Sink,
     err: Console,
@@ -135,7 +135,7 @@ def _answer(
 
     bar = _Bar(err, lines.count)
 
-    def open_session() -> Session:
+    def open_session() -> BatchSession:
         bar.close()  # two at a time are an error to rich
         with loading_progress(err) as on_progress:
             return load(
@@ -164,14 +164,14 @@ def _planner(
     sequences: int | None,
     say: Callable[[str], None],
     verbose: bool,
-) -> MakePlan:
+) -> MakePlan[LlamaPlan]:
     """What `ready_plan` calls: a plan for the lengths of this input's lines."""
     from memfit.api import plan_batch
     from memfit.batch.lengths import lengths_in_tokens
 
     expected = sampling.max_tokens or workload.generated_tokens
 
-    def make(source: str | None = None) -> Plan:
+    def make(source: str | None = None) -> LlamaPlan:
         sample = [line.request for line in lines.sample(_SAMPLE)]  # gone again when it is planned
         return plan_batch(
             source or model,
@@ -188,7 +188,7 @@ def _planner(
     return make
 
 
-def _identity(planned: Plan, sampling: Sampling, schema: Any, raw: bool) -> dict[str, Any]:
+def _identity(planned: LlamaPlan, sampling: Sampling, schema: Any, raw: bool) -> dict[str, Any]:
     """What the answers depend on beside the input; not how fast, or within which budget, they come."""
     spec = planned.spec
     return {
@@ -247,7 +247,7 @@ class _Bar:
         self._bar.stop()
 
 
-def _print_summary(planned: Plan, totals: BatchTotals, sink: Sink, output: str, out: Console) -> None:
+def _print_summary(planned: LlamaPlan, totals: BatchTotals, sink: Sink, output: str, out: Console) -> None:
     """What became of the lines, and how fast against what was predicted."""
     failed = f", {sink.failed} failed" if sink.failed else ""
     out.print(f"{sink.answered} answered{failed}: {output}", markup=False)

@@ -10,6 +10,7 @@ import click
 from memfit.cli.fetch import ready_plan, yes_option
 from memfit.cli.options import (
     budget_options,
+    engine_options,
     hard_cap_option,
     json_option,
     plan_option,
@@ -28,6 +29,7 @@ _REPETITIONS = 3
 @budget_options
 @hard_cap_option
 @workload_options
+@engine_options
 @plan_option
 @yes_option
 @json_option

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 __all__ = [
     "batch_workload_options",
     "budget_options",
+    "engine_options",
     "hard_cap_option",
     "json_option",
     "machine_option",
     "plan_option",
     "sampling_options",
     "take_budget",
+    "take_engine",
     "take_plan",
     "take_sampling",
     "take_workload",
@@ -165,6 +167,30 @@ def machine_option(command: _Command) -> _Command:
     )(command)
 
 
+def engine_options(command: _Command) -> _Command:
+    options = (
+        click.option(
+            "--engine",
+            type=click.Choice(["auto", "llamacpp", "transformers"]),
+            default="auto",
+            show_default=True,
+            help="auto: transformers for a checkpoint's directory, llama.cpp for GGUF.",
+        ),
+        click.option(
+            "--load-in",
+            type=click.Choice(["fp32", "bf16", "fp16", "int8", "nf4", "fp4"]),
+            help="Precision of a checkpoint's weights in transformers.  [as stored]",
+        ),
+        click.option("--double-quant", is_flag=True, help="Quantize the scales too, with nf4 and fp4."),
+        click.option(
+            "--trust-remote-code",
+            is_flag=True,
+            help="Run the program that comes with the checkpoint; it may do anything you may.",
+        ),
+    )
+    return _with(options, command)
+
+
 def plan_option(command: _Command) -> _Command:
     return click.option(
         "--plan",
@@ -183,12 +209,13 @@ def verbose_option(command: _Command) -> _Command:
 
 def take_plan(
     model: str | None, options: dict[str, Any], say: Callable[[str], None], verbose: bool
-) -> MakePlan:
+) -> MakePlan[Plan]:
     """Remove budget, workload and --plan from a command's keyword arguments; what is returned makes the
     plan, or reads the saved one. Of a repository's quantizations the recommended one is planned."""
     saved = options.pop("plan")
     names = set(options)
     budget, workload = take_budget(options), take_workload(options)
+    engine = take_engine(options)
     names -= set(options)
     if saved is not None:
         _refuse_beside_plan(names)
@@ -217,7 +244,7 @@ def take_plan(
             say(f"{chosen.label} is recommended of {count} quantizations; memfit plan {named} compares them")
             assert chosen.plan is not None
             return chosen.plan
-        return plan(named, **request, verbose=verbose)
+        return plan(named, **request, **engine, verbose=verbose)
 
     return make
 
@@ -274,6 +301,11 @@ def take_sampling(options: dict[str, Any]) -> Sampling:
 
     seed = options.pop("seed")
     return Sampling(**options, **({} if seed is None else {"seed": seed}))
+
+
+def take_engine(options: dict[str, Any]) -> dict[str, Any]:
+    """Likewise for the engine's options, as `memfit.plan` takes them."""
+    return {name: options.pop(name) for name in ("engine", "load_in", "double_quant", "trust_remote_code")}
 
 
 def take_workload(options: dict[str, Any]) -> Workload:

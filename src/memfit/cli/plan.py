@@ -9,9 +9,11 @@ import click
 
 from memfit.cli.options import (
     budget_options,
+    engine_options,
     json_option,
     machine_option,
     take_budget,
+    take_engine,
     take_workload,
     verbose_option,
     workload_options,
@@ -25,6 +27,7 @@ __all__ = ["command"]
 @click.argument("model")
 @budget_options
 @workload_options
+@engine_options
 @machine_option
 @click.option("--explain", is_flag=True, help="Say why each choice was made.")
 @json_option
@@ -55,13 +58,13 @@ def command(
         "count_parent": True,
         "say": lambda text: err.print(f"memfit: {text}"),
     }
+    engine = take_engine(options)
     choices = choices_of(model)
-    if (choices["is_checkpoint"] if choices else is_checkpoint_here(model)) and (
-        checkpoint := find_checkpoint(model, request["say"])
-    ):
+    is_checkpoint = choices["is_checkpoint"] if choices else is_checkpoint_here(model)
+    if is_checkpoint and engine["load_in"] is None and (checkpoint := find_checkpoint(model, request["say"])):
         return show_precisions(model, checkpoint, request["workload"], as_json=as_json)
-    advice = advise(choices, **request) if choices else None
-    planned = (advice and advice.recommended.plan) or plan(model, **request, verbose=verbose)
+    advice = advise(choices, **request) if choices and not is_checkpoint else None
+    planned = (advice and advice.recommended.plan) or plan(model, **request, **engine, verbose=verbose)
     if as_json:
         click.echo(json.dumps((advice or planned).to_json(), indent=2))
     else:

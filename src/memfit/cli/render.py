@@ -64,20 +64,13 @@ def write(text: str) -> None:
 
 def print_plan(plan: Plan, out: Console) -> None:
     """What lies where, against the budget, and how fast it will run."""
-    spec, parameters = plan.spec, plan.parameters
+    spec = plan.spec
     facts = f"{spec.architecture} · {spec.parameters / 1e6:,.0f} M parameters · {spec.quantization}"
     title = Text().append(plain(spec.name)).append("  ").append(plain(facts))
     title.stylize("bold", 0, len(plain(spec.name)))
     out.print(title.append(f" · {format_bytes(spec.file_bytes)}"))
-    sequences = f"{parameters.parallel} sequence{'s' * (parameters.parallel > 1)}"
-    repack = "repack on" if parameters.repack else "repack off"
-    if parameters.dequantized:
-        repack = f"{len(parameters.dequantized)} matrices as BF16"
-    out.print(
-        f"context {plan.context} · {sequences} · KV {parameters.kv_type} · "
-        f"micro-batch {parameters.micro_batch} · {parameters.threads} threads · {repack} · "
-        f"{parameters.load_mode}"
-    )
+    sequences = f"{plan.parallel} sequence{'s' * (plan.parallel > 1)}"
+    out.print(f"context {plan.context} · {sequences} · {plan.settings}")
     out.print()
     for tier in plan.tiers:
         _print_tier(tier, out)
@@ -87,7 +80,7 @@ def print_plan(plan: Plan, out: Console) -> None:
         )
     out.print()
     prompt, generation = plan.prediction.prompt, plan.prediction.generation
-    together = f" · all sequences {_range(plan.prediction.together)}" if parameters.parallel > 1 else ""
+    together = f" · all sequences {_range(plan.prediction.together)}" if plan.parallel > 1 else ""
     out.print(
         f"predicted  prompt {_range(prompt)} · generation {_range(generation)}{together}  "
         f"({plan.prediction.basis})"
@@ -100,7 +93,7 @@ def print_why(plan: Plan, out: Console) -> None:
         out.print(Text("  · "), plain(reason), sep="")
     names = [_tier_name(tier.name) for tier in plan.tiers]
     for what, terms in (
-        (f"a prompt's pass of {plan.parameters.micro_batch} tokens", plan.prediction.prompt_terms),
+        (f"a prompt's pass of {plan.micro_batch} tokens", plan.prediction.prompt_terms),
         ("one token", plan.prediction.generation_terms),
     ):
         whole = sum(term.seconds for term in terms)

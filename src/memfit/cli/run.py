@@ -12,6 +12,7 @@ import click
 from memfit.cli.fetch import ready_plan, yes_option
 from memfit.cli.options import (
     budget_options,
+    engine_options,
     hard_cap_option,
     json_option,
     plan_option,
@@ -36,6 +37,7 @@ __all__ = ["command"]
 @budget_options
 @hard_cap_option
 @workload_options
+@engine_options
 @plan_option
 @sampling_options
 @yes_option

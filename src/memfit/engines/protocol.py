@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Batch",
+    "BatchSession",
     "BatchTotals",
     "Completion",
     "Message",
@@ -202,10 +203,6 @@ class Session(Protocol):
         """The pieces of an answer as they come."""
         ...
 
-    def batch(self, *, expected_tokens: float = 0) -> Batch:
-        """Begin to answer many requests; `expected_tokens` is how many each may generate, 0: unknown."""
-        ...
-
     def measure(
         self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1
     ) -> Speed:
@@ -218,4 +215,12 @@ class Session(Protocol):
 
     def close(self) -> None:
         """End the worker."""
+        ...
+
+
+class BatchSession(Session, Protocol):
+    """One that answers many requests side by side."""
+
+    def batch(self, *, expected_tokens: float = 0) -> Batch:
+        """Begin to answer many requests; `expected_tokens` is how many each may generate, 0: unknown."""
         ...

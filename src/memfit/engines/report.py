@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from memfit.engines.protocol import Speed
 from memfit.planner.plan import Plan
 from memfit.units import format_bytes
 
-__all__ = ["CapReport", "Report", "TierReport"]
+__all__ = ["CapReport", "ModelBytes", "Report", "TierReport"]
 
 _SLOW_TOKENS_PER_SECOND = 0.5
 
@@ -41,6 +42,19 @@ class CapReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelBytes:
+    """What a model takes in an engine that grows and shrinks while it runs: not only the peak matters."""
+
+    by_dtype: Mapping[str, int]  # torch's name → bytes of all tensors of the model
+    reported_bytes: int  # what the engine itself says of them
+    loaded_bytes: int  # all tensors after loading, before the first pass
+    steady_bytes: int  # in RAM between two passes, all processes
+    steady_predicted_bytes: int
+    loading_bytes: int  # in RAM at most while loading
+    loading_predicted_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     plan: Plan
     tiers: tuple[TierReport, ...]
@@ -50,6 +64,7 @@ class Report:
     swapped_bytes: int  # the most that lay in swap at once
     locked_bytes: int = 0  # of pinned weights, where there is swap: they cannot go to it
     cap: CapReport | None = None
+    model: ModelBytes | None = None
 
     @property
     def within_budget(self) -> bool:
@@ -105,6 +120,7 @@ class Report:
             "swapped_bytes": self.swapped_bytes,
             "locked_bytes": self.locked_bytes,
             "hard_cap": asdict(self.cap) if self.cap else None,
+            **({"model": asdict(self.model)} if self.model else {}),
         }
 
 

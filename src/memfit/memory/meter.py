@@ -65,7 +65,11 @@ class Meter:
     @property
     def peak_bytes(self) -> int:
         """The most that was held at once, page cache that stays because of memfit included."""
-        return self._parent_peak + self._worker_peak - self._shared_bytes + self._cache_bytes
+        return self.together(self._worker_peak)
+
+    def together(self, worker_bytes: int) -> int:
+        """What all hold where the worker holds so much."""
+        return self._parent_peak + worker_bytes - self._shared_bytes + self._cache_bytes
 
     def settle(self) -> None:
         """Look closely: at the page cache, the high-water mark and the disk. Call after loading."""
@@ -79,6 +83,15 @@ class Meter:
         known = max(self._cached_before, mapped)
         # Where the kernel does not say, nothing is left: loading has dropped what it read.
         self._cache_bytes = max(0, (cached_bytes(self._files) or 0) - known)
+
+    def held_bytes(self) -> int:
+        """What is held at this moment, looked at closely.
+
+        Raises:
+            ProcessLookupError: the worker is gone.
+        """
+        ours = [process_memory()] if self._count_parent else []
+        return group_bytes([*ours, process_memory(self._worker)])
 
     def gpu_peak_bytes(self, tier: str) -> int | None:
         """The most that the worker held on a GPU of this machine; None where its driver does not say."""

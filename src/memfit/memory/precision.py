@@ -20,7 +20,15 @@ from memfit.errors import UsageError
 from memfit.headers.hf_config import HfConfig
 from memfit.headers.hf_shapes import KINDS, HfBuffer, HfModel, HfParameter
 
-__all__ = ["PRECISIONS", "Kept", "PrecisionRow", "kv_cache_bytes", "precision_table"]
+__all__ = [
+    "PRECISIONS",
+    "Kept",
+    "PrecisionRow",
+    "kv_cache_bytes",
+    "loaded_bytes",
+    "precision_row",
+    "precision_table",
+]
 
 _ELEMENT_BYTES = {"float32": 4, "int64": 8}
 _BLOCK = 64  # weights that share one scale
@@ -39,15 +47,17 @@ class _Precision:
     nested: bool = False  # the scales are quantized once more
 
 
-# FP4 takes the same bytes as NF4.
 _TABLE = {
     "fp32": _Precision(plain_bytes=4),
     "bf16": _Precision(plain_bytes=2),
+    "fp16": _Precision(plain_bytes=2),
     "int8": _Precision(plain_bytes=2, bits=8),
     "nf4": _Precision(plain_bytes=2, bits=4),
     "nf4-dq": _Precision(plain_bytes=2, bits=4, nested=True),  # with double quantization
+    "fp4": _Precision(plain_bytes=2, bits=4),
+    "fp4-dq": _Precision(plain_bytes=2, bits=4, nested=True),
 }
-PRECISIONS = tuple(_TABLE)
+PRECISIONS = ("fp32", "bf16", "int8", "nf4", "nf4-dq")  # those that differ in bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +125,7 @@ def precision_table(model: HfModel, context: int) -> tuple[PrecisionRow, ...]:
     """
     if not 0 < context <= _LARGEST_CONTEXT:
         raise UsageError(f"a context of {context} tokens; needed 1 to {_LARGEST_CONTEXT}")
-    return tuple(_row(model, name, precision, context) for name, precision in _TABLE.items())
+    return tuple(precision_row(model, name, context) for name in PRECISIONS)
 
 
 def kv_cache_bytes(config: HfConfig, context: int, *, element_bytes: int) -> int:
@@ -129,7 +139,9 @@ def kv_cache_bytes(config: HfConfig, context: int, *, element_bytes: int) -> int
     return tokens * 2 * config.num_key_value_heads * config.head_dim * element_bytes
 
 
-def _row(model: HfModel, name: str, precision: _Precision, context: int) -> PrecisionRow:
+def precision_row(model: HfModel, name: str, context: int) -> PrecisionRow:
+    """One of them; FP4 and FP16 take what NF4 and BF16 take."""
+    precision = _TABLE[name]
     quantized = [each for each in model.parameters if _is_quantized(each, precision)]
     plain = [each for each in model.parameters if not _is_quantized(each, precision)]
     quantized_bytes = sum(_packed_bytes(each.elements, precision) for each in quantized)
@@ -148,6 +160,14 @@ def _row(model: HfModel, name: str, precision: _Precision, context: int) -> Prec
         loading_extra_bytes=_loading_extra(model, precision),
         checkpoint_bytes=model.checkpoint_bytes,
     )
+
+
+def loaded_bytes(parameter: HfParameter, name: str) -> int:
+    """One parameter in the precision of that name, with its quantization state."""
+    precision = _TABLE[name]
+    if not _is_quantized(parameter, precision):
+        return parameter.elements * precision.plain_bytes
+    return _packed_bytes(parameter.elements, precision) + _state_bytes(parameter, precision)
 
 
 def _is_quantized(parameter: HfParameter, precision: _Precision) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 
 __all__ = ["LOSS_SOURCE", "Advice", "Option", "WhatIf", "recommend"]
 
@@ -46,7 +46,7 @@ class Option:
     label: str  # its quantization, as its name says
     source: str  # the MODEL that names it
     size_bytes: int
-    plan: Plan | None  # None where it could not be planned
+    plan: LlamaPlan | None  # None where it could not be planned
     problem: str | None = None  # why not
 
     @property
@@ -75,7 +75,7 @@ class WhatIf:
     """The recommended file, had something been otherwise."""
 
     change: str  # "--ctx 2048", "on rtx4090-24gb", "--ram 48GiB"
-    plan: Plan
+    plan: LlamaPlan
 
     def to_json(self) -> dict[str, Any]:
         return {"change": self.change, **_outcome(self.plan)}
@@ -125,7 +125,7 @@ def _generation(option: Option) -> float:
     return option.plan.prediction.generation.value
 
 
-def _outcome(plan: Plan | None) -> dict[str, Any]:
+def _outcome(plan: LlamaPlan | None) -> dict[str, Any]:
     if plan is None:
         return {"fits": False}
     return {

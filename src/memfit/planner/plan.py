@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from memfit.planner.fingerprint import Fingerprint
 from memfit.planner.request import Workload
 from memfit.planner.speed import Prediction, Rate
 
-__all__ = ["Plan", "TierUse"]
+__all__ = ["LlamaPlan", "Plan", "TierUse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +50,37 @@ class Plan:
     """The answer to "will it fit, and how fast will it be". A plan that does not fit cannot be run."""
 
     spec: ModelSpec
-    parameters: EngineParameters
     context: int  # tokens the engine will really hold
     tiers: tuple[TierUse, ...]
     prediction: Prediction
     why: tuple[str, ...]
     suggestions: tuple[str, ...] = ()  # options that do fit; only where this plan does not
     workload: Workload = field(default_factory=Workload)  # what it was made for
-    fingerprint: Fingerprint | None = None  # of model and machine; None: cannot be saved
+
+    @property
+    def engine(self) -> str:
+        """Its name in CONTRACT.md."""
+        raise NotImplementedError
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the engine will be told, for people and programs to see; the keys are of the plan's JSON."""
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> str:
+        """The same in one line."""
+        raise NotImplementedError
+
+    @property
+    def parallel(self) -> int:
+        """Sequences."""
+        return 1
+
+    @property
+    def micro_batch(self) -> int:
+        """Tokens of a prompt per pass."""
+        raise NotImplementedError
 
     @property
     def ram(self) -> TierUse:
@@ -70,7 +94,7 @@ class Plan:
     @property
     def streamed_bytes(self) -> int:
         """What each pass reads from the disk."""
-        return streamed_bytes(self.spec.tensors, self.parameters.streamed)
+        return 0
 
     def _disk(self) -> tuple[TierUse, ...]:
         """What stays in the file, for people to see."""
@@ -104,7 +128,7 @@ class Plan:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """CONTRACT.md's JSON of `plan`; saved.py makes an equal Plan of it."""
+        """CONTRACT.md's JSON of `plan`."""
         values: dict[str, Any] = {
             "model": {
                 "source": self.spec.source,
@@ -114,17 +138,11 @@ class Plan:
                 "parameters": self.spec.parameters,
                 "quantization": self.spec.quantization,
             },
-            "engine": "llamacpp",
+            "engine": self.engine,
             "context": self.context,
-            "parallel": self.parameters.parallel,
-            "kv_type": self.parameters.kv_type,
-            "micro_batch": self.parameters.micro_batch,
-            "threads": self.parameters.threads,
-            "repack": self.parameters.repack,
-            "load_mode": self.parameters.load_mode,
-            "devices": list(self.parameters.devices),
-            "layers": list(self.parameters.layers),
-            "overrides": [list(one) for one in self.parameters.overrides],
+            "parallel": self.parallel,
+            "micro_batch": self.micro_batch,
+            **self.facts,
             "fits": self.fits,
             "why": list(self.why),
             "tiers": [tier.to_json() for tier in (*self.tiers, *self._disk())],
@@ -135,11 +153,8 @@ class Plan:
                 "together_tokens_per_second": _rate_json(self.prediction.together),
                 "basis": self.prediction.basis,
             },
-            # What a saved plan needs beyond that.
             "workload": asdict(self.workload),
-            "parameters": self.parameters.to_json(),
             "prediction": asdict(self.prediction),
-            "fingerprint": self.fingerprint and self.fingerprint.to_json(),
         }
         if tier := self.overfull:
             values |= {
@@ -148,6 +163,60 @@ class Plan:
                 "try": list(self.suggestions),
             }
         return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaPlan(Plan):
+    """For llama.cpp. saved.py makes an equal one of its JSON."""
+
+    parameters: EngineParameters
+    fingerprint: Fingerprint | None = None  # of model and machine; None: cannot be saved
+
+    @property
+    def engine(self) -> str:
+        return "llamacpp"
+
+    @property
+    def parallel(self) -> int:
+        return self.parameters.parallel
+
+    @property
+    def micro_batch(self) -> int:
+        return self.parameters.micro_batch
+
+    @property
+    def streamed_bytes(self) -> int:
+        return streamed_bytes(self.spec.tensors, self.parameters.streamed)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {
+            "kv_type": self.parameters.kv_type,
+            "threads": self.parameters.threads,
+            "repack": self.parameters.repack,
+            "load_mode": self.parameters.load_mode,
+            "devices": list(self.parameters.devices),
+            "layers": list(self.parameters.layers),
+            "overrides": [list(one) for one in self.parameters.overrides],
+        }
+
+    @property
+    def settings(self) -> str:
+        parameters = self.parameters
+        repack = "repack on" if parameters.repack else "repack off"
+        if parameters.dequantized:
+            repack = f"{len(parameters.dequantized)} matrices as BF16"
+        return (
+            f"KV {parameters.kv_type} · micro-batch {parameters.micro_batch} · "
+            f"{parameters.threads} threads · {repack} · {parameters.load_mode}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **super().to_json(),
+            "parameters": self.parameters.to_json(),
+            "fingerprint": self.fingerprint and self.fingerprint.to_json(),
+        }
 
 
 def _rate_json(rate: Rate) -> dict[str, float]:

@@ -21,7 +21,7 @@ from memfit.memory.streaming import streamed_bytes
 from memfit.planner.dequantizing import dequantize
 from memfit.planner.offload import Offloader
 from memfit.planner.placement import Placement, Problem, solve
-from memfit.planner.plan import Plan, TierUse
+from memfit.planner.plan import LlamaPlan, TierUse
 from memfit.planner.reasons import reasons
 from memfit.planner.request import KV_TYPES, Budget, Workload
 from memfit.planner.speed import ASSUMED, ASSUMED_DEVICE, DeviceSpeed, Prediction, predict
@@ -61,7 +61,7 @@ def make_plan(
     devices: Sequence[tuple[Device, DeviceSpeed | None]] = (),
     solver: Callable[[Problem], Placement | None] = solve,
     disk_speed: Callable[[], tuple[float, float]] = lambda: ASSUMED_DISK,
-) -> Plan:
+) -> LlamaPlan:
     """The best plan that fits, or the smallest one there is with suggestions of what would fit.
 
     `speeds` are this CPU's with repacked and with plain weights; None where they could not be measured,
@@ -141,7 +141,7 @@ class _Planner:
         self._micro_batches = _micro_batch_sizes(self._context, workload.parallel)
         self._candidates: dict[tuple[EngineParameters, tuple[int, ...], bool], _Candidate | None] = {}
 
-    def plan(self) -> Plan:
+    def plan(self) -> LlamaPlan:
         self._leave_out_small_devices()
         # Only a plan that would otherwise not fit goes without the room for what reality adds; with a
         # disk, it would rather stream.
@@ -193,7 +193,7 @@ class _Planner:
 
     # -- the search ------------------------------------------------------------------------------
 
-    def _search(self, kv_type: str, within: tuple[int, ...]) -> Plan | None:
+    def _search(self, kv_type: str, within: tuple[int, ...]) -> LlamaPlan | None:
         """With the largest micro-batch that fits, or None."""
         sizes = self._micro_batches
         # The largest mostly fits; where the smallest does not, none between them does.
@@ -202,7 +202,7 @@ class _Planner:
         fitting = next(found for size in sizes if (found := self._fitting(kv_type, size, within)))
         return self._build(self._fastest(fitting), fitting, within)
 
-    def _search_streaming(self, within: tuple[int, ...]) -> Plan | None:
+    def _search_streaming(self, within: tuple[int, ...]) -> LlamaPlan | None:
         """With a part of the weights on the disk, or None. Each micro-batch of a prompt reads all of it once,
         so the largest is the best."""
         for kv_type, size in product(self._kv_types(), self._micro_batches):
@@ -387,9 +387,9 @@ class _Planner:
 
     # -- the plan --------------------------------------------------------------------------------
 
-    def _build(self, chosen: _Candidate, options: Sequence[_Candidate], within: Sequence[int]) -> Plan:
+    def _build(self, chosen: _Candidate, options: Sequence[_Candidate], within: Sequence[int]) -> LlamaPlan:
         """`options` are what it was chosen from: they differ in how weights are held, and fit `within`."""
-        plan = Plan(
+        plan = LlamaPlan(
             spec=self._spec,
             parameters=chosen.parameters,
             context=chosen.answer.context,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from memfit.memory.oracle import RAM
 from memfit.memory.streaming import DEQUANTIZED, dequantized_bytes
 from memfit.planner.places import exceptions_of
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import RESERVE_BYTES, Budget
 from memfit.planner.speed import Prediction
 from memfit.units import format_bytes, format_rate
@@ -16,7 +16,7 @@ __all__ = ["reasons"]
 
 
 def reasons(
-    plan: Plan,
+    plan: LlamaPlan,
     budget: Budget,
     *,
     free_bytes: int,
@@ -41,7 +41,7 @@ def reasons(
     yield f"{threads} threads: " + ("as asked" if plan.workload.threads else "one per physical core")
 
 
-def _budget_reasons(plan: Plan, budget: Budget, free_bytes: int) -> Iterator[str]:
+def _budget_reasons(plan: LlamaPlan, budget: Budget, free_bytes: int) -> Iterator[str]:
     if budget.ram is None:
         yield (
             f"budget: {format_bytes(free_bytes)} free "
@@ -51,7 +51,7 @@ def _budget_reasons(plan: Plan, budget: Budget, free_bytes: int) -> Iterator[str
         yield f"only {format_bytes(free_bytes)} of the budget is free now"
 
 
-def _context_reasons(plan: Plan) -> Iterator[str]:
+def _context_reasons(plan: LlamaPlan) -> Iterator[str]:
     context, kv_type = plan.parameters.context, plan.parameters.kv_type
     if plan.workload.context is None:
         yield f"context {context}: the default; --ctx sets it"
@@ -67,7 +67,7 @@ def _context_reasons(plan: Plan) -> Iterator[str]:
         )
 
 
-def _repack_reason(plan: Plan, measured: bool, other: Prediction | None) -> str:
+def _repack_reason(plan: LlamaPlan, measured: bool, other: Prediction | None) -> str:
     if plan.workload.repack != "auto":
         return "as asked"
     if not measured:
@@ -84,7 +84,7 @@ def _repack_reason(plan: Plan, measured: bool, other: Prediction | None) -> str:
     )
 
 
-def _dequantized_reasons(plan: Plan) -> Iterator[str]:
+def _dequantized_reasons(plan: LlamaPlan) -> Iterator[str]:
     names = set(plan.parameters.dequantized)
     if names:
         larger = [one for one in plan.spec.tensors if one.name in names]
@@ -95,7 +95,7 @@ def _dequantized_reasons(plan: Plan) -> Iterator[str]:
         )
 
 
-def _load_reason(plan: Plan) -> str:
+def _load_reason(plan: LlamaPlan) -> str:
     if plan.streamed_bytes:
         return "more than memory holds, so a part is read from the disk for every pass"
     if plan.parameters.dequantized:
@@ -107,7 +107,7 @@ def _load_reason(plan: Plan) -> str:
     }[plan.parameters.load_mode]
 
 
-def _device_reasons(plan: Plan, alone: Prediction | None, too_small: Sequence[str]) -> Iterator[str]:
+def _device_reasons(plan: LlamaPlan, alone: Prediction | None, too_small: Sequence[str]) -> Iterator[str]:
     for name in too_small:
         yield f"{name} is not used: its budget holds little more than compute buffers"
     devices = [tier.name for tier in plan.tiers if tier.kind == "vram"]

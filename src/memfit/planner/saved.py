@@ -1,4 +1,4 @@
-"""A Plan from its JSON, as `Plan.to_json` gave it. Trusts no field: whoever writes a plan may be anybody.
+"""A LlamaPlan from its JSON, as `to_json` gave it. Trusts no field: whoever writes a plan may be anybody.
 
 Pure: reading the file, and whether model and machine are still the same, is saved_plan.py's.
 """
@@ -16,7 +16,7 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import RAM, EngineParameters
 from memfit.planner.dequantizing import may_dequantize
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
-from memfit.planner.plan import Plan, TierUse
+from memfit.planner.plan import LlamaPlan, TierUse
 from memfit.planner.request import KV_TYPES, Workload
 from memfit.planner.speed import Prediction, Rate, Term
 from memfit.strict_json import Fields
@@ -66,7 +66,7 @@ def named_model(values: Any, where: str) -> tuple[str, tuple[Path, ...]]:
     return source, paths
 
 
-def plan_from_json(values: Any, where: str, spec: ModelSpec) -> Plan:
+def plan_from_json(values: Any, where: str, spec: ModelSpec) -> LlamaPlan:
     """The plan, equal to the one that was saved; `spec` is its model's, freshly read.
 
     Raises:
@@ -76,7 +76,7 @@ def plan_from_json(values: Any, where: str, spec: ModelSpec) -> Plan:
     short = bool(_SHORT & values.keys())
     fields = Fields(values, where, "", _PLAN | _SHORT if short else _PLAN)
     parameters = _parameters(fields.child("parameters", _keys(EngineParameters)))
-    plan = Plan(
+    plan = LlamaPlan(
         spec=spec,
         parameters=parameters,
         context=fields.integer("context", 1, _MOST_TOKENS),
@@ -92,7 +92,7 @@ def plan_from_json(values: Any, where: str, spec: ModelSpec) -> Plan:
     return plan
 
 
-def _check_dequantized(plan: Plan, fields: Fields) -> None:
+def _check_dequantized(plan: LlamaPlan, fields: Fields) -> None:
     """The engine would read beyond a tensor whose type is not the one that it was told."""
     parameters = plan.parameters
     known = {one.name for one in plan.spec.tensors if may_dequantize(one, plan.spec)}
@@ -122,7 +122,7 @@ def _keys(kind: type) -> set[str]:
     return set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
 
 
-def _check_agreement(plan: Plan, values: dict[str, Any], where: str) -> None:
+def _check_agreement(plan: LlamaPlan, values: dict[str, Any], where: str) -> None:
     """Much stands twice in the JSON, for people and for us; an edit of one place must not be in vain."""
     for key, derived in json.loads(json.dumps(plan.to_json())).items():
         if key != "model" and values[key] != derived:  # its facts are read from the model itself

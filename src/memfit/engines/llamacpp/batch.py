@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from typing import Any
 
-from memfit.engines.llamacpp.client import WorkerProcess, rebuilt_error
+from memfit.engines.client import WorkerProcess, rebuilt_error
 from memfit.engines.protocol import Answer, BatchTotals, Completion, Nothing, Request, Speed, TextPiece
 
 __all__ = ["LlamaBatch", "speed_of"]

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from memfit.engines.llamacpp.channel import Channel
+from memfit.engines.channel import Channel
 from memfit.engines.llamacpp.model import Aborted, Model
 from memfit.engines.llamacpp.prompt import prompt_tokens, room_after
 from memfit.engines.llamacpp.sampling import Grammars, Sampler
-from memfit.engines.llamacpp.text import TextAssembler
 from memfit.engines.protocol import Sampling
 from memfit.engines.scheduler import Job, Pass, Scheduler
+from memfit.engines.text import TextAssembler
 from memfit.errors import MemfitError
 
 __all__ = ["Batcher"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit import __version__
-from memfit.engines.llamacpp.client import WorkerProcess
+from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError, EngineMissingError
 from memfit.hardware.disk_speed import DiskSpeed, measure_reads
 from memfit.hardware.disks import mount_of
@@ -127,7 +127,7 @@ class Calibration:
         key = f"{gpu.driver} {gpu.name}"
         if key not in known:
             self._say(f"measuring what the driver itself takes of {gpu.name}, once")
-            with WorkerProcess() as worker:
+            with LlamaWorker() as worker:
                 worker.ask(
                     "kernels", device=name, threads=None, repack=False, types=[], attention=[], basics=True
                 )
@@ -162,7 +162,7 @@ class Calibration:
         speeds: dict[str, Any] = {}
         disks: dict[str, Any] = {}
         ends = time.monotonic() + _TRYING_SECONDS
-        with WorkerProcess() as worker:
+        with LlamaWorker() as worker:
             for number, (what, key, request) in enumerate(steps):
                 on_progress(number / parts, what)
                 while (found := worker.ask("kernels", **request)["speeds"]) is None:
@@ -220,7 +220,7 @@ class Calibration:
         self._say(
             f"measuring the speed of {device or 'this CPU'}{' (repacked)' if repack else ''}: {what}; once"
         )
-        with WorkerProcess(yields=device is not None) as worker:
+        with LlamaWorker(yields=device is not None) as worker:
             reply = worker.ask(
                 "kernels",
                 device=device,

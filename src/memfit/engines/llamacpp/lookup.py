@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from memfit.engines.llamacpp.calibrate import Calibration
-from memfit.engines.llamacpp.client import WorkerProcess
+from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError, UsageError, WorkerDiedError
 from memfit.hardware.machine import IMAGINED, Device, Machine
 from memfit.hardware.profile import Profile
@@ -52,7 +52,7 @@ def _gpus(machine: Machine, budget: Budget, calibration: Calibration) -> Sequenc
     wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu.index, gpu.free_bytes)]
     if not wanted:
         return []
-    with WorkerProcess() as worker:
+    with LlamaWorker() as worker:
         names = list(worker.ask("device_memory", names=[])["devices"])
     if not names:
         if budget.vram is None:
@@ -87,7 +87,7 @@ def _remote(endpoint: str) -> Device:
             f"--rpc {endpoint}: nothing answers there ({error.strerror or error}); "
             f"start it with: memfit worker --host {host} --port {port}"
         ) from None
-    with WorkerProcess() as worker:
+    with LlamaWorker() as worker:
         too_late = threading.Event()  # set before the killing, which the answer's reader may notice first
 
         def give_up() -> None:

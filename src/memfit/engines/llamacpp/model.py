@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from memfit.engines.channel import OverBudgetError
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.engines.llamacpp.library import Breakdown, Library
@@ -23,15 +24,7 @@ from memfit.headers.model_spec import TensorSpec
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.page_cache import cached_bytes, drop_cached
 
-__all__ = ["Aborted", "Model", "OverBudgetError"]
-
-
-class OverBudgetError(Exception):
-    """The next step of loading would exceed the limit; `needs_bytes` is what it would come to."""
-
-    def __init__(self, needs_bytes: int) -> None:
-        super().__init__(needs_bytes)
-        self.needs_bytes = needs_bytes
+__all__ = ["Aborted", "Model"]
 
 
 class Aborted(Exception):  # noqa: N818 - a request that was obeyed

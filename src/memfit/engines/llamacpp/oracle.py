@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from memfit.engines.llamacpp.client import WorkerProcess
+from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.protocol import Request
 from memfit.hardware.machine import is_remote
 from memfit.headers.model_spec import ModelSpec
@@ -30,7 +30,7 @@ class LlamaOracle:
     ) -> None:
         self._baseline = baseline
         self._spec = spec
-        self._workers = {repack: WorkerProcess(verbose=verbose) for repack in repack_modes}
+        self._workers = {repack: LlamaWorker(verbose=verbose) for repack in repack_modes}
         self._first = repack_modes[0]
         self._answers: dict[EngineParameters, Answer] = {}
         for repack, worker in self._workers.items():

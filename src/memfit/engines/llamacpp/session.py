@@ -1,191 +1,50 @@
-"""One loaded model: the parent's side. Loads within the plan's limit, answers, measures, reports."""
+"""A model that llama.cpp runs: what its session adds is devices, and many requests side by side."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from statistics import median
 from typing import Any
 
 from memfit.engines.llamacpp.batch import LlamaBatch, speed_of
-from memfit.engines.llamacpp.client import OverBudget, WorkerProcess
-from memfit.engines.protocol import BatchTotals, Completion, Message, Sampling, Speed
-from memfit.engines.report import CapReport, Report, TierReport
-from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, WorkerDiedError
+from memfit.engines.llamacpp.process import LlamaWorker
+from memfit.engines.protocol import BatchTotals
+from memfit.engines.session import WorkerSession
+from memfit.errors import WorkerDiedError
 from memfit.hardware.machine import is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
-from memfit.headers.remote.stand_in import is_stand_in
-from memfit.memory.hard_cap import HardCap
 from memfit.memory.lending import decode_lending
-from memfit.memory.meter import Meter
-from memfit.memory.process import process_memory
-from memfit.planner.plan import Plan
+from memfit.planner.plan import LlamaPlan
 
 __all__ = ["LlamaSession"]
 
 _LOST_DEVICE = re.compile("RPC|ggml-rpc|send failed|recv failed")  # ggml-rpc.cpp's words before it aborts
 
 
-class LlamaSession:
-    """A context manager around one worker. Not for several threads at once."""
+class LlamaSession(WorkerSession):
+    """Satisfies protocol.BatchSession."""
+
+    plan: LlamaPlan
 
     def __init__(
         self,
-        plan: Plan,
+        plan: LlamaPlan,
         *,
         count_parent: bool,
         hard_cap: bool = False,
         on_progress: Callable[[float], None] | None = None,
         verbose: bool = False,
     ) -> None:
-        """Load the model; memory is watched from the first byte.
-
-        `count_parent` counts this process too, as the command line does; a notebook's own data is not
-        memfit's. With `hard_cap` the kernel keeps the budget: see memory/hard_cap.py.
-
-        Raises:
-            DoesNotFitError: the plan does not fit, or loading was about to exceed its limit.
-            UsageError: no hard cap can be made here.
-            ModelError: only the model's header is here.
-            EngineError: the engine refused the model, or its worker died.
-        """
-        plan.require_fit()
-        if any(map(is_stand_in, plan.spec.paths)):
-            raise ModelError(
-                f"{plan.spec.source} is planned by its header only; to download it: "
-                f"memfit pull {plan.spec.source}"
-            )
-        self.plan = plan
-        self._speed = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
-        # The worker watches itself, and a group counts what is allocated in it: not what we hold already.
-        self._parent_bytes = process_memory().anonymous_bytes if count_parent else 0
-        self._cap: HardCap | None = None
-        with contextlib.ExitStack() as opened:  # closed where anything here fails
-            if hard_cap:
-                self._cap = HardCap(plan.ram.limit_bytes - self._parent_bytes, holds_us=count_parent)
-                opened.callback(self._cap.close)
-            self._worker = WorkerProcess(verbose=verbose, yields=bool(plan.parameters.devices))
-            opened.callback(self._worker.close)
-            if self._cap:
-                self._cap.enter(self._worker.pid)
-            self._meter = Meter(
-                self._worker.pid,
-                count_parent=count_parent,
-                model_files=plan.spec.paths,
-                limit_bytes=plan.ram.limit_bytes,
-                on_overrun=self._worker.kill,
-                gpu_bytes=gpu_bytes_of if not all(map(is_remote, plan.parameters.devices)) else None,
-            )
-            opened.callback(self._meter.stop)
-            self._load(on_progress)
-            self._opened = opened.pop_all()
-
-    @property
-    def worker_pid(self) -> int:
-        return self._worker.pid
-
-    def _load(self, on_progress: Callable[[float], None] | None) -> None:
-        tier = self.plan.ram
-        is_read_by_us = self.plan.parameters.load_mode == "own"
-        started = False
-
-        def report(_: str, event: dict[str, Any]) -> None:
-            nonlocal started
-            if not started:  # the first event: libraries are loaded, weights are not
-                self._meter.start()
-                started = True
-            if on_progress:
-                on_progress(event["fraction"])
-
-        try:
-            with self._explaining_death():
-                reply = self._worker.ask(
-                    "load",
-                    report,
-                    parameters=self.plan.parameters.to_json(),
-                    limit_bytes=tier.limit_bytes - self._parent_bytes,
-                    more_bytes=tier.kv_cache_bytes + tier.compute_bytes,
-                    tensors=[asdict(one) for one in self.plan.spec.tensors] if is_read_by_us else [],
-                )
-        except OverBudget as overrun:
-            raise self._does_not_fit(overrun.needs_bytes + self._parent_bytes) from None
-        self._meter.settle()
-        self._load_seconds: float = reply["load_seconds"]
-        self._locked_bytes: int = reply["locked_bytes"]
-        self.has_chat_template: bool = reply["has_chat_template"]
-
-    def generate(
-        self,
-        prompt: str,
-        sampling: Sampling | None = None,
-        on_text: Callable[[str], None] | None = None,
-    ) -> Completion:
-        """Continue a raw text, without the chat template. Errors and Ctrl-C as in `chat`."""
-        return self._complete(sampling, on_text, prompt=prompt, messages=None)
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling | None = None,
-        on_text: Callable[[str], None] | None = None,
-    ) -> Completion:
-        """Answer messages through the model's own chat template; `on_text` hears the text as it comes.
-
-        What the KV cache already holds of them is not processed again. Ctrl-C ends the answer early
-        with finish_reason "cancelled"; a second one is raised.
-
-        Raises:
-            UsageError: the prompt is empty or longer than the context, or there is no chat template.
-            ModelError: the chat template failed or was stopped.
-            EngineError: the engine failed.
-        """
-        return self._complete(sampling, on_text, prompt=None, messages=[dict(one) for one in messages])
-
-    def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
-        """The pieces of an answer as they come: to a raw text (str) or to messages.
-
-        Leaving the loop early ends the generation. Errors as in `chat`.
-        """
-        raw = isinstance(prompt, str)
-        events = self._worker.converse(
-            "complete",
-            prompt=prompt if raw else None,
-            messages=None if raw else [dict(one) for one in prompt],  # type: ignore[arg-type]
-            sampling=asdict(sampling or Sampling()),
-        )
-        with contextlib.closing(events), self._explaining_death():
-            for _, event in events:
-                yield event["text"]
-
-    def _complete(
-        self,
-        sampling: Sampling | None,
-        on_text: Callable[[str], None] | None,
-        *,
-        prompt: str | None,
-        messages: list[dict[str, str]] | None,
-    ) -> Completion:
-        reply = self._ask(
-            "complete",
-            (lambda _, event: on_text(event["text"])) if on_text else None,
-            prompt=prompt,
-            messages=messages,
-            sampling=asdict(sampling or Sampling()),
-        )
-        self._speed = Speed(
-            prompt_tokens=reply["processed_tokens"],
-            prompt_seconds=reply["prompt_seconds"],
-            generated_tokens=reply["decoded_tokens"],
-            generation_seconds=reply["generation_seconds"],
-        )
-        return Completion(
-            text=reply["text"],
-            finish_reason=reply["finish_reason"],
-            prompt_tokens=reply["prompt_tokens"],
-            completion_tokens=reply["completion_tokens"],
-            speed=self._speed,
+        """Load the model, as WorkerSession does."""
+        devices = plan.parameters.devices
+        super().__init__(
+            plan,
+            lambda: LlamaWorker(verbose=verbose, yields=bool(devices)),
+            count_parent=count_parent,
+            hard_cap=hard_cap,
+            on_progress=on_progress,
+            gpu_bytes=gpu_bytes_of if not all(map(is_remote, devices)) else None,
         )
 
     def batch(self, *, expected_tokens: float = 0) -> LlamaBatch:
@@ -201,64 +60,17 @@ class LlamaSession:
             on_totals=keep,
         )
 
-    def measure(
-        self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1
-    ) -> Speed:
-        """Time a prompt and a generation of exactly so many tokens, each after `depth` tokens in the cache.
-
-        Decoding alone, without sampling, as llama-bench measures it; medians of the repetitions.
-
-        Raises:
-            InterruptedByUser: Ctrl-C.
-        """
-        replies = []
-        for _ in range(repetitions):
-            replies.append(
-                self._ask(
-                    "measure",
-                    prompt_tokens=prompt_tokens,
-                    generated_tokens=generated_tokens,
-                    depth=depth,
-                )
-            )
-            if replies[-1]["cancelled"]:
-                raise InterruptedByUser
-        self._speed = Speed(
-            prompt_tokens=prompt_tokens,
-            prompt_seconds=median(reply["prompt_seconds"] for reply in replies),
-            generated_tokens=generated_tokens,
-            generation_seconds=median(reply["generation_seconds"] for reply in replies),
-        )
-        return self._speed
-
-    def report(self) -> Report:
-        """Predicted against measured so far; the speeds are those of the last request."""
-        self._meter.settle()
-        peaks = {"ram": self._meter.peak_bytes, **self._device_peaks()}
-        return Report(
-            plan=self.plan,
-            tiers=tuple(
-                TierReport(
-                    name=tier.name,
-                    kind=tier.kind,
-                    budget_bytes=tier.budget_bytes,
-                    predicted_bytes=tier.total_bytes,
-                    peak_bytes=peaks.get(tier.name),
-                )
-                for tier in self.plan.tiers
-            ),
-            speed=self._speed,
-            load_seconds=self._load_seconds,
-            disk_read_bytes=self._meter.disk_read_bytes,
-            swapped_bytes=self._meter.swapped_bytes,
-            locked_bytes=self._locked_bytes,
-            cap=CapReport(limit_bytes=self._cap.limit_bytes, peak_bytes=self._cap.peak_bytes)
-            if self._cap
-            else None,
-        )
+    def _load_request(self) -> dict[str, Any]:
+        tier, parameters = self.plan.ram, self.plan.parameters
+        return {
+            "parameters": parameters.to_json(),
+            "more_bytes": tier.kv_cache_bytes + tier.compute_bytes,
+            "tensors": [asdict(one) for one in self.plan.spec.tensors]
+            if parameters.load_mode == "own"  # read by us
+            else [],
+        }
 
     def _device_peaks(self) -> dict[str, int | None]:
-        """What each device's own side measured; None where nobody there does."""
         names = self.plan.parameters.devices
         if not names:
             return {tier.name: 0 for tier in self.plan.tiers if tier.kind == "vram"}
@@ -269,46 +81,11 @@ class LlamaSession:
             peaks[tier.name] = lent.peak_bytes if lent else self._meter.gpu_peak_bytes(tier.name)
         return peaks
 
-    def close(self) -> None:
-        """End the worker. Safe to repeat."""
-        self._opened.close()
-
-    def __enter__(self) -> LlamaSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _ask(
-        self,
-        do: str,
-        on_event: Callable[[str, dict[str, Any]], None] | None = None,
-        **values: Any,
-    ) -> dict[str, Any]:
-        with self._explaining_death():
-            return self._worker.ask(do, on_event, interruptible=True, **values)
-
-    @contextlib.contextmanager
-    def _explaining_death(self) -> Iterator[None]:
-        """A worker that the meter killed did not fit, and the engine aborts where a remote device is lost."""
-        try:
-            yield
-        except WorkerDiedError as error:
-            if self._meter.overrun_bytes is not None:
-                raise self._does_not_fit(self._meter.overrun_bytes) from None
-            if self._cap and self._cap.has_killed:
-                raise self._does_not_fit(
-                    self._cap.limit_bytes + self._parent_bytes,
-                    found="while running: the kernel ended the worker at the hard cap",
-                ) from None
-            remote = [name for name in self.plan.parameters.devices if is_remote(name)]
-            if remote and _LOST_DEVICE.search(str(error)):
-                raise WorkerDiedError(
-                    f"lost {' or '.join(remote)}: its worker ended, or closed the connection; {error}"
-                ) from None
-            raise
-
-    def _does_not_fit(self, needs_bytes: int, found: str = "") -> DoesNotFitError:
-        return DoesNotFitError(
-            tier="RAM", needs_bytes=needs_bytes, budget_bytes=self.plan.ram.limit_bytes, found=found
+    def _explain(self, error: WorkerDiedError) -> WorkerDiedError:
+        """The engine aborts where a remote device is lost."""
+        remote = [name for name in self.plan.parameters.devices if is_remote(name)]
+        if not remote or not _LOST_DEVICE.search(str(error)):
+            return error
+        return WorkerDiedError(
+            f"lost {' or '.join(remote)}: its worker ended, or closed the connection; {error}"
         )

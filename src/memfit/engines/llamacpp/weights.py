@@ -17,8 +17,9 @@ from typing import Any
 
 from memfit.engines.llamacpp.graph import Node
 from memfit.engines.llamacpp.library import Library
-from memfit.engines.llamacpp.stream import DirectFile, Ring, StreamError
+from memfit.engines.llamacpp.stream import Ring
 from memfit.errors import EngineError
+from memfit.hardware.direct_file import DirectFile, StreamError
 from memfit.hardware.disk_speed import own_memory
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.locked import lock_memory

@@ -9,30 +9,27 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from memfit.engines.channel import Channel, run_worker
 from memfit.engines.llamacpp.batching import Batcher
-from memfit.engines.llamacpp.channel import ADDITIONS, Channel
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
 from memfit.engines.llamacpp.library import Library, load_library
-from memfit.engines.llamacpp.model import Aborted, Model, OverBudgetError
+from memfit.engines.llamacpp.model import Aborted, Model
 from memfit.engines.llamacpp.prompt import prompt_tokens, room_after
 from memfit.engines.llamacpp.sampling import Sampler
-from memfit.engines.llamacpp.text import TextAssembler
 from memfit.engines.protocol import Sampling
+from memfit.engines.text import TextAssembler, TextSender
 from memfit.errors import MemfitError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.process import process_memory
 
-_FLUSH_SECONDS = 0.025  # text is sent this often: each line wakes the parent on a core that computes
 _MOST_THREADS = 64  # of a worker whose work buffer is foreseen
 _CANDIDATE_BYTES = 12  # llama_token_data: id, logit, probability
 
@@ -78,17 +75,7 @@ class Worker:
             "measure": self.measure,
             "kernels": self.measure_kernels,
         }
-        for request in self.channel.requests():
-            do = request.pop("do")
-            if do in ADDITIONS:  # too late: the batch was cancelled meanwhile
-                continue
-            action = actions[do]
-            try:
-                self.channel.send("done", **action(**request))
-            except OverBudgetError as overrun:
-                self.channel.send("error", kind="over_budget", needs_bytes=overrun.needs_bytes)
-            except MemfitError as error:
-                self.channel.send("error", kind=type(error).__name__, text=str(error))
+        self.channel.serve(actions)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -200,7 +187,7 @@ class Worker:
         generated: list[int] = []
         finish_reason, prompt_done, processed = "length", 0.0, 0
         assembler = TextAssembler(settings.stop)
-        text = _TextSender(self.channel)
+        text = TextSender(self.channel)
         limit = room if settings.max_tokens is None else min(room, settings.max_tokens)
         try:
             processed = self._process_prompt(tokens)
@@ -336,31 +323,6 @@ class Worker:
         return len(tokens) - shared
 
 
-class _TextSender:
-    """Sends text in few lines, and remembers all of it."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._pieces: list[str] = []
-        self._unsent = ""
-        self._sent_at = 0.0
-
-    def add(self, text: str) -> None:
-        self._unsent += text
-        if self._unsent and time.monotonic() - self._sent_at >= _FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._unsent:
-            self._channel.send("text", text=self._unsent)
-            self._pieces.append(self._unsent)
-            self._unsent, self._sent_at = "", time.monotonic()
-
-    @property
-    def whole(self) -> str:
-        return "".join(self._pieces)
-
-
 # What a context decides, not the model: equal in all models that need no new loading.
 _CONTEXT_ONLY: dict[str, Any] = {
     "context": 0,
@@ -397,15 +359,5 @@ def _parameters(values: dict[str, Any]) -> EngineParameters:
     return EngineParameters.from_json(values)
 
 
-def main() -> None:
-    # Ctrl-C in a terminal reaches the whole process group; the parent decides what it means for us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        Worker().serve()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)  # an orderly end would wait for the thread that listens, and abort
-
-
 if __name__ == "__main__":
-    main()
+    run_worker(lambda: Worker().serve())

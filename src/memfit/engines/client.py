@@ -34,33 +34,29 @@ class OverBudget(Exception):  # noqa: N818 - an answer, which the session turns 
 
 
 class WorkerProcess:
-    """One worker. `verbose` lets the engine's log through to stderr; `yields` is for one that takes turns
-    with a device on the same cores."""
+    """One worker: `python -m module`, which answers in channel.py's words. `verbose` lets the engine's log
+    through to stderr."""
 
-    def __init__(self, *, verbose: bool = False, yields: bool = False) -> None:
-        environment = {
+    def __init__(self, module: str, environment: Mapping[str, str], *, verbose: bool = False) -> None:
+        """`environment` is what the engine wants beside this process's own."""
+        full = {
             **os.environ,
-            "GGML_NO_BACKTRACE": "1",  # an abort would try to attach gdb
             # A freed staging buffer goes back to the system at once, whatever its size: glibc would
             # raise these thresholds by itself and keep up to 64 MiB.
             "MALLOC_MMAP_THRESHOLD_": "1048576",
             "MALLOC_TRIM_THRESHOLD_": "1048576",
             "MALLOC_ARENA_MAX": "2",
-            "OPENBLAS_NUM_THREADS": "1",  # numpy's own threads would wait beside the engine's
+            **environment,
         }
-        if yields:
-            # Waiting threads that spin for long keep the device's own threads from computing: measured,
-            # 7 tok/s against 112.
-            environment.setdefault("GOMP_SPINCOUNT", "1000")
         if verbose:
-            environment["MEMFIT_WORKER_VERBOSE"] = "1"
+            full["MEMFIT_WORKER_VERBOSE"] = "1"
         self._log = None if verbose else tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "memfit.engines.llamacpp.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment,
+            env=full,
         )
         self._unread = b""
         self._posted = 0  # requests whose answers are still to be skipped

@@ -10,14 +10,26 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
-__all__ = ["ADDITIONS", "Channel"]
+from memfit.errors import MemfitError
+
+__all__ = ["ADDITIONS", "Channel", "OverBudgetError", "run_worker"]
 
 ADDITIONS = ("add", "drop", "end")  # to a batch that runs
+
+
+class OverBudgetError(Exception):
+    """Going on would take the worker beyond its limit; `needs_bytes` is what it would hold then."""
+
+    def __init__(self, needs_bytes: int) -> None:
+        super().__init__(needs_bytes)
+        self.needs_bytes = needs_bytes
 
 
 class Channel:
@@ -35,6 +47,19 @@ class Channel:
         """Requests in order, until the process ends."""
         while True:
             yield self._requests.get()
+
+    def serve(self, actions: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
+        """Answer requests by the action of their name, until the process ends."""
+        for request in self.requests():
+            do = request.pop("do")
+            if do in ADDITIONS:  # too late: the batch was cancelled meanwhile
+                continue
+            try:
+                self.send("done", **actions[do](**request))
+            except OverBudgetError as overrun:
+                self.send("error", kind="over_budget", needs_bytes=overrun.needs_bytes)
+            except MemfitError as error:
+                self.send("error", kind=type(error).__name__, text=str(error))
 
     def next_request(self, wait_seconds: float) -> dict[str, Any] | None:
         """The next request; None where none comes in time."""
@@ -61,3 +86,14 @@ class Channel:
                 self._requests.put(request)
         # The parent has ended or closed us, perhaps in the middle of a decode: leave nothing behind.
         os._exit(0)
+
+
+def run_worker(serve: Callable[[], None]) -> None:
+    """What a worker's process is: `serve` until the parent leaves."""
+    # Ctrl-C in a terminal reaches the whole process group; the parent decides what it means for us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        serve()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # an orderly end would wait for the thread that listens, and abort

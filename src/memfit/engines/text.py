@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import time
 from collections.abc import Sequence
 
-__all__ = ["TextAssembler"]
+from memfit.engines.channel import Channel
+
+__all__ = ["TextAssembler", "TextSender"]
+
+_FLUSH_SECONDS = 0.025  # text is sent this often: each line wakes the parent on a core that computes
 
 
 class TextAssembler:
@@ -51,3 +56,28 @@ class TextAssembler:
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
+
+
+class TextSender:
+    """Sends text in few lines, and remembers all of it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._pieces: list[str] = []
+        self._unsent = ""
+        self._sent_at = 0.0
+
+    def add(self, text: str) -> None:
+        self._unsent += text
+        if self._unsent and time.monotonic() - self._sent_at >= _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._unsent:
+            self._channel.send("text", text=self._unsent)
+            self._pieces.append(self._unsent)
+            self._unsent, self._sent_at = "", time.monotonic()
+
+    @property
+    def whole(self) -> str:
+        return "".join(self._pieces)

@@ -1,0 +1,78 @@
+"""`python -m memfit.cli.rehearse_checkpoint PARAMETERS`: a whole run on a small checkpoint.
+
+Prints as JSON what the processes held, and what of that was the model. The calibration starts it; users do
+not. It does what `memfit run` does, so that it holds what `memfit run` holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import memfit.api
+import memfit.cli.main
+import memfit.cli.run  # noqa: F401 - likewise
+from memfit.cli.render import console, loading_progress, print_plan, print_report
+from memfit.engines.transformers.session import TransformersSession
+from memfit.hardware import probe
+from memfit.headers.find import find_weights
+from memfit.headers.hf_config import read_config
+from memfit.headers.hf_shapes import model_from_checkpoint
+from memfit.headers.hf_spec import spec_of_checkpoint
+from memfit.memory.checkpoint import TransformersParameters
+from memfit.memory.process import process_memory
+from memfit.planner.checkpoint import Runtime, plan_checkpoint
+from memfit.planner.request import Budget, Workload
+
+__all__: list[str] = []
+
+_PROMPT_TOKENS, _TOKENS = 512, 16
+
+
+def main() -> None:
+    parameters = TransformersParameters.from_json(json.loads(sys.argv[1]))
+    path = parameters.folder / "config.json"
+    config, weights = read_config(path), find_weights(path)
+    assert weights is not None
+    model = model_from_checkpoint(config, weights)
+    spec = spec_of_checkpoint(str(parameters.folder), config, weights, model)
+    rates = dict.fromkeys(("fp32", "bf16", "fp16", "int8", "nf4", "fp4"), 1e9)  # of no interest here
+    runtime = Runtime(
+        process_bytes=0,
+        loading_process_bytes=0,
+        packs_4bit="avx512_bf16" in probe().cpu.instruction_sets,
+        layer_seconds=1e-3,
+        elements_per_second=rates,
+        operations_per_second=rates,
+        disk_bytes_per_second=1e9,
+    )
+    workload = Workload(context=parameters.context, prompt_tokens=_PROMPT_TOKENS, generated_tokens=_TOKENS)
+    plan = plan_checkpoint(spec, model, parameters, probe(), Budget(), workload, runtime)
+    with open(os.devnull, "w", encoding="utf-8") as sink:  # noqa: PTH123 - not a file
+        out = console(file=sink)
+        print_plan(plan, out)
+        with loading_progress(out) as on_progress:
+            session = TransformersSession(plan, count_parent=True, on_progress=on_progress)
+        with session:
+            speed = session.measure(_PROMPT_TOKENS, _TOKENS)
+            report = session.report()
+            print_report(report, out)
+            parent, worker = process_memory(), process_memory(session.worker_pid)
+    assert report.model is not None
+    held = {name: vars(one) for name, one in (("parent", parent), ("worker", worker))}
+    seconds = speed.generation_seconds / speed.generated_tokens
+    document = {
+        **{name: {**values, "files": dict(values["files"])} for name, values in held.items()},
+        "first_pass_bytes": report.model.steady_bytes
+        - plan.ram.kv_cache_bytes
+        - sum(report.model.by_dtype.values())
+        - (report.model.loading_bytes - report.model.loaded_bytes),
+        "model_bytes": sum(report.model.by_dtype.values()) + plan.ram.kv_cache_bytes,
+        "layer_seconds": seconds / config.num_hidden_layers,
+    }
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()

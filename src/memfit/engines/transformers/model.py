@@ -1,0 +1,287 @@
+"""A checkpoint in transformers: loaded tensor by tensor, with all of its KV cache, and passes through it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from memfit.engines.channel import OverBudgetError
+from memfit.engines.transformers.kv_cache import planned_cache
+from memfit.engines.transformers.offloading import stream_offloaded
+from memfit.engines.transformers.reading import lazy_tensors
+from memfit.errors import EngineError, MemfitError, ModelError, readable
+from memfit.hardware.direct_file import StreamError
+from memfit.headers.find import find_weights
+from memfit.headers.safetensors import Checkpoint, SafetensorsTensor
+from memfit.memory.checkpoint import TransformersParameters
+from memfit.memory.process import process_status
+
+__all__ = ["Aborted", "Model", "explained"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WARM_UP_TOKENS = 2  # a prompt, then a token: the kernels of both
+
+
+class Aborted(Exception):  # noqa: N818 - asked for
+    """The request was cancelled."""
+
+
+class Model:
+    """One loaded checkpoint."""
+
+    def __init__(
+        self,
+        parameters: TransformersParameters,
+        *,
+        limit_bytes: int | None,
+        on_progress: Callable[[float], None],
+        offload_folder: str | None,
+    ) -> None:
+        """Load the weights; nothing is computed yet.
+
+        Raises:
+            OverBudgetError: going on would exceed the limit.
+            ModelError: files are damaged, or config and weights disagree.
+            EngineError: transformers refuses the model.
+        """
+        torch.set_num_threads(parameters.threads)
+        torch.set_grad_enabled(False)
+        self.parameters = parameters
+        self._stopped = threading.Event()
+        self._limit_bytes = limit_bytes
+        _cap_gpus(parameters)
+        with explained(f"transformers cannot load {parameters.folder}"):
+            config = transformers.AutoConfig.from_pretrained(
+                parameters.folder, trust_remote_code=parameters.trust_remote_code
+            )
+            self.tokenizer = _tokenizer(parameters)
+            self.model = self._load(config, on_progress, offload_folder)
+            self.generation_config = _generation_config(parameters.folder, self.model)
+        self.streamed = stream_offloaded(self.model, _largest_offloaded(self.model))
+        self.device = self.model.get_input_embeddings().weight.device
+        if self.device.type == "meta":
+            self.device = torch.device("cpu")
+        self.cache = planned_cache(config, context=parameters.context, micro_batch=parameters.micro_batch)
+        self.cached: list[int] = []  # the cache's tokens, in order
+        for module in self.model.modules():
+            if type(module).__name__ in (self.model._no_split_modules or ()):
+                module.register_forward_pre_hook(self._stop_here)
+
+    # -- loading ---------------------------------------------------------------------------------
+
+    def _load(self, config: Any, on_progress: Callable[[float], None], offload_folder: str | None) -> Any:
+        parameters = self.parameters
+        checkpoint = find_weights(parameters.folder / "config.json")
+        if checkpoint is None:
+            raise ModelError(f"there are no safetensors in {parameters.folder}")
+        device_map = dict(parameters.device_map)
+        streams = "disk" in device_map.values()
+        model, found = _model_class(config, parameters).from_pretrained(
+            None,
+            config=config,
+            state_dict=lazy_tensors(checkpoint, self._before_each(checkpoint, on_progress)),
+            dtype=_DTYPES.get(parameters.load_in, torch.bfloat16),
+            quantization_config=_quantization(parameters),
+            device_map=device_map,
+            offload_folder=offload_folder if streams else None,
+            output_loading_info=True,
+        )
+        missing = sorted(found["missing_keys"]) + sorted(str(one[0]) for one in found["mismatched_keys"])
+        if missing:
+            raise ModelError(
+                f"config.json and the weights of {parameters.folder} disagree: {len(missing)} tensors are "
+                f"missing or of another shape, {missing[0]} among them"
+            )
+        return model.eval()
+
+    def _before_each(
+        self, checkpoint: Checkpoint, on_progress: Callable[[float], None]
+    ) -> Callable[[SafetensorsTensor], None]:
+        whole = sum(one.size_bytes for one in checkpoint.tensors) or 1
+        done = 0
+
+        def before(tensor: SafetensorsTensor) -> None:
+            nonlocal done
+            if self._limit_bytes is not None:
+                needs = process_status().resident_bytes + tensor.size_bytes
+                if needs > self._limit_bytes:
+                    raise OverBudgetError(needs)
+            on_progress(done / whole)
+            done += tensor.size_bytes
+
+        return before
+
+    def warm_up(self) -> None:
+        """A first pass: after it, memory is what it stays. bitsandbytes packs weights anew, the KV cache is
+        taken."""
+        self.decode([0] * _WARM_UP_TOKENS)
+        self.decode([0])
+        self.forget()
+
+    # -- passes ----------------------------------------------------------------------------------
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Compute tokens behind those in the cache, a micro-batch at a time.
+
+        Raises:
+            Aborted: it was cancelled.
+            EngineError: the disk or the engine failed.
+        """
+        size = self.parameters.micro_batch
+        with explained("the engine failed"):
+            for start in range(0, len(tokens), size):
+                ids = torch.tensor([tokens[start : start + size]], device=self.device)
+                self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def keep(self, tokens: Sequence[int]) -> int:
+        """Leave in the cache what `tokens` begins with; returns how many those are. The last token is always
+        to be computed again: its logits are wanted."""
+        shared = 0
+        for ours, theirs in zip(self.cached, tokens[:-1], strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        if shared < len(self.cached):
+            try:
+                self.cache.crop(shared - len(self.cached))
+            except (RuntimeError, ValueError, NotImplementedError):  # a window has moved on
+                shared = 0
+        if not shared:
+            self.forget()
+        self.cached = self.cached[:shared]
+        return shared
+
+    def forget(self) -> None:
+        self.cache.reset()
+        self.cached = []
+
+    def abort(self) -> None:
+        """End the running pass early; safe from another thread."""
+        self._stopped.set()
+
+    def clear_abort(self) -> None:
+        self._stopped.clear()
+
+    @property
+    def is_aborted(self) -> bool:
+        return self._stopped.is_set()
+
+    def _stop_here(self, *_: object) -> None:
+        if self._stopped.is_set():
+            raise Aborted
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
+
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """All tensors that the model holds in memory: parameters, quantization state, buffers."""
+        found: dict[int, tuple[str, int]] = {}
+
+        def add(value: object) -> None:
+            if isinstance(value, torch.Tensor):
+                if value.device.type != "meta":
+                    known = found.get(value.data_ptr(), ("", 0))[1]
+                    found[value.data_ptr()] = (
+                        str(value.dtype).removeprefix("torch."),
+                        max(known, value.nbytes),
+                    )
+            elif hasattr(value, "absmax"):  # bitsandbytes' QuantState, which may hold another
+                for inner in vars(value).values():
+                    add(inner)
+
+        for parameter in self.model.parameters():
+            add(parameter.data)
+            for extra in vars(parameter).values():
+                add(extra)
+        for buffer in self.model.buffers():
+            add(buffer)
+        sums: dict[str, int] = {}
+        for dtype, size in found.values():
+            sums[dtype] = sums.get(dtype, 0) + size
+        return sums
+
+    def reported_bytes(self) -> int:
+        """What transformers itself says: without the quantization state."""
+        return int(self.model.get_memory_footprint())
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Errors of the libraries as memfit's own."""
+    try:
+        yield
+    except (MemfitError, Aborted, OverBudgetError):
+        raise
+    except StreamError as error:
+        raise EngineError(str(error)) from None
+    except Exception as error:  # libraries raise what they like
+        text = f"{type(error).__name__}: {error}".strip()
+        raise EngineError(f"{what}: {readable(text, most=600)}") from error
+
+
+def _model_class(config: Any, parameters: TransformersParameters) -> Any:
+    remote = getattr(config, "auto_map", {}).get("AutoModelForCausalLM")
+    if remote and parameters.trust_remote_code:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return get_class_from_dynamic_module(remote, str(parameters.folder))
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in known:
+        raise ModelError(
+            f"transformers {transformers.__version__} has no language model of type {config.model_type}"
+        )
+    return known[type(config)]
+
+
+def _quantization(parameters: TransformersParameters) -> Any:
+    if parameters.load_in == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    if parameters.load_in in ("nf4", "fp4"):
+        return transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=parameters.load_in,
+            bnb_4bit_use_double_quant=parameters.double_quant,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    return None
+
+
+def _tokenizer(parameters: TransformersParameters) -> Any:
+    """None where the folder has none: token numbers can be computed with, texts cannot."""
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    if not any((parameters.folder / name).is_file() for name in names):
+        return None
+    return transformers.AutoTokenizer.from_pretrained(
+        parameters.folder, trust_remote_code=parameters.trust_remote_code
+    )
+
+
+def _generation_config(folder: Path, model: Any) -> Any:
+    if (folder / "generation_config.json").is_file():
+        return transformers.GenerationConfig.from_pretrained(folder)
+    return model.generation_config
+
+
+def _largest_offloaded(model: torch.nn.Module) -> int:
+    """Bytes of the largest module whose weights are on the disk: what is read while another computes."""
+    sizes = [0]
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        if hook is not None and getattr(hook, "offload", False):
+            sizes.append(sum(one.nbytes for one in module.parameters()))
+    return max(sizes)
+
+
+def _cap_gpus(parameters: TransformersParameters) -> None:
+    """The allocator itself refuses what is beyond a GPU's budget."""
+    for name, share in parameters.gpu_shares:
+        torch.cuda.set_per_process_memory_fraction(share, torch.device(name))

@@ -1,0 +1,94 @@
+"""Plans a checkpoint for this machine: finds it, measures what is not in its header, asks the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memfit.engines.transformers.calibrate import Calibration
+from memfit.errors import ModelError, UsageError
+from memfit.hardware import probe
+from memfit.hardware.disk_speed import measure_file
+from memfit.headers.find import find_file, find_weights
+from memfit.headers.hf_config import HfConfig, read_config
+from memfit.headers.hf_shapes import model_from_checkpoint
+from memfit.headers.hf_spec import spec_of_checkpoint
+from memfit.headers.remote.stand_in import is_stand_in
+from memfit.memory.checkpoint import TransformersParameters
+from memfit.planner.checkpoint import LOAD_IN, TransformersPlan, plan_checkpoint
+from memfit.planner.planner import thread_count
+from memfit.planner.request import Budget, Workload
+from memfit.planner.streaming import ASSUMED_DISK
+
+__all__ = ["plan_for_transformers"]
+
+_STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
+
+
+def plan_for_transformers(
+    model: str,
+    *,
+    budget: Budget,
+    workload: Workload,
+    load_in: str | None,
+    double_quant: bool,
+    trust_remote_code: bool,
+    count_parent: bool,
+    say: Callable[[str], None],
+) -> TransformersPlan:
+    """A plan for the checkpoint that `model` names; `load_in` None takes the type it is stored in.
+
+    Raises:
+        ModelError: it is missing, damaged, or made of pickles.
+        UsageError: a setting that makes no sense, or that this CPU cannot run.
+        EngineMissingError: transformers is not installed.
+    """
+    if load_in is not None and load_in not in LOAD_IN:
+        raise UsageError(f"--load-in is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
+    path = find_file(model, say)
+    if path.name != "config.json":
+        raise ModelError(f"{model} is no checkpoint for transformers: it has no config.json")
+    config, weights = read_config(path), find_weights(path)
+    if weights is None:
+        raise ModelError(_no_weights(config))
+    checkpoint = model_from_checkpoint(config, weights)
+    here = probe()
+    parameters = TransformersParameters(
+        folder=path.absolute().parent,
+        paths=weights.paths,
+        load_in=load_in or _STORED[config.dtype or "float32"],
+        double_quant=double_quant,
+        context=0,
+        micro_batch=0,
+        threads=thread_count(here, workload),
+        trust_remote_code=trust_remote_code,
+    )
+    remote = any(map(is_stand_in, weights.paths))
+    runtime = Calibration(say).runtime(
+        parameters,
+        here.cpu,
+        disk_bytes_per_second=ASSUMED_DISK[0]
+        if remote
+        else measure_file(max(weights.paths, key=lambda one: one.stat().st_size))[0],
+        count_parent=count_parent,
+    )
+    return plan_checkpoint(
+        spec_of_checkpoint(model, config, weights, checkpoint),
+        checkpoint,
+        parameters,
+        here,
+        budget,
+        workload,
+        runtime,
+    )
+
+
+def _no_weights(config: HfConfig) -> str:
+    folder = config.path.parent
+    for name in _PICKLES:
+        if (folder / name).exists():
+            return (
+                f"{folder} holds {name}, a pickle: loading one runs whatever program is in it, so memfit "
+                "does not; look for the same model as safetensors, or convert it where you trust it"
+            )
+    return f"there are no safetensors in {folder}"

@@ -1,0 +1,22 @@
+"""The transformers engine's worker process, with what its libraries want to find in the environment."""
+
+from __future__ import annotations
+
+from memfit.engines.client import WorkerProcess
+
+__all__ = ["TransformersWorker"]
+
+
+class TransformersWorker(WorkerProcess):
+    """It never uses a network: what it needs lies in the model's folder."""
+
+    def __init__(self, *, threads: int, verbose: bool = False) -> None:
+        environment = {
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "TOKENIZERS_PARALLELISM": "false",  # its threads would wait beside torch's
+            "OMP_NUM_THREADS": str(threads),
+            # Tensors are read by several threads otherwise, and lie beside each other before their turn.
+            "HF_DEACTIVATE_ASYNC_LOAD": "1",
+        }
+        super().__init__("memfit.engines.transformers.worker", environment, verbose=verbose)

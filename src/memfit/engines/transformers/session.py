@@ -1,0 +1,107 @@
+"""A checkpoint that transformers runs: what its session adds is a folder for what stays on the disk, and what
+transformers itself says of its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from memfit.engines.report import ModelBytes, Report
+from memfit.engines.session import WorkerSession
+from memfit.engines.transformers.process import TransformersWorker
+from memfit.errors import ModelError
+from memfit.hardware.folders import cache_folder
+from memfit.hardware.nvidia import gpu_bytes_of
+from memfit.planner.checkpoint import TransformersPlan
+
+__all__ = ["TransformersSession"]
+
+_FOLDER = "offload-"
+
+
+class TransformersSession(WorkerSession):
+    """Satisfies protocol.Session."""
+
+    plan: TransformersPlan
+
+    def __init__(
+        self,
+        plan: TransformersPlan,
+        *,
+        count_parent: bool,
+        hard_cap: bool = False,
+        on_progress: Callable[[float], None] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Load the model, as WorkerSession does.
+
+        Raises:
+            ModelError: also where the disk has no room for what stays on it.
+        """
+        parameters = plan.parameters
+        uses_gpus = any(place.startswith("cuda") for _, place in parameters.device_map)
+        with contextlib.ExitStack() as opened:
+            self._folder = opened.enter_context(_offload_folder(plan.offloaded_bytes))
+            super().__init__(
+                plan,
+                lambda: TransformersWorker(threads=parameters.threads, verbose=verbose),
+                count_parent=count_parent,
+                hard_cap=hard_cap,
+                on_progress=on_progress,
+                gpu_bytes=gpu_bytes_of if uses_gpus else None,
+            )
+            self._opened.push(opened.pop_all())
+
+    def report(self) -> Report:
+        """As of every engine, with what transformers says beside what is there."""
+        found = self._ask("model_bytes")
+        return self._report(
+            model=ModelBytes(
+                by_dtype=found["by_dtype"],
+                reported_bytes=found["reported_bytes"],
+                loaded_bytes=sum(self._loaded["loaded_bytes"].values()),
+                steady_bytes=self._meter.held_bytes(),
+                steady_predicted_bytes=self.plan.steady_bytes,
+                loading_bytes=self._meter.together(self._loaded["loading_peak_bytes"]),
+                loading_predicted_bytes=self.plan.loading_bytes,
+            )
+        )
+
+    def _load_request(self) -> dict[str, Any]:
+        return {"parameters": self.plan.parameters.to_json(), "offload_folder": self._folder}
+
+    def _device_peaks(self) -> Mapping[str, int | None]:
+        names = [tier.name for tier in self.plan.tiers if tier.kind == "vram"]
+        return {name: self._meter.gpu_peak_bytes(name) for name in names}
+
+
+@contextlib.contextmanager
+def _offload_folder(size_bytes: int) -> Iterator[str | None]:
+    """A folder on a real disk with so much room, removed at the end; None where nothing goes there."""
+    if not size_bytes:
+        yield None
+        return
+    where = cache_folder()
+    where.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(where)
+    free = shutil.disk_usage(where).free
+    if free < size_bytes:
+        raise ModelError(
+            f"{where} has {free} bytes free, and {size_bytes} bytes of weights stay on the disk; free some, "
+            "or set XDG_CACHE_HOME to a folder on another disk"
+        )
+    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-", dir=where) as folder:
+        yield folder
+
+
+def _remove_leftovers(where: Path) -> None:
+    """Of a memfit that was killed."""
+    for folder in where.glob(f"{_FOLDER}*"):
+        pid = folder.name.removeprefix(_FOLDER).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)

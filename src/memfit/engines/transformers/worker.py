@@ -1,0 +1,157 @@
+"""The worker process: the only place where torch runs. `python -m memfit.engines.transformers.worker`.
+
+It answers the requests of channel.py and knows nothing of budgets beyond a limit it is given, nothing of
+plans and nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from memfit.engines.channel import Channel, run_worker
+from memfit.engines.protocol import Sampling
+from memfit.engines.text import TextSender
+from memfit.engines.transformers.allocator import keep_exact, keep_fast, trim
+from memfit.engines.transformers.generation import Answer, prompt_tokens
+from memfit.engines.transformers.kernels import measure_kernels
+from memfit.engines.transformers.model import Aborted, Model
+from memfit.engines.transformers.rehearsal import write_small_checkpoint
+from memfit.errors import UsageError
+from memfit.memory.checkpoint import TransformersParameters
+from memfit.memory.process import process_status
+
+_SEED = 2**32 - 1  # protocol.py's word for "a random one"
+
+
+class Worker:
+    """One checkpoint, and the tokens its KV cache holds."""
+
+    def __init__(self) -> None:
+        self.model: Model | None = None
+        self.channel = Channel(on_request=self.begin, on_cancel=self.cancel)
+        if not os.environ.get("MEMFIT_WORKER_VERBOSE"):
+            transformers.logging.set_verbosity_error()
+            transformers.logging.disable_progress_bar()
+
+    def begin(self) -> None:
+        if self.model is not None:
+            self.model.clear_abort()
+
+    def cancel(self) -> None:
+        if self.model is not None:
+            self.model.abort()
+
+    def serve(self) -> None:
+        self.channel.serve(
+            {
+                "load": self.load,
+                "complete": self.complete,
+                "measure": self.measure,
+                "model_bytes": self.model_bytes,
+                "kernels": measure_kernels,
+                "write_small_checkpoint": write_small_checkpoint,
+            }
+        )
+
+    def load(
+        self, parameters: dict[str, Any], limit_bytes: int | None, offload_folder: str | None
+    ) -> dict[str, Any]:
+        started = time.monotonic()
+        keep_exact()
+        self.model = Model(
+            TransformersParameters.from_json(parameters),
+            limit_bytes=limit_bytes,
+            on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
+            offload_folder=offload_folder,
+        )
+        loaded_bytes = self.model.bytes_by_dtype()
+        loading_peak = process_status().peak_resident_bytes
+        self.model.warm_up()
+        trim()
+        keep_fast()
+        tokenizer = self.model.tokenizer
+        return {
+            "load_seconds": time.monotonic() - started,
+            "has_chat_template": bool(tokenizer is not None and tokenizer.chat_template),
+            "locked_bytes": 0,
+            "loaded_bytes": loaded_bytes,
+            "loading_peak_bytes": loading_peak,
+        }
+
+    def model_bytes(self) -> dict[str, Any]:
+        """What the model holds now, as counted tensor by tensor and as transformers says it."""
+        model = self._loaded()
+        return {
+            "by_dtype": model.bytes_by_dtype(),
+            "reported_bytes": model.reported_bytes(),
+            "resident_bytes": process_status().resident_bytes,
+            "gpu_peaks": {
+                f"gpu{index}": torch.cuda.max_memory_reserved(index)
+                for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+            },
+        }
+
+    def complete(
+        self, prompt: str | None, messages: list[dict[str, str]] | None, sampling: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Process a prompt and generate; text is sent in "text" events meanwhile."""
+        model = self._loaded()
+        settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
+        tokens = prompt_tokens(model, prompt, messages)
+        room = model.parameters.context - len(tokens)
+        if room <= 0:
+            raise UsageError(
+                f"the prompt has {len(tokens)} tokens, the context {model.parameters.context}; "
+                f"try --ctx {len(tokens) + 256} or a shorter prompt"
+            )
+        if settings.seed != _SEED:
+            torch.manual_seed(settings.seed)
+        answer = Answer(model, settings, TextSender(self.channel), room=room)
+        answer.generate(tokens)
+        trim()
+        return answer.to_json()
+
+    def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
+        """Time decoding alone: fixed tokens, no sampling, `depth` of them before."""
+        model = self._loaded()
+        token = 1 if model.vocabulary_size > 1 else 0
+        try:
+            model.forget()
+            model.decode([token] * depth)
+            prompt_seconds = _seconds(model, [[token] * prompt_tokens])
+            model.forget()
+            model.decode([token] * max(1, depth))
+            generation_seconds = _seconds(model, [[token]] * generated_tokens)
+        except Aborted:
+            return {"cancelled": True}
+        finally:
+            model.forget()
+            trim()
+        return {
+            "cancelled": False,
+            "prompt_seconds": prompt_seconds,
+            "generation_seconds": generation_seconds,
+        }
+
+    def _loaded(self) -> Model:
+        assert self.model is not None, "the parent loads before it asks"
+        return self.model
+
+
+def _seconds(model: Model, passes: Sequence[Sequence[int]]) -> float:
+    started = time.monotonic()
+    for tokens in passes:
+        model.decode(tokens)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    run_worker(lambda: Worker().serve())

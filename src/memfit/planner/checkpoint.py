@@ -1,0 +1,314 @@
+"""Plans a Hugging Face checkpoint in transformers: which precision, what in RAM and what on the disk.
+
+Whole decoder layers are placed, since transformers computes them one after the other; what does not fit is
+read again for every pass. Pure: what the libraries themselves take, and how fast they are, is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from memfit.errors import UsageError
+from memfit.hardware.machine import Machine
+from memfit.headers.hf_shapes import HfModel
+from memfit.headers.model_spec import ModelSpec
+from memfit.memory.checkpoint import (
+    TransformersParameters,
+    layer_bytes,
+    loading_peak_bytes,
+    packed_state_bytes,
+    pass_bytes,
+    planned_kv_bytes,
+    refused_layer,
+)
+from memfit.memory.precision import PrecisionRow, precision_row
+from memfit.planner.plan import Plan, TierUse
+from memfit.planner.request import Budget, Workload
+from memfit.planner.speed import Prediction, Rate
+from memfit.units import MIB, format_bytes
+
+__all__ = ["LOAD_IN", "Runtime", "TransformersPlan", "plan_checkpoint"]
+
+LOAD_IN = ("fp32", "bf16", "fp16", "int8", "nf4", "fp4")
+_QUANTIZED = ("int8", "nf4", "fp4")
+_MICRO_BATCHES = (512, 256, 128, 64, 32)
+_INT8_MICRO_BATCH = 128  # no faster above, and memory grows with it
+_DEFAULT_CONTEXT = 4096
+_SPREAD = 0.5  # of predicted speeds, either side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What was measured of this machine's torch, transformers and bitsandbytes."""
+
+    process_bytes: int  # memfit's processes without the model: libraries, tokenizer, kernels
+    loading_process_bytes: int  # the same until the first pass
+    packs_4bit: bool  # AVX512-BF16: bitsandbytes packs 4-bit weights anew at the first pass
+    layer_seconds: float  # of one token in one decoder layer with next to nothing in it
+    elements_per_second: Mapping[str, float]  # weights past one token, by precision
+    operations_per_second: Mapping[str, float]  # of a prompt, by precision
+    disk_bytes_per_second: float
+    basis: str = "calibrated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersPlan(Plan):
+    """For transformers."""
+
+    parameters: TransformersParameters
+    row: PrecisionRow
+    steady_bytes: int  # in RAM between two passes
+    loading_bytes: int  # in RAM at most while loading
+    offloaded_bytes: int  # weights that are read for every pass
+
+    @property
+    def engine(self) -> str:
+        return "transformers"
+
+    @property
+    def micro_batch(self) -> int:
+        return self.parameters.micro_batch
+
+    @property
+    def streamed_bytes(self) -> int:
+        return self.offloaded_bytes
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        parameters = self.parameters
+        return {
+            "load_in": parameters.load_in,
+            "double_quant": parameters.double_quant,
+            "threads": parameters.threads,
+            "device_map": dict(parameters.device_map),
+            "steady_bytes": self.steady_bytes,
+            "loading_bytes": self.loading_bytes,
+            "precision": self.row.to_json(),
+        }
+
+    @property
+    def settings(self) -> str:
+        parameters = self.parameters
+        precision = parameters.load_in + ", double quantization" * parameters.double_quant
+        return (
+            f"transformers, {precision} · micro-batch {parameters.micro_batch} · {parameters.threads} threads"
+        )
+
+
+def plan_checkpoint(
+    spec: ModelSpec,
+    model: HfModel,
+    parameters: TransformersParameters,
+    machine: Machine,
+    budget: Budget,
+    workload: Workload,
+    runtime: Runtime,
+) -> TransformersPlan:
+    """The plan; its context, micro-batch and device map are chosen here.
+
+    Raises:
+        UsageError: the workload asks for what this engine does not do, or this CPU cannot run it.
+    """
+    _refuse(model, parameters, workload, runtime)
+    longest = model.config.max_position_embeddings or _DEFAULT_CONTEXT
+    context = workload.context or min(_DEFAULT_CONTEXT, longest)
+    search = _Search(spec, model, machine, budget, workload, runtime)
+    plan = search.best(replace(parameters, context=context))
+    if plan.fits:
+        return plan
+    return replace(plan, suggestions=tuple(search.suggestions(plan)))
+
+
+class _Search:
+    """Plans of one model within one budget."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        model: HfModel,
+        machine: Machine,
+        budget: Budget,
+        workload: Workload,
+        runtime: Runtime,
+    ) -> None:
+        self._spec, self._model, self._runtime, self._workload = spec, model, runtime, workload
+        self._budget_bytes = budget.ram_bytes(machine.ram)
+        self._limit_bytes = min(self._budget_bytes, machine.ram.available_bytes)
+        self._may_stream = budget.disk
+
+    def best(self, parameters: TransformersParameters) -> TransformersPlan:
+        """All in RAM with the largest micro-batch that fits; else with layers on the disk; else what is
+        smallest."""
+        most = _INT8_MICRO_BATCH if parameters.load_in == "int8" else parameters.context
+        sizes = [size for size in _MICRO_BATCHES if size <= max(most, _MICRO_BATCHES[-1])]
+        resident = [self._plan(replace(parameters, micro_batch=size)) for size in sizes]
+        for plan in resident:
+            if plan.fits:
+                return plan
+        if self._may_stream and parameters.load_in not in _QUANTIZED:
+            for size in sizes:
+                plan = self._streaming(replace(parameters, micro_batch=size))
+                if plan.fits:
+                    return plan
+            return plan
+        return resident[-1]
+
+    def suggestions(self, plan: TransformersPlan) -> Iterator[str]:
+        """Options that do fit."""
+        wanted = plan.parameters
+        for load_in, double_quant in (("bf16", False), ("int8", False), ("nf4", False), ("nf4", True)):
+            other = replace(wanted, load_in=load_in, double_quant=double_quant, device_map=(("", "cpu"),))
+            smaller = precision_row(self._model, other.precision, 1).resident_bytes < plan.row.resident_bytes
+            runs = load_in == "int8" or load_in == "bf16" or not self._refused()
+            if smaller and runs and self.best(other).fits:
+                yield f"--load-in {load_in}{' --double-quant' * double_quant}"
+                break
+        context = wanted.context // 2 // 256 * 256
+        while context and not (found := self.best(replace(wanted, context=context)).fits):
+            context = context // 2 // 256 * 256
+        if context and found:
+            yield f"--ctx {context}"
+        yield f"--ram {-(-plan.ram.needs_bytes // (16 * MIB)) * 16}MiB"
+
+    def _refused(self) -> bool:
+        return self._runtime.packs_4bit and refused_layer(self._model) is not None
+
+    def _streaming(self, parameters: TransformersParameters) -> TransformersPlan:
+        """The last layers on the disk, as few as will do."""
+        names = list(layer_bytes(self._model, _element_bytes(parameters)))
+        low, high = 1, len(names)  # how many are streamed
+        while low < high:
+            middle = (low + high) // 2
+            if self._plan(_with_streamed(parameters, names, middle)).fits:
+                high = middle
+            else:
+                low = middle + 1
+        return self._plan(_with_streamed(parameters, names, low))
+
+    def _plan(self, parameters: TransformersParameters) -> TransformersPlan:
+        model, runtime = self._model, self._runtime
+        element = _element_bytes(parameters)
+        row = precision_row(model, parameters.precision, parameters.context)
+        weights = row.resident_bytes
+        if parameters.load_in in ("nf4", "fp4") and runtime.packs_4bit:
+            weights += packed_state_bytes(model, double_quant=parameters.double_quant) - row.state_bytes
+        layers = layer_bytes(model, element)
+        streamed = {module: layers[module] for module, place in parameters.device_map if place == "disk"}
+        weights -= sum(streamed.values())
+        # A matrix that is computed with, and what is read ahead of it.
+        ring = 2 * max(
+            (one.elements * element for one in model.parameters if one.kind == "linear"), default=0
+        )
+        kv_cache = planned_kv_bytes(model.config, parameters.context, parameters.micro_batch, element)
+        compute = pass_bytes(
+            model,
+            parameters.load_in,
+            context=parameters.context,
+            micro_batch=parameters.micro_batch,
+            packs=runtime.packs_4bit,
+        ) + (ring if streamed else 0)
+        loading = runtime.loading_process_bytes + loading_peak_bytes(model, parameters.precision, streamed)
+        running = runtime.process_bytes + weights + kv_cache + compute
+        tier = TierUse(
+            name="ram",
+            kind="ram",
+            budget_bytes=self._budget_bytes,
+            limit_bytes=self._limit_bytes,
+            weights_bytes=weights,
+            kv_cache_bytes=kv_cache,
+            compute_bytes=compute,
+            overhead_bytes=runtime.process_bytes + max(0, loading - running),
+        )
+        plan = TransformersPlan(
+            spec=self._spec,
+            parameters=parameters,
+            context=parameters.context,
+            tiers=(tier,),
+            prediction=self._predict(parameters, sum(streamed.values())),
+            why=(),
+            workload=self._workload,
+            row=row,
+            steady_bytes=runtime.process_bytes + weights + kv_cache,
+            loading_bytes=loading,
+            offloaded_bytes=sum(streamed.values()),
+        )
+        return replace(plan, why=tuple(_reasons(plan, model, runtime)))
+
+    def _predict(self, parameters: TransformersParameters, streamed_bytes: int) -> Prediction:
+        """Seconds of a pass: each matrix at its precision's rate, each layer's own time, the disk's."""
+        runtime, model = self._runtime, self._model
+        plain = parameters.load_in if parameters.load_in not in _QUANTIZED else "bf16"
+        one = many = 0.0
+        tokens = min(parameters.micro_batch, self._workload.prompt_tokens)
+        for each in model.parameters:
+            if each.kind not in ("linear", "head", "experts") and not (
+                each.kind == "embedding" and model.config.tie_word_embeddings
+            ):
+                continue
+            rate = parameters.load_in if each.kind == "linear" else plain
+            elements = each.elements
+            if each.kind == "experts":
+                elements = elements * min(8, each.shape[0]) // each.shape[0]
+            one += elements / runtime.elements_per_second[rate]
+            # Of a prompt only the last token's logits are computed.
+            rows = 1 if each.kind in ("head", "embedding") else tokens
+            many += 2 * elements * rows / runtime.operations_per_second[rate]
+        layers = model.config.num_hidden_layers * runtime.layer_seconds
+        disk = streamed_bytes / runtime.disk_bytes_per_second
+        generation = _rate(1 / (layers + max(one, disk) + min(one, disk) * 0.5 * bool(streamed_bytes)))
+        prompt = _rate(tokens / (layers + max(many, disk)))
+        return Prediction(prompt=prompt, generation=generation, together=generation, basis=runtime.basis)
+
+
+def _rate(value: float) -> Rate:
+    return Rate(value=value, low=value * (1 - _SPREAD), high=value * (1 + _SPREAD))
+
+
+def _element_bytes(parameters: TransformersParameters) -> int:
+    return 4 if parameters.load_in == "fp32" else 2
+
+
+def _with_streamed(
+    parameters: TransformersParameters, names: Sequence[str], count: int
+) -> TransformersParameters:
+    last = names[len(names) - count :]
+    return replace(parameters, device_map=(("", "cpu"), *((name, "disk") for name in last)))
+
+
+def _refuse(model: HfModel, parameters: TransformersParameters, workload: Workload, runtime: Runtime) -> None:
+    if workload.parallel != 1:
+        raise UsageError("--parallel: transformers answers one sequence at a time here")
+    if workload.kv_type not in ("auto", "f16"):
+        raise UsageError("--kv-type: transformers keeps the cache in the model's own type")
+    if parameters.double_quant and parameters.load_in not in ("nf4", "fp4"):
+        raise UsageError("--double-quant goes with --load-in nf4 or fp4")
+    if parameters.load_in in ("nf4", "fp4") and runtime.packs_4bit and (layer := refused_layer(model)):
+        shape = " x ".join(map(str, layer.shape))
+        raise UsageError(
+            f"--load-in {parameters.load_in}: {layer.name} is {shape}, and bitsandbytes packs rows by 32 and "
+            "columns by 64 on this CPU; try --load-in int8 or bf16"
+        )
+
+
+def _reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime) -> Iterator[str]:
+    row, parameters = plan.row, plan.parameters
+    for kept in row.unquantized if row.quantized_layers else ():
+        yield f"not quantized: {kept.kind}, {format_bytes(kept.size_bytes)}: {kept.why}"
+    if row.quantized_layers:
+        yield (
+            f"{row.quantized_layers} layers quantized to {format_bytes(row.quantized_bytes)}, with "
+            f"{format_bytes(row.state_bytes)} of scales that transformers' own footprint leaves out"
+        )
+    if parameters.load_in in ("nf4", "fp4") and runtime.packs_4bit:
+        yield "bitsandbytes packs the weights anew at the first pass: this CPU has AVX512-BF16"
+    loading, steady = format_bytes(plan.loading_bytes), format_bytes(plan.steady_bytes)
+    yield f"loading takes {loading} at most, then {steady} stay"
+    if plan.offloaded_bytes:
+        count = sum(place == "disk" for _, place in parameters.device_map)
+        yield f"{count} layers stay on the disk: {format_bytes(plan.offloaded_bytes)} are read for every pass"
+    longest = model.config.max_position_embeddings
+    if longest and plan.context > longest:
+        yield f"the model was trained for {longest} tokens, a context of {plan.context} is beyond that"
+    yield from model.notes
