@@ -1,6 +1,6 @@
-"""The same model in another form: quantized tensors as F32 or BF16, or in several files.
+"""The same model in another form: quantized tensors as F32, F16 or BF16, or in several files.
 
-python benchmarks/rewrite.py MODEL PATH [--type F32|BF16] [--split BYTES]
+python benchmarks/rewrite.py MODEL PATH [--type F32|F16|BF16] [--split BYTES]
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf import LlamaFileType as FileType
 from gguf.quants import dequantize, quantize
 
-_FILE_TYPES = {"F32": FileType.ALL_F32, "BF16": FileType.MOSTLY_BF16}
+_FILE_TYPES = {
+    "F32": FileType.ALL_F32,
+    "F16": FileType.MOSTLY_F16,
+    "BF16": FileType.MOSTLY_BF16,
+}
 _WHOLE = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 

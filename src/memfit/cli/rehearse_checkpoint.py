@@ -41,6 +41,7 @@ def main() -> None:
     runtime = Runtime(
         process_bytes=0,
         loading_process_bytes=0,
+        starting_bytes=0,
         packs_4bit="avx512_bf16" in probe().cpu.instruction_sets,
         layer_seconds=1e-3,
         elements_per_second=rates,
@@ -67,7 +68,8 @@ def main() -> None:
         "first_pass_bytes": report.model.steady_bytes
         - plan.ram.kv_cache_bytes
         - sum(report.model.by_dtype.values())
-        - (report.model.loading_bytes - report.model.loaded_bytes),
+        - (session.loaded_bytes - report.model.loaded_bytes),
+        "starting_bytes": report.model.loading_bytes,
         "model_bytes": sum(report.model.by_dtype.values()) + plan.ram.kv_cache_bytes,
         "layer_seconds": seconds / config.num_hidden_layers,
     }

@@ -96,6 +96,8 @@ def print_why(plan: Plan, out: Console) -> None:
         (f"a prompt's pass of {plan.micro_batch} tokens", plan.prediction.prompt_terms),
         ("one token", plan.prediction.generation_terms),
     ):
+        if not terms:
+            continue
         whole = sum(term.seconds for term in terms)
         out.print(f"  · {what} takes {1000 * whole:.3g} ms:")
         for term in sorted(terms, key=lambda term: -term.seconds):

@@ -29,7 +29,7 @@ from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import MIB, format_bytes
 
-__all__ = ["LOAD_IN", "Runtime", "TransformersPlan", "plan_checkpoint"]
+__all__ = ["LOAD_IN", "Runtime", "TransformersPlan", "plan_checkpoint", "require_sense"]
 
 LOAD_IN = ("fp32", "bf16", "fp16", "int8", "nf4", "fp4")
 _QUANTIZED = ("int8", "nf4", "fp4")
@@ -45,6 +45,7 @@ class Runtime:
 
     process_bytes: int  # memfit's processes without the model: libraries, tokenizer, kernels
     loading_process_bytes: int  # the same until the first pass
+    starting_bytes: int  # at most, before there are weights: reading a tokenizer takes more than having it
     packs_4bit: bool  # AVX512-BF16: bitsandbytes packs 4-bit weights anew at the first pass
     layer_seconds: float  # of one token in one decoder layer with next to nothing in it
     elements_per_second: Mapping[str, float]  # weights past one token, by precision
@@ -111,7 +112,8 @@ def plan_checkpoint(
     Raises:
         UsageError: the workload asks for what this engine does not do, or this CPU cannot run it.
     """
-    _refuse(model, parameters, workload, runtime)
+    require_sense(parameters, workload)
+    _refuse_shapes(model, parameters, runtime)
     longest = model.config.max_position_embeddings or _DEFAULT_CONTEXT
     context = workload.context or min(_DEFAULT_CONTEXT, longest)
     search = _Search(spec, model, machine, budget, workload, runtime)
@@ -181,11 +183,24 @@ class _Search:
         low, high = 1, len(names)  # how many are streamed
         while low < high:
             middle = (low + high) // 2
-            if self._plan(_with_streamed(parameters, names, middle)).fits:
+            if self._plan(self._with_streamed(parameters, names, middle)).fits:
                 high = middle
             else:
                 low = middle + 1
-        return self._plan(_with_streamed(parameters, names, low))
+        return self._plan(self._with_streamed(parameters, names, low))
+
+    def _with_streamed(
+        self, parameters: TransformersParameters, names: Sequence[str], count: int
+    ) -> TransformersParameters:
+        """The last `count` layers on the disk. accelerate wants every module named once, and none inside
+        another."""
+        streamed = names[len(names) - count :]
+        places = dict.fromkeys(names[: len(names) - count], "cpu") | dict.fromkeys(streamed, "disk")
+        for one in self._model.parameters:
+            if not any(one.name.startswith(f"{name}.") for name in names):
+                places[one.name.rpartition(".")[0]] = "cpu"
+        places.setdefault("lm_head", "cpu")  # a tied one is no parameter of its own
+        return replace(parameters, device_map=tuple(places.items()))
 
     def _plan(self, parameters: TransformersParameters) -> TransformersPlan:
         model, runtime = self._model, self._runtime
@@ -209,7 +224,10 @@ class _Search:
             micro_batch=parameters.micro_batch,
             packs=runtime.packs_4bit,
         ) + (ring if streamed else 0)
-        loading = runtime.loading_process_bytes + loading_peak_bytes(model, parameters.precision, streamed)
+        loading = max(
+            runtime.starting_bytes,
+            runtime.loading_process_bytes + loading_peak_bytes(model, parameters.precision, streamed),
+        )
         running = runtime.process_bytes + weights + kv_cache + compute
         tier = TierUse(
             name="ram",
@@ -251,15 +269,20 @@ class _Search:
             elements = each.elements
             if each.kind == "experts":
                 elements = elements * min(8, each.shape[0]) // each.shape[0]
-            one += elements / runtime.elements_per_second[rate]
+            one += elements / _of(runtime.elements_per_second, rate)
             # Of a prompt only the last token's logits are computed.
             rows = 1 if each.kind in ("head", "embedding") else tokens
-            many += 2 * elements * rows / runtime.operations_per_second[rate]
+            many += 2 * elements * rows / _of(runtime.operations_per_second, rate)
         layers = model.config.num_hidden_layers * runtime.layer_seconds
         disk = streamed_bytes / runtime.disk_bytes_per_second
         generation = _rate(1 / (layers + max(one, disk) + min(one, disk) * 0.5 * bool(streamed_bytes)))
         prompt = _rate(tokens / (layers + max(many, disk)))
         return Prediction(prompt=prompt, generation=generation, together=generation, basis=runtime.basis)
+
+
+def _of(rates: Mapping[str, float], precision: str) -> float:
+    """What was not measured, as for a mere suggestion, is as fast as the slowest."""
+    return rates.get(precision) or min(rates.values())
 
 
 def _rate(value: float) -> Rate:
@@ -270,20 +293,17 @@ def _element_bytes(parameters: TransformersParameters) -> int:
     return 4 if parameters.load_in == "fp32" else 2
 
 
-def _with_streamed(
-    parameters: TransformersParameters, names: Sequence[str], count: int
-) -> TransformersParameters:
-    last = names[len(names) - count :]
-    return replace(parameters, device_map=(("", "cpu"), *((name, "disk") for name in last)))
-
-
-def _refuse(model: HfModel, parameters: TransformersParameters, workload: Workload, runtime: Runtime) -> None:
+def require_sense(parameters: TransformersParameters, workload: Workload) -> None:
+    """Raises UsageError where the workload asks for what this engine does not do."""
     if workload.parallel != 1:
         raise UsageError("--parallel: transformers answers one sequence at a time here")
     if workload.kv_type not in ("auto", "f16"):
         raise UsageError("--kv-type: transformers keeps the cache in the model's own type")
     if parameters.double_quant and parameters.load_in not in ("nf4", "fp4"):
         raise UsageError("--double-quant goes with --load-in nf4 or fp4")
+
+
+def _refuse_shapes(model: HfModel, parameters: TransformersParameters, runtime: Runtime) -> None:
     if parameters.load_in in ("nf4", "fp4") and runtime.packs_4bit and (layer := refused_layer(model)):
         shape = " x ".join(map(str, layer.shape))
         raise UsageError(

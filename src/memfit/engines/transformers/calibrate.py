@@ -27,12 +27,16 @@ from memfit.hardware.machine import Cpu
 from memfit.memory.checkpoint import TransformersParameters
 from memfit.memory.process import ProcessMemory, group_bytes
 from memfit.planner.checkpoint import Runtime
+from memfit.units import MIB
 
 __all__ = ["Calibration", "require_libraries"]
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
 _QUANTIZING = "bitsandbytes"
-_FORMAT = 3  # of what is cached
+# What kernels for larger matrices keep beyond those for the small ones: up to 12 MiB in
+# benchmarks/transformers_engine.py.
+_LARGER_BYTES = 8 * MIB
+_FORMAT = 4  # of what is cached
 # A program of its own: the caller's process may hold anything. Named, not imported: it lies above here.
 _REHEARSAL = (sys.executable, "-m", "memfit.cli.rehearse_checkpoint")
 
@@ -83,7 +87,7 @@ class Calibration:
             key = f"{name} {parameters.threads}"
             if key not in speeds:
                 self._say(f"measuring how fast torch multiplies here in {name}, once")
-                with TransformersWorker(threads=parameters.threads) as worker:
+                with TransformersWorker(load_in=name, threads=parameters.threads) as worker:
                     found = worker.ask("kernels", precisions=[name], threads=parameters.threads)
                 speeds[key] = found["speeds"][name]
                 self._write(values)
@@ -98,10 +102,11 @@ class Calibration:
         if count_parent:
             processes.append(ProcessMemory(**found["parent"]))
         rates = {name: speeds[f"{name} {parameters.threads}"] for name in {parameters.load_in, plain}}
-        process_bytes = group_bytes(processes) - found["model_bytes"]
+        process_bytes = group_bytes(processes) - found["model_bytes"] + _LARGER_BYTES
         return Runtime(
             process_bytes=process_bytes,
             loading_process_bytes=process_bytes - found["first_pass_bytes"],
+            starting_bytes=found["starting_bytes"] + _LARGER_BYTES,
             packs_4bit="avx512_bf16" in cpu.instruction_sets,
             layer_seconds=found["layer_seconds"],
             elements_per_second={name: one["elements_per_second"] for name, one in rates.items()},
@@ -136,8 +141,13 @@ def _identity(folder: Path) -> str:
 
 def _rehearse(parameters: TransformersParameters) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="memfit-") as folder:
-        with TransformersWorker(threads=parameters.threads) as worker:
-            worker.ask("write_small_checkpoint", source=str(parameters.folder), folder=folder)
+        with TransformersWorker(load_in="bf16", threads=parameters.threads) as worker:
+            worker.ask(
+                "write_small_checkpoint",
+                source=str(parameters.folder),
+                folder=folder,
+                trust_remote_code=parameters.trust_remote_code,
+            )
         small = replace(
             parameters,
             folder=Path(folder),

@@ -14,7 +14,7 @@ from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
 from memfit.headers.remote.stand_in import is_stand_in
 from memfit.memory.checkpoint import TransformersParameters
-from memfit.planner.checkpoint import LOAD_IN, TransformersPlan, plan_checkpoint
+from memfit.planner.checkpoint import LOAD_IN, TransformersPlan, plan_checkpoint, require_sense
 from memfit.planner.planner import thread_count
 from memfit.planner.request import Budget, Workload
 from memfit.planner.streaming import ASSUMED_DISK
@@ -63,6 +63,7 @@ def plan_for_transformers(
         threads=thread_count(here, workload),
         trust_remote_code=trust_remote_code,
     )
+    require_sense(parameters, workload)
     remote = any(map(is_stand_in, weights.paths))
     runtime = Calibration(say).runtime(
         parameters,

@@ -10,7 +10,7 @@ __all__ = ["TransformersWorker"]
 class TransformersWorker(WorkerProcess):
     """It never uses a network: what it needs lies in the model's folder."""
 
-    def __init__(self, *, threads: int, verbose: bool = False) -> None:
+    def __init__(self, *, load_in: str, threads: int, verbose: bool = False) -> None:
         environment = {
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -19,4 +19,7 @@ class TransformersWorker(WorkerProcess):
             # Tensors are read by several threads otherwise, and lie beside each other before their turn.
             "HF_DEACTIVATE_ASYNC_LOAD": "1",
         }
+        if load_in == "int8":
+            # oneDNN keeps a compiled kernel of each shape, 1,024 of them, and outliers have ever new ones.
+            environment |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
         super().__init__("memfit.engines.transformers.worker", environment, verbose=verbose)

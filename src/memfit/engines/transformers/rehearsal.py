@@ -35,7 +35,7 @@ _SMALL: dict[str, Any] = {
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".index.json")
 
 
-def write_small_checkpoint(source: str, folder: str) -> dict[str, Any]:
+def write_small_checkpoint(source: str, folder: str, trust_remote_code: bool) -> dict[str, Any]:
     """Write it into `folder`, with the tokenizer of the checkpoint in `source`.
 
     A model type that cannot be made small is stood in for by a llama: its modules' code differs a little.
@@ -46,7 +46,7 @@ def write_small_checkpoint(source: str, folder: str) -> dict[str, Any]:
             if path.is_file() and not path.name.endswith(_WEIGHTS) and path.suffix != ".py":
                 shutil.copy(path, folder)
         known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = None
         with contextlib.suppress(Exception):  # any that this type's own code raises
             model = known[type(config)](_small(config))

@@ -49,7 +49,9 @@ class TransformersSession(WorkerSession):
             self._folder = opened.enter_context(_offload_folder(plan.offloaded_bytes))
             super().__init__(
                 plan,
-                lambda: TransformersWorker(threads=parameters.threads, verbose=verbose),
+                lambda: TransformersWorker(
+                    load_in=parameters.load_in, threads=parameters.threads, verbose=verbose
+                ),
                 count_parent=count_parent,
                 hard_cap=hard_cap,
                 on_progress=on_progress,
@@ -71,6 +73,11 @@ class TransformersSession(WorkerSession):
                 loading_predicted_bytes=self.plan.loading_bytes,
             )
         )
+
+    @property
+    def loaded_bytes(self) -> int:
+        """In RAM after loading and before the first pass, all processes."""
+        return self._meter.together(self._loaded["resident_bytes"])
 
     def _load_request(self) -> dict[str, Any]:
         return {"parameters": self.plan.parameters.to_json(), "offload_folder": self._folder}

@@ -71,7 +71,8 @@ class Worker:
             offload_folder=offload_folder,
         )
         loaded_bytes = self.model.bytes_by_dtype()
-        loading_peak = process_status().peak_resident_bytes
+        trim()
+        memory = process_status()
         self.model.warm_up()
         trim()
         keep_fast()
@@ -81,7 +82,8 @@ class Worker:
             "has_chat_template": bool(tokenizer is not None and tokenizer.chat_template),
             "locked_bytes": 0,
             "loaded_bytes": loaded_bytes,
-            "loading_peak_bytes": loading_peak,
+            "loading_peak_bytes": memory.peak_resident_bytes,
+            "resident_bytes": memory.resident_bytes,  # before the first pass
         }
 
     def model_bytes(self) -> dict[str, Any]:

@@ -1,0 +1,276 @@
+"""Checkpoints in transformers: held against transformers itself, within budgets, and with bad files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memfit import Budget, Sampling, Workload, load, plan
+from memfit.errors import DoesNotFitError, EngineError, ModelError, UsageError
+from memfit.headers.source import resolve
+from memfit.planner.checkpoint import TransformersPlan
+from memfit.units import MIB
+
+pytestmark = pytest.mark.engine
+
+_GREEDY = Sampling(temperature=0, max_tokens=12)
+_WORKLOAD = Workload(context=512, threads=2)
+_PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama of 15 M parameters in float32, in two shards, with SmolLM2's tokenizer."""
+    transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    found = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        hidden_size=256,
+        intermediate_size=2048,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=49152,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    for parameter in model.parameters():  # so far from each other that roundings decide nothing
+        parameter.data *= 3
+    model.save_pretrained(found, max_shard_size="60MB")
+    demo = resolve("demo")
+    transformers.AutoTokenizer.from_pretrained(demo.parent, gguf_file=demo.name).save_pretrained(found)
+    return found
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def _plain_text(folder: Path, load_in: str, double_quant: bool) -> str:
+    """What a script that calls from_pretrained and generate says."""
+    transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+    plain = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    settings: dict[str, Any] = {}
+    if load_in == "int8":
+        settings["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    elif load_in not in plain:
+        settings["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=load_in,
+            bnb_4bit_use_double_quant=double_quant,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    torch.set_num_threads(2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=plain.get(load_in, torch.bfloat16), device_map="cpu", **settings
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(_PROMPT, return_tensors="pt")
+    found = model.generate(**inputs, max_new_tokens=_GREEDY.max_tokens, do_sample=False)
+    text = tokenizer.decode(found[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+@pytest.mark.parametrize(("load_in", "double_quant"), [("bf16", False), ("int8", False), ("nf4", True)])
+def test_bytes_are_those_planned_and_texts_those_of_a_plain_script(
+    folder: Path, load_in: str, double_quant: bool
+) -> None:
+    settings = {"load_in": load_in, "double_quant": double_quant, "workload": _WORKLOAD}
+    needs = plan(str(folder), **settings).ram.total_bytes
+    planned = plan(str(folder), budget=Budget(ram=needs + 4 * MIB), **settings)
+    with load(planned) as session:
+        text = session.generate(_PROMPT, _GREEDY).text
+        report = session.report()
+    assert isinstance(planned, TransformersPlan) and report.model is not None
+    assert report.within_budget
+    assert abs(report.model.steady_predicted_bytes - report.model.steady_bytes) <= 16 * MIB
+    assert sum(report.model.by_dtype.values()) == pytest.approx(planned.ram.weights_bytes, rel=0.01)
+    assert report.model.loaded_bytes == planned.row.resident_bytes
+    assert report.model.loading_bytes <= planned.loading_bytes * 1.05
+    assert text == _plain_text(folder, load_in, double_quant)
+
+
+def test_layers_stay_on_the_disk_where_ram_is_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = plan(str(folder), workload=_WORKLOAD)
+    short = Budget(ram=whole.ram.total_bytes - 20 * MIB)
+    planned = plan(str(folder), workload=_WORKLOAD, budget=short)
+    assert planned.fits and planned.streamed_bytes > 0
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memfit"
+    with load(planned) as session:
+        assert list(cache.glob(f"offload-{os.getpid()}-*"))
+        texts = [session.generate(_PROMPT, _GREEDY).text for _ in range(2)]
+        assert session.report().within_budget
+    assert not list(cache.glob(f"offload-{os.getpid()}-*"))
+    with load(whole) as session:
+        assert texts == [session.generate(_PROMPT, _GREEDY).text] * 2
+    refused = plan(str(folder), workload=_WORKLOAD, budget=Budget(ram=short.ram, disk=False))
+    with pytest.raises(DoesNotFitError, match="--load-in bf16"):
+        refused.require_fit()
+
+
+def test_a_conversation_streams_stops_and_is_not_computed_twice(folder: Path) -> None:
+    messages = [{"role": "user", "content": "Count to three."}]
+    with load(plan(str(folder), load_in="fp32", workload=_WORKLOAD)) as session:
+        assert session.has_chat_template
+        whole = session.chat(messages, _GREEDY)
+        assert "".join(session.stream(messages, _GREEDY)) == whole.text
+        again = session.chat(messages, _GREEDY)
+        assert again.text == whole.text and again.speed.prompt_tokens < whole.speed.prompt_tokens
+        stop = whole.text[4:8]
+        stopped = session.chat(messages, Sampling(temperature=0, max_tokens=12, stop=(stop,)))
+        assert stopped.finish_reason == "stop" and stopped.text == whole.text[: whole.text.index(stop)]
+        seeded = Sampling(temperature=2.0, max_tokens=12, seed=7)
+        assert session.chat(messages, seeded).text == session.chat(messages, seeded).text
+        with pytest.raises(UsageError, match="try --ctx"):
+            session.generate("word " * 600, _GREEDY)
+        assert session.chat(messages, _GREEDY).text == whole.text
+
+
+def test_ctrl_c_ends_an_answer_and_leaves_the_session(folder: Path) -> None:
+    with load(plan(str(folder), workload=_WORKLOAD)) as session:
+        heard: list[str] = []
+
+        def hear(text: str) -> None:
+            if not heard:
+                os.kill(os.getpid(), signal.SIGINT)
+            heard.append(text)
+
+        found = session.generate(_PROMPT, Sampling(temperature=0), hear)
+        assert found.finish_reason == "cancelled" and found.completion_tokens < 400
+        assert session.generate(_PROMPT, _GREEDY).finish_reason == "length"
+
+
+def test_a_worker_that_is_killed_is_an_error_and_its_folder_goes(folder: Path) -> None:
+    with load(plan(str(folder), workload=_WORKLOAD)) as session:
+        threading.Timer(0.5, lambda: os.kill(session.worker_pid, signal.SIGKILL)).start()
+        with pytest.raises(EngineError, match="killed"):
+            for _ in range(1000):
+                session.generate(_PROMPT, Sampling(temperature=0))
+                time.sleep(0.01)
+
+
+def test_too_small_a_budget_says_what_would_do(folder: Path) -> None:
+    code, document = _plan_on_the_command_line(folder, "100MiB")
+    assert code == 3 and not document["fits"] and document["engine"] == "transformers"
+    code, document = _plan_on_the_command_line(folder, document["try"][-1].removeprefix("--ram "))
+    assert code == 0 and document["fits"]
+
+
+def _plan_on_the_command_line(folder: Path, ram: str) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-m", "memfit", "plan", str(folder), "--load-in", "bf16", "--ram", ram]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    return done.returncode, json.loads(done.stdout)
+
+
+def _drop_a_shard(folder: Path) -> None:
+    next(folder.glob("*.safetensors")).unlink()
+
+
+def _cut_a_shard(folder: Path) -> None:
+    path = next(folder.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _name_an_absent_tensor(folder: Path) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.layers.9.mlp.up_proj.weight"] = next(iter(index["weight_map"].values()))
+    path.write_text(json.dumps(index))
+
+
+def _say_more_layers(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 5}))
+
+
+def _say_another_width(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "intermediate_size": 640}))
+
+
+def _leave_pickles(folder: Path) -> None:
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_drop_a_shard, "is missing"),
+        (_cut_a_shard, "truncated"),
+        (_name_an_absent_tensor, "does not hold this tensor"),
+        (_say_more_layers, "lack"),
+        (_say_another_width, "lack"),
+        (_leave_pickles, "pickle"),
+    ],
+)
+def test_damaged_checkpoints_are_refused_before_loading(
+    copied: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    damage(copied)
+    with pytest.raises(ModelError, match=says):
+        plan(str(copied), workload=_WORKLOAD)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"double_quant": True, "load_in": "bf16"}, "--double-quant goes with"),
+        ({"load_in": "int4"}, "must be one of"),
+        ({"workload": Workload(parallel=2)}, "--parallel"),
+        ({"workload": Workload(kv_type="q8_0")}, "--kv-type"),
+        ({"engine": "vllm"}, "--engine"),
+    ],
+)
+def test_settings_that_make_no_sense(folder: Path, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        plan(str(folder), **settings)
+
+
+def test_precisions_are_for_checkpoints() -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        plan("demo", load_in="nf4")
+    with pytest.raises(UsageError, match="for transformers"):
+        plan("demo", engine="llamacpp", load_in="nf4")
+
+
+def test_a_programs_own_code_runs_only_where_it_is_asked_for(copied: Path, tmp_path: Path) -> None:
+    path, proof = copied / "config.json", tmp_path / "ran"
+    values = json.loads(path.read_text())
+    values |= {"model_type": "stranger", "auto_map": {"AutoConfig": "strange.StrangeConfig"}}
+    path.write_text(json.dumps(values))
+    (copied / "strange.py").write_text(f"open({str(proof)!r}, 'w')\n")
+    with pytest.raises(EngineError, match=r"trust.remote.code"):
+        plan(str(copied), workload=_WORKLOAD)
+    assert not proof.exists()
+
+
+def test_without_a_tokenizer_there_are_no_texts(copied: Path) -> None:
+    for path in (*copied.glob("tokenizer*"), *copied.glob("chat_template*")):
+        path.unlink()
+    with load(plan(str(copied), workload=_WORKLOAD)) as session:
+        assert session.measure(8, 4).generation_tokens_per_second
+        with pytest.raises(UsageError, match="no tokenizer"):
+            session.generate(_PROMPT, _GREEDY)
