@@ -28,8 +28,8 @@ def find_model(model: str, say: Callable[[str], None] | None = None) -> ModelSpe
     path = find_file(model, say)
     if path.name == "config.json":
         raise ModelError(
-            f"{model} is a checkpoint for transformers: memfit plan says what it takes in each precision, "
-            "but this version runs GGUF files only"
+            f"{model} is a checkpoint for transformers, which memfit plan, run and bench take; this needs a "
+            "GGUF file"
         )
     return read_model(path, source=model)
 

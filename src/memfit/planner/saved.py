@@ -103,6 +103,8 @@ def _check_dequantized(plan: LlamaPlan, fields: Fields) -> None:
 
 
 def _check_version(values: Any, where: str) -> None:
+    if _child(values, "engine") == "transformers":
+        raise UsageError(f"{where} is a plan for transformers, which is made anew each time: name the model")
     fingerprint = _child(values, "fingerprint")
     version = _child(fingerprint, "memfit")
     if not isinstance(version, str) or not isinstance(_child(values, "parameters"), dict):
