@@ -14,6 +14,7 @@ Models are written into the home folder, 3 GB at most, and deleted.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,10 @@ QUESTION = "Why is the sky blue? Explain it to a child in a few sentences."
 OTHER = "How do I bake good bread at home? Give me the three main steps."
 TOKENS, PAIRS = 64, 3
 AGREEMENT_TOKENS = 500
-TEXT = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+# Plain words: the tokenizer that transformers makes of SmolLM2's GGUF file splits numbers otherwise than the
+# model's own, which llama.cpp has.
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+TEXT = " ".join(re.findall(r"[A-Za-z]+[,.]?", README))
 
 
 def main() -> int:
