@@ -274,3 +274,35 @@ def test_without_a_tokenizer_there_are_no_texts(copied: Path) -> None:
         assert session.measure(8, 4).generation_tokens_per_second
         with pytest.raises(UsageError, match="no tokenizer"):
             session.generate(_PROMPT, _GREEDY)
+
+
+def test_a_planned_cache_is_upstreams_own_beyond_a_sliding_window() -> None:
+    transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+    cache_utils = importlib.import_module("transformers.cache_utils")
+    planned_cache = importlib.import_module("memfit.engines.transformers.kv_cache").planned_cache
+    torch.manual_seed(0)
+    config = transformers.Gemma3TextConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        vocab_size=100,
+        sliding_window=16,
+    )
+    model = transformers.Gemma3ForCausalLM(config).eval()
+    theirs = cache_utils.DynamicCache(config=config)
+    ours = planned_cache(config, context=128, micro_batch=8)
+    tokens = torch.randint(0, 100, (1, 90))
+    with torch.no_grad():
+        for _ in range(2):  # the second time in memory that has been used
+            at = 0
+            for count in (8, 8, 8, 3, *[1] * 30, 8, 8, *[1] * 17):
+                piece = tokens[:, at : at + count]
+                found = [model(piece, past_key_values=cache).logits for cache in (theirs, ours)]
+                assert torch.equal(*found)
+                at += count
+            assert at == 90
+            theirs = cache_utils.DynamicCache(config=config)
+            ours.reset()

@@ -47,9 +47,8 @@ class TransformersParameters:
     context: int  # tokens
     micro_batch: int  # tokens of a prompt per pass
     threads: int
-    # Module → "cpu", "disk" or "cuda:0", as accelerate's device map has it.
+    # Module → "cpu" or "disk", as accelerate's device map has it.
     device_map: tuple[tuple[str, str], ...] = (("", "cpu"),)
-    gpu_shares: tuple[tuple[str, float], ...] = ()  # "cuda:0" → the most of its memory that may be used
     trust_remote_code: bool = False
 
     @property
@@ -73,7 +72,6 @@ class TransformersParameters:
                 "folder": Path(values["folder"]),
                 "paths": tuple(Path(path) for path in values["paths"]),
                 "device_map": tuple((module, place) for module, place in values["device_map"]),
-                "gpu_shares": tuple((device, share) for device, share in values["gpu_shares"]),
             }
         )
 

@@ -214,7 +214,8 @@ class _Search:
         weights -= sum(streamed.values())
         # A matrix that is computed with, and what is read ahead of it.
         ring = 2 * max(
-            (one.elements * element for one in model.parameters if one.kind == "linear"), default=0
+            (one.elements * element for one in model.parameters if one.kind in ("linear", "experts")),
+            default=0,
         )
         kv_cache = planned_kv_bytes(model.config, parameters.context, parameters.micro_batch, element)
         compute = pass_bytes(

@@ -7,7 +7,6 @@ disk's from reading a file of its own.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import platform
@@ -26,7 +25,7 @@ from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError, EngineMissingError
 from memfit.hardware.disk_speed import DiskSpeed, measure_reads
 from memfit.hardware.disks import mount_of
-from memfit.hardware.folders import cache_folder
+from memfit.hardware.folders import cache_folder, read_cached, write_cached
 from memfit.hardware.machine import Gpu, is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.memory.baseline import Baseline
@@ -79,7 +78,7 @@ class Calibration:
         self._path = path or cache_folder() / "calibration.json"
         self.engine_build = _engine_build()
         self._key = f"{__version__} {_FORMAT} {cpu_model} {platform.python_version()} {self.engine_build}"
-        self._values = self._read()
+        self._values = read_cached(self._path, self._key)
 
     def baseline(self, *, count_parent: bool) -> Baseline:
         """The processes' own memory; `count_parent` False leaves the caller's process out."""
@@ -241,20 +240,8 @@ class Calibration:
         self._write()
         return known
 
-    def _read(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            stored = json.loads(self._path.read_text())
-            if stored["key"] == self._key:
-                return dict(stored["values"])
-        return {}
-
     def _write(self) -> None:
-        """Atomically: two memfits may calibrate at once, and one may be killed in the middle."""
-        with contextlib.suppress(OSError):  # a read-only home costs a second per run, nothing else
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
-                json.dump({"key": self._key, "values": self._values}, file)
-            Path(file.name).replace(self._path)
+        write_cached(self._path, self._key, self._values)
 
 
 def _nothing_known() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from memfit import __version__
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import EngineError, EngineMissingError
-from memfit.hardware.folders import cache_folder
+from memfit.hardware.folders import cache_folder, read_cached, write_cached
 from memfit.hardware.machine import Cpu
 from memfit.memory.checkpoint import TransformersParameters
 from memfit.memory.process import ProcessMemory, group_bytes
@@ -77,10 +77,10 @@ class Calibration:
         """Raises EngineMissingError, or EngineError where the small model cannot be run."""
         quantizes = parameters.load_in in ("int8", "nf4", "fp4")
         versions = require_libraries(quantizes=quantizes)
-        self._key = " ".join(
+        key_of_all = " ".join(
             [__version__, str(_FORMAT), cpu.model, platform.python_version(), *versions.values()]
         )
-        values = self._read()
+        values = read_cached(self._path, key_of_all)
         plain = "bf16" if quantizes else parameters.load_in
         speeds: dict[str, Any] = values.setdefault("speeds", {})
         for name in {parameters.load_in, plain}:
@@ -90,13 +90,13 @@ class Calibration:
                 with TransformersWorker(load_in=name, threads=parameters.threads) as worker:
                     found = worker.ask("kernels", precisions=[name], threads=parameters.threads)
                 speeds[key] = found["speeds"][name]
-                self._write(values)
+                write_cached(self._path, key_of_all, values)
         memory: dict[str, Any] = values.setdefault("memory", {})
         key = f"{parameters.precision} {parameters.threads} {_identity(parameters.folder)}"
         if key not in memory:
             self._say("measuring what transformers itself needs for this kind of model, once")
             memory[key] = _rehearse(parameters)
-            self._write(values)
+            write_cached(self._path, key_of_all, values)
         found = memory[key]
         processes = [ProcessMemory(**found["worker"])]
         if count_parent:
@@ -113,21 +113,6 @@ class Calibration:
             operations_per_second={name: one["operations_per_second"] for name, one in rates.items()},
             disk_bytes_per_second=disk_bytes_per_second,
         )
-
-    def _read(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            stored = json.loads(self._path.read_text())
-            if stored["key"] == self._key:
-                return dict(stored["values"])
-        return {}
-
-    def _write(self, values: dict[str, Any]) -> None:
-        """Atomically, as the other engine's."""
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
-                json.dump({"key": self._key, "values": values}, file)
-            Path(file.name).replace(self._path)
 
 
 def _identity(folder: Path) -> str:

@@ -52,11 +52,32 @@ class _Room:
         return self.memory[:, :, self.start : end + new.shape[2]]
 
 
-class _FullLayer(DynamicLayer):
+class _Planned:
+    """What both kinds of layer have: room for their tokens from the first one on."""
+
+    keys: torch.Tensor
+    is_initialized: bool
+    _tokens: int
+    _rooms: tuple[_Room, _Room] | None = None
+
+    def _rooms_for(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[_Room, _Room]:
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)  # type: ignore[attr-defined]
+        if self._rooms is None:
+            self._rooms = _Room(keys, self._tokens), _Room(values, self._tokens)
+        return self._rooms
+
+    def reset(self) -> None:
+        """The memory stays."""
+        super().reset()  # type: ignore[misc]
+        for room in self._rooms or ():
+            room.start = 0
+
+
+class _FullLayer(_Planned, DynamicLayer):
     def __init__(self, tokens: int) -> None:
         super().__init__()
         self._tokens = tokens
-        self._rooms: tuple[_Room, _Room] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -66,49 +87,21 @@ class _FullLayer(DynamicLayer):
         self.keys, self.values = keys.add(held, key_states), values.add(held, value_states)
         return self.keys, self.values
 
-    def reset(self) -> None:
-        """The memory stays."""
-        rooms = self._rooms
-        super().reset()
-        self._rooms = rooms
 
-    def _rooms_for(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[_Room, _Room]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if self._rooms is None:
-            self._rooms = _Room(key_states, self._tokens), _Room(value_states, self._tokens)
-        return self._rooms
-
-
-class _SlidingLayer(DynamicSlidingWindowLayer):
+class _SlidingLayer(_Planned, DynamicSlidingWindowLayer):
     def __init__(self, sliding_window: int, tokens: int) -> None:
         super().__init__(sliding_window)
-        self.keys: torch.Tensor
         self._tokens = tokens
-        self._rooms: tuple[_Room, _Room] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if self._rooms is None:
-            self._rooms = _Room(key_states, self._tokens), _Room(value_states, self._tokens)
+        keys, values = self._rooms_for(key_states, value_states)
         held = self.keys.shape[2] if self.keys.dim() == 4 else 0
-        whole = [
-            room.add(held, new) for room, new in zip(self._rooms, (key_states, value_states), strict=True)
-        ]
+        whole = keys.add(held, key_states), values.add(held, value_states)
         self.cumulative_length += key_states.shape[2]
         dropped = max(0, whole[0].shape[2] - (self.sliding_window - 1))
-        for room in self._rooms:
+        for room in (keys, values):
             room.start += dropped
         self.keys, self.values = (each[:, :, dropped:] for each in whole)
-        return whole[0], whole[1]
-
-    def reset(self) -> None:
-        """The memory stays."""
-        rooms = self._rooms
-        super().reset()
-        for room in rooms or ():
-            room.start = 0
-        self._rooms = rooms
+        return whole

@@ -55,7 +55,6 @@ class Model:
         self.parameters = parameters
         self._stopped = threading.Event()
         self._limit_bytes = limit_bytes
-        _cap_gpus(parameters)
         with explained(f"transformers cannot load {parameters.folder}"):
             config = transformers.AutoConfig.from_pretrained(
                 parameters.folder, trust_remote_code=parameters.trust_remote_code
@@ -63,10 +62,7 @@ class Model:
             self.tokenizer = _tokenizer(parameters)
             self.model = self._load(config, on_progress, offload_folder)
             self.generation_config = _generation_config(parameters.folder, self.model)
-        self.streamed = stream_offloaded(self.model, _largest_offloaded(self.model))
-        self.device = self.model.get_input_embeddings().weight.device
-        if self.device.type == "meta":
-            self.device = torch.device("cpu")
+        stream_offloaded(self.model)
         self.cache = planned_cache(config, context=parameters.context, micro_batch=parameters.micro_batch)
         self.cached: list[int] = []  # the cache's tokens, in order
         for module in self.model.modules():
@@ -136,7 +132,7 @@ class Model:
         size = self.parameters.micro_batch
         with explained("the engine failed"):
             for start in range(0, len(tokens), size):
-                ids = torch.tensor([tokens[start : start + size]], device=self.device)
+                ids = torch.tensor([tokens[start : start + size]])
                 self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
     def keep(self, tokens: Sequence[int]) -> int:
@@ -269,19 +265,3 @@ def _generation_config(folder: Path, model: Any) -> Any:
     if (folder / "generation_config.json").is_file():
         return transformers.GenerationConfig.from_pretrained(folder)
     return model.generation_config
-
-
-def _largest_offloaded(model: torch.nn.Module) -> int:
-    """Bytes of the largest module whose weights are on the disk: what is read while another computes."""
-    sizes = [0]
-    for module in model.modules():
-        hook = getattr(module, "_hf_hook", None)
-        if hook is not None and getattr(hook, "offload", False):
-            sizes.append(sum(one.nbytes for one in module.parameters()))
-    return max(sizes)
-
-
-def _cap_gpus(parameters: TransformersParameters) -> None:
-    """The allocator itself refuses what is beyond a GPU's budget."""
-    for name, share in parameters.gpu_shares:
-        torch.cuda.set_per_process_memory_fraction(share, torch.device(name))

