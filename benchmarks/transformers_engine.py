@@ -5,7 +5,8 @@
 memory: four models, every precision: what stays in RAM within max(2 %, 16 MiB) of the prediction, the peak
 while loading within 5 %, never above the budget, which is what the plan says and 1 %; and what nf4 with and
 without double quantization differ by after loading, to the byte. plain: SmolLM2 against a script that calls
-from_pretrained and generate: the same greedy text, 97 % of its speed; three pairs of processes, medians.
+from_pretrained and generate: the same greedy text, 97 % of its speed; three pairs of processes that
+answer in turns, medians.
 offload: a budget that leaves half of the layers on the disk: within it, the same text. engines: the next
 token by both engines, after each beginning of a text of 500 tokens; 99 % the same.
 Models are written into the home folder, 3 GB at most, and deleted.
@@ -32,8 +33,7 @@ MIB = 1 << 20
 PRECISIONS = [("fp32", False), ("bf16", False), ("fp16", False), ("int8", False)]
 PRECISIONS += [("nf4", False), ("nf4", True), ("fp4", False)]
 QUESTION = "Why is the sky blue? Explain it to a child in a few sentences."
-OTHER = "How do I bake good bread at home? Give me the three main steps."
-TOKENS, PAIRS = 64, 3
+TOKENS, PAIRS, TURNS = 64, 3, 5
 AGREEMENT_TOKENS = 500
 # Plain words: the tokenizer that transformers makes of SmolLM2's GGUF file splits numbers otherwise than the
 # model's own, which llama.cpp has.
@@ -120,7 +120,7 @@ def mib(size: int) -> str:
 
 PLAIN = """
 import json, sys, time, torch, transformers
-folder, load_in, double_quant, tokens, question, other = sys.argv[1:]
+folder, load_in, double_quant, tokens, question = sys.argv[1:]
 torch.set_num_threads(2)
 plain = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 settings = {}
@@ -135,60 +135,54 @@ model = transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=plain.get(load_in, torch.bfloat16), device_map="cpu", **settings
 )
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-def ask(text, count):
-    inputs = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
+inputs = tokenizer.apply_chat_template(
+    [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+for _ in sys.stdin:
     started = time.perf_counter()
-    found = model.generate(**inputs, max_new_tokens=count, do_sample=False)
-    return found[0, inputs["input_ids"].shape[1]:], time.perf_counter() - started
-ask(question, int(tokens))
-ask(other, 4)
-_, first = ask(question, 1)
-answer, whole = ask(question, int(tokens))
-text = tokenizer.decode(answer, skip_special_tokens=True)
-print(json.dumps({"text": text, "prompt_seconds": first, "seconds": whole}))
+    found = model.generate(**inputs, max_new_tokens=int(tokens), do_sample=False)
+    seconds = time.perf_counter() - started
+    text = tokenizer.decode(found[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+    print(json.dumps([text, seconds]), flush=True)
 """
 
 
 def plain(folder: Path) -> int:
-    print(
-        "| precision | same text | seconds, plain | ours | speed | prompt, plain | ours |\n|" + " --- |" * 7
-    )
+    print("| precision | same text | seconds, plain | ours | speed |\n|" + " --- |" * 5)
     path, missed = checkpoint("demo", folder / "demo"), 0
     for load_in, double_quant in PRECISIONS[:-1]:
-        rows = []
-        for _ in range(PAIRS):
-            arguments = [str(path), load_in, str(double_quant), str(TOKENS), QUESTION, OTHER]
-            done = subprocess.run(
-                [sys.executable, "-c", PLAIN, *arguments], check=True, capture_output=True, text=True
-            )
-            rows.append((json.loads(done.stdout.splitlines()[-1]), ours(path, load_in, double_quant)))
-        same = all(one["text"] == other["text"] for one, other in rows)
-        speed = median(one["seconds"] / other["seconds"] for one, other in rows)
-        cells = [named(load_in, double_quant), "yes" if same else "no"]
-        cells += [f"{median(row[side]['seconds'] for row in rows):.2f}" for side in (0, 1)]
-        cells.append(f"{speed:.2f}")
-        cells += [f"{median(row[side]['prompt_seconds'] for row in rows):.2f}" for side in (0, 1)]
+        answers = [one for _ in range(PAIRS) for one in pair(path, load_in, double_quant)]
+        same = all(theirs[0] == ours[0] for theirs, ours in answers)
+        speed = median(theirs[1] / ours[1] for theirs, ours in answers)
+        seconds = [f"{median(one[side][1] for one in answers):.2f}" for side in (0, 1)]
+        cells = [named(load_in, double_quant), "yes" if same else "no", *seconds, f"{speed:.2f}"]
         print(f"| {' | '.join(cells)} |", flush=True)
         missed += (not same) + (speed < 0.97)
     return missed
 
 
-def ours(path: Path, load_in: str, double_quant: bool) -> dict[str, Any]:
+def pair(path: Path, load_in: str, double_quant: bool) -> list[list[tuple[str, float]]]:
+    """Texts and seconds of a script and of ours, answering in turns; the first turn only warms up."""
+    command = [sys.executable, "-c", PLAIN, str(path), load_in, str(double_quant), str(TOKENS), QUESTION]
     plan = memfit.plan(str(path), load_in=load_in, double_quant=double_quant)
-    with memfit.load(plan) as session:
+    with (
+        memfit.load(plan) as session,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as script,
+    ):
+        assert script.stdin is not None and script.stdout is not None
 
-        def ask(text: str, count: int) -> Any:
+        def theirs() -> tuple[str, float]:
+            print(file=script.stdin, flush=True)
+            return tuple(json.loads(script.stdout.readline()))
+
+        def ours() -> tuple[str, float]:
             session.measure(1, 1)  # leaves nothing in the cache: a common beginning would not be computed
-            return session.chat([{"role": "user", "content": text}], greedy(count))
+            found = session.chat([{"role": "user", "content": QUESTION}], greedy(TOKENS))
+            return found.text, found.speed.prompt_seconds + found.speed.generation_seconds
 
-        ask(QUESTION, TOKENS)
-        ask(OTHER, 4)
-        found = ask(QUESTION, TOKENS)
-    speed = found.speed
-    seconds = speed.prompt_seconds + speed.generation_seconds
-    return {"text": found.text, "prompt_seconds": speed.prompt_seconds, "seconds": seconds}
+        return [[theirs(), ours()] for _ in range(1 + TURNS)][1:]
 
 
 # -- layers on the disk ----------------------------------------------------------------------------

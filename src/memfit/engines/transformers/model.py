@@ -113,6 +113,7 @@ class Model:
 
         return before
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """A first pass: after it, memory is what it stays. bitsandbytes packs weights anew, the KV cache is
         taken."""

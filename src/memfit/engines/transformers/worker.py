@@ -94,6 +94,7 @@ class Worker:
             "reported_bytes": model.reported_bytes(),
         }
 
+    @torch.inference_mode()  # 2 to 5 % faster than without gradients alone
     def complete(
         self, prompt: str | None, messages: list[dict[str, str]] | None, sampling: dict[str, Any]
     ) -> dict[str, Any]:
@@ -114,6 +115,7 @@ class Worker:
         trim()
         return answer.to_json()
 
+    @torch.inference_mode()
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
         """Time decoding alone: fixed tokens, no sampling, `depth` of them before."""
         model = self._loaded()
