@@ -5,7 +5,7 @@
 memory: four models, every precision: what stays in RAM within max(2 %, 16 MiB) of the prediction, the peak
 while loading within 5 %, never above the budget, which is what the plan says and 1 %; and what nf4 with and
 without double quantization differ by after loading, to the byte. plain: SmolLM2 against a script that calls
-from_pretrained and generate: the same greedy text, 97 % of its speed; three pairs of processes that
+from_pretrained and generate: the same greedy text, 97 % of its speed; two pairs of processes that
 answer in turns, medians.
 offload: a budget that leaves half of the layers on the disk: within it, the same text. engines: the next
 token by both engines, after each beginning of a text of 500 tokens; 99 % the same.
@@ -33,7 +33,7 @@ MIB = 1 << 20
 PRECISIONS = [("fp32", False), ("bf16", False), ("fp16", False), ("int8", False)]
 PRECISIONS += [("nf4", False), ("nf4", True), ("fp4", False)]
 QUESTION = "Why is the sky blue? Explain it to a child in a few sentences."
-TOKENS, PAIRS, TURNS = 64, 3, 5
+TOKENS, PAIRS, TURNS = 32, 2, 5
 AGREEMENT_TOKENS = 500
 # Plain words: the tokenizer that transformers makes of SmolLM2's GGUF file splits numbers otherwise than the
 # model's own, which llama.cpp has.

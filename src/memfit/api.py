@@ -20,10 +20,9 @@ from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Machine
 from memfit.hardware.profile import read_profile
-from memfit.headers.find import find_model
+from memfit.headers.find import find_model, is_checkpoint
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.remote.stand_in import is_stand_in
-from memfit.headers.source import is_checkpoint_here
 from memfit.memory.streaming import DEQUANTIZED
 from memfit.planner.apart import SolverProcess
 from memfit.planner.checkpoint import TransformersPlan
@@ -73,7 +72,7 @@ def plan(
     """
     if engine not in ENGINES:
         raise UsageError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
-    if engine == "transformers" or (engine == "auto" and (load_in or is_checkpoint_here(model))):
+    if engine == "transformers" or (engine == "auto" and (load_in or is_checkpoint(model, say))):
         if machine:
             raise UsageError("--machine: checkpoints are planned for this machine only")
         from memfit.engines.transformers.planning import plan_for_transformers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -54,6 +55,35 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path = Path(assemble(tmp_path_factory.mktemp("models") / "gemma.gguf"))
     yield str(path)
     path.unlink()
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama of 15 M parameters in float32, in two shards, with SmolLM2's tokenizer."""
+    transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    found = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        hidden_size=256,
+        intermediate_size=2048,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=49152,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    for parameter in model.parameters():  # so far from each other that roundings decide nothing
+        parameter.data *= 3
+    model.save_pretrained(found, max_shard_size="60MB")
+    demo = resolve("demo")
+    transformers.AutoTokenizer.from_pretrained(demo.parent, gguf_file=demo.name).save_pretrained(found)
+    return found
 
 
 def children_of(pid: int) -> list[int]:

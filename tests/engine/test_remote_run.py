@@ -121,3 +121,38 @@ def test_a_checkpoint_is_planned_in_each_precision(hub: HubServer, tmp_path: Pat
     absurd = run_memfit("plan", "hf:org/absurd")
     assert absurd.code == 4 and "hidden_size" in absurd.err
     assert run_memfit("run", str(tmp_path), "-p", "x").code == 4
+
+
+def test_a_checkpoint_is_planned_downloaded_and_run(
+    hub: HubServer, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path for path in llama.iterdir()}
+    hub.add_repo("org/tiny", {**files, "pytorch_model.bin": b"\x80\x04."})
+    planned = memfit.plan("hf:org/tiny", load_in="bf16", workload=memfit.Workload(context=512))
+    here = memfit.plan(str(llama), load_in="bf16", workload=memfit.Workload(context=512))
+    assert planned.tiers[0].total_bytes == here.tiers[0].total_bytes
+    weights = sum(size for path, size in hub.bytes_sent.items() if path.endswith(".safetensors"))
+    assert weights < 1e6
+    with pytest.raises(ModelError, match="memfit pull hf:org/tiny"):
+        memfit.load(planned)
+    options = ("--load-in", "bf16", *_PROMPT, "--json")
+    refused = run_memfit("run", "hf:org/tiny", *options)
+    assert refused.code == 2 and "--yes" in refused.err
+    run = run_memfit("run", "hf:org/tiny", "--yes", *options)
+    assert run.code == 0, run.err
+    assert run.json["within_budget"] is True and not any(".bin" in path for path in hub.bytes_sent)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert run_memfit("run", "hf:org/tiny", *options).json["text"] == run.json["text"]
+
+
+def test_a_gated_checkpoint_says_how_to_be_let_in(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub.tokens.add("hf_right")
+    hub.add_repo("org/gated", {"config.json": b"{}", "model.safetensors": b"x"}, gated=True)
+    refused = run_memfit("plan", "hf:org/gated", "--load-in", "nf4")
+    assert refused.code == 4 and "accept its terms" in refused.err and "hf auth login" in refused.err
+    token = tmp_path / "huggingface" / "token"  # where `hf auth login` puts it
+    token.parent.mkdir(exist_ok=True)
+    token.write_text("hf_right")
+    assert "config" in run_memfit("plan", "hf:org/gated", "--load-in", "nf4").err

@@ -18,7 +18,6 @@ import pytest
 
 from memfit import Budget, Sampling, Workload, load, plan
 from memfit.errors import DoesNotFitError, EngineError, ModelError, UsageError
-from memfit.headers.source import resolve
 from memfit.planner.checkpoint import TransformersPlan
 from memfit.units import MIB
 
@@ -29,39 +28,10 @@ _WORKLOAD = Workload(context=512, threads=2)
 _PROMPT = "The quick brown fox jumps over the lazy dog, and then it"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random llama of 15 M parameters in float32, in two shards, with SmolLM2's tokenizer."""
-    transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.manual_seed(0)
-    found = tmp_path_factory.mktemp("llama")
-    config = transformers.LlamaConfig(
-        hidden_size=256,
-        intermediate_size=2048,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=49152,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = transformers.LlamaForCausalLM(config)
-    for parameter in model.parameters():  # so far from each other that roundings decide nothing
-        parameter.data *= 3
-    model.save_pretrained(found, max_shard_size="60MB")
-    demo = resolve("demo")
-    transformers.AutoTokenizer.from_pretrained(demo.parent, gguf_file=demo.name).save_pretrained(found)
-    return found
-
-
 @pytest.fixture
-def copied(folder: Path, tmp_path: Path) -> Path:
+def copied(llama: Path, tmp_path: Path) -> Path:
     """The same, to be damaged."""
-    for path in folder.iterdir():
+    for path in llama.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
 
@@ -94,11 +64,11 @@ def _plain_text(folder: Path, load_in: str, double_quant: bool) -> str:
 
 @pytest.mark.parametrize(("load_in", "double_quant"), [("bf16", False), ("int8", False), ("nf4", True)])
 def test_bytes_are_those_planned_and_texts_those_of_a_plain_script(
-    folder: Path, load_in: str, double_quant: bool
+    llama: Path, load_in: str, double_quant: bool
 ) -> None:
     settings = {"load_in": load_in, "double_quant": double_quant, "workload": _WORKLOAD}
-    needs = plan(str(folder), **settings).ram.total_bytes
-    planned = plan(str(folder), budget=Budget(ram=needs + 4 * MIB), **settings)
+    needs = plan(str(llama), **settings).ram.total_bytes
+    planned = plan(str(llama), budget=Budget(ram=needs + 4 * MIB), **settings)
     with load(planned) as session:
         text = session.generate(_PROMPT, _GREEDY).text
         report = session.report()
@@ -108,13 +78,13 @@ def test_bytes_are_those_planned_and_texts_those_of_a_plain_script(
     assert sum(report.model.by_dtype.values()) == pytest.approx(planned.ram.weights_bytes, rel=0.01)
     assert report.model.loaded_bytes == planned.row.resident_bytes
     assert report.model.loading_bytes <= planned.loading_bytes * 1.05
-    assert text == _plain_text(folder, load_in, double_quant)
+    assert text == _plain_text(llama, load_in, double_quant)
 
 
-def test_layers_stay_on_the_disk_where_ram_is_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = plan(str(folder), workload=_WORKLOAD)
+def test_layers_stay_on_the_disk_where_ram_is_short(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = plan(str(llama), workload=_WORKLOAD)
     short = Budget(ram=whole.ram.total_bytes - 20 * MIB)
-    planned = plan(str(folder), workload=_WORKLOAD, budget=short)
+    planned = plan(str(llama), workload=_WORKLOAD, budget=short)
     assert planned.fits and planned.streamed_bytes > 0
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memfit"
     with load(planned) as session:
@@ -124,14 +94,14 @@ def test_layers_stay_on_the_disk_where_ram_is_short(folder: Path, monkeypatch: p
     assert not list(cache.glob(f"offload-{os.getpid()}-*"))
     with load(whole) as session:
         assert texts == [session.generate(_PROMPT, _GREEDY).text] * 2
-    refused = plan(str(folder), workload=_WORKLOAD, budget=Budget(ram=short.ram, disk=False))
+    refused = plan(str(llama), workload=_WORKLOAD, budget=Budget(ram=short.ram, disk=False))
     with pytest.raises(DoesNotFitError, match="--load-in bf16"):
         refused.require_fit()
 
 
-def test_a_conversation_streams_stops_and_is_not_computed_twice(folder: Path) -> None:
+def test_a_conversation_streams_stops_and_is_not_computed_twice(llama: Path) -> None:
     messages = [{"role": "user", "content": "Count to three."}]
-    with load(plan(str(folder), load_in="fp32", workload=_WORKLOAD)) as session:
+    with load(plan(str(llama), load_in="fp32", workload=_WORKLOAD)) as session:
         assert session.has_chat_template
         whole = session.chat(messages, _GREEDY)
         assert "".join(session.stream(messages, _GREEDY)) == whole.text
@@ -147,8 +117,8 @@ def test_a_conversation_streams_stops_and_is_not_computed_twice(folder: Path) ->
         assert session.chat(messages, _GREEDY).text == whole.text
 
 
-def test_ctrl_c_ends_an_answer_and_leaves_the_session(folder: Path) -> None:
-    with load(plan(str(folder), workload=_WORKLOAD)) as session:
+def test_ctrl_c_ends_an_answer_and_leaves_the_session(llama: Path) -> None:
+    with load(plan(str(llama), workload=_WORKLOAD)) as session:
         heard: list[str] = []
 
         def hear(text: str) -> None:
@@ -161,8 +131,8 @@ def test_ctrl_c_ends_an_answer_and_leaves_the_session(folder: Path) -> None:
         assert session.generate(_PROMPT, _GREEDY).finish_reason == "length"
 
 
-def test_a_worker_that_is_killed_is_an_error_and_its_folder_goes(folder: Path) -> None:
-    with load(plan(str(folder), workload=_WORKLOAD)) as session:
+def test_a_worker_that_is_killed_is_an_error_and_its_folder_goes(llama: Path) -> None:
+    with load(plan(str(llama), workload=_WORKLOAD)) as session:
         threading.Timer(0.5, lambda: os.kill(session.worker_pid, signal.SIGKILL)).start()
         with pytest.raises(EngineError, match="killed"):
             for _ in range(1000):
@@ -170,10 +140,10 @@ def test_a_worker_that_is_killed_is_an_error_and_its_folder_goes(folder: Path) -
                 time.sleep(0.01)
 
 
-def test_too_small_a_budget_says_what_would_do(folder: Path) -> None:
-    code, document = _plan_on_the_command_line(folder, "100MiB")
+def test_too_small_a_budget_says_what_would_do(llama: Path) -> None:
+    code, document = _plan_on_the_command_line(llama, "100MiB")
     assert code == 3 and not document["fits"] and document["engine"] == "transformers"
-    code, document = _plan_on_the_command_line(folder, document["try"][-1].removeprefix("--ram "))
+    code, document = _plan_on_the_command_line(llama, document["try"][-1].removeprefix("--ram "))
     assert code == 0 and document["fits"]
 
 
@@ -244,9 +214,9 @@ def test_damaged_checkpoints_are_refused_before_loading(
         ({"engine": "vllm"}, "--engine"),
     ],
 )
-def test_settings_that_make_no_sense(folder: Path, settings: dict[str, Any], says: str) -> None:
+def test_settings_that_make_no_sense(llama: Path, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        plan(str(folder), **settings)
+        plan(str(llama), **settings)
 
 
 def test_precisions_are_for_checkpoints() -> None:

@@ -12,9 +12,9 @@ from memfit.headers.model import read_model
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.remote.apart import ask
 from memfit.headers.safetensors import Checkpoint, read_checkpoint
-from memfit.headers.source import is_remote_name, resolve
+from memfit.headers.source import is_checkpoint_here, is_remote_name, names_repository, resolve
 
-__all__ = ["find_checkpoint", "find_file", "find_model", "find_weights"]
+__all__ = ["find_checkpoint", "find_file", "find_model", "find_weights", "is_checkpoint"]
 
 
 def find_model(model: str, say: Callable[[str], None] | None = None) -> ModelSpec:
@@ -49,6 +49,13 @@ def find_checkpoint(model: str, say: Callable[[str], None] | None = None) -> HfM
         return None
     config, weights = read_config(path), find_weights(path)
     return model_from_checkpoint(config, weights) if weights else model_from_config(config)
+
+
+def is_checkpoint(model: str, say: Callable[[str], None] | None = None) -> bool:
+    """Whether MODEL is a checkpoint for transformers, here or on the hub. Errors as `find_model`."""
+    if names_repository(model):
+        return find_file(model, say).name == "config.json"
+    return is_checkpoint_here(model)
 
 
 def find_weights(config: Path) -> Checkpoint | None:

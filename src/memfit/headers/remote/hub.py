@@ -181,7 +181,9 @@ def _checkpoint(found: Repository) -> tuple[RemoteFile, ...]:
     beside = [name for name in ("config.json", "model.safetensors.index.json") if name in known]
     if "config.json" in known and weights:
         text = [name for name in _TOKENIZER if name in known]
-        return tuple(known[name] for name in (*beside, *weights, *text))
+        # Read by nobody who does not say --trust-remote-code.
+        programs = sorted(name for name in known if name.endswith(".py") and "/" not in name)
+        return tuple(known[name] for name in (*beside, *weights, *text, *programs))
     if any(name.endswith(_PICKLES) for name in known):
         raise ModelError(
             f"hf:{found.repo} holds its weights as Python pickles only, which can run any program when they "

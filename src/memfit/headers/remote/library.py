@@ -36,7 +36,7 @@ class LocalModel:
     name: str  # usable as MODEL
     repo: str | None  # "org/name"; None for what came from a URL
     kind: Literal["gguf", "safetensors", "partial"]
-    paths: tuple[Path, ...]  # files, in shard order; the newest revision's
+    paths: tuple[Path, ...]  # files, in shard order, a config.json first; the newest revision's
     size_bytes: int  # on the disk, all its revisions together
     last_used: float | None  # Unix time by the file system, which may be a day late
     complete: bool
@@ -150,7 +150,8 @@ def _grouped(repo: CachedRepoInfo) -> dict[tuple[str, Literal["gguf", "safetenso
     groups: dict[tuple[str, Literal["gguf", "safetensors"]], list[CachedFileInfo]] = defaultdict(list)
     # By its folder: its last_modified is that of the content, which revisions may share.
     for revision in sorted(repo.revisions, key=lambda one: -one.snapshot_path.stat().st_mtime):
-        files = sorted(revision.files, key=lambda one: str(one.file_path))
+        # By a checkpoint's config.json it is known what it is.
+        files = sorted(revision.files, key=lambda one: (one.file_name != "config.json", str(one.file_path)))
         is_checkpoint = any(one.file_name.endswith(".safetensors") for one in files)
         for one in files:
             path = one.file_path.relative_to(revision.snapshot_path).as_posix()

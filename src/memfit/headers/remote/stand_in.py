@@ -27,7 +27,6 @@ __all__ = ["is_stand_in", "make_stand_ins"]
 
 _PIECE_BYTES, _LARGEST_PIECE_BYTES = 128 * KIB, MIB  # only a first shard has a vocabulary
 _LARGEST_JSON_BYTES = 100 * MIB  # of a safetensors header, as upstream has it, or an index
-_WITH_HEADERS = (".gguf", ".safetensors", ".safetensors.index.json", "config.json")
 _SHARDS_AT_ONCE = 4
 
 
@@ -39,7 +38,7 @@ def make_stand_ins(model: RemoteModel, say: Callable[[str], None] | None = None)
         ModelError: the server fails, or the disk is full.
     """
     root = cache_folder() / "headers"
-    files = [file for file in model.files if file.name.endswith(_WITH_HEADERS)]
+    files = model.files  # a checkpoint's tokenizer too: what it takes in memory is measured
     place = root / _identity(files)
     paths = tuple(place / Path(file.name).name for file in files)
     if all(file.etag for file in files) and all(map(_is_whole, paths, files)):
