@@ -60,8 +60,9 @@ def plan(
     "hf:org/repo:Q4_K_M" or "https://…/file.gguf": of a model that is not here only the header is read.
     `count_parent` counts the calling process as memfit's own, as the command line does. `machine` names a
     profile, or its JSON file, of a machine that is not this one; such a plan cannot be loaded. `say` hears of
-    one-time measurements. `engine` "auto" takes transformers for a checkpoint, and llama.cpp for GGUF. For
-    transformers only: `load_in` one of planner.checkpoint.LOAD_IN, None for the type that is stored;
+    one-time measurements. `engine` "auto" takes transformers for a checkpoint, and llama.cpp for GGUF, which
+    "transformers" dequantizes. For transformers only: `load_in` one of planner.checkpoint.LOAD_IN, None for
+    the type that is stored, or "bf16" for GGUF;
     `double_quant` with "nf4" and "fp4"; `trust_remote_code` runs the model's own program, which may do
     anything. The plan may not fit: see `Plan.fits`.
 
@@ -72,7 +73,7 @@ def plan(
     """
     if engine not in ENGINES:
         raise UsageError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
-    if engine == "transformers" or (engine == "auto" and (load_in or is_checkpoint(model, say))):
+    if engine == "transformers" or (engine == "auto" and is_checkpoint(model, say)):
         if machine:
             raise UsageError("--machine: checkpoints are planned for this machine only")
         from memfit.engines.transformers.planning import plan_for_transformers
@@ -88,7 +89,10 @@ def plan(
             say=say or _say_nothing,
         )
     if load_in or double_quant or trust_remote_code:
-        raise UsageError("--load-in, --double-quant and --trust-remote-code are for transformers")
+        raise UsageError(
+            "--load-in, --double-quant and --trust-remote-code are for transformers; with --engine "
+            "transformers it dequantizes a GGUF file"
+        )
     workload = workload or Workload()
     many = workload.parallel > 1
     with _planning(model, budget, workload, machine, count_parent, say, verbose, side_by_side=many) as one:

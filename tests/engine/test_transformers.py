@@ -220,7 +220,7 @@ def test_settings_that_make_no_sense(llama: Path, settings: dict[str, Any], says
 
 
 def test_precisions_are_for_checkpoints() -> None:
-    with pytest.raises(ModelError, match=r"config\.json"):
+    with pytest.raises(UsageError, match="--engine transformers"):
         plan("demo", load_in="nf4")
     with pytest.raises(UsageError, match="for transformers"):
         plan("demo", engine="llamacpp", load_in="nf4")

@@ -174,7 +174,7 @@ def engine_options(command: _Command) -> _Command:
             type=click.Choice(["auto", "llamacpp", "transformers"]),
             default="auto",
             show_default=True,
-            help="auto: transformers for a checkpoint's directory, llama.cpp for GGUF.",
+            help="auto: transformers for a checkpoint, llama.cpp for GGUF; transformers dequantizes GGUF.",
         ),
         click.option(
             "--load-in",

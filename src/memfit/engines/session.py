@@ -28,6 +28,7 @@ class WorkerSession:
     """A context manager around one worker. Not for several threads at once."""
 
     plan: Plan
+    _earlier_peak_bytes = 0  # in RAM, before there was this session's worker
 
     def __init__(
         self,
@@ -51,12 +52,7 @@ class WorkerSession:
             ModelError: only the model's header is here.
             EngineError: the engine refused the model, or its worker died.
         """
-        plan.require_fit()
-        if any(map(is_stand_in, plan.spec.paths)):
-            raise ModelError(
-                f"{plan.spec.source} is planned by its header only; to download it: "
-                f"memfit pull {plan.spec.source}"
-            )
+        self.require_loadable(plan)
         self.plan = plan
         self._speed = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
         # The worker watches itself, and a group counts what is allocated in it: not what we hold already.
@@ -81,6 +77,16 @@ class WorkerSession:
             opened.callback(self._meter.stop)
             self._load(on_progress)
             self._opened = opened.pop_all()
+
+    @staticmethod
+    def require_loadable(plan: Plan) -> None:
+        """Raises DoesNotFitError, or ModelError where only the model's header is here."""
+        plan.require_fit()
+        if any(map(is_stand_in, plan.spec.paths)):
+            raise ModelError(
+                f"{plan.spec.source} is planned by its header only; to download it: "
+                f"memfit pull {plan.spec.source}"
+            )
 
     @property
     def worker_pid(self) -> int:
@@ -220,7 +226,8 @@ class WorkerSession:
 
     def _report(self, *, model: ModelBytes | None = None) -> Report:
         self._meter.settle()
-        peaks = {"ram": self._meter.peak_bytes, **self._device_peaks()}
+        ram = max(self._meter.peak_bytes, self._earlier_peak_bytes)
+        peaks = {"ram": ram, **self._device_peaks()}
         return Report(
             plan=self.plan,
             tiers=tuple(

@@ -8,21 +8,25 @@ benchmarks/transformers_engine.py. Pure.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from memfit.headers.hf_config import HfConfig
 from memfit.headers.hf_shapes import HfModel, HfParameter
+from memfit.headers.model_spec import TensorSpec
 from memfit.memory.precision import loaded_bytes
+from memfit.units import MIB
 
 __all__ = [
     "TransformersParameters",
+    "converting_peak_bytes",
     "layer_bytes",
     "loading_peak_bytes",
     "packed_state_bytes",
     "pass_bytes",
+    "plain_type",
     "planned_kv_bytes",
     "refused_layer",
 ]
@@ -32,6 +36,7 @@ _PACKED_ROWS = 32  # rows that bitsandbytes packs together on a CPU with AVX512-
 # INT8, for each number that a matrix gives: an int32 and three float32; and what glibc's memalign
 # leaves between them from matrix to matrix, measured.
 _INT8_BYTES, _INT8_LEFT_BYTES = 16, 3
+_BUILDING_BYTES = 48 * MIB  # a model's modules and code beyond a header's, measured: 40 MiB
 _SAMPLER_BYTES = 24  # per token of the vocabulary: scores in float32 and sorted, their order
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)\.")
 
@@ -50,6 +55,12 @@ class TransformersParameters:
     # Module → "cpu" or "disk", as accelerate's device map has it.
     device_map: tuple[tuple[str, str], ...] = (("", "cpu"),)
     trust_remote_code: bool = False
+    gguf: Path | None = None  # the file that becomes the checkpoint; None where that is one already
+
+    @property
+    def plain_type(self) -> str:
+        """Of what is not quantized: "fp32", "bf16" or "fp16"."""
+        return plain_type(self.load_in)
 
     @property
     def precision(self) -> str:
@@ -61,6 +72,7 @@ class TransformersParameters:
             **asdict(self),
             "folder": str(self.folder.absolute()),
             "paths": [str(path.absolute()) for path in self.paths],
+            "gguf": str(self.gguf.absolute()) if self.gguf else None,
         }
 
     @classmethod
@@ -71,9 +83,15 @@ class TransformersParameters:
                 **values,
                 "folder": Path(values["folder"]),
                 "paths": tuple(Path(path) for path in values["paths"]),
+                "gguf": Path(values["gguf"]) if values["gguf"] else None,
                 "device_map": tuple((module, place) for module, place in values["device_map"]),
             }
         )
+
+
+def plain_type(load_in: str) -> str:
+    """Of what `load_in` does not quantize: "fp32", "bf16" or "fp16"."""
+    return load_in if load_in in ("fp32", "bf16", "fp16") else "bf16"
 
 
 # -- what stays ------------------------------------------------------------------------------------
@@ -145,6 +163,18 @@ def loading_peak_bytes(model: HfModel, precision: str, streamed: Collection[str]
         if not any(one.name.startswith(f"{module}.") for module in streamed):
             loaded += size
     return peak
+
+
+def converting_peak_bytes(tensors: Sequence[TensorSpec], element_bytes: int) -> int:
+    """What transformers takes at most to dequantize a whole GGUF file, tensor by tensor in the file's order,
+    beyond what reading its header takes: what is done, the file so far, which is mapped, and the tensor at
+    work twice in float32."""
+    done = peak = 0
+    for one in tensors:
+        elements = one.elements
+        done += one.size_bytes + elements * element_bytes
+        peak = max(peak, done + 8 * elements)
+    return max(peak, done + _BUILDING_BYTES)
 
 
 def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:

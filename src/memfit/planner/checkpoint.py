@@ -51,6 +51,7 @@ class Runtime:
     elements_per_second: Mapping[str, float]  # weights past one token, by precision
     operations_per_second: Mapping[str, float]  # of a prompt, by precision
     disk_bytes_per_second: float
+    converting_bytes: int = 0  # at most, while a GGUF file becomes a checkpoint
     basis: str = "calibrated"
 
 
@@ -227,6 +228,7 @@ class _Search:
         ) + (ring if streamed else 0)
         loading = max(
             runtime.starting_bytes,
+            runtime.converting_bytes,
             runtime.loading_process_bytes + loading_peak_bytes(model, parameters.precision, streamed),
         )
         running = runtime.process_bytes + weights + kv_cache + compute
@@ -324,6 +326,12 @@ def _reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime) -> Iterat
         )
     if parameters.load_in in ("nf4", "fp4") and runtime.packs_4bit:
         yield "bitsandbytes packs the weights anew at the first pass: this CPU has AVX512-BF16"
+    if parameters.gguf:
+        yield (
+            f"transformers dequantizes the file to {parameters.plain_type}: at its first run it becomes a "
+            f"checkpoint of {format_bytes(sum(path.stat().st_size for path in parameters.paths))} in "
+            f"{parameters.folder.parent}, and that takes {format_bytes(runtime.converting_bytes)} of RAM"
+        )
     loading, steady = format_bytes(plan.loading_bytes), format_bytes(plan.steady_bytes)
     yield f"loading takes {loading} at most, then {steady} stay"
     if plan.offloaded_bytes:

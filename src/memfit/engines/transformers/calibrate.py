@@ -32,7 +32,7 @@ from memfit.units import MIB
 __all__ = ["Calibration", "require_libraries"]
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
-_QUANTIZING = "bitsandbytes"
+_QUANTIZING, _READING_GGUF = "bitsandbytes", "gguf"
 # What kernels for larger matrices keep beyond those for the small ones: up to 12 MiB in
 # benchmarks/transformers_engine.py.
 _LARGER_BYTES = 8 * MIB
@@ -41,22 +41,21 @@ _FORMAT = 4  # of what is cached
 _REHEARSAL = (sys.executable, "-m", "memfit.cli.rehearse_checkpoint")
 
 
-def require_libraries(*, quantizes: bool) -> dict[str, str]:
-    """The versions of what the engine needs.
-
-    Raises:
-        EngineMissingError: something is not installed.
-    """
-    versions = {}
-    for name in (*_LIBRARIES, *([_QUANTIZING] if quantizes else [])):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+def require_libraries(*, quantizes: bool, reads_gguf: bool = False) -> None:
+    """Raises EngineMissingError where something that the engine needs is not installed."""
+    for name in (*_LIBRARIES, *[_QUANTIZING] * quantizes, *[_READING_GGUF] * reads_gguf):
+        if not _version(name):
             raise EngineMissingError(
                 f"checkpoints need {name}, which is not installed; torch first, in the build for your "
                 "machine (https://pytorch.org), then: pip install 'memfit[transformers]'"
-            ) from None
-    return versions
+            )
+
+
+def _version(name: str) -> str:
+    """Nothing where it is not installed."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+    return ""
 
 
 class Calibration:
@@ -76,10 +75,9 @@ class Calibration:
     ) -> Runtime:
         """Raises EngineMissingError, or EngineError where the small model cannot be run."""
         quantizes = parameters.load_in in ("int8", "nf4", "fp4")
-        versions = require_libraries(quantizes=quantizes)
-        key_of_all = " ".join(
-            [__version__, str(_FORMAT), cpu.model, platform.python_version(), *versions.values()]
-        )
+        require_libraries(quantizes=quantizes)
+        versions = [_version(name) for name in (*_LIBRARIES, _QUANTIZING)]
+        key_of_all = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), *versions])
         values = read_cached(self._path, key_of_all)
         plain = "bf16" if quantizes else parameters.load_in
         speeds: dict[str, Any] = values.setdefault("speeds", {})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from memfit.engines.transformers.calibrate import Calibration
+from memfit.engines.transformers.gguf_files import find_checkpoint_of
 from memfit.errors import ModelError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
@@ -12,8 +14,11 @@ from memfit.headers.find import find_file, find_weights
 from memfit.headers.hf_config import HfConfig, read_config
 from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
+from memfit.headers.model import read_model
+from memfit.headers.model_spec import ModelSpec
 from memfit.headers.remote.stand_in import is_stand_in
-from memfit.memory.checkpoint import TransformersParameters
+from memfit.memory.checkpoint import TransformersParameters, converting_peak_bytes, plain_type
+from memfit.memory.process import process_memory
 from memfit.planner.checkpoint import LOAD_IN, TransformersPlan, plan_checkpoint, require_sense
 from memfit.planner.planner import thread_count
 from memfit.planner.request import Budget, Workload
@@ -45,9 +50,12 @@ def plan_for_transformers(
     """
     if load_in is not None and load_in not in LOAD_IN:
         raise UsageError(f"--load-in is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
-    path = find_file(model, say)
+    path, spec, gguf = find_file(model, say), None, None
     if path.name != "config.json":
-        raise ModelError(f"{model} is no checkpoint for transformers: it has no config.json")
+        spec = _one_file(read_model(path, source=model))
+        load_in = load_in or "bf16"
+        gguf = find_checkpoint_of(path, dtype=plain_type(load_in), say=say)
+        path = gguf.folder / "config.json"
     config, weights = read_config(path), find_weights(path)
     if weights is None:
         raise ModelError(_no_weights(config))
@@ -62,26 +70,34 @@ def plan_for_transformers(
         micro_batch=0,
         threads=thread_count(here, workload),
         trust_remote_code=trust_remote_code,
+        gguf=spec.paths[0] if spec and gguf and not gguf.is_whole else None,
     )
     require_sense(parameters, workload)
-    remote = any(map(is_stand_in, weights.paths))
+    spec = spec or spec_of_checkpoint(model, config, weights, checkpoint)
+    remote = any(map(is_stand_in, spec.paths))
     runtime = Calibration(say).runtime(
         parameters,
         here.cpu,
         disk_bytes_per_second=ASSUMED_DISK[0]
         if remote
-        else measure_file(max(weights.paths, key=lambda one: one.stat().st_size))[0],
+        else measure_file(max(spec.paths, key=lambda one: one.stat().st_size))[0],
         count_parent=count_parent,
     )
-    return plan_checkpoint(
-        spec_of_checkpoint(model, config, weights, checkpoint),
-        checkpoint,
-        parameters,
-        here,
-        budget,
-        workload,
-        runtime,
-    )
+    if gguf and not gguf.is_whole:
+        needs = converting_peak_bytes(spec.tensors, 4 if parameters.plain_type == "fp32" else 2)
+        parent = process_memory().anonymous_bytes if count_parent else 0
+        runtime = replace(runtime, converting_bytes=parent + gguf.reading_bytes + needs)
+    return plan_checkpoint(spec, checkpoint, parameters, here, budget, workload, runtime)
+
+
+def _one_file(spec: ModelSpec) -> ModelSpec:
+    """Raises ModelError where it is split."""
+    if len(spec.paths) > 1:
+        raise ModelError(
+            f"{spec.source} is split into {len(spec.paths)} files, and transformers reads one; merge them "
+            "with llama-gguf-split --merge"
+        )
+    return spec
 
 
 def _no_weights(config: HfConfig) -> str:

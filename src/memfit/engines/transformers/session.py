@@ -13,6 +13,7 @@ from typing import Any
 
 from memfit.engines.report import ModelBytes, Report
 from memfit.engines.session import WorkerSession
+from memfit.engines.transformers.gguf_files import convert
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder
@@ -40,8 +41,11 @@ class TransformersSession(WorkerSession):
         """Load the model, as WorkerSession does.
 
         Raises:
-            ModelError: also where the disk has no room for what stays on it.
+            ModelError: also where the disk has no room for what stays on it, or what a GGUF file becomes.
         """
+        if plan.parameters.gguf:
+            self.require_loadable(plan)
+            plan, self._earlier_peak_bytes = convert(plan, count_parent=count_parent)
         parameters = plan.parameters
         with contextlib.ExitStack() as opened:
             self._folder = opened.enter_context(_offload_folder(plan.offloaded_bytes))
@@ -66,7 +70,9 @@ class TransformersSession(WorkerSession):
                 loaded_bytes=sum(self._loaded["loaded_bytes"].values()),
                 steady_bytes=self._meter.held_bytes(),
                 steady_predicted_bytes=self.plan.steady_bytes,
-                loading_bytes=self._meter.together(self._loaded["loading_peak_bytes"]),
+                loading_bytes=max(
+                    self._earlier_peak_bytes, self._meter.together(self._loaded["loading_peak_bytes"])
+                ),
                 loading_predicted_bytes=self.plan.loading_bytes,
             )
         )

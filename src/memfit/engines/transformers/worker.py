@@ -19,6 +19,7 @@ from memfit.engines.protocol import Sampling
 from memfit.engines.text import TextSender
 from memfit.engines.transformers.allocator import keep_exact, keep_fast, trim
 from memfit.engines.transformers.generation import Answer, prompt_tokens
+from memfit.engines.transformers.gguf_reading import convert_gguf, describe_gguf
 from memfit.engines.transformers.kernels import measure_kernels
 from memfit.engines.transformers.model import Aborted, Model
 from memfit.engines.transformers.rehearsal import write_small_checkpoint
@@ -56,6 +57,8 @@ class Worker:
                 "model_bytes": self.model_bytes,
                 "kernels": measure_kernels,
                 "write_small_checkpoint": write_small_checkpoint,
+                "describe_gguf": describe_gguf,
+                "convert_gguf": convert_gguf,
             }
         )
 
