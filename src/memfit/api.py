@@ -76,6 +76,9 @@ def plan(
     if engine == "transformers" or (engine == "auto" and is_checkpoint(model, say)):
         if machine:
             raise UsageError("--machine: checkpoints are planned for this machine only")
+        if budget and budget.rpc:
+            raise UsageError("--rpc: transformers uses GPUs of this machine only")
+        _require_devices(budget or Budget(), probe(), imagined=False)
         from memfit.engines.transformers.planning import plan_for_transformers
 
         return plan_for_transformers(

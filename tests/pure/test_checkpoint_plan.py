@@ -85,7 +85,7 @@ def _plan(
         threads=2,
     )
     budget, workload = Budget(ram=ram, disk=disk), Workload(context=context)
-    return plan_checkpoint(spec, model, parameters, make_machine(), budget, workload, _RUNTIME)
+    return plan_checkpoint(spec, model, parameters, make_machine(), budget, workload, [_RUNTIME])
 
 
 def test_bytes_of_a_resident_checkpoint(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_layer_10_is_loaded_after_layer_2_and_the_embedding_first(tmp_path: Path
 
 def test_as_few_layers_as_will_do_stay_on_the_disk(tmp_path: Path) -> None:
     model = _model(tmp_path, intermediate_size=64 * 1024)
-    sizes = list(layer_bytes(model, 4).values())
+    sizes = list(layer_bytes(model, "fp32").values())
     whole = _plan(model, ram=4096 * MIB, context=32)
     smallest = _plan(model, ram=whole.ram.total_bytes - 2 * sizes[0], context=32)
     assert smallest.fits

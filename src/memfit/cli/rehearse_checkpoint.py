@@ -9,24 +9,29 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 
 import memfit.api
 import memfit.cli.main
 import memfit.cli.run  # noqa: F401 - likewise
 from memfit.cli.render import console, loading_progress, print_plan, print_report
+from memfit.engines.report import TierReport
 from memfit.engines.transformers.session import TransformersSession
 from memfit.hardware import probe
+from memfit.hardware.machine import Gpu
 from memfit.headers.find import find_weights
 from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
 from memfit.memory.checkpoint import TransformersParameters
 from memfit.memory.process import process_memory
-from memfit.planner.checkpoint import Runtime, plan_checkpoint
+from memfit.planner.checkpoint import GpuRuntime, Runtime, plan_checkpoint
 from memfit.planner.request import Budget, Workload
+from memfit.units import MIB
 
 __all__: list[str] = []
 
+_ASSUMED_CONTEXT_BYTES = 512 * MIB
 _PROMPT_TOKENS, _TOKENS = 512, 16
 
 
@@ -38,18 +43,21 @@ def main() -> None:
     model = model_from_checkpoint(config, weights)
     spec = spec_of_checkpoint(str(parameters.folder), config, weights, model)
     rates = dict.fromkeys(("fp32", "bf16", "fp16", "int8", "nf4", "fp4"), 1e9)  # of no interest here
+    machine = probe()
     runtime = Runtime(
         process_bytes=0,
         loading_process_bytes=0,
         starting_bytes=0,
-        packs_4bit="avx512_bf16" in probe().cpu.instruction_sets,
+        packs_4bit="avx512_bf16" in machine.cpu.instruction_sets and not parameters.gpus,
         layer_seconds=1e-3,
         elements_per_second=rates,
         operations_per_second=rates,
         disk_bytes_per_second=1e9,
+        gpus=tuple(_gpu(gpu) for gpu in machine.gpus if gpu.index in parameters.gpus),
+        link_bytes_per_second=1e9,
     )
     workload = Workload(context=parameters.context, prompt_tokens=_PROMPT_TOKENS, generated_tokens=_TOKENS)
-    plan = plan_checkpoint(spec, model, parameters, probe(), Budget(), workload, runtime)
+    plan = plan_checkpoint(spec, model, parameters, machine, Budget(), workload, [runtime])
     with open(os.devnull, "w", encoding="utf-8") as sink:  # noqa: PTH123 - not a file
         out = console(file=sink)
         print_plan(plan, out)
@@ -60,6 +68,7 @@ def main() -> None:
             report = session.report()
             print_report(report, out)
             parent, worker = process_memory(), process_memory(session.worker_pid)
+            in_torch = session.torch_gpu_bytes
     assert report.model is not None
     held = {name: vars(one) for name, one in (("parent", parent), ("worker", worker))}
     seconds = speed.generation_seconds / speed.generated_tokens
@@ -70,10 +79,25 @@ def main() -> None:
         - sum(report.model.by_dtype.values())
         - (session.loaded_bytes - report.model.loaded_bytes),
         "starting_bytes": report.model.loading_bytes,
-        "model_bytes": sum(report.model.by_dtype.values()) + plan.ram.kv_cache_bytes,
+        "model_bytes": 0 if in_torch else sum(report.model.by_dtype.values()) + plan.ram.kv_cache_bytes,
+        "gpu_process_bytes": _context_bytes(report.tiers, in_torch),
         "layer_seconds": seconds / config.num_hidden_layers,
     }
     print(json.dumps(document))
+
+
+def _gpu(gpu: Gpu) -> GpuRuntime:
+    return GpuRuntime(
+        number=gpu.index, budget_bytes=gpu.free_bytes, limit_bytes=gpu.free_bytes, process_bytes=0
+    )
+
+
+def _context_bytes(tiers: Sequence[TierReport], in_torch: Sequence[int]) -> int:
+    """What the driver holds on a GPU beside torch's memory; assumed where the driver does not say."""
+    peaks = [tier.peak_bytes for tier in tiers if tier.kind == "vram"]
+    if not peaks or not in_torch:
+        return 0
+    return max(0, peaks[0] - in_torch[0]) if peaks[0] is not None else _ASSUMED_CONTEXT_BYTES
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ __all__ = [
     "TransformersParameters",
     "converting_peak_bytes",
     "layer_bytes",
+    "layer_kv_bytes",
     "loading_peak_bytes",
     "packed_state_bytes",
     "pass_bytes",
@@ -52,9 +53,11 @@ class TransformersParameters:
     context: int  # tokens
     micro_batch: int  # tokens of a prompt per pass
     threads: int
-    # Module → "cpu" or "disk", as accelerate's device map has it.
+    # Module → "gpu0", "cpu" or "disk", as accelerate's device map has it but for the names of GPUs.
     device_map: tuple[tuple[str, str], ...] = (("", "cpu"),)
     trust_remote_code: bool = False
+    gpus: tuple[int, ...] = ()  # by NVML's numbers; the first also computes what lies in RAM or on the disk
+    gpu_limits: tuple[int, ...] = ()  # bytes that torch may take on each of them
     gguf: Path | None = None  # the file that becomes the checkpoint; None where that is one already
 
     @property
@@ -85,6 +88,8 @@ class TransformersParameters:
                 "paths": tuple(Path(path) for path in values["paths"]),
                 "gguf": Path(values["gguf"]) if values["gguf"] else None,
                 "device_map": tuple((module, place) for module, place in values["device_map"]),
+                "gpus": tuple(values["gpus"]),
+                "gpu_limits": tuple(values["gpu_limits"]),
             }
         )
 
@@ -102,11 +107,16 @@ def planned_kv_bytes(config: HfConfig, context: int, micro_batch: int, element_b
 
     A sliding layer has room for its window and the micro-batch that comes behind it.
     """
-    tokens = sum(
-        context if window is None else min(context, window - 1 + micro_batch)
+    return sum(layer_kv_bytes(config, context, micro_batch, element_bytes))
+
+
+def layer_kv_bytes(config: HfConfig, context: int, micro_batch: int, element_bytes: int) -> list[int]:
+    """The same of each layer."""
+    of_a_token = 2 * config.num_key_value_heads * config.head_dim * element_bytes
+    return [
+        of_a_token * (context if window is None else min(context, window - 1 + micro_batch))
         for window in config.layer_windows
-    )
-    return tokens * 2 * config.num_key_value_heads * config.head_dim * element_bytes
+    ]
 
 
 def packed_state_bytes(model: HfModel, *, double_quant: bool) -> int:
@@ -125,13 +135,13 @@ def refused_layer(model: HfModel) -> HfParameter | None:
     return None
 
 
-def layer_bytes(model: HfModel, element_bytes: int) -> dict[str, int]:
-    """Bytes of each decoder layer as it is computed with, by its module's name, in order."""
+def layer_bytes(model: HfModel, precision: str) -> dict[str, int]:
+    """Bytes of each decoder layer in a precision, by its module's name, in order."""
     found: dict[str, int] = {}
     for one in model.parameters:
         if (match := _LAYER.match(one.name)) and "vision" not in match[1]:
             name = f"{match[1]}.{match[2]}"
-            found[name] = found.get(name, 0) + one.elements * element_bytes
+            found[name] = found.get(name, 0) + loaded_bytes(one, precision)
     return found
 
 

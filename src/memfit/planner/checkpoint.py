@@ -6,6 +6,7 @@ read again for every pass. Pure: what the libraries themselves take, and how fas
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,19 +18,20 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.checkpoint import (
     TransformersParameters,
     layer_bytes,
+    layer_kv_bytes,
     loading_peak_bytes,
     packed_state_bytes,
     pass_bytes,
-    planned_kv_bytes,
     refused_layer,
 )
-from memfit.memory.precision import PrecisionRow, precision_row
+from memfit.memory.precision import PrecisionRow, loaded_bytes, precision_row
+from memfit.planner.layers import LayerCosts, counts_on_gpus, device_map, place_of
 from memfit.planner.plan import Plan, TierUse
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import MIB, format_bytes
 
-__all__ = ["LOAD_IN", "Runtime", "TransformersPlan", "plan_checkpoint", "require_sense"]
+__all__ = ["LOAD_IN", "GpuRuntime", "Runtime", "TransformersPlan", "plan_checkpoint", "require_sense"]
 
 LOAD_IN = ("fp32", "bf16", "fp16", "int8", "nf4", "fp4")
 _QUANTIZED = ("int8", "nf4", "fp4")
@@ -40,8 +42,26 @@ _SPREAD = 0.5  # of predicted speeds, either side
 
 
 @dataclass(frozen=True, kw_only=True)
+class GpuRuntime:
+    """A GPU that may be used, and what running there takes."""
+
+    number: int  # NVML's
+    budget_bytes: int
+    limit_bytes: int  # the budget, or what is free where that is less
+    process_bytes: int  # the driver's context and kernels, outside of torch's memory
+
+    @property
+    def name(self) -> str:
+        return f"gpu{self.number}"
+
+    @property
+    def room_bytes(self) -> int:
+        return self.limit_bytes - self.process_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What was measured of this machine's torch, transformers and bitsandbytes."""
+    """What was measured of this machine's torch, transformers and bitsandbytes, on its CPU or its GPUs."""
 
     process_bytes: int  # memfit's processes without the model: libraries, tokenizer, kernels
     loading_process_bytes: int  # the same until the first pass
@@ -51,6 +71,8 @@ class Runtime:
     elements_per_second: Mapping[str, float]  # weights past one token, by precision
     operations_per_second: Mapping[str, float]  # of a prompt, by precision
     disk_bytes_per_second: float
+    gpus: tuple[GpuRuntime, ...] = ()  # whose memory and speed the figures above are of, where there are any
+    link_bytes_per_second: float = 0.0  # from RAM to them
     converting_bytes: int = 0  # at most, while a GGUF file becomes a checkpoint
     basis: str = "calibrated"
 
@@ -106,22 +128,25 @@ def plan_checkpoint(
     machine: Machine,
     budget: Budget,
     workload: Workload,
-    runtime: Runtime,
+    runtimes: Sequence[Runtime],
 ) -> TransformersPlan:
-    """The plan; its context, micro-batch and device map are chosen here.
+    """The plan; its context, micro-batch and device map are chosen here, and whether GPUs are used: the
+    fastest of `runtimes` that fits, or the first.
 
     Raises:
         UsageError: the workload asks for what this engine does not do, or this CPU cannot run it.
     """
     require_sense(parameters, workload)
-    _refuse_shapes(model, parameters, runtime)
     longest = model.config.max_position_embeddings or _DEFAULT_CONTEXT
     context = workload.context or min(_DEFAULT_CONTEXT, longest)
-    search = _Search(spec, model, machine, budget, workload, runtime)
-    plan = search.best(replace(parameters, context=context))
-    if plan.fits:
-        return plan
-    return replace(plan, suggestions=tuple(search.suggestions(plan)))
+    searches = [_Search(spec, model, machine, budget, workload, runtime) for runtime in runtimes]
+    plans = [search.best(replace(parameters, context=context)) for search in searches]
+    if fitting := [plan for plan in plans if plan.fits]:
+        best = max(fitting, key=lambda plan: plan.prediction.generation.value)
+        _refuse_shapes(model, best.parameters, runtimes[plans.index(best)])
+        return best
+    _refuse_shapes(model, parameters, runtimes[0])
+    return replace(plans[0], suggestions=tuple(searches[0].suggestions(plans[0])))
 
 
 class _Search:
@@ -142,12 +167,12 @@ class _Search:
         self._may_stream = budget.disk
 
     def best(self, parameters: TransformersParameters) -> TransformersPlan:
-        """All in RAM with the largest micro-batch that fits; else with layers on the disk; else what is
-        smallest."""
+        """All in memory with the largest micro-batch that fits; else with layers on the disk; else what is
+        smallest. With GPUs as many layers there as they hold."""
         most = _INT8_MICRO_BATCH if parameters.load_in == "int8" else parameters.context
         sizes = [size for size in _MICRO_BATCHES if size <= max(most, _MICRO_BATCHES[-1])]
-        resident = [self._plan(replace(parameters, micro_batch=size)) for size in sizes]
-        for plan in resident:
+        for size in sizes:
+            plan = self._plan(self._with_streamed(replace(parameters, micro_batch=size), 0))
             if plan.fits:
                 return plan
         if self._may_stream and parameters.load_in not in _QUANTIZED:
@@ -155,14 +180,13 @@ class _Search:
                 plan = self._streaming(replace(parameters, micro_batch=size))
                 if plan.fits:
                     return plan
-            return plan
-        return resident[-1]
+        return plan
 
     def suggestions(self, plan: TransformersPlan) -> Iterator[str]:
         """Options that do fit."""
         wanted = plan.parameters
         for load_in, double_quant in (("bf16", False), ("int8", False), ("nf4", False), ("nf4", True)):
-            other = replace(wanted, load_in=load_in, double_quant=double_quant, device_map=(("", "cpu"),))
+            other = replace(wanted, load_in=load_in, double_quant=double_quant)
             smaller = precision_row(self._model, other.precision, 1).resident_bytes < plan.row.resident_bytes
             runs = load_in == "int8" or load_in == "bf16" or not self._refused()
             if smaller and runs and self.best(other).fits:
@@ -180,85 +204,137 @@ class _Search:
 
     def _streaming(self, parameters: TransformersParameters) -> TransformersPlan:
         """The last layers on the disk, as few as will do."""
-        names = list(layer_bytes(self._model, _element_bytes(parameters)))
-        low, high = 1, len(names)  # how many are streamed
+        low, high = 1, self._model.config.num_hidden_layers  # how many are streamed
         while low < high:
             middle = (low + high) // 2
-            if self._plan(self._with_streamed(parameters, names, middle)).fits:
+            if self._plan(self._with_streamed(parameters, middle)).fits:
                 high = middle
             else:
                 low = middle + 1
-        return self._plan(self._with_streamed(parameters, names, low))
+        return self._plan(self._with_streamed(parameters, low))
 
-    def _with_streamed(
-        self, parameters: TransformersParameters, names: Sequence[str], count: int
-    ) -> TransformersParameters:
-        """The last `count` layers on the disk. accelerate wants every module named once, and none inside
-        another."""
-        streamed = names[len(names) - count :]
-        places = dict.fromkeys(names[: len(names) - count], "cpu") | dict.fromkeys(streamed, "disk")
-        for one in self._model.parameters:
-            if not any(one.name.startswith(f"{name}.") for name in names):
-                places[one.name.rpartition(".")[0]] = "cpu"
-        places.setdefault("lm_head", "cpu")  # a tied one is no parameter of its own
-        return replace(parameters, device_map=tuple(places.items()))
-
-    def _plan(self, parameters: TransformersParameters) -> TransformersPlan:
-        model, runtime = self._model, self._runtime
-        element = _element_bytes(parameters)
-        row = precision_row(model, parameters.precision, parameters.context)
-        weights = row.resident_bytes
-        if parameters.load_in in ("nf4", "fp4") and runtime.packs_4bit:
-            weights += packed_state_bytes(model, double_quant=parameters.double_quant) - row.state_bytes
-        layers = layer_bytes(model, element)
-        streamed = {module: layers[module] for module, place in parameters.device_map if place == "disk"}
-        weights -= sum(streamed.values())
-        # A matrix that is computed with, and what is read ahead of it.
-        ring = 2 * max(
-            (one.elements * element for one in model.parameters if one.kind in ("linear", "experts")),
-            default=0,
+    def _with_streamed(self, parameters: TransformersParameters, count: int) -> TransformersParameters:
+        """As many layers on GPUs as they hold, of the others the last `count` on the disk."""
+        model, gpus = self._model, self._runtime.gpus
+        layers = layer_bytes(model, parameters.precision)
+        counts: list[int] = []
+        if gpus:
+            costs = LayerCosts(
+                layers=list(layers.values()),
+                kv=self._kv_of_layers(parameters),
+                shared=precision_row(model, parameters.precision, 1).resident_bytes - sum(layers.values()),
+                passes=self._pass_bytes(parameters),
+                ring=self._largest_matrix(parameters),
+            )
+            counts = counts_on_gpus(costs, [gpu.room_bytes for gpu in gpus])
+            if parameters.load_in in _QUANTIZED:  # all of it on GPUs, or nothing
+                counts[-1] += len(layers) - sum(counts)
+        names = [gpu.name for gpu in gpus]
+        rest = len(layers) - sum(counts)
+        on_disk = min(count, rest)
+        places = [*zip(names, counts, strict=True), ("cpu", rest - on_disk), ("disk", on_disk)]
+        return replace(
+            parameters,
+            device_map=device_map(model, list(layers), places),
+            gpus=tuple(gpu.number for gpu in gpus),
+            gpu_limits=tuple(gpu.room_bytes for gpu in gpus),
         )
-        kv_cache = planned_kv_bytes(model.config, parameters.context, parameters.micro_batch, element)
-        compute = pass_bytes(
-            model,
+
+    def _kv_of_layers(self, parameters: TransformersParameters) -> list[int]:
+        return layer_kv_bytes(
+            self._model.config, parameters.context, parameters.micro_batch, _element_bytes(parameters)
+        )
+
+    def _pass_bytes(self, parameters: TransformersParameters) -> int:
+        return pass_bytes(
+            self._model,
             parameters.load_in,
             context=parameters.context,
             micro_batch=parameters.micro_batch,
-            packs=runtime.packs_4bit,
-        ) + (ring if streamed else 0)
-        loading = max(
-            runtime.starting_bytes,
-            runtime.converting_bytes,
-            runtime.loading_process_bytes + loading_peak_bytes(model, parameters.precision, streamed),
+            packs=self._runtime.packs_4bit,
         )
-        running = runtime.process_bytes + weights + kv_cache + compute
-        tier = TierUse(
+
+    def _largest_matrix(self, parameters: TransformersParameters) -> int:
+        element = _element_bytes(parameters)
+        matrices = [one for one in self._model.parameters if one.kind in ("linear", "experts")]
+        return max((one.elements * element for one in matrices), default=0)
+
+    def _plan(self, parameters: TransformersParameters) -> TransformersPlan:
+        model, runtime = self._model, self._runtime
+        row = precision_row(model, parameters.precision, parameters.context)
+        main = runtime.gpus[0].name if runtime.gpus else "cpu"
+        modules = dict(parameters.device_map)
+        weights = Counter({main: row.buffers_bytes or 0})
+        for one in model.parameters:
+            weights[place_of(one.name, modules)] += loaded_bytes(one, parameters.precision)
+        if parameters.load_in in ("nf4", "fp4") and runtime.packs_4bit:
+            weights[main] += packed_state_bytes(model, double_quant=parameters.double_quant) - row.state_bytes
+        kv_cache: Counter[str] = Counter()
+        layers = layer_bytes(model, parameters.precision)
+        for name, size in zip(layers, self._kv_of_layers(parameters), strict=True):
+            place = place_of(name, modules)
+            kv_cache[place if place.startswith("gpu") else main] += size
+        disk = weights["disk"]
+        streamed = [module for module, place in parameters.device_map if place == "disk"]
+        # A matrix that is computed with, and what is read ahead of it.
+        ring = 2 * self._largest_matrix(parameters) if streamed else 0
+        passes = self._pass_bytes(parameters)
+        needed = loading_peak_bytes(model, parameters.precision, streamed)
+        if runtime.gpus:  # what goes there is in RAM only on its way
+            largest = max(one.elements for one in model.parameters)
+            needed = weights["cpu"] + 2 * 4 * largest
+        loading = max(
+            runtime.starting_bytes, runtime.converting_bytes, runtime.loading_process_bytes + needed
+        )
+        steady = runtime.process_bytes + weights["cpu"] + kv_cache["cpu"]
+        compute = ring if runtime.gpus else passes + ring
+        ram = TierUse(
             name="ram",
             kind="ram",
             budget_bytes=self._budget_bytes,
             limit_bytes=self._limit_bytes,
-            weights_bytes=weights,
-            kv_cache_bytes=kv_cache,
+            weights_bytes=weights["cpu"],
+            kv_cache_bytes=kv_cache["cpu"],
             compute_bytes=compute,
-            overhead_bytes=runtime.process_bytes + max(0, loading - running),
+            overhead_bytes=runtime.process_bytes + max(0, loading - steady - compute),
         )
+        sent = weights["cpu"] + disk if runtime.gpus else 0  # to the first GPU, for every pass
+        on_gpus = [
+            TierUse(
+                name=gpu.name,
+                kind="vram",
+                budget_bytes=gpu.budget_bytes,
+                limit_bytes=gpu.limit_bytes,
+                weights_bytes=weights[gpu.name],
+                kv_cache_bytes=kv_cache[gpu.name],
+                compute_bytes=max(
+                    passes + (self._largest_matrix(parameters) if sent and gpu.name == main else 0),
+                    row.loading_extra_bytes["cuda"],
+                ),
+                overhead_bytes=gpu.process_bytes,
+            )
+            for gpu in runtime.gpus
+        ]
         plan = TransformersPlan(
             spec=self._spec,
             parameters=parameters,
             context=parameters.context,
-            tiers=(tier,),
-            prediction=self._predict(parameters, sum(streamed.values())),
+            tiers=(*on_gpus, ram),
+            prediction=self._predict(parameters, disk, sent),
             why=(),
             workload=self._workload,
             row=row,
-            steady_bytes=runtime.process_bytes + weights + kv_cache,
+            steady_bytes=steady,
             loading_bytes=loading,
-            offloaded_bytes=sum(streamed.values()),
+            offloaded_bytes=disk,
         )
         return replace(plan, why=tuple(_reasons(plan, model, runtime)))
 
-    def _predict(self, parameters: TransformersParameters, streamed_bytes: int) -> Prediction:
-        """Seconds of a pass: each matrix at its precision's rate, each layer's own time, the disk's."""
+    def _predict(
+        self, parameters: TransformersParameters, streamed_bytes: int, sent_bytes: int
+    ) -> Prediction:
+        """Seconds of a pass: each matrix at its precision's rate, each layer's own time, the disk's, and what
+        is sent to a GPU."""
         runtime, model = self._runtime, self._model
         plain = parameters.load_in if parameters.load_in not in _QUANTIZED else "bf16"
         one = many = 0.0
@@ -277,6 +353,8 @@ class _Search:
             rows = 1 if each.kind in ("head", "embedding") else tokens
             many += 2 * elements * rows / _of(runtime.operations_per_second, rate)
         layers = model.config.num_hidden_layers * runtime.layer_seconds
+        if sent_bytes:
+            layers += sent_bytes / runtime.link_bytes_per_second
         disk = streamed_bytes / runtime.disk_bytes_per_second
         generation = _rate(1 / (layers + max(one, disk) + min(one, disk) * 0.5 * bool(streamed_bytes)))
         prompt = _rate(tokens / (layers + max(many, disk)))
@@ -331,6 +409,12 @@ def _reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime) -> Iterat
             f"transformers dequantizes the file to {parameters.plain_type}: at its first run it becomes a "
             f"checkpoint of {format_bytes(sum(path.stat().st_size for path in parameters.paths))} in "
             f"{parameters.folder.parent}, and that takes {format_bytes(runtime.converting_bytes)} of RAM"
+        )
+    in_ram = sum(place == "cpu" for module, place in parameters.device_map if module) if runtime.gpus else 0
+    if in_ram:
+        yield (
+            f"{in_ram} layers lie in RAM: {format_bytes(plan.ram.weights_bytes)} are sent to "
+            f"{runtime.gpus[0].name} for every pass"
         )
     loading, steady = format_bytes(plan.loading_bytes), format_bytes(plan.steady_bytes)
     yield f"loading takes {loading} at most, then {steady} stay"

@@ -14,8 +14,9 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from memfit import __version__
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import EngineError, EngineMissingError
 from memfit.hardware.folders import cache_folder, read_cached, write_cached
-from memfit.hardware.machine import Cpu
+from memfit.hardware.machine import Cpu, Gpu
+from memfit.headers.hf_config import HfConfig
 from memfit.memory.checkpoint import TransformersParameters
 from memfit.memory.process import ProcessMemory, group_bytes
-from memfit.planner.checkpoint import Runtime
+from memfit.planner.checkpoint import GpuRuntime, Runtime
 from memfit.units import MIB
 
 __all__ = ["Calibration", "require_libraries"]
@@ -36,7 +38,7 @@ _QUANTIZING, _READING_GGUF = "bitsandbytes", "gguf"
 # What kernels for larger matrices keep beyond those for the small ones: up to 12 MiB in
 # benchmarks/transformers_engine.py.
 _LARGER_BYTES = 8 * MIB
-_FORMAT = 4  # of what is cached
+_FORMAT = 5  # of what is cached
 # A program of its own: the caller's process may hold anything. Named, not imported: it lies above here.
 _REHEARSAL = (sys.executable, "-m", "memfit.cli.rehearse_checkpoint")
 
@@ -68,49 +70,84 @@ class Calibration:
     def runtime(
         self,
         parameters: TransformersParameters,
+        config: HfConfig,
         cpu: Cpu,
         *,
+        gpus: Sequence[tuple[Gpu, int]] = (),
         disk_bytes_per_second: float,
         count_parent: bool,
     ) -> Runtime:
-        """Raises EngineMissingError, or EngineError where the small model cannot be run."""
+        """On the CPU, or on `gpus`, each with its budget in bytes.
+
+        Raises:
+            EngineMissingError: a library is not installed.
+            EngineError: the small model cannot be run, or torch cannot use a GPU.
+        """
         quantizes = parameters.load_in in ("int8", "nf4", "fp4")
         require_libraries(quantizes=quantizes)
         versions = [_version(name) for name in (*_LIBRARIES, _QUANTIZING)]
-        key_of_all = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), *versions])
-        values = read_cached(self._path, key_of_all)
-        plain = "bf16" if quantizes else parameters.load_in
-        speeds: dict[str, Any] = values.setdefault("speeds", {})
-        for name in {parameters.load_in, plain}:
-            key = f"{name} {parameters.threads}"
-            if key not in speeds:
-                self._say(f"measuring how fast torch multiplies here in {name}, once")
-                with TransformersWorker(load_in=name, threads=parameters.threads) as worker:
-                    found = worker.ask("kernels", precisions=[name], threads=parameters.threads)
-                speeds[key] = found["speeds"][name]
-                write_cached(self._path, key_of_all, values)
-        memory: dict[str, Any] = values.setdefault("memory", {})
-        key = f"{parameters.precision} {parameters.threads} {_identity(parameters.folder)}"
-        if key not in memory:
-            self._say("measuring what transformers itself needs for this kind of model, once")
-            memory[key] = _rehearse(parameters)
-            write_cached(self._path, key_of_all, values)
-        found = memory[key]
+        key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), *versions])
+        values = read_cached(self._path, key)
+        where = f"on {gpus[0][0].name}" if gpus else f"{parameters.threads} threads"
+        shape = tuple(-(-size // 64) * 64 for size in (config.intermediate_size, config.hidden_size))
+        speeds = {
+            name: self._kept(
+                values,
+                key,
+                f"{name} {shape} {where}",
+                f"measuring how fast torch multiplies here in {name}, once",
+                partial(_speed, name, shape, parameters.threads, gpus),
+            )
+            for name in (parameters.load_in, parameters.plain_type)
+        }
+        found = self._kept(
+            values,
+            key,
+            f"{parameters.precision} {_identity(parameters.folder)} {where}",
+            "measuring what transformers itself needs for this kind of model, once",
+            partial(_rehearse, parameters, gpus),
+        )
         processes = [ProcessMemory(**found["worker"])]
         if count_parent:
             processes.append(ProcessMemory(**found["parent"]))
-        rates = {name: speeds[f"{name} {parameters.threads}"] for name in {parameters.load_in, plain}}
         process_bytes = group_bytes(processes) - found["model_bytes"] + _LARGER_BYTES
         return Runtime(
             process_bytes=process_bytes,
             loading_process_bytes=process_bytes - found["first_pass_bytes"],
             starting_bytes=found["starting_bytes"] + _LARGER_BYTES,
-            packs_4bit="avx512_bf16" in cpu.instruction_sets,
+            packs_4bit="avx512_bf16" in cpu.instruction_sets and not gpus,
             layer_seconds=found["layer_seconds"],
-            elements_per_second={name: one["elements_per_second"] for name, one in rates.items()},
-            operations_per_second={name: one["operations_per_second"] for name, one in rates.items()},
+            elements_per_second={name: one["elements_per_second"] for name, one in speeds.items()},
+            operations_per_second={name: one["operations_per_second"] for name, one in speeds.items()},
+            link_bytes_per_second=speeds[parameters.plain_type]["link_bytes_per_second"],
             disk_bytes_per_second=disk_bytes_per_second,
+            gpus=tuple(
+                GpuRuntime(
+                    number=gpu.index,
+                    budget_bytes=budget,
+                    limit_bytes=min(budget, gpu.free_bytes),
+                    process_bytes=found["gpu_process_bytes"],
+                )
+                for gpu, budget in gpus
+            ),
         )
+
+    def _kept(
+        self, values: dict[str, Any], key: str, name: str, told: str, measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        if name not in values:
+            self._say(told)
+            values[name] = measure()
+            write_cached(self._path, key, values)
+        return dict(values[name])
+
+
+def _speed(
+    name: str, shape: tuple[int, ...], threads: int, gpus: Sequence[tuple[Gpu, int]]
+) -> dict[str, Any]:
+    numbers = [gpu.index for gpu, _ in gpus]
+    with TransformersWorker(load_in=name, threads=threads, gpus=numbers) as worker:
+        return worker.ask("kernels", precision=name, shape=shape, threads=threads, gpu=bool(gpus))
 
 
 def _identity(folder: Path) -> str:
@@ -122,7 +159,7 @@ def _identity(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _rehearse(parameters: TransformersParameters) -> dict[str, Any]:
+def _rehearse(parameters: TransformersParameters, gpus: Sequence[tuple[Gpu, int]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="memfit-") as folder:
         with TransformersWorker(load_in="bf16", threads=parameters.threads) as worker:
             worker.ask(
@@ -138,6 +175,7 @@ def _rehearse(parameters: TransformersParameters) -> dict[str, Any]:
             context=1024,
             micro_batch=512,
             device_map=(("", "cpu"),),
+            gpus=tuple(gpu.index for gpu, _ in gpus[:1]),
         )
         request = json.dumps(small.to_json())
         done = subprocess.run([*_REHEARSAL, request], capture_output=True, text=True)

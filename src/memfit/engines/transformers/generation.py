@@ -69,7 +69,7 @@ class Answer(BaseStreamer, StoppingCriteria):
         self._shared = model.keep(tokens)
         self._started = time.monotonic()
         self._cancelled = False
-        ids = torch.tensor([tokens])
+        ids = torch.tensor([tokens], device=model.model.device)
         settings = self._settings()
         try:
             with explained("the engine failed"):

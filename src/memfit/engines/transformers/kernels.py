@@ -10,52 +10,62 @@ from typing import Any
 import bitsandbytes
 import torch
 
+from memfit.errors import EngineError
+from memfit.units import MIB
+
 __all__ = ["measure_kernels"]
 
-_INPUTS, _OUTPUTS = 2048, 5632  # a small model's feed-forward layer
-_LAYERS = 8  # together beyond what caches hold
+_ELEMENTS = 92_000_000  # of all matrices together: beyond what caches hold
 _MANY = 256  # tokens of a prompt
 _REPETITIONS = 3
+_LINK_BYTES = 256 * MIB
 _PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def measure_kernels(precisions: Sequence[str], threads: int) -> dict[str, Any]:
-    """By precision: weights' bytes per second past one token, operations per second of a prompt."""
+def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: bool) -> dict[str, float]:
+    """Matrices of `shape` (outputs, inputs): weights past one token per second, operations per second of a
+    prompt; on the first GPU that torch sees or on the CPU. And bytes per second from RAM to that GPU."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    return {"speeds": {name: _measure(name) for name in precisions}}
-
-
-def _measure(precision: str) -> dict[str, float]:
+    if gpu and not torch.cuda.is_available():
+        raise EngineError(f"torch {torch.__version__} cannot use a GPU here; install its build for CUDA")
+    device = torch.device("cuda" if gpu else "cpu")
+    outputs, inputs = shape
+    count = max(1, _ELEMENTS // (outputs * inputs))
+    layers = [_layer(precision, outputs, inputs, device) for _ in range(count)]
     dtype = _PLAIN.get(precision, torch.bfloat16)
-    layers = [_layer(precision) for _ in range(_LAYERS)]
-    one, many = (torch.randn(tokens, _INPUTS).to(dtype) for tokens in (1, _MANY))
-    elements = _LAYERS * _INPUTS * _OUTPUTS
-    seconds = _seconds(layers, one)
+    one, many = (torch.randn(tokens, inputs).to(device, dtype) for tokens in (1, _MANY))
+    elements = count * outputs * inputs
     return {
-        "elements_per_second": elements / seconds,
+        "elements_per_second": elements / _seconds(layers, one),
         "operations_per_second": 2 * elements * _MANY / _seconds(layers, many),
+        "link_bytes_per_second": _link_speed(device) if gpu else 0.0,
     }
 
 
-def _layer(precision: str) -> Any:
-    weight = torch.randn(_OUTPUTS, _INPUTS) / _INPUTS**0.5
+def _layer(precision: str, outputs: int, inputs: int, device: torch.device) -> Any:
+    weight = torch.randn(outputs, inputs) / inputs**0.5
     if precision in _PLAIN:
-        plain = torch.nn.Linear(_INPUTS, _OUTPUTS, bias=False)
+        plain = torch.nn.Linear(inputs, outputs, bias=False)
         plain.weight = torch.nn.Parameter(weight.to(_PLAIN[precision]), requires_grad=False)
-        return plain
+        return plain.to(device)
     weight = weight.to(torch.bfloat16)
     if precision == "int8":
         layer = bitsandbytes.nn.Linear8bitLt(
-            _INPUTS, _OUTPUTS, bias=False, has_fp16_weights=False, threshold=6.0
+            inputs, outputs, bias=False, has_fp16_weights=False, threshold=6.0
         )
         layer.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
-        return layer.to("cpu").eval()  # which quantizes
+        return layer.to(device).eval()  # which quantizes
     layer = bitsandbytes.nn.Linear4bit(
-        _INPUTS, _OUTPUTS, bias=False, compute_dtype=torch.bfloat16, quant_type=precision
+        inputs, outputs, bias=False, compute_dtype=torch.bfloat16, quant_type=precision
     )
     layer.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type=precision)
-    return layer.to("cpu").eval()
+    return layer.to(device).eval()
+
+
+def _link_speed(device: torch.device) -> float:
+    block = torch.ones(_LINK_BYTES, dtype=torch.uint8)
+    return _LINK_BYTES / _seconds([lambda one: one.to(device)], block)
 
 
 def _seconds(layers: Sequence[Callable[[torch.Tensor], Any]], states: torch.Tensor) -> float:
@@ -65,5 +75,7 @@ def _seconds(layers: Sequence[Callable[[torch.Tensor], Any]], states: torch.Tens
         started = time.perf_counter()
         for layer in layers:
             layer(states)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return median(times[1:])

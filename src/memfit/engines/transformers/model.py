@@ -51,6 +51,9 @@ class Model:
             EngineError: transformers refuses the model.
         """
         torch.set_num_threads(parameters.threads)
+        for index, limit in enumerate(parameters.gpu_limits):
+            whole = torch.cuda.get_device_properties(index).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), index)
         torch.set_grad_enabled(False)
         self.parameters = parameters
         self._stopped = threading.Event()
@@ -76,7 +79,8 @@ class Model:
         checkpoint = find_weights(parameters.folder / "config.json")
         if checkpoint is None:
             raise ModelError(f"there are no safetensors in {parameters.folder}")
-        device_map = dict(parameters.device_map)
+        indexes = {f"gpu{number}": index for index, number in enumerate(parameters.gpus)}  # torch's
+        device_map = {module: indexes.get(place, place) for module, place in parameters.device_map}
         streams = "disk" in device_map.values()
         model, found = _model_class(config, parameters).from_pretrained(
             None,
@@ -133,7 +137,7 @@ class Model:
         size = self.parameters.micro_batch
         with explained("the engine failed"):
             for start in range(0, len(tokens), size):
-                ids = torch.tensor([tokens[start : start + size]])
+                ids = torch.tensor([tokens[start : start + size]], device=self.model.device)
                 self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
     def keep(self, tokens: Sequence[int]) -> int:
@@ -181,16 +185,14 @@ class Model:
 
     def bytes_by_dtype(self) -> dict[str, int]:
         """All tensors that the model holds in memory: parameters, quantization state, buffers."""
-        found: dict[int, tuple[str, int]] = {}
+        found: dict[tuple[str, int], tuple[str, int]] = {}
 
         def add(value: object) -> None:
             if isinstance(value, torch.Tensor):
                 if value.device.type != "meta":
-                    known = found.get(value.data_ptr(), ("", 0))[1]
-                    found[value.data_ptr()] = (
-                        str(value.dtype).removeprefix("torch."),
-                        max(known, value.nbytes),
-                    )
+                    place = str(value.device), value.data_ptr()
+                    known = found.get(place, ("", 0))[1]
+                    found[place] = (str(value.dtype).removeprefix("torch."), max(known, value.nbytes))
             elif hasattr(value, "absmax"):  # bitsandbytes' QuantState, which may hold another
                 for inner in vars(value).values():
                     add(inner)
@@ -205,6 +207,10 @@ class Model:
         for dtype, size in found.values():
             sums[dtype] = sums.get(dtype, 0) + size
         return sums
+
+    def gpu_bytes(self) -> list[int]:
+        """What torch's allocator has taken at most, by GPU."""
+        return [torch.cuda.max_memory_reserved(index) for index in range(len(self.parameters.gpus))]
 
     def reported_bytes(self) -> int:
         """What transformers itself says: without the quantization state."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from memfit.engines.transformers.calibrate import Calibration
 from memfit.engines.transformers.gguf_files import find_checkpoint_of
-from memfit.errors import ModelError, UsageError
+from memfit.errors import EngineError, ModelError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
+from memfit.hardware.machine import Gpu, Machine
 from memfit.headers.find import find_file, find_weights
 from memfit.headers.hf_config import HfConfig, read_config
 from memfit.headers.hf_shapes import model_from_checkpoint
@@ -19,7 +20,7 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.headers.remote.stand_in import is_stand_in
 from memfit.memory.checkpoint import TransformersParameters, converting_peak_bytes, plain_type
 from memfit.memory.process import process_memory
-from memfit.planner.checkpoint import LOAD_IN, TransformersPlan, plan_checkpoint, require_sense
+from memfit.planner.checkpoint import LOAD_IN, Runtime, TransformersPlan, plan_checkpoint, require_sense
 from memfit.planner.planner import thread_count
 from memfit.planner.request import Budget, Workload
 from memfit.planner.streaming import ASSUMED_DISK
@@ -75,19 +76,39 @@ def plan_for_transformers(
     require_sense(parameters, workload)
     spec = spec or spec_of_checkpoint(model, config, weights, checkpoint)
     remote = any(map(is_stand_in, spec.paths))
-    runtime = Calibration(say).runtime(
-        parameters,
-        here.cpu,
-        disk_bytes_per_second=ASSUMED_DISK[0]
-        if remote
-        else measure_file(max(spec.paths, key=lambda one: one.stat().st_size))[0],
-        count_parent=count_parent,
-    )
+    disk = ASSUMED_DISK[0] if remote else measure_file(max(spec.paths, key=lambda one: one.stat().st_size))[0]
+    calibration = Calibration(say)
+
+    def runtime(gpus: Sequence[tuple[Gpu, int]]) -> Runtime:
+        return calibration.runtime(
+            parameters,
+            config,
+            here.cpu,
+            gpus=gpus,
+            disk_bytes_per_second=disk,
+            count_parent=count_parent,
+        )
+
+    runtimes = [runtime(())]
+    if gpus := _gpus(here, budget):
+        try:
+            runtimes.insert(0, runtime(gpus))
+        except EngineError as error:  # a torch without CUDA
+            if budget.vram is not None:
+                raise
+            say(f"GPUs are not used: {error}")
     if gguf and not gguf.is_whole:
         needs = converting_peak_bytes(spec.tensors, 4 if parameters.plain_type == "fp32" else 2)
         parent = process_memory().anonymous_bytes if count_parent else 0
-        runtime = replace(runtime, converting_bytes=parent + gguf.reading_bytes + needs)
-    return plan_checkpoint(spec, checkpoint, parameters, here, budget, workload, runtime)
+        converting = parent + gguf.reading_bytes + needs
+        runtimes = [replace(one, converting_bytes=converting) for one in runtimes]
+    return plan_checkpoint(spec, checkpoint, parameters, here, budget, workload, runtimes)
+
+
+def _gpus(machine: Machine, budget: Budget) -> list[tuple[Gpu, int]]:
+    """Those that may be used, with their budgets."""
+    budgets = [(gpu, budget.gpu_bytes(gpu.index, gpu.free_bytes)) for gpu in machine.gpus]
+    return [(gpu, size) for gpu, size in budgets if size]
 
 
 def _one_file(spec: ModelSpec) -> ModelSpec:

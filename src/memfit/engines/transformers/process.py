@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from memfit.engines.client import WorkerProcess
 
 __all__ = ["TransformersWorker"]
@@ -10,8 +12,13 @@ __all__ = ["TransformersWorker"]
 class TransformersWorker(WorkerProcess):
     """It never uses a network: what it needs lies in the model's folder."""
 
-    def __init__(self, *, load_in: str, threads: int, verbose: bool = False) -> None:
+    def __init__(
+        self, *, load_in: str, threads: int, gpus: Sequence[int] = (), verbose: bool = False
+    ) -> None:
+        """`gpus` by NVML's numbers; torch sees these alone, in this order."""
         environment = {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML numbers them
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",  # its threads would wait beside torch's

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from memfit.engines.transformers.gguf_files import convert
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder
+from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.planner.checkpoint import TransformersPlan
 
 __all__ = ["TransformersSession"]
@@ -47,16 +48,21 @@ class TransformersSession(WorkerSession):
             self.require_loadable(plan)
             plan, self._earlier_peak_bytes = convert(plan, count_parent=count_parent)
         parameters = plan.parameters
+        self._numbers = parameters.gpus
         with contextlib.ExitStack() as opened:
             self._folder = opened.enter_context(_offload_folder(plan.offloaded_bytes))
             super().__init__(
                 plan,
                 lambda: TransformersWorker(
-                    load_in=parameters.load_in, threads=parameters.threads, verbose=verbose
+                    load_in=parameters.load_in,
+                    threads=parameters.threads,
+                    gpus=parameters.gpus,
+                    verbose=verbose,
                 ),
                 count_parent=count_parent,
                 hard_cap=hard_cap,
                 on_progress=on_progress,
+                gpu_bytes=gpu_bytes_of if parameters.gpus else None,
             )
             self._opened.push(opened.pop_all())
 
@@ -76,6 +82,14 @@ class TransformersSession(WorkerSession):
                 loading_predicted_bytes=self.plan.loading_bytes,
             )
         )
+
+    def _device_peaks(self) -> Mapping[str, int | None]:
+        return {f"gpu{number}": self._meter.gpu_peak_bytes(f"gpu{number}") for number in self._numbers}
+
+    @property
+    def torch_gpu_bytes(self) -> list[int]:
+        """What torch's allocator has taken at most, by GPU; the driver's context is not in it."""
+        return list(self._ask("model_bytes")["gpu_bytes"])
 
     @property
     def loaded_bytes(self) -> int:
