@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,3 +277,28 @@ def test_a_planned_cache_is_upstreams_own_beyond_a_sliding_window() -> None:
             assert at == 90
             theirs = cache_utils.DynamicCache(config=config)
             ours.reset()
+
+
+def test_a_gguf_file_becomes_a_checkpoint_at_its_first_run(demo: str, tmp_path: Path) -> None:
+    path = tmp_path / "copy.gguf"
+    shutil.copyfile(demo, path)
+    settings: dict[str, Any] = {"engine": "transformers", "load_in": "bf16", "workload": _WORKLOAD}
+    planned = plan(str(path), **settings)
+    place = planned.parameters.folder.parent
+    try:
+        assert planned.parameters.gguf == path and any("becomes a checkpoint" in why for why in planned.why)
+        assert planned.spec.quantization == "Q4_1" and planned.ram.weights_bytes > 2 * 134e6
+        small = plan(str(path), budget=Budget(ram=planned.loading_bytes - 50 * MIB), **settings)
+        with pytest.raises(DoesNotFitError):
+            load(small)
+        exact = plan(str(path), budget=Budget(ram=planned.ram.total_bytes), **settings)
+        with load(exact) as session:
+            text = session.generate("The capital of France is", _GREEDY).text
+            report = session.report()
+        assert "Paris" in text and report.within_budget and report.model is not None
+        assert report.model.loading_bytes == pytest.approx(planned.loading_bytes, rel=0.06)
+        again = plan(str(path), **settings)
+        assert again.parameters.gguf is None and again.loading_bytes < planned.loading_bytes
+        assert sorted(one.name for one in place.iterdir()) == ["planned", "whole"]
+    finally:
+        shutil.rmtree(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from memfit.memory.checkpoint import (
     planned_kv_bytes,
     refused_layer,
 )
-from memfit.planner.checkpoint import Runtime, TransformersPlan, plan_checkpoint
+from memfit.planner.checkpoint import GpuRuntime, Runtime, TransformersPlan, plan_checkpoint
+from memfit.planner.layers import LayerCosts, counts_on_gpus, device_map, place_of
 from memfit.planner.request import Budget, Workload
 from memfit.units import MIB
 
@@ -59,7 +61,13 @@ def _model(folder: Path, **changes: Any) -> HfModel:
 
 
 def _plan(
-    model: HfModel, *, ram: int, load_in: str = "fp32", disk: bool = True, context: int = 256
+    model: HfModel,
+    *,
+    ram: int,
+    load_in: str = "fp32",
+    disk: bool = True,
+    context: int = 256,
+    runtimes: Sequence[Runtime] = (_RUNTIME,),
 ) -> TransformersPlan:
     spec = ModelSpec(
         source="folder",
@@ -85,7 +93,7 @@ def _plan(
         threads=2,
     )
     budget, workload = Budget(ram=ram, disk=disk), Workload(context=context)
-    return plan_checkpoint(spec, model, parameters, make_machine(), budget, workload, [_RUNTIME])
+    return plan_checkpoint(spec, model, parameters, make_machine(), budget, workload, runtimes)
 
 
 def test_bytes_of_a_resident_checkpoint(tmp_path: Path) -> None:
@@ -164,3 +172,85 @@ def test_parameters_survive_being_json() -> None:
     )
     assert TransformersParameters.from_json(json.loads(json.dumps(one.to_json()))) == one
     assert one.precision == "nf4-dq" and replace(one, double_quant=False).precision == "nf4"
+
+
+# -- GPUs ------------------------------------------------------------------------------------------
+
+
+def _with_gpus(*limits: int, faster: float = 10.0) -> Runtime:
+    """GPUs on which running takes 50 MiB, and all else is so much faster."""
+    gpus = tuple(
+        GpuRuntime(number=number, budget_bytes=limit, limit_bytes=limit, process_bytes=50 * MIB)
+        for number, limit in enumerate(limits)
+    )
+    return replace(
+        _RUNTIME,
+        gpus=gpus,
+        packs_4bit=False,
+        elements_per_second={"fp32": 1e9 * faster, "bf16": 2e9 * faster, "nf4": 2e9 * faster},
+        operations_per_second={"fp32": 1e11 * faster, "bf16": 2e11 * faster, "nf4": 1e11 * faster},
+        link_bytes_per_second=1e10,
+    )
+
+
+def test_layers_on_two_gpus_counted_by_hand() -> None:
+    costs = LayerCosts(layers=[10] * 8, kv=[1] * 8, shared=5, passes=2, ring=3)
+    assert counts_on_gpus(costs, [95]) == [8]  # 7 + 8 x 11
+    assert counts_on_gpus(costs, [94]) == [7]  # 7 + 7 x 11 + the last one's KV cache and its ring
+    assert counts_on_gpus(costs, [87]) == [6]  # 7 + 6 x 11 + 2 x 1 + 3 is 78; with 7 it is 88
+    assert counts_on_gpus(costs, [40, 58]) == [3, 5]
+    assert counts_on_gpus(costs, [40, 35]) == [2, 3]
+    assert counts_on_gpus(costs, [0]) == [0]
+
+
+def test_a_device_map_names_every_module_once(tmp_path: Path) -> None:
+    model = _model(tmp_path)
+    layers = list(layer_bytes(model, "bf16"))
+    assert device_map(model, layers, [("gpu0", 11), ("cpu", 0), ("disk", 0)]) == (("", "gpu0"),)
+    assert device_map(model, layers, [("cpu", 11), ("disk", 0)]) == (("", "cpu"),)
+    places = dict(device_map(model, layers, [("gpu0", 4), ("gpu3", 3), ("cpu", 3), ("disk", 1)]))
+    assert [places[name] for name in layers] == ["gpu0"] * 4 + ["gpu3"] * 3 + ["cpu"] * 3 + ["disk"]
+    assert places["model.embed_tokens"] == places["model.norm"] == places["lm_head"] == "gpu0"
+    for one in model.parameters:
+        assert place_of(one.name, places) in ("gpu0", "gpu3", "cpu", "disk")
+    assert not any(a != b and a.startswith(f"{b}.") for a in places for b in places)
+
+
+def test_all_of_it_on_a_gpu_that_holds_it(tmp_path: Path) -> None:
+    model = _model(tmp_path)
+    plan = _plan(model, ram=200 * MIB, load_in="nf4", runtimes=[_with_gpus(200 * MIB), _RUNTIME])
+    vram, ram = plan.tiers
+    assert plan.fits and dict(plan.parameters.device_map) == {"": "gpu0"}
+    assert (vram.name, vram.weights_bytes) == ("gpu0", plan.row.resident_bytes)
+    assert (ram.weights_bytes, ram.kv_cache_bytes) == (0, 0)
+    assert plan.parameters.gpus == (0,) and plan.parameters.gpu_limits == (150 * MIB,)
+
+
+def test_what_a_gpu_does_not_hold_lies_in_ram_and_its_kv_cache_does_not(tmp_path: Path) -> None:
+    model = _model(tmp_path, intermediate_size=64 * 1024)
+    whole = sum(layer_bytes(model, "fp32").values())
+    short = [_with_gpus(50 * MIB + whole // 2 + 200 * MIB), _RUNTIME]
+    plan = _plan(model, ram=1000 * MIB, runtimes=short)
+    vram, ram = plan.tiers
+    assert plan.fits and 0 < ram.weights_bytes < whole and plan.streamed_bytes == 0
+    assert vram.weights_bytes + ram.weights_bytes == plan.row.resident_bytes
+    assert ram.kv_cache_bytes == 0 and vram.kv_cache_bytes == 11 * 2 * 256 * 32 * 4
+    assert vram.total_bytes + 48 * MIB + vram.kv_cache_bytes > vram.limit_bytes - 2 * whole // 11
+    assert any("sent to gpu0 for every pass" in why for why in plan.why)
+    less = _plan(model, ram=200 * MIB, runtimes=short)
+    assert less.fits and less.streamed_bytes > 0 and less.tiers[0].total_bytes <= less.tiers[0].limit_bytes
+
+
+def test_a_gpu_that_is_no_faster_or_too_small_is_not_used(tmp_path: Path) -> None:
+    model = _model(tmp_path)
+    slow = _plan(model, ram=200 * MIB, runtimes=[_with_gpus(200 * MIB, faster=0.1), _RUNTIME])
+    assert slow.parameters.gpus == () and slow.fits
+    small = _plan(model, ram=200 * MIB, load_in="fp32", runtimes=[_with_gpus(51 * MIB), _RUNTIME])
+    assert small.parameters.gpus == () and small.fits
+
+
+def test_a_quantized_model_is_not_split_between_a_gpu_and_ram(tmp_path: Path) -> None:
+    model = _model(tmp_path, intermediate_size=64 * 1024)
+    runtime = replace(_with_gpus(100 * MIB), operations_per_second={"nf4": 1e12, "bf16": 1e12})
+    plan = _plan(model, ram=4000 * MIB, load_in="nf4", runtimes=[runtime])
+    assert not plan.fits and set(dict(plan.parameters.device_map).values()) == {"gpu0"}

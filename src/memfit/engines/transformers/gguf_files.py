@@ -84,6 +84,9 @@ def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[Transformers
         _fresh(place / _WHOLE) as folder,
         TransformersWorker(load_in=parameters.plain_type, threads=parameters.threads) as worker,
     ):
+        for path in parameters.folder.iterdir():  # the tokenizer
+            if path not in parameters.paths and path.name != _ABOUT:
+                shutil.copy(path, folder)
         meter = Meter(
             worker.pid,
             count_parent=count_parent,

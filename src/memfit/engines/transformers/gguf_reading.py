@@ -43,7 +43,7 @@ def describe_gguf(file: str, folder: str, dtype: str) -> dict[str, Any]:
 
 
 def convert_gguf(file: str, folder: str, dtype: str) -> dict[str, Any]:
-    """Write the checkpoint with its weights."""
+    """Write the weights, and the config that goes with them."""
     with explained(f"transformers cannot read {file}"):
         where = _named(file)
         whole = transformers.GgufConfig(dequantize=True)
@@ -51,7 +51,6 @@ def convert_gguf(file: str, folder: str, dtype: str) -> dict[str, Any]:
             **where, quantization_config=whole, dtype=_DTYPES[dtype]
         )
         model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     return {}
 
 
