@@ -94,9 +94,10 @@ def _examine(here: _Here) -> dict[str, Check]:
 def test_a_complete_installation(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:
     _pretend_kernels(monkeypatch, "avx", "avx2", "fma")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: SimpleNamespace())
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0+cu130")
     checks = _examine(here)
     assert list(checks) == [
-        *("Python", "engine", "kernels", "RPC devices", "GPU", "demo model", "memory", "disk")
+        *("Python", "engine", "kernels", "RPC devices", "GPU", "checkpoints", "demo model", "memory", "disk")
     ]
     assert all(check.ok and check.fix is None for check in checks.values())
 
@@ -255,6 +256,22 @@ def test_exit_code_0_although_something_optional_is_missing(
         "fix": doctor._REBUILD,
         "required": False,
     }
+
+
+def test_what_checkpoints_lack(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "2.13.0+cpu")
+    assert doctor._checkpoints(here).ok
+    check = doctor._checkpoints(replace(here, machine=replace(_MACHINE, gpus=(_GPU,))))
+    assert not check.ok and "cannot use the GPU" in check.detail
+
+    def version(name: str) -> str:
+        if name == "bitsandbytes":
+            raise importlib.metadata.PackageNotFoundError
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    check = doctor._checkpoints(here)
+    assert not check.ok and "need bitsandbytes" in check.detail and not check.required
 
 
 def test_exit_code_5_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:

