@@ -302,3 +302,18 @@ def test_a_gguf_file_becomes_a_checkpoint_at_its_first_run(demo: str, tmp_path: 
         assert sorted(one.name for one in place.iterdir()) == ["planned", "whole"]
     finally:
         shutil.rmtree(place)
+
+
+def test_what_streams_and_what_lies_in_ram_beside_a_gpu_come_by_name(llama: Path) -> None:
+    torch, safetensors = importlib.import_module("torch"), importlib.import_module("safetensors.torch")
+    streamed_weights = importlib.import_module("memfit.engines.transformers.offloading").StreamedWeights
+    path = sorted(llama.glob("*.safetensors"))[0]
+    whole = safetensors.load_file(path)
+    kept, *rest = sorted(whole)
+    index = {name: {"safetensors_file": str(path), "weight_name": name} for name in rest}
+    found = streamed_weights(index, {kept: whole[kept]})
+    assert sorted(found) == sorted(whole) and len(found) == len(whole)
+    for _ in range(2):  # the second time what comes next is known
+        assert all(torch.equal(found[name], whole[name]) for name in [*rest, kept])
+    with pytest.raises(KeyError):
+        found["absent"]

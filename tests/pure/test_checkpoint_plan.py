@@ -194,7 +194,7 @@ def _with_gpus(*limits: int, faster: float = 10.0) -> Runtime:
 
 
 def test_layers_on_two_gpus_counted_by_hand() -> None:
-    costs = LayerCosts(layers=[10] * 8, kv=[1] * 8, shared=5, passes=2, ring=3)
+    costs = LayerCosts(layers=[10] * 8, kv=[1] * 8, shared=5, passes=2, loading=0, ring=3)
     assert counts_on_gpus(costs, [95]) == [8]  # 7 + 8 x 11
     assert counts_on_gpus(costs, [94]) == [7]  # 7 + 7 x 11 + the last one's KV cache and its ring
     assert counts_on_gpus(costs, [87]) == [6]  # 7 + 6 x 11 + 2 x 1 + 3 is 78; with 7 it is 88

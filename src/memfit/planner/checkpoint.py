@@ -38,6 +38,8 @@ _QUANTIZED = ("int8", "nf4", "fp4")
 _MICRO_BATCHES = (512, 256, 128, 64, 32)
 _INT8_MICRO_BATCH = 128  # no faster above, and memory grows with it
 _DEFAULT_CONTEXT = 4096
+# On a GPU: what torch's allocator rounds up, and the work space of cuBLAS, which may be 32 MiB. Assumed.
+_UNUSED_BYTES = 64 * MIB
 _SPREAD = 0.5  # of predicted speeds, either side
 
 
@@ -56,7 +58,7 @@ class GpuRuntime:
 
     @property
     def room_bytes(self) -> int:
-        return self.limit_bytes - self.process_bytes
+        return self.limit_bytes - self.process_bytes - _UNUSED_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +163,10 @@ class _Search:
         workload: Workload,
         runtime: Runtime,
     ) -> None:
-        self._spec, self._model, self._runtime, self._workload = spec, model, runtime, workload
+        # The roomiest GPU first: it has what is no layer, too.
+        gpus = tuple(sorted(runtime.gpus, key=lambda gpu: -gpu.room_bytes))
+        self._spec, self._model, self._workload = spec, model, workload
+        self._runtime = replace(runtime, gpus=gpus)
         self._budget_bytes = budget.ram_bytes(machine.ram)
         self._limit_bytes = min(self._budget_bytes, machine.ram.available_bytes)
         self._may_stream = budget.disk
@@ -224,20 +229,23 @@ class _Search:
                 kv=self._kv_of_layers(parameters),
                 shared=precision_row(model, parameters.precision, 1).resident_bytes - sum(layers.values()),
                 passes=self._pass_bytes(parameters),
-                ring=self._largest_matrix(parameters),
+                loading=precision_row(model, parameters.precision, 1).loading_extra_bytes["cuda"],
+                ring=self._largest_module(parameters),
             )
             counts = counts_on_gpus(costs, [gpu.room_bytes for gpu in gpus])
             if parameters.load_in in _QUANTIZED:  # all of it on GPUs, or nothing
                 counts[-1] += len(layers) - sum(counts)
         names = [gpu.name for gpu in gpus]
+        # The first has what is no layer; another one without layers is not touched.
+        used = [gpu for gpu, layers_on in zip(gpus, counts, strict=True) if layers_on or gpu is gpus[0]]
         rest = len(layers) - sum(counts)
         on_disk = min(count, rest)
         places = [*zip(names, counts, strict=True), ("cpu", rest - on_disk), ("disk", on_disk)]
         return replace(
             parameters,
             device_map=device_map(model, list(layers), places),
-            gpus=tuple(gpu.number for gpu in gpus),
-            gpu_limits=tuple(gpu.room_bytes for gpu in gpus),
+            gpus=tuple(gpu.number for gpu in used),
+            gpu_limits=tuple(gpu.limit_bytes - gpu.process_bytes for gpu in used),
         )
 
     def _kv_of_layers(self, parameters: TransformersParameters) -> list[int]:
@@ -254,10 +262,13 @@ class _Search:
             packs=self._runtime.packs_4bit,
         )
 
-    def _largest_matrix(self, parameters: TransformersParameters) -> int:
-        element = _element_bytes(parameters)
-        matrices = [one for one in self._model.parameters if one.kind in ("linear", "experts")]
-        return max((one.elements * element for one in matrices), default=0)
+    def _largest_module(self, parameters: TransformersParameters) -> int:
+        """Bytes of the matrices that are computed with at once: one, or all that merged experts have."""
+        modules: Counter[str] = Counter()
+        for one in self._model.parameters:
+            if one.kind in ("linear", "experts"):
+                modules[one.name.rpartition(".")[0]] += one.elements * _element_bytes(parameters)
+        return max(modules.values(), default=0)
 
     def _plan(self, parameters: TransformersParameters) -> TransformersPlan:
         model, runtime = self._model, self._runtime
@@ -277,7 +288,7 @@ class _Search:
         disk = weights["disk"]
         streamed = [module for module, place in parameters.device_map if place == "disk"]
         # A matrix that is computed with, and what is read ahead of it.
-        ring = 2 * self._largest_matrix(parameters) if streamed else 0
+        ring = 2 * self._largest_module(parameters) if streamed else 0
         passes = self._pass_bytes(parameters)
         needed = loading_peak_bytes(model, parameters.precision, streamed)
         if runtime.gpus:  # what goes there is in RAM only on its way
@@ -308,12 +319,13 @@ class _Search:
                 weights_bytes=weights[gpu.name],
                 kv_cache_bytes=kv_cache[gpu.name],
                 compute_bytes=max(
-                    passes + (self._largest_matrix(parameters) if sent and gpu.name == main else 0),
+                    passes + (self._largest_module(parameters) if sent and gpu.name == main else 0),
                     row.loading_extra_bytes["cuda"],
                 ),
-                overhead_bytes=gpu.process_bytes,
+                overhead_bytes=gpu.process_bytes + _UNUSED_BYTES,
             )
             for gpu in runtime.gpus
+            if gpu.number in parameters.gpus
         ]
         plan = TransformersPlan(
             spec=self._spec,

@@ -23,6 +23,7 @@ class LayerCosts:
     kv: Sequence[int]  # KV cache of each
     shared: int  # weights that are no layer's
     passes: int  # what a pass needs beside them
+    loading: int  # what loading needs beside them
     ring: int  # what a layer that lies elsewhere brings with it while it is computed
 
 
@@ -30,18 +31,17 @@ def counts_on_gpus(costs: LayerCosts, rooms: Sequence[int]) -> list[int]:
     """How many layers go to each GPU, whose `rooms` are bytes less what running there takes."""
     total = len(costs.layers)
     largest = max(costs.layers) + max(costs.kv)
-    later = [max(0, room - costs.passes) // largest for room in rooms[1:]]
-    fixed = costs.shared + costs.passes
+    later = [max(0, room - max(costs.passes, costs.loading)) // largest for room in rooms[1:]]
 
     def needs(first: int) -> int:
         """Of the first GPU, with so many layers."""
         elsewhere = max(0, total - first - sum(later))  # neither here nor on another GPU
         return (
-            fixed
+            costs.shared
             + sum(costs.layers[:first])
             + sum(costs.kv[:first])
             + sum(costs.kv[total - elsewhere :])
-            + (costs.ring if elsewhere else 0)
+            + max(costs.passes + (costs.ring if elsewhere else 0), costs.loading)
         )
 
     first = next((count for count in range(total, -1, -1) if needs(count) <= rooms[0]), 0)
@@ -67,6 +67,8 @@ def device_map(
     for one in model.parameters:
         if not any(one.name.startswith(f"{name}.") for name in layers):
             modules[one.name.rpartition(".")[0]] = main
+    base = layers[0].rpartition(".layers.")[0]
+    modules[f"{base}.rotary_emb"] = main  # which has no parameter, only a table
     modules.setdefault("lm_head", main)  # a tied one is no parameter of its own
     return tuple(modules.items())
 

@@ -88,7 +88,7 @@ class Calibration:
         versions = [_version(name) for name in (*_LIBRARIES, _QUANTIZING)]
         key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), *versions])
         values = read_cached(self._path, key)
-        where = f"on {gpus[0][0].name}" if gpus else f"{parameters.threads} threads"
+        where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{parameters.threads} threads"
         shape = tuple(-(-size // 64) * 64 for size in (config.intermediate_size, config.hidden_size))
         speeds = {
             name: self._kept(

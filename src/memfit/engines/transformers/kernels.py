@@ -31,7 +31,7 @@ def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: b
         raise EngineError(f"torch {torch.__version__} cannot use a GPU here; install its build for CUDA")
     device = torch.device("cuda" if gpu else "cpu")
     outputs, inputs = shape
-    count = max(1, _ELEMENTS // (outputs * inputs))
+    count = max(1, _ELEMENTS * (4 if gpu else 1) // (outputs * inputs))  # a GPU's caches are larger
     layers = [_layer(precision, outputs, inputs, device) for _ in range(count)]
     dtype = _PLAIN.get(precision, torch.bfloat16)
     one, many = (torch.randn(tokens, inputs).to(device, dtype) for tokens in (1, _MANY))
@@ -65,7 +65,12 @@ def _layer(precision: str, outputs: int, inputs: int, device: torch.device) -> A
 
 def _link_speed(device: torch.device) -> float:
     block = torch.ones(_LINK_BYTES, dtype=torch.uint8)
-    return _LINK_BYTES / _seconds([lambda one: one.to(device)], block)
+
+    def send(one: torch.Tensor) -> None:
+        torch.cuda.empty_cache()  # as accelerate does behind each tensor that it sends
+        one.to(device)
+
+    return _LINK_BYTES / _seconds([send], block)
 
 
 def _seconds(layers: Sequence[Callable[[torch.Tensor], Any]], states: torch.Tensor) -> float:

@@ -54,6 +54,8 @@ class Model:
         for index, limit in enumerate(parameters.gpu_limits):
             whole = torch.cuda.get_device_properties(index).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), index)
+        if parameters.gpus:
+            torch.cuda.set_device(0)  # setting a limit makes its GPU the current one
         torch.set_grad_enabled(False)
         self.parameters = parameters
         self._stopped = threading.Event()
@@ -98,6 +100,8 @@ class Model:
                 f"config.json and the weights of {parameters.folder} disagree: {len(missing)} tensors are "
                 f"missing or of another shape, {missing[0]} among them"
             )
+        # For decoding on a GPU it would take copies of the experts that each token chooses.
+        model._optimize_model_for_decode = contextlib.nullcontext
         return model.eval()
 
     def _before_each(
@@ -207,6 +211,11 @@ class Model:
         for dtype, size in found.values():
             sums[dtype] = sums.get(dtype, 0) + size
         return sums
+
+    def wait(self) -> None:
+        """For what GPUs have not computed yet."""
+        for index in range(len(self.parameters.gpus)):
+            torch.cuda.synchronize(index)
 
     def gpu_bytes(self) -> list[int]:
         """What torch's allocator has taken at most, by GPU."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,18 @@ def stream_offloaded(model: torch.nn.Module) -> None:
             continue
         # One loader behind all hooks, each with the prefix of its module's name.
         loader = weights.dataset
-        if not isinstance(loader, StreamedWeights):
-            found = found or StreamedWeights(loader.index)
+        if loader.index and not isinstance(loader, StreamedWeights):
+            if found is None:
+                found = StreamedWeights(loader.index, loader.state_dict)
             weights.dataset = found
 
 
 class StreamedWeights(Mapping[str, torch.Tensor]):
     """Tensors by name, each read anew when it is asked for, and those that came next last time beside it."""
 
-    def __init__(self, index: Mapping[str, Mapping[str, Any]]) -> None:
-        """`index` is accelerate's: name → file, and name in the file."""
+    def __init__(self, index: Mapping[str, Mapping[str, Any]], in_ram: Mapping[str, torch.Tensor]) -> None:
+        """`index` is accelerate's: name → file, and name in the file. `in_ram` lies there beside GPUs."""
+        self._in_ram = in_ram
         self._tensors: dict[str, tuple[DirectFile, SafetensorsTensor]] = {}
         paths = []
         for name, place in index.items():
@@ -60,7 +63,7 @@ class StreamedWeights(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         """Raises StreamError where it cannot be read."""
         if name not in self._tensors:
-            raise KeyError(name)
+            return self._in_ram[name]
         if self._last is not None:
             self._next[self._last] = name
         self._last = name
@@ -73,10 +76,10 @@ class StreamedWeights(Mapping[str, torch.Tensor]):
         return future.result()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return chain(self._tensors, self._in_ram)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._tensors) + len(self._in_ram)
 
     def _read(self, name: str) -> torch.Tensor:
         return read_tensor(*self._tensors[name])

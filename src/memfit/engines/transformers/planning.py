@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -107,8 +108,14 @@ def plan_for_transformers(
 
 def _gpus(machine: Machine, budget: Budget) -> list[tuple[Gpu, int]]:
     """Those that may be used, with their budgets."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and not all(one.isdigit() for one in visible.split(",") if one):
+        raise UsageError(
+            f"CUDA_VISIBLE_DEVICES is {visible!r}; memfit understands numbers, as nvidia-smi has them"
+        )
     budgets = [(gpu, budget.gpu_bytes(gpu.index, gpu.free_bytes)) for gpu in machine.gpus]
-    return [(gpu, size) for gpu, size in budgets if size]
+    allowed = None if visible is None else {int(one) for one in visible.split(",") if one}
+    return [(gpu, size) for gpu, size in budgets if size and (allowed is None or gpu.index in allowed)]
 
 
 def _one_file(spec: ModelSpec) -> ModelSpec:

@@ -19,6 +19,7 @@ class TransformersWorker(WorkerProcess):
         environment = {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML numbers them
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # no whole segments for a part of one
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",  # its threads would wait beside torch's

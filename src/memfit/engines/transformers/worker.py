@@ -148,9 +148,11 @@ class Worker:
 
 
 def _seconds(model: Model, passes: Sequence[Sequence[int]]) -> float:
+    model.wait()
     started = time.monotonic()
     for tokens in passes:
         model.decode(tokens)
+    model.wait()
     return time.monotonic() - started
 
 
