@@ -29,11 +29,12 @@ def describe_gguf(file: str, folder: str, dtype: str) -> dict[str, Any]:
     with explained(f"transformers cannot read {file}"):
         where = _named(file)
         config = transformers.AutoConfig.from_pretrained(**where)
-        config.dtype = _DTYPES[dtype]
-        config.save_pretrained(folder)
         transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=_DTYPES[dtype])
+        # As save_pretrained will write it: what is measured for one holds for the other.
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
         # In the names and pieces that save_pretrained writes.
         tensors = revert_weight_conversion(model, model.state_dict())
         for tied in model.all_tied_weights_keys:
