@@ -296,7 +296,7 @@ def test_a_gguf_file_becomes_a_checkpoint_at_its_first_run(demo: str, tmp_path: 
             text = session.generate("The capital of France is", _GREEDY).text
             report = session.report()
         assert "Paris" in text and report.within_budget and report.model is not None
-        assert report.model.loading_bytes == pytest.approx(planned.loading_bytes, rel=0.06)
+        assert report.model.loading_bytes == pytest.approx(planned.loading_bytes, rel=0.05)
         again = plan(str(path), **settings)
         assert again.parameters.gguf is None and again.loading_bytes < planned.loading_bytes
         assert sorted(one.name for one in place.iterdir()) == ["planned", "whole"]

@@ -18,9 +18,9 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.checkpoint import (
     TransformersParameters,
     layer_bytes,
+    layer_kv_bytes,
     loading_peak_bytes,
     packed_state_bytes,
-    planned_kv_bytes,
     refused_layer,
 )
 from memfit.planner.checkpoint import GpuRuntime, Runtime, TransformersPlan, plan_checkpoint
@@ -109,8 +109,8 @@ def test_bytes_of_a_resident_checkpoint(tmp_path: Path) -> None:
 def test_a_window_keeps_room_for_itself_and_a_micro_batch(tmp_path: Path) -> None:
     model = _model(tmp_path, model_type="mistral", sliding_window=100)
     config = model.config
-    assert planned_kv_bytes(config, 4096, 64, 2) == 11 * (99 + 64) * 2 * 32 * 2
-    assert planned_kv_bytes(config, 120, 64, 2) == 11 * 120 * 2 * 32 * 2
+    assert sum(layer_kv_bytes(config, 4096, 64, 2)) == 11 * (99 + 64) * 2 * 32 * 2
+    assert sum(layer_kv_bytes(config, 120, 64, 2)) == 11 * 120 * 2 * 32 * 2
 
 
 def test_layer_10_is_loaded_after_layer_2_and_the_embedding_first(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cache_folder", "read_cached", "write_cached"]
+__all__ = ["cache_folder", "read_cached", "scratch_folder", "write_cached"]
 
 
 def cache_folder() -> Path:
@@ -33,3 +35,18 @@ def write_cached(path: Path, key: str, values: dict[str, Any]) -> None:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             json.dump({"key": key, "values": values}, file)
         Path(file.name).replace(path)
+
+
+@contextlib.contextmanager
+def scratch_folder(where: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `where`, removed at the end unless it was moved; and so are those of a memfit that was
+    killed."""
+    for left in where.glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=where))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

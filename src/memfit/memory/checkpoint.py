@@ -28,7 +28,6 @@ __all__ = [
     "packed_state_bytes",
     "pass_bytes",
     "plain_type",
-    "planned_kv_bytes",
     "refused_layer",
 ]
 
@@ -102,16 +101,11 @@ def plain_type(load_in: str) -> str:
 # -- what stays ------------------------------------------------------------------------------------
 
 
-def planned_kv_bytes(config: HfConfig, context: int, micro_batch: int, element_bytes: int) -> int:
-    """Keys and values of engines/transformers/kv_cache.py: all of them from the start.
+def layer_kv_bytes(config: HfConfig, context: int, micro_batch: int, element_bytes: int) -> list[int]:
+    """Keys and values of each layer in engines/transformers/kv_cache.py: all of them from the start.
 
     A sliding layer has room for its window and the micro-batch that comes behind it.
     """
-    return sum(layer_kv_bytes(config, context, micro_batch, element_bytes))
-
-
-def layer_kv_bytes(config: HfConfig, context: int, micro_batch: int, element_bytes: int) -> list[int]:
-    """The same of each layer."""
     of_a_token = 2 * config.num_key_value_heads * config.head_dim * element_bytes
     return [
         of_a_token * (context if window is None else min(context, window - 1 + micro_batch))

@@ -224,12 +224,13 @@ class _Search:
         layers = layer_bytes(model, parameters.precision)
         counts: list[int] = []
         if gpus:
+            row = precision_row(model, parameters.precision, 1)
             costs = LayerCosts(
                 layers=list(layers.values()),
                 kv=self._kv_of_layers(parameters),
-                shared=precision_row(model, parameters.precision, 1).resident_bytes - sum(layers.values()),
+                shared=row.resident_bytes - sum(layers.values()),
                 passes=self._pass_bytes(parameters),
-                loading=precision_row(model, parameters.precision, 1).loading_extra_bytes["cuda"],
+                loading=row.loading_extra_bytes["cuda"],
                 ring=self._largest_module(parameters),
             )
             counts = counts_on_gpus(costs, [gpu.room_bytes for gpu in gpus])
@@ -288,12 +289,12 @@ class _Search:
         disk = weights["disk"]
         streamed = [module for module, place in parameters.device_map if place == "disk"]
         # A matrix that is computed with, and what is read ahead of it.
-        ring = 2 * self._largest_module(parameters) if streamed else 0
+        largest = self._largest_module(parameters)
+        ring = 2 * largest if streamed else 0
         passes = self._pass_bytes(parameters)
         needed = loading_peak_bytes(model, parameters.precision, streamed)
         if runtime.gpus:  # what goes there is in RAM only on its way
-            largest = max(one.elements for one in model.parameters)
-            needed = weights["cpu"] + 2 * 4 * largest
+            needed = weights["cpu"] + 2 * 4 * max(one.elements for one in model.parameters)
         loading = max(
             runtime.starting_bytes, runtime.converting_bytes, runtime.loading_process_bytes + needed
         )
@@ -319,7 +320,7 @@ class _Search:
                 weights_bytes=weights[gpu.name],
                 kv_cache_bytes=kv_cache[gpu.name],
                 compute_bytes=max(
-                    passes + (self._largest_module(parameters) if sent and gpu.name == main else 0),
+                    passes + (largest if sent and gpu.name == main else 0),
                     row.loading_extra_bytes["cuda"],
                 ),
                 overhead_bytes=gpu.process_bytes + _UNUSED_BYTES,
@@ -348,7 +349,7 @@ class _Search:
         """Seconds of a pass: each matrix at its precision's rate, each layer's own time, the disk's, and what
         is sent to a GPU."""
         runtime, model = self._runtime, self._model
-        plain = parameters.load_in if parameters.load_in not in _QUANTIZED else "bf16"
+        plain = parameters.plain_type
         one = many = 0.0
         tokens = min(parameters.micro_batch, self._workload.prompt_tokens)
         for each in model.parameters:

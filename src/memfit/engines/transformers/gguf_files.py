@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from memfit.engines.transformers.calibrate import require_libraries
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import DoesNotFitError, ModelError, WorkerDiedError
-from memfit.hardware.folders import cache_folder
+from memfit.hardware.folders import cache_folder, scratch_folder
 from memfit.memory.meter import Meter
 from memfit.planner.checkpoint import TransformersPlan
 from memfit.units import format_bytes
@@ -118,10 +117,10 @@ def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[Transformers
 def _fresh(place: Path) -> Iterator[Path]:
     """A folder that gets its name when it is done."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=place.parent, prefix=".new-"))
-    try:
+    with scratch_folder(place.parent, ".new-") as folder:
         yield folder
-        with contextlib.suppress(OSError):  # another memfit was first, with the same
+        try:
             folder.rename(place)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            if not place.is_dir():  # else another memfit was first, with the same
+                raise

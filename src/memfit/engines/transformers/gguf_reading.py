@@ -14,12 +14,11 @@ import torch
 import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
-from memfit.engines.transformers.model import explained
+from memfit.engines.transformers.model import DTYPES, explained
 from memfit.memory.process import process_status
 
 __all__ = ["convert_gguf", "describe_gguf"]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # in safetensors
 
 
@@ -31,7 +30,7 @@ def describe_gguf(file: str, folder: str, dtype: str) -> dict[str, Any]:
         config = transformers.AutoConfig.from_pretrained(**where)
         transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=_DTYPES[dtype])
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
         # As save_pretrained will write it: what is measured for one holds for the other.
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
@@ -49,7 +48,7 @@ def convert_gguf(file: str, folder: str, dtype: str) -> dict[str, Any]:
         where = _named(file)
         whole = transformers.GgufConfig(dequantize=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            **where, quantization_config=whole, dtype=_DTYPES[dtype]
+            **where, quantization_config=whole, dtype=DTYPES[dtype]
         )
         model.save_pretrained(folder)
     return {}

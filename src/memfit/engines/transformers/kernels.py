@@ -10,7 +10,9 @@ from typing import Any
 import bitsandbytes
 import torch
 
+from memfit.engines.transformers.model import DTYPES
 from memfit.errors import EngineError
+from memfit.memory.checkpoint import plain_type
 from memfit.units import MIB
 
 __all__ = ["measure_kernels"]
@@ -19,7 +21,6 @@ _ELEMENTS = 92_000_000  # of all matrices together: beyond what caches hold
 _MANY = 256  # tokens of a prompt
 _REPETITIONS = 3
 _LINK_BYTES = 256 * MIB
-_PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: bool) -> dict[str, float]:
@@ -33,7 +34,7 @@ def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: b
     outputs, inputs = shape
     count = max(1, _ELEMENTS * (4 if gpu else 1) // (outputs * inputs))  # a GPU's caches are larger
     layers = [_layer(precision, outputs, inputs, device) for _ in range(count)]
-    dtype = _PLAIN.get(precision, torch.bfloat16)
+    dtype = DTYPES[plain_type(precision)]
     one, many = (torch.randn(tokens, inputs).to(device, dtype) for tokens in (1, _MANY))
     elements = count * outputs * inputs
     return {
@@ -45,9 +46,9 @@ def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: b
 
 def _layer(precision: str, outputs: int, inputs: int, device: torch.device) -> Any:
     weight = torch.randn(outputs, inputs) / inputs**0.5
-    if precision in _PLAIN:
+    if precision in DTYPES:
         plain = torch.nn.Linear(inputs, outputs, bias=False)
-        plain.weight = torch.nn.Parameter(weight.to(_PLAIN[precision]), requires_grad=False)
+        plain.weight = torch.nn.Parameter(weight.to(DTYPES[precision]), requires_grad=False)
         return plain.to(device)
     weight = weight.to(torch.bfloat16)
     if precision == "int8":

@@ -22,9 +22,9 @@ from memfit.headers.safetensors import Checkpoint, SafetensorsTensor
 from memfit.memory.checkpoint import TransformersParameters
 from memfit.memory.process import process_status
 
-__all__ = ["Aborted", "Model", "explained"]
+__all__ = ["DTYPES", "Aborted", "Model", "explained"]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WARM_UP_TOKENS = 2  # a prompt, then a token: the kernels of both
 
 
@@ -88,7 +88,7 @@ class Model:
             None,
             config=config,
             state_dict=lazy_tensors(checkpoint, self._before_each(checkpoint, on_progress)),
-            dtype=_DTYPES.get(parameters.load_in, torch.bfloat16),
+            dtype=DTYPES[parameters.plain_type],
             quantization_config=_quantization(parameters),
             device_map=device_map,
             offload_folder=offload_folder if streams else None,

@@ -4,11 +4,8 @@ transformers itself says of its memory."""
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from memfit.engines.report import ModelBytes, Report
@@ -16,7 +13,7 @@ from memfit.engines.session import WorkerSession
 from memfit.engines.transformers.gguf_files import convert
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import ModelError
-from memfit.hardware.folders import cache_folder
+from memfit.hardware.folders import cache_folder, scratch_folder
 from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.planner.checkpoint import TransformersPlan
 
@@ -48,7 +45,6 @@ class TransformersSession(WorkerSession):
             self.require_loadable(plan)
             plan, self._earlier_peak_bytes = convert(plan, count_parent=count_parent)
         parameters = plan.parameters
-        self._numbers = parameters.gpus
         with contextlib.ExitStack() as opened:
             self._folder = opened.enter_context(_offload_folder(plan.offloaded_bytes))
             super().__init__(
@@ -84,7 +80,8 @@ class TransformersSession(WorkerSession):
         )
 
     def _device_peaks(self) -> Mapping[str, int | None]:
-        return {f"gpu{number}": self._meter.gpu_peak_bytes(f"gpu{number}") for number in self._numbers}
+        names = [tier.name for tier in self.plan.tiers if tier.kind == "vram"]
+        return {name: self._meter.gpu_peak_bytes(name) for name in names}
 
     @property
     def torch_gpu_bytes(self) -> list[int]:
@@ -108,20 +105,11 @@ def _offload_folder(size_bytes: int) -> Iterator[str | None]:
         return
     where = cache_folder()
     where.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(where)
     free = shutil.disk_usage(where).free
     if free < size_bytes:
         raise ModelError(
             f"{where} has {free} bytes free, and {size_bytes} bytes of weights stay on the disk; free some, "
             "or set XDG_CACHE_HOME to a folder on another disk"
         )
-    with tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{os.getpid()}-", dir=where) as folder:
-        yield folder
-
-
-def _remove_leftovers(where: Path) -> None:
-    """Of a memfit that was killed."""
-    for folder in where.glob(f"{_FOLDER}*"):
-        pid = folder.name.removeprefix(_FOLDER).split("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    with scratch_folder(where, _FOLDER) as folder:
+        yield str(folder)
