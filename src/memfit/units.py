@@ -11,7 +11,8 @@ KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
 
-# Decimal and binary prefixes differ by 7 % at giga, so neither is guessed from the other.
+# Decimal and binary prefixes differ by 7 % at giga, so neither is guessed from the other. A letter alone is
+# binary, as llama.cpp and Docker read it; with an i it is Kubernetes' spelling.
 _UNITS = {
     "": 1,
     "B": 1,
@@ -19,17 +20,23 @@ _UNITS = {
     "MB": 10**6,
     "GB": 10**9,
     "TB": 10**12,
-    "KIB": KIB,
-    "MIB": MIB,
-    "GIB": GIB,
-    "TIB": 1024**4,
+    **{
+        f"{letter}{ending}": 1024**power
+        for power, letter in enumerate("KMGT", 1)
+        for ending in ("", "I", "IB")
+    },
 }
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-zA-Z]*|%)\s*", re.ASCII)
+# What people write beside that: "+8GiB", ".5GiB", "1.GiB", "11,5GiB", "1_000", "1e9".
+_NEARLY = re.compile(
+    r"\s*\+?\s*(\d[\d_]{0,20}|(?=[.,]\d))(?:[.,](\d{0,18}))?(?:[eE]\+?(\d{1,2}))?\s*([a-zA-Z]*|%)\s*",
+    re.ASCII,
+)
 _LARGEST_BYTES = 2**63 - 1
 
 
 def parse_size(text: str, *, free_bytes: int | None = None) -> int:
-    """Bytes of a size as users write it: `11.5GiB`, `800MiB`, `11.5GB` (decimal), `1024`, `90%`.
+    """Bytes of a size as users write it: `11.5GiB`, `11.5G`, `800MiB`, `11.5GB` (decimal), `1024`, `90%`.
 
     A percentage is of `free_bytes`, and an error where that is not given. Fractions of a byte are
     cut off, since a budget must not grow by rounding.
@@ -38,8 +45,11 @@ def parse_size(text: str, *, free_bytes: int | None = None) -> int:
         ValueError: not a size, zero or below, or beyond 2^63 - 1 bytes.
     """
     match = _SIZE.fullmatch(text)
+    if match is None and text.lstrip().startswith("-"):
+        raise ValueError(f"{text!r} is not a size; a size must be above zero")
     if match is None:
-        raise ValueError(f"{text!r} is not a size; write 11.5GiB, 800MiB, 11.5GB, 1024 or 90%")
+        examples = "11.5GiB, 800MiB, 11.5GB, 1024 or 90%"
+        raise ValueError(f"{text!r} is not a size; write {' or '.join(_spellings(text)) or examples}")
     number, unit = Decimal(match[1]), match[2]
     if unit == "%":
         if free_bytes is None:
@@ -57,6 +67,20 @@ def parse_size(text: str, *, free_bytes: int | None = None) -> int:
     if size > _LARGEST_BYTES:
         raise ValueError(f"{text!r} is larger than any machine's memory")
     return size
+
+
+def _spellings(text: str) -> list[str]:
+    """What a text that is no size may have meant, as it is written: one size or none; two after a comma with
+    three digits, which differ by a thousand."""
+    match = _NEARLY.fullmatch(text)
+    if match is None or match[4].upper() not in ("%", *_UNITS):
+        return []
+    whole, rest, power, unit = (part or "" for part in match.groups())
+    whole = whole.replace("_", "") or "0"
+    numbers = [f"{Decimal(f'{whole}.{rest or 0}').scaleb(int(power or 0)).normalize():f}"]
+    if "," in text and len(rest) == 3 and whole != "0" and not power:
+        numbers.insert(0, whole + rest)
+    return [spelling for number in numbers if _SIZE.fullmatch(spelling := f"{number}{unit}")]
 
 
 def format_bytes(size_bytes: int) -> str:

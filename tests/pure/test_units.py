@@ -21,6 +21,12 @@ from memfit.units import format_bytes, format_rate, parse_size
         ("11.5GB", 11_500_000_000),
         ("2 TiB", 2_199_023_255_552),
         ("3kb", 3_000),
+        ("11.5G", 12_348_030_976),  # binary, as llama.cpp and Docker read a letter alone
+        ("12g", 12_884_901_888),
+        ("8192M", 8_589_934_592),
+        ("64k", 65_536),
+        ("2T", 2_199_023_255_552),
+        ("8Gi", 8_589_934_592),  # Kubernetes' spelling
         (" 1.5gib ", 1_610_612_736),
         ("0.0015KiB", 1),  # 1.536 bytes: a budget must not grow by rounding
         ("8388607TiB", 9_223_370_937_343_148_032),  # the last whole TiB below 2^63
@@ -51,8 +57,8 @@ def test_sizes(text: str, size_bytes: int) -> None:
         ("٣GiB", "not a size"),  # an Arabic three
         ("３GiB", "not a size"),  # noqa: RUF001 - a full-width three
         ("12GiBB", "unknown unit 'GiBB'"),
-        ("1Gi", "unknown unit 'Gi'"),
-        ("5G", "unknown unit 'G'"),
+        ("-5GiB", "not a size; a size must be above zero"),
+        ("12Gib/s", "not a size"),
         ("1e4", "not a size"),
         ("0", "above zero"),
         ("0GiB", "above zero"),
@@ -66,6 +72,31 @@ def test_nonsense_is_refused_and_repeated(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as caught:
         parse_size(text)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "spelling"),
+    [
+        ("11,5GiB", "write 11.5GiB"),
+        (".5GiB", "write 0.5GiB"),
+        (",5g", "write 0.5g"),
+        ("1.GiB", "write 1GiB"),
+        ("+8 GiB", "write 8GiB"),
+        ("1_000", "write 1000"),
+        ("1e9", "write 1000000000"),
+        ("1.5e3 MiB", "write 1500MiB"),
+        ("1,024MiB", "write 1024MiB or 1.024MiB"),  # which of both was meant is not guessed
+        ("33,3%", "write 33.3%"),
+        ("1,5fathoms", "write 11.5GiB, 800MiB"),
+        ("1e99GiB", "write 11.5GiB, 800MiB"),
+    ],
+)
+def test_what_is_nearly_a_size_is_answered_with_the_spelling_that_works(text: str, spelling: str) -> None:
+    with pytest.raises(ValueError, match="not a size") as caught:
+        parse_size(text, free_bytes=1000)
+    assert str(caught.value).partition("; ")[2].startswith(spelling)
+    if " or " not in spelling and "," not in spelling:
+        assert parse_size(spelling.removeprefix("write "), free_bytes=1000) > 0
 
 
 def test_percentages_are_of_what_is_free() -> None:
