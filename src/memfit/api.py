@@ -198,7 +198,8 @@ def _planning(
                 profile=profile.name if profile else None,
                 counts_parent=count_parent,
             )
-            return replace(planned, fingerprint=fingerprint)
+            stated = (f"machine {profile.name}: {profile.origin}",) if profile else ()
+            return replace(planned, fingerprint=fingerprint, why=(*stated, *planned.why))
 
         yield _Planning(spec=spec, oracle=oracle, make=make)
 

@@ -6,7 +6,7 @@ Every refusal is a UsageError that names the field. Knows nothing of what the fi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,15 +58,17 @@ def parse_json(content: bytes, where: str) -> Any:
 
 
 class Fields:
-    """One object of the file: exactly the `keys`, and a "note" for people if its author likes."""
+    """One object of the file: exactly the `keys`, if its author likes the `optional` ones and a "note"."""
 
-    def __init__(self, value: Any, where: str, field: str, keys: set[str]) -> None:
+    def __init__(
+        self, value: Any, where: str, field: str, keys: set[str], *, optional: Set[str] = frozenset()
+    ) -> None:
         self._where, self._field = where, field
         if not isinstance(value, dict):
             self.refuse("", value, "an object")
         self._value: dict[str, Any] = value
-        for key in value.keys() - keys - {"note"}:
-            names = ", ".join(sorted(keys | {"note"}))
+        for key in value.keys() - keys - optional - {"note"}:
+            names = ", ".join(sorted(keys | optional | {"note"}))
             raise UsageError(f"{where}: {self.path(key)} is not a field; here are {names}")
         for key in sorted(keys - value.keys()):
             raise UsageError(f"{where}: {self.path(key)} is missing")
@@ -82,6 +84,9 @@ class Fields:
     def value(self, key: str) -> Any:
         """As it stands, unchecked."""
         return self._value[key]
+
+    def has(self, key: str) -> bool:
+        return key in self._value
 
     def is_null(self, key: str) -> bool:
         return self._value[key] is None
@@ -131,12 +136,14 @@ class Fields:
             self.refuse(key, value, f"a number {least} and up to {_RATE_LIMIT:g}")
         return float(value)
 
-    def child(self, key: str, keys: set[str]) -> Fields:
-        return Fields(self._value[key], self._where, self.path(key), keys)
+    def child(self, key: str, keys: set[str], *, optional: Set[str] = frozenset()) -> Fields:
+        return Fields(self._value[key], self._where, self.path(key), keys, optional=optional)
 
-    def children(self, key: str, keys: set[str], *, most: int = _LIST_LIMIT) -> list[Fields]:
+    def children(
+        self, key: str, keys: set[str], *, most: int = _LIST_LIMIT, optional: Set[str] = frozenset()
+    ) -> list[Fields]:
         return [
-            Fields(each, self._where, f"{self.path(key)}[{index}]", keys)
+            Fields(each, self._where, f"{self.path(key)}[{index}]", keys, optional=optional)
             for index, each in enumerate(self._list(key, most))
         ]
 

@@ -120,6 +120,27 @@ def test_a_profile_becomes_a_machine(tmp_path: Path) -> None:
     assert (machine.disks, machine.gpu_note, machine.cpu.instruction_sets) == ((), None, ())
 
 
+def test_a_machine_of_ones_own_needs_no_sources(tmp_path: Path) -> None:
+    bare = json.loads(json.dumps(_GOOD))
+    for one in _objects(bare):
+        one.pop("source", None)
+        one.pop("note", None)
+    profile = read_profile(_write(tmp_path, bare))
+    assert profile.ram.bandwidth_bytes_per_second == Figure(value=51.2e9, source=None)
+    assert profile.gpus[0].measured[0].source is None
+    assert profile.cpu.operations_per_second is None
+    assert profile.origin == "as stated in mine.json"
+    assert read_profile(_write(tmp_path, _GOOD)).origin == "published figures, with their sources"
+
+
+def test_a_built_in_machine_needs_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare = _changed("ram.bandwidth_bytes_per_second", {"value": 51.2e9})
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/mine.json").write_text(json.dumps(bare))
+    monkeypatch.setattr("memfit.hardware.profile.resources.files", lambda _: tmp_path)
+    assert "ram.bandwidth_bytes_per_second.source is missing" in _refusal("mine")
+
+
 # --- The built-in ones ---
 
 
@@ -203,13 +224,9 @@ _REFUSED = [
     ("cpu.logical_cores", 4, "cpu.logical_cores: got 4, needed a whole number from 8 to 4096"),
     ("cpu.operations_per_second", 5e11, "cpu.operations_per_second: got 500000000000.0, needed an object"),
     ("cpu.operations_per_second", None, "cpu.operations_per_second: got null, needed an object"),
-    ("cpu.operations_per_second", {}, "cpu.operations_per_second.source is missing"),
-    ("cpu.operations_per_second", {"value": 1}, "cpu.operations_per_second.source is missing"),
-    (
-        "cpu.operations_per_second",
-        {"value": None},
-        "cpu.operations_per_second.note is missing",
-    ),
+    ("cpu.operations_per_second", {}, "cpu.operations_per_second.value is missing"),
+    ("cpu.operations_per_second", {"value": 1, "sauce": _URL}, "cpu.operations_per_second.sauce is not a"),
+    ("cpu.operations_per_second", {"value": None, "source": _URL}, "operations_per_second.source is not a"),
     ("ram.total_bytes", "32GiB", 'ram.total_bytes: got "32GiB", needed a whole number'),
     ("ram.total_bytes", 2**50 + 1, "ram.total_bytes: got 1125899906842625"),
     ("ram.total_bytes", 10**4000, "ram.total_bytes: got a number of more than 30 digits"),

@@ -46,7 +46,7 @@ def command(
     from memfit.api import plan
     from memfit.cli.compare import print_advice
     from memfit.cli.precision import show_precisions
-    from memfit.cli.render import console, print_plan, print_why
+    from memfit.cli.render import console, print_machine, print_plan, print_why
     from memfit.headers.find import find_checkpoint
     from memfit.headers.source import is_checkpoint_here
 
@@ -75,6 +75,8 @@ def command(
         print_plan(planned, out)
         if explain:
             print_why(planned, out)
+        elif machine:
+            print_machine(machine, out)
     try:
         planned.require_fit()
     except DoesNotFitError:

@@ -27,6 +27,7 @@ __all__ = [
     "loading_progress",
     "plain",
     "print_advice",
+    "print_machine",
     "print_memory",
     "print_plan",
     "print_report",
@@ -85,6 +86,14 @@ def print_plan(plan: Plan, out: Console) -> None:
         f"predicted  prompt {_range(prompt)} · generation {_range(generation)}{together}  "
         f"({plan.prediction.basis})"
     )
+
+
+def print_machine(name_or_path: str, out: Console) -> None:
+    """Whose figures of a machine that is not this one the prediction rests on."""
+    from memfit.hardware.profile import read_profile
+
+    profile = read_profile(name_or_path)
+    out.print(plain(f"machine {profile.name}: {profile.origin}"))
 
 
 def print_why(plan: Plan, out: Console) -> None:

@@ -1,17 +1,18 @@
-"""Machine profiles: a machine that is not this one, described by a JSON file with a source per figure.
+"""Machine profiles: a machine that is not this one, described by a JSON file.
 
-The built-in profiles in `profiles/` are files in the very format that a user writes. An unknown figure
-is {"value": null, "note": "why"} and becomes None; whoever predicts has to leave it out. Knows nothing of
-models, and judges no figure beyond its type and range.
+The built-in profiles in `profiles/` are files in the very format that a user writes, with a source for each
+figure, which a user may leave out. An unknown figure is {"value": null, "note": "why"} and becomes None;
+whoever predicts has to leave it out. Knows nothing of models, and judges no figure beyond its type and range.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from memfit.errors import UsageError
+from memfit.errors import UsageError, readable
 from memfit.hardware.machine import Cpu, Gpu, Machine, Ram
 from memfit.strict_json import Fields, parse_json, read_bytes, shown
 
@@ -34,7 +35,7 @@ _CORES_LIMIT = 4096
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     value: float  # in base units: bytes or operations per second
-    source: str  # a URL that can be opened
+    source: str | None  # a URL that can be opened; None: whoever wrote the file states it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Measured:
 
     what: str  # "llama 7B Q4_0 pp512"
     tokens_per_second: float
-    source: str
+    source: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,12 @@ class Profile:
     ram: ProfileRam
     gpus: tuple[ProfileGpu, ...]
     disk: ProfileDisk | None
+    stated_in: str | None = None  # the name of the file that states figures without a source
+
+    @property
+    def origin(self) -> str:
+        """Whose figures they are, in words."""
+        return f"as stated in {self.stated_in}" if self.stated_in else "published figures, with their sources"
 
     def to_machine(self) -> Machine:
         """As the probe would describe it, idle. What a file cannot know is empty or None."""
@@ -154,21 +161,52 @@ def read_profile(name_or_path: str) -> Profile:
     if not name_or_path.endswith(".json"):
         names = ", ".join(profile_names())
         raise UsageError(f"no {where}; there are {names}, or give the path of a .json file")
-    return _parse(
-        read_bytes(Path(name_or_path), where, f"; built in are {', '.join(profile_names())}"), where
-    )
+    path = Path(name_or_path)
+    content = read_bytes(path, where, f"; built in are {', '.join(profile_names())}")
+    return _parse(content, where, own_file=readable(path.name, kept=""))
 
 
-def _parse(content: bytes, where: str) -> Profile:
+def _parse(content: bytes, where: str, *, own_file: str | None = None) -> Profile:
+    """`own_file` is the name of a file that somebody wrote for a machine of their own."""
     fields = Fields(parse_json(content, where), where, "", _keys("name description cpu ram gpus disk"))
+    figures = _Figures(may_state=own_file is not None)
     return Profile(
         name=fields.text("name"),
         description=fields.text("description"),
-        cpu=_cpu(fields.child("cpu", _keys("model architecture physical_cores logical_cores") | _OPERATIONS)),
-        ram=_ram(fields.child("ram", _keys("total_bytes system_bytes type") | _BANDWIDTH)),
-        gpus=tuple(_gpu(gpu) for gpu in fields.children("gpus", _GPU_KEYS)),
-        disk=None if fields.is_null("disk") else _disk(fields.child("disk", {"read_bytes_per_second"})),
+        cpu=_cpu(
+            fields.child("cpu", _keys("model architecture physical_cores logical_cores") | _OPERATIONS),
+            figures,
+        ),
+        ram=_ram(fields.child("ram", _keys("total_bytes system_bytes type") | _BANDWIDTH), figures),
+        gpus=tuple(_gpu(gpu, figures) for gpu in fields.children("gpus", _GPU_KEYS)),
+        disk=None
+        if fields.is_null("disk")
+        else _disk(fields.child("disk", {"read_bytes_per_second"}), figures),
+        stated_in=own_file if figures.stated else None,
     )
+
+
+class _Figures:
+    """Reads what needs a source, or where figures may be stated does not."""
+
+    def __init__(self, *, may_state: bool) -> None:
+        self.needed, self.optional = (set[str](), {"source"}) if may_state else ({"source"}, set[str]())
+        self._reason = set[str]() if may_state else {"note"}  # why a figure is unknown
+        self.stated = False  # whether one has no source
+
+    def read(self, parent: Fields, key: str) -> Figure | None:
+        value = parent.value(key)
+        if isinstance(value, dict) and value.get("value", 0) is None:
+            parent.child(key, {"value", *self._reason})
+            return None
+        fields = parent.child(key, {"value", *self.needed}, optional=self.optional)
+        return Figure(value=fields.rate("value"), source=self.source(fields))
+
+    def source(self, fields: Fields) -> str | None:
+        if fields.has("source"):
+            return fields.url("source")
+        self.stated = True
+        return None
 
 
 def _keys(names: str) -> set[str]:
@@ -181,56 +219,52 @@ _GPU_KEYS = _keys("name total_bytes reserved_bytes compute_capability link_bytes
 _GPU_KEYS |= _OPERATIONS | _BANDWIDTH
 
 
-def _figure(parent: Fields, key: str) -> Figure | None:
-    value = parent.value(key)
-    unknown = isinstance(value, dict) and value.get("value", 0) is None
-    fields = parent.child(key, {"value", "note"} if unknown else {"value", "source"})
-    return None if unknown else Figure(value=fields.rate("value"), source=fields.url("source"))
-
-
-def _cpu(fields: Fields) -> ProfileCpu:
+def _cpu(fields: Fields, figures: _Figures) -> ProfileCpu:
     physical = fields.integer("physical_cores", 1, _CORES_LIMIT)
     return ProfileCpu(
         model=fields.text("model"),
         architecture=fields.text("architecture"),
         physical_cores=physical,
         logical_cores=fields.integer("logical_cores", physical, _CORES_LIMIT),
-        operations_per_second=_figure(fields, "operations_per_second"),
+        operations_per_second=figures.read(fields, "operations_per_second"),
     )
 
 
-def _ram(fields: Fields) -> ProfileRam:
+def _ram(fields: Fields, figures: _Figures) -> ProfileRam:
     total = fields.integer("total_bytes", 1, _MEMORY_LIMIT_BYTES)
     return ProfileRam(
         total_bytes=total,
         system_bytes=fields.integer("system_bytes", 0, total),
-        bandwidth_bytes_per_second=_figure(fields, "bandwidth_bytes_per_second"),
+        bandwidth_bytes_per_second=figures.read(fields, "bandwidth_bytes_per_second"),
         type=None if fields.is_null("type") else fields.text("type"),
     )
 
 
-def _gpu(fields: Fields) -> ProfileGpu:
+def _gpu(fields: Fields, figures: _Figures) -> ProfileGpu:
     total = fields.integer("total_bytes", 1, _MEMORY_LIMIT_BYTES)
     return ProfileGpu(
         name=fields.text("name"),
         total_bytes=total,
         reserved_bytes=fields.integer("reserved_bytes", 0, total),
-        bandwidth_bytes_per_second=_figure(fields, "bandwidth_bytes_per_second"),
-        operations_per_second=_figure(fields, "operations_per_second"),
-        link_bytes_per_second=_figure(fields, "link_bytes_per_second"),
+        bandwidth_bytes_per_second=figures.read(fields, "bandwidth_bytes_per_second"),
+        operations_per_second=figures.read(fields, "operations_per_second"),
+        link_bytes_per_second=figures.read(fields, "link_bytes_per_second"),
         compute_capability=None
         if fields.is_null("compute_capability")
         else fields.text("compute_capability"),
-        measured=tuple(
-            Measured(
-                what=each.text("what"),
-                tokens_per_second=each.rate("tokens_per_second"),
-                source=each.url("source"),
-            )
-            for each in fields.children("measured", _keys("what tokens_per_second source"))
-        ),
+        measured=tuple(_measured(fields, figures)),
     )
 
 
-def _disk(fields: Fields) -> ProfileDisk:
-    return ProfileDisk(read_bytes_per_second=_figure(fields, "read_bytes_per_second"))
+def _measured(fields: Fields, figures: _Figures) -> Iterator[Measured]:
+    keys = _keys("what tokens_per_second") | figures.needed
+    for each in fields.children("measured", keys, optional=figures.optional):
+        yield Measured(
+            what=each.text("what"),
+            tokens_per_second=each.rate("tokens_per_second"),
+            source=figures.source(each),
+        )
+
+
+def _disk(fields: Fields, figures: _Figures) -> ProfileDisk:
+    return ProfileDisk(read_bytes_per_second=figures.read(fields, "read_bytes_per_second"))
