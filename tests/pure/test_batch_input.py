@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import threading
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,12 +89,12 @@ def test_a_sample_has_the_first_and_the_longest(tmp_path: Path) -> None:
     with open_input(_written(tmp_path, content), Sampling()) as source:
         assert [one.number for one in source.sample(3)] == [2, 3, 4]
         assert [one.number for one in source.sample(9)] == [2, 3, 4, 5]
-    with open_input(_written(tmp_path, b"{"), Sampling()) as source:
+    with open_input(_written(tmp_path, b"{}"), Sampling()) as source:
         assert source.sample(3) == []
 
 
 def test_nothing_known_about_lengths(tmp_path: Path) -> None:
-    with open_input(_written(tmp_path, b"{"), Sampling()) as source:
+    with open_input(_written(tmp_path, b'{"body": 1}'), Sampling()) as source:
         assert source.lengths == Lengths(
             count=0,
             mean_prompt_bytes=0.0,
@@ -194,6 +198,92 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         open_input(str(tmp_path), Sampling())
     with pytest.raises(UsageError, match="standard input holds no request"):
         open_input("-", Sampling(), stdin=io.BytesIO())
+
+
+# --- What is no JSON lines: one error, before anything else happens ---
+
+_LINES = b"\n".join(_plain(f"Zwölf {number}") for number in range(3)) + b"\n"
+_PRETTY = json.dumps([{"prompt": "a"}, {"prompt": "b"}], indent=2).encode()
+_ZIP = io.BytesIO()
+with zipfile.ZipFile(_ZIP, "w") as _archive:
+    _archive.writestr("in.jsonl", _LINES)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "command"),
+    [
+        (_LINES.decode().encode("utf-16"), "UTF-16 text", "iconv -f UTF-16 -t UTF-8 "),
+        (_LINES.decode().encode("utf-16-le"), "UTF-16 text", "iconv -f UTF-16LE -t UTF-8 "),
+        (_LINES.decode().encode("utf-16-be"), "UTF-16 text", "iconv -f UTF-16BE -t UTF-8 "),
+        (b"\xfe\xff" + _LINES.decode().encode("utf-16-be"), "UTF-16 text", "iconv -f UTF-16 -t UTF-8 "),
+        ("[]".encode("utf-16-le"), "UTF-16 text", "iconv -f UTF-16LE -t UTF-8 "),
+        (_LINES.decode().encode("utf-32"), "UTF-32 text", "iconv -f UTF-32 -t UTF-8 "),
+        (_LINES.decode().encode("utf-32-be"), "UTF-32 text", "iconv -f UTF-32BE -t UTF-8 "),
+        (gzip.compress(_LINES), "compressed by gzip", "gzip -dc "),
+        (bz2.compress(_LINES), "compressed by bzip2", "bzip2 -dc "),
+        (lzma.compress(_LINES), "compressed by xz", "xz -dc "),
+        (_ZIP.getvalue(), "a zip archive", "unzip -p "),
+        (b"PAR1\x15\x04\x15" + bytes(99), "a Parquet file", ""),
+        (b"\x7fELF\x02\x01\x01" + bytes(99), "a binary file", ""),
+        (bytes(10_000), "a binary file", ""),
+        (b'[{"prompt": "a"}, {"prompt": "b"}]', "a JSON array", "jq -c '.[]' "),
+        (b'\xef\xbb\xbf [{"prompt": "a"}]\r\n\r\n', "a JSON array", "jq -c '.[]' "),
+        (b'[\n{"prompt": "a"},\n{"prompt": "b"}\n]\n', "a JSON array", "jq -c '.[]' "),
+        (b'[{"prompt": "a"},\n{"prompt": "b"}\n]\n', "a JSON array", "jq -c '.[]' "),
+        (_PRETTY, "a JSON array", "jq -c '.[]' "),
+        (b"[]", "a JSON array", "jq -c '.[]' "),
+        (
+            b'{\n"messages": [\n{"role": "user", "content": "a"}\n]\n}\n',
+            "JSON over several lines",
+            "jq -c . ",
+        ),
+        (b"prompt,max_tokens\nHello,3\n", "a table", ""),
+        (b"prompt\tmax_tokens\nHello\t3\n", "a table", ""),
+        (b"<!doctype html>\n<p>a, b</p>\n", "a page of HTML", ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+@pytest.mark.parametrize("piped", [False, True])
+def test_another_kind_of_file_is_one_error(
+    tmp_path: Path, content: bytes, kind: str, command: str, piped: bool
+) -> None:
+    name = "-" if piped else _written(tmp_path, content)
+    with pytest.raises(UsageError) as caught:
+        open_input(name, Sampling(), stdin=io.BytesIO(content))
+    message = str(caught.value)
+    assert f" is {kind}" in message
+    assert message.startswith("standard input" if piped else name)
+    if command:
+        shown = command.strip() if piped else command + name
+        assert f"; try: {shown} | memfit batch MODEL --input - " in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'["a"]\n' + _LINES,  # one line is no object
+        b"[\n" + _LINES,
+        b"{\n" + _LINES,
+        b"prompt,max_tokens\n" + _LINES,
+        b"a\0b\n" + _LINES,
+        _LINES + b"[]\n",
+    ],
+)
+def test_a_file_with_some_bad_lines_is_answered(tmp_path: Path, content: bytes) -> None:
+    with open_input(_written(tmp_path, content), Sampling()) as source:
+        found = list(source.items())
+    assert sum(isinstance(item, LineError) for item in found) == 1
+    assert sum(isinstance(item, Line) for item in found) == 3
+
+
+def test_a_file_without_any_object_says_what_is_wrong_with_its_first_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no request; .* its first line: cannot read the line: "):
+        open_input(_written(tmp_path, b"\nHello there\nWho are you?\n"), Sampling())
+
+
+def test_an_endless_device_fills_no_disk() -> None:
+    with pytest.raises(UsageError, match="/dev/zero is a binary file"):
+        open_input("/dev/zero", Sampling())
 
 
 _TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), min_size=1)

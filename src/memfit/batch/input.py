@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from memfit.batch.kinds import END_BYTES, require_lines, require_text
 from memfit.batch.lines import LINE_LIMIT_BYTES, Line, LineError, custom_id_of, parse_line
 from memfit.engines.protocol import Sampling
 from memfit.errors import MemfitError, UsageError
@@ -46,10 +47,15 @@ class Input:
     def __init__(self, file: IO[bytes], path: Path | None, parse: _Parse) -> None:
         self.path = path  # None: standard input, kept in an unnamed file
         self._file, self._parse = file, parse
+        file.seek(0)
+        head = file.read(END_BYTES)
+        require_text(head, path)
         scan = _Scan()
         self._version = _version(file)
         for number, data in _lines(file, scan.hash.update):
             scan.add(number, data)
+        if scan.count:
+            require_lines(head, _tail(file), path, objects=scan.objects, problem=self._first_problem())
         self.count = scan.count  # requests: lines that are not blank
         self.last_number = scan.last_number  # lines in the file
         self.blank_numbers: Sequence[int] = scan.blank_numbers
@@ -101,6 +107,17 @@ class Input:
         reason = f"custom_id {json.dumps(line.custom_id)} is there twice, first in line {first}"
         return LineError(number, line.custom_id, reason)
 
+    def _first_problem(self) -> str:
+        """What is wrong with the first line that is not blank; "" if nothing."""
+        for number, data in _lines(self._file):
+            if not _is_blank(data):
+                try:
+                    self._parse(number, data)
+                except LineError as error:
+                    return str(error)
+                break
+        return ""
+
     def _repeated(self, suspects: set[int]) -> dict[int, int]:
         """Number of each line whose custom_id an earlier line has → that line's number."""
         first_numbers: dict[str, int] = {}
@@ -125,7 +142,7 @@ def open_input(
     """Open and scan the file at `source`; "-" is `stdin`. The options are `parse_line`'s.
 
     Raises:
-        UsageError: there is no such file, it cannot be read, or it holds no request.
+        UsageError: there is no such file, it cannot be read, is no JSON lines, or holds no request.
         MemfitError: there is no room for what comes through a pipe.
     """
     path = None if source == "-" else Path(source)
@@ -160,6 +177,7 @@ class _Scan:
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
         self.count = self.last_number = 0
+        self.objects = 0  # lines that hold a JSON object
         self.blank_numbers = array("Q")
         self.suspects: set[int] = set()  # hashes of custom_ids that may be there twice
         self._seen: set[int] = set()
@@ -177,6 +195,7 @@ class _Scan:
         value = _loaded(data)
         if value is None:
             return
+        self.objects += 1
         custom_id = _custom_id(value, number)
         if custom_id is not None:
             key = hash(custom_id)
@@ -216,20 +235,23 @@ def _opened(path: Path | None, stdin: BinaryIO | None) -> IO[bytes]:
     """A file that can be read again: a pipe is copied first."""
     if path is None:
         assert stdin is not None
-        return _copied(stdin)
+        return _copied(stdin, path)
     if path.is_dir():
         raise UsageError(f"cannot read {path}: it is a folder")
     file = path.open("rb")
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     with file:
-        return _copied(file)
+        return _copied(file, path)
 
 
-def _copied(pipe: BinaryIO) -> IO[bytes]:
+def _copied(pipe: BinaryIO, path: Path | None) -> IO[bytes]:
     try:
         with ExitStack() as undo:
             file = undo.enter_context(scratch_file())
+            head = pipe.read(END_BYTES)
+            require_text(head, path)  # before a disk is filled with it
+            file.write(head)
             shutil.copyfileobj(pipe, file, MIB)
             file.flush()
             undo.pop_all()
@@ -257,6 +279,11 @@ def _lines(file: IO[bytes], on_bytes: Callable[[bytes], None] | None = None) -> 
         if number == 1:
             data = data.removeprefix(codecs.BOM_UTF8)
         yield number, data.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _tail(file: IO[bytes]) -> bytes:
+    file.seek(max(0, os.fstat(file.fileno()).st_size - END_BYTES))
+    return file.read(END_BYTES)
 
 
 def _version(file: IO[bytes]) -> tuple[int, int]:
