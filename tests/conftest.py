@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hub_server import HubServer
+from printing import write_printing_libraries
 
 
 @pytest.fixture
@@ -25,3 +27,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
             monkeypatch.delenv(name, raising=False)
             monkeypatch.delenv(name.upper(), raising=False)
         yield server
+
+
+@pytest.fixture
+def printing_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Processes that a test starts find libraries that print to stdout."""
+    folder = tmp_path / "printing"
+    folder.mkdir()
+    for name, value in write_printing_libraries(folder).items():
+        monkeypatch.setenv(name, os.pathsep.join(filter(None, (value, os.environ.get(name)))))

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from memfit.errors import EngineError
-from memfit.planner import apart
 from memfit.planner.apart import SolverProcess
 from memfit.planner.placement import Layer, Piece, Place, Problem, solve
+from memfit.processes import helper
+from memfit.processes.helper import Helper
 
 
 def _problem(device_bytes: int, ram_bytes: int = 100) -> Problem:
@@ -31,16 +32,19 @@ def _problem(device_bytes: int, ram_bytes: int = 100) -> Problem:
     return Problem(places=places, layers=(layer, layer), output=None)
 
 
-def _process(solver: SolverProcess) -> subprocess.Popen[bytes]:
-    assert solver._process is not None
-    return solver._process
+def _helper(solver: SolverProcess) -> Helper:
+    assert solver._helper is not None
+    return solver._helper
 
 
 def _run(code: str) -> tuple[str, str]:
     """stdout and stderr of a program that may import this file, in a group of its own."""
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        },
         capture_output=True,
         text=True,
         timeout=60,
@@ -51,13 +55,13 @@ def _run(code: str) -> tuple[str, str]:
 
 @pytest.fixture
 def impostor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Puts a shell script in the solver's place."""
+    """Puts a shell script in the solver's place, with the paths $problems and $answers."""
 
     def put(script: str) -> None:
         path = tmp_path / "solver"
-        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.write_text(f"#!/bin/sh\nproblems=/dev/fd/${{3%,*}} answers=/dev/fd/${{3#*,}}\n{script}\n")
         path.chmod(0o700)
-        monkeypatch.setattr(apart.sys, "executable", str(path))
+        monkeypatch.setattr(helper.sys, "executable", str(path))
 
     return put
 
@@ -67,9 +71,9 @@ def test_its_answers_are_the_solvers() -> None:
     problems = [_problem(20), _problem(5, ram_bytes=20), _problem(40)]
     with SolverProcess() as solver:
         found = [solver.solve(problem) for problem in problems[:1]]
-        process = _process(solver)
+        process = _helper(solver)
         found += [solver.solve(problem) for problem in problems[1:]]
-        assert _process(solver) is process
+        assert _helper(solver) is process
     assert found == [solve(problem) for problem in problems]
     assert found[0] is not None and (found[0].homes, found[0].blocks) == ((1, 1), ((0,), (0,)))
     assert found[1] is None
@@ -78,25 +82,24 @@ def test_its_answers_are_the_solvers() -> None:
 def test_it_ends_with_the_context() -> None:
     with SolverProcess() as solver:
         solver.solve(_problem(20))
-        process = _process(solver)
-        assert process.poll() is None
-    assert process.returncode == -signal.SIGKILL
-    assert process.stdin is not None and process.stdin.closed
-    assert process.stdout is not None and process.stdout.closed
+        process = _helper(solver)
+        assert not process.is_closed
+    assert process.is_closed
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_it_ends_with_an_error_in_the_context() -> None:
     with pytest.raises(ZeroDivisionError), SolverProcess() as solver:
         solver.solve(_problem(20))
-        process = _process(solver)
+        process = _helper(solver)
         raise ZeroDivisionError
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_without_a_problem_there_is_no_process() -> None:
     with SolverProcess() as solver:
         pass
-    assert solver._process is None
+    assert solver._helper is None
 
 
 def test_the_solvers_library_stays_out_of_the_caller() -> None:
@@ -117,8 +120,8 @@ def test_the_solvers_library_stays_out_of_the_caller() -> None:
 def test_one_that_was_killed_between_problems() -> None:
     with SolverProcess() as solver:
         solver.solve(_problem(20))
-        _process(solver).kill()
-        _process(solver).wait()
+        _helper(solver).kill()
+        _helper(solver).wait()
         with pytest.raises(EngineError, match="the placement solver ended before it answered"):
             solver.solve(_problem(20))
 
@@ -127,8 +130,8 @@ def test_one_that_was_killed_between_problems() -> None:
     "script",
     [
         "exit 1",  # without reading the problem
-        "head -c 1 >/dev/null; kill -KILL $$",
-        r"head -c 1 >/dev/null; printf '\200\005\225\100\000\000\000\000\000\000\000'",  # in mid-answer
+        "head -c 1 <$problems >/dev/null; kill -KILL $$",
+        """head -c 1 <$problems >/dev/null; printf '{"event": "done", ' >$answers""",  # in mid-answer
     ],
 )
 def test_one_that_ends_before_it_answers(impostor: Callable[[str], None], script: str) -> None:
@@ -142,10 +145,10 @@ def test_one_that_ends_before_it_answers(impostor: Callable[[str], None], script
 
 def test_ctrl_c_while_it_searches_ends_it(impostor: Callable[[str], None]) -> None:
     """It has begun to read when it interrupts its parent, which waits for an answer that never comes."""
-    impostor("head -c 1 >/dev/null; kill -INT $PPID; exec sleep 60")
+    impostor("head -c 1 <$problems >/dev/null; kill -INT $PPID; exec sleep 60")
     with pytest.raises(KeyboardInterrupt), SolverProcess() as solver:
         solver.solve(_problem(20))
-    assert _process(solver).returncode == -signal.SIGKILL
+    assert _helper(solver).wait() == -signal.SIGKILL
 
 
 def test_a_terminals_ctrl_c_is_for_the_caller_alone() -> None:
@@ -154,7 +157,7 @@ def test_a_terminals_ctrl_c_is_for_the_caller_alone() -> None:
         "import os, signal, threading, time\n"
         "from test_apart import SolverProcess, _problem\n"
         "def interrupt():\n"
-        "    while solver._process is None:\n"
+        "    while solver._helper is None:\n"
         "        time.sleep(0.001)\n"
         "    time.sleep(0.05)\n"
         "    os.killpg(0, signal.SIGINT)\n"

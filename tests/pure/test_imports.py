@@ -25,6 +25,7 @@ _FLOORS = (
     ("memory",),
     ("headers",),
     ("hardware",),
+    ("processes",),
     ("strict_json",),
     ("errors",),
     ("units",),

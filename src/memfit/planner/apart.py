@@ -6,13 +6,12 @@ the RAM budget. `python -m memfit.planner.apart` is the other process: problems 
 
 from __future__ import annotations
 
-import pickle
-import subprocess
-import sys
-from typing import BinaryIO
+from dataclasses import asdict
+from typing import Any
 
-from memfit.errors import EngineError
-from memfit.planner.placement import Placement, Problem, solve
+from memfit.planner.placement import Layer, Piece, Place, Placement, Problem, solve
+from memfit.processes.child import Parent
+from memfit.processes.helper import Helper
 
 __all__ = ["SolverProcess"]
 
@@ -21,48 +20,61 @@ class SolverProcess:
     """Started with the first problem. A context manager."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._helper: Helper | None = None
 
     def solve(self, problem: Problem) -> Placement | None:
         """As `placement.solve` does.
 
         Raises:
-            EngineError: the process ended; what it said went to stderr.
+            WorkerDiedError: the process ended.
         """
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "memfit.planner.apart"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,  # a terminal's Ctrl-C is for this process, which ends it
-            )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            pickle.dump(problem, self._process.stdin)
-            self._process.stdin.flush()
-            answer: Placement | None = pickle.load(self._process.stdout)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            raise EngineError("the placement solver ended before it answered") from None
-        return answer
+        if self._helper is None:
+            # A terminal's Ctrl-C is for this process, which ends it.
+            self._helper = Helper("memfit.planner.apart", name="the placement solver", own_session=True)
+        self._helper.send(asdict(problem))
+        reply = self._helper.receive()
+        if reply is None:
+            raise self._helper.obituary()
+        found = reply["placement"]
+        return _placement(found) if found else None
 
     def __enter__(self) -> SolverProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.kill()  # it holds nothing worth an orderly end
-            self._process.communicate()
+        if self._helper is not None:
+            self._helper.kill()  # it holds nothing worth an orderly end
+            self._helper.close()
 
 
-def _serve(problems: BinaryIO, placements: BinaryIO) -> None:
-    while True:
-        try:
-            problem = pickle.load(problems)
-        except (EOFError, KeyboardInterrupt):
-            return
-        pickle.dump(solve(problem), placements)
-        placements.flush()
+def _placement(values: dict[str, Any]) -> Placement:
+    homes, blocks, used = (values.pop(name) for name in ("homes", "blocks", "used_bytes"))
+    return Placement(homes=tuple(homes), blocks=tuple(map(tuple, blocks)), used_bytes=tuple(used), **values)
+
+
+def _problem(values: dict[str, Any]) -> Problem:
+    layers = (
+        Layer(core=_piece(one["core"]), kv_bytes=one["kv_bytes"], blocks=tuple(map(_piece, one["blocks"])))
+        for one in values["layers"]
+    )
+    return Problem(
+        places=tuple(Place(**one) for one in values["places"]),
+        layers=tuple(layers),
+        output=_piece(values["output"]) if values["output"] else None,
+        kv_in_ram=values["kv_in_ram"],
+    )
+
+
+def _piece(values: dict[str, Any]) -> Piece:
+    return Piece(**{**values, "seconds": tuple(values["seconds"])})
+
+
+def _serve() -> None:
+    parent = Parent()
+    for message in parent.messages():
+        found = solve(_problem(message))
+        parent.send("done", placement=asdict(found) if found else None)
 
 
 if __name__ == "__main__":
-    _serve(sys.stdin.buffer, sys.stdout.buffer)
+    _serve()

@@ -1,0 +1,74 @@
+"""A helper process's own end of what helper.py describes."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from memfit.errors import EngineError, MemfitError
+from memfit.processes.carried_errors import carry_error
+
+__all__ = ["Parent", "answer"]
+
+
+class Parent:
+    """The parent, seen from its helper. Takes its descriptors' numbers from the command line."""
+
+    def __init__(self, on_message: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """`on_message` is called on the listening thread; without it, `messages` has them."""
+        self._requests, self._events = map(int, sys.argv.pop(1).split(","))
+        for number in (self._requests, self._events):
+            os.set_inheritable(number, False)  # a child of ours must not keep them open
+        self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._on_message = on_message or self._messages.put
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """In order, until the process ends."""
+        while True:
+            yield self._messages.get()
+
+    def send(self, event: str, **values: Any) -> None:
+        left = json.dumps({"event": event, **values}).encode() + b"\n"
+        try:
+            while left:
+                left = left[os.write(self._events, left) :]
+        except BrokenPipeError:
+            os._exit(0)
+
+    def send_error(self, error: MemfitError) -> None:
+        self.send("error", **carry_error(error))
+
+    def _listen(self) -> None:
+        # By os.read: a thread inside a buffered reader aborts the interpreter's orderly end.
+        unread = b""
+        while data := os.read(self._requests, 65536):
+            *lines, unread = (unread + data).split(b"\n")
+            for line in lines:
+                self._on_message(json.loads(line))
+        # The parent has ended or closed us, perhaps in the middle of our work: leave nothing behind.
+        os._exit(0)
+
+
+def answer(find: Callable[[Parent], dict[str, Any]]) -> int:
+    """A helper that is asked once, by its arguments: the parent hears what `find` returns or raises."""
+    parent = Parent()
+    try:
+        found = find(parent)
+    except MemfitError as error:
+        parent.send_error(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the edge of this process
+        traceback.print_exc()
+        parent.send_error(EngineError(f"{type(error).__name__}: {error}"))
+        return 1
+    parent.send("done", **found)
+    return 0
