@@ -51,9 +51,9 @@ def make_spec(
     )
 
 
-def make_ram(available_bytes: int) -> Ram:
+def make_ram(available_bytes: int, total_bytes: int = 64 * GIB) -> Ram:
     return Ram(
-        total_bytes=64 * GIB,
+        total_bytes=total_bytes,
         available_bytes=available_bytes,
         physical_bytes=64 * GIB,
         cgroup_limit_bytes=None,

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,18 +44,50 @@ def test_no_cgroups_at_all(tmp_path: Path) -> None:
 
 
 def test_version_2_counts_no_page_cache(tmp_path: Path) -> None:
+    """Neither what was read once nor what was read often, but what is still to be written."""
     found = _version_2(
         tmp_path,
         {
             "cgroup.controllers": "cpu memory",  # the root itself has no memory.max
             "user/memory.max": str(4 * GIB),
             "user/memory.current": str(3 * GIB),
-            "user/memory.stat": f"anon 5\ninactive_file {2 * GIB}\nactive_file 7",
+            "user/memory.stat": f"anon 5\nfile 9\nshmem 3\ninactive_file {GIB}\nactive_file {GIB}\n"
+            f"file_dirty {256 * MIB}\nfile_writeback {256 * MIB}\nslab_reclaimable {128 * MIB}\n",
             "user/cpu.max": "150000 100000",
         },
         group="/user",
     )
-    assert found == Cgroup(memory_limit_bytes=4 * GIB, memory_headroom_bytes=3 * GIB, cpu_quota=1.5)
+    kept = 4 * GIB // 64
+    assert found == Cgroup(
+        memory_limit_bytes=4 * GIB,
+        memory_headroom_bytes=GIB + 2 * GIB - 512 * MIB + 128 * MIB - kept,
+        cpu_quota=1.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cached", "dirty", "free"),
+    [
+        (0, 0, 100 * MIB),
+        (2 * MIB, 0, 101 * MIB),  # of little, half is kept
+        (300 * MIB, 0, 100 * MIB + 300 * MIB - 16 * MIB),
+        (300 * MIB, 300 * MIB, 100 * MIB),
+        (300 * MIB, 400 * MIB, 100 * MIB),  # the kernel counts both at different moments
+        (2 * GIB, 0, GIB),  # so does it here: not more than is used can be given back
+    ],
+)
+def test_what_of_the_page_cache_is_free(tmp_path: Path, cached: int, dirty: int, free: int) -> None:
+    files = {
+        "a/memory.max": str(GIB),
+        "a/memory.current": str(GIB - 100 * MIB),
+        "a/memory.stat": f"active_file {cached}\nfile_dirty {dirty}",
+    }
+    assert _version_2(tmp_path, files, group="/a").memory_headroom_bytes == free
+
+
+def test_the_swap_that_groups_allow(tmp_path: Path) -> None:
+    files = {"a/memory.swap.max": str(MIB), "a/b/memory.swap.max": "max", "a/b/memory.max": str(GIB)}
+    assert _version_2(tmp_path, files, group="/a/b").swap_limit_bytes == MIB
 
 
 def test_version_2_max_is_no_limit(tmp_path: Path) -> None:
@@ -119,7 +152,8 @@ def test_version_1(tmp_path: Path) -> None:
             "memory/memory.usage_in_bytes": str(9 * GIB),
             "memory/job/memory.limit_in_bytes": str(2 * GIB),
             "memory/job/memory.usage_in_bytes": str(GIB),
-            "memory/job/memory.stat": f"inactive_file 1\ntotal_inactive_file {256 * MIB}",
+            "memory/job/memory.stat": f"inactive_file 1\nactive_file 1\ntotal_inactive_file {128 * MIB}\n"
+            f"total_active_file {256 * MIB}\ntotal_dirty {64 * MIB}\ntotal_writeback {64 * MIB}",
             "cpu,cpuacct/cpu.cfs_quota_us": "-1",
             "cpu,cpuacct/cpu.cfs_period_us": "100000",
             "cpu,cpuacct/job/cpu.cfs_quota_us": "250000",
@@ -127,7 +161,25 @@ def test_version_1(tmp_path: Path) -> None:
         },
         group="/job",
     )
-    assert found == Cgroup(memory_limit_bytes=2 * GIB, memory_headroom_bytes=GIB + 256 * MIB, cpu_quota=2.5)
+    kept = 2 * GIB // 64
+    assert found == Cgroup(
+        memory_limit_bytes=2 * GIB, memory_headroom_bytes=GIB + 256 * MIB - kept, cpu_quota=2.5
+    )
+
+
+def test_version_1_limits_memory_and_swap_together(tmp_path: Path) -> None:
+    """Of 1.5 GiB for both, 0.9 GiB are in swap and 0.5 in memory: 0.1 are left, not half of the memory."""
+    found = _version_1(
+        tmp_path,
+        {
+            "memory/job/memory.limit_in_bytes": str(GIB),
+            "memory/job/memory.usage_in_bytes": str(500 * MIB),
+            "memory/job/memory.memsw.limit_in_bytes": str(GIB + 512 * MIB),
+            "memory/job/memory.memsw.usage_in_bytes": str(1400 * MIB),
+        },
+        group="/job",
+    )
+    assert (found.memory_headroom_bytes, found.swap_limit_bytes) == (136 * MIB, 512 * MIB)
 
 
 def test_version_1_sentinel_and_minus_one_are_no_limits(tmp_path: Path) -> None:
@@ -218,3 +270,34 @@ def test_a_real_limit_is_seen_by_the_process_inside(real_group: Path) -> None:
     assert ram["physical_bytes"] > 512 * MIB
     # 64 MiB are held by the process itself; the rest of its use is the interpreter's.
     assert 400 * MIB < ram["available_bytes"] < 448 * MIB
+
+
+_READ_INSIDE = """
+import dataclasses, json, os, pathlib, sys
+pathlib.Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+for _ in range(3):
+    with open(sys.argv[2], "rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+from memfit.hardware import probe
+print(json.dumps(dataclasses.asdict(probe().ram)))
+"""
+
+
+@pytest.mark.cgroup
+def test_what_was_read_again_and_again_is_free_in_a_real_group(real_group: Path) -> None:
+    """As a container that has run a model before: the kernel calls such pages active."""
+    name = "memory.limit_in_bytes" if "memory" in real_group.parts else "memory.max"
+    (real_group / name).write_text(str(512 * MIB))
+    with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
+        file.truncate(384 * MIB)  # a hole is cached as any other page
+        done = subprocess.run(
+            [sys.executable, "-c", _READ_INSIDE, str(real_group), file.name],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        statistics = dict(line.split() for line in (real_group / "memory.stat").read_text().splitlines())
+    assert done.returncode == 0, done.stderr
+    assert int(statistics.get("total_active_file", statistics["active_file"])) > 300 * MIB
+    assert 440 * MIB < json.loads(done.stdout)["available_bytes"] < 512 * MIB

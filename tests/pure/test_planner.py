@@ -620,7 +620,7 @@ def test_the_budgets_of_devices() -> None:
     assert [tier.name for tier in one.tiers] == ["ram", "gpu1"]
     assert one.parameters.devices == ("CUDA1",)
     free = _device_plan(GIB, *gpus)
-    assert [tier.budget_bytes for tier in free.tiers] == [GIB, 512 * MIB, 512 * MIB]  # less the reserve
+    assert [tier.budget_bytes for tier in free.tiers] == [GIB, 960 * MIB, 960 * MIB]  # less the reserve
     remote = _device_plan(GIB, make_device("host:1"))
     assert remote.tiers[1].budget_bytes == GIB  # all that is lent
     capped = _device_plan(GIB, make_device("host:1"), rpc={"host:1": "50%"})

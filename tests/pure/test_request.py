@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import make_ram
+from fakes import make_device, make_ram
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit.engines.protocol import Sampling
 from memfit.errors import UsageError
-from memfit.planner.request import RESERVE_BYTES, Budget, Workload
-from memfit.units import GIB
+from memfit.planner.request import Budget, Workload, reserve_bytes
+from memfit.units import GIB, MIB
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,17 @@ def test_a_budget_in_bytes(ram: str | int, size_bytes: int) -> None:
 
 
 def test_no_budget_leaves_the_reserve() -> None:
-    assert RESERVE_BYTES == 536_870_912
-    assert Budget().ram_bytes(make_ram(4 * GIB)) == 4 * GIB - 536_870_912
-    assert Budget().ram_bytes(make_ram(1000)) == 1  # nothing fits, which the plan then says
+    assert Budget().ram_bytes(make_ram(16 * GIB)) == 16 * GIB - 536_870_912
+    assert Budget().ram_bytes(make_ram(4 * GIB, 4 * GIB)) == 4 * GIB - 268_435_456  # a sixteenth
+    assert Budget().ram_bytes(make_ram(700 * MIB, 700 * MIB)) == 700 * MIB - 45_875_200
+    assert Budget().ram_bytes(make_ram(0)) == 0  # nothing fits, which the plan then says
+
+
+def test_the_reserve_grows_without_a_step_and_leaves_half_of_what_is_free() -> None:
+    assert reserve_bytes(8 * GIB, 8 * GIB) == reserve_bytes(64 * GIB, 8 * GIB) == 512 * MIB
+    assert 512 * MIB - reserve_bytes(8 * GIB - 16, 8 * GIB) == 1
+    assert reserve_bytes(64 * GIB, 400 * MIB) == 200 * MIB
+    assert reserve_bytes(64 * GIB, 1) == 0
 
 
 @pytest.mark.parametrize("ram", ["", "lots", "0", 0, -1, "101%", "5Gx", 2**63, True])
@@ -84,31 +92,38 @@ def test_a_nonsense_budget_names_its_option(ram: Any) -> None:
 
 
 def test_no_gpu_budget_leaves_the_reserve_of_each() -> None:
-    assert Budget().gpu_bytes(0, GIB) == GIB - 536_870_912
-    assert Budget().gpu_bytes(1, 1000) == 0  # nothing fits there, so it is not used
+    assert Budget().gpu_bytes(0, 6 * GIB, 24 * GIB) == 6 * GIB - 536_870_912
+    assert Budget().gpu_bytes(0, 6 * GIB, 6 * GIB) == 6 * GIB - 402_653_184
+
+
+def test_a_gpu_that_is_full_is_not_used_unless_it_is_asked_for() -> None:
+    device = make_device("gpu0", free_bytes=310 * MIB, overhead_bytes=300 * MIB)
+    assert Budget().device_bytes(device) == 0
+    with pytest.raises(UsageError, match=r"gpu0: the budget is 250\.00 MiB, and its runtime alone takes"):
+        Budget(vram="250MiB").device_bytes(device)
 
 
 @pytest.mark.parametrize(("vram", "size_bytes"), [("8GiB", 8_589_934_592), (1024, 1024), ("90%", 9_000)])
 def test_one_size_is_for_every_gpu(vram: str | int, size_bytes: int) -> None:
-    assert [Budget(vram=vram).gpu_bytes(number, 10_000) for number in (0, 7)] == [size_bytes] * 2
+    assert [Budget(vram=vram).gpu_bytes(number, 10_000, 10_000) for number in (0, 7)] == [size_bytes] * 2
 
 
 def test_a_gpu_that_is_not_named_is_not_used() -> None:
     budget = Budget(vram={0: "50%", 2: 300, 3: 0})
-    assert [budget.gpu_bytes(number, 10_000) for number in range(4)] == [5_000, 0, 300, 0]
+    assert [budget.gpu_bytes(number, 10_000, 10_000) for number in range(4)] == [5_000, 0, 300, 0]
 
 
 @pytest.mark.parametrize("size", ["", "lots", "0", 0, -1, "101%"])
 def test_a_nonsense_gpu_budget_names_its_option(size: Any) -> None:
     with pytest.raises(UsageError, match=r"^--vram: ") as caught:
-        Budget(vram=size).gpu_bytes(0, GIB)
+        Budget(vram=size).gpu_bytes(0, GIB, GIB)
     assert str(size) in str(caught.value)
 
 
 @pytest.mark.parametrize("size", ["lots", "0", -1, "101%"])
 def test_a_nonsense_budget_of_one_gpu_names_it(size: Any) -> None:
     with pytest.raises(UsageError, match=r"^--vram 2: "):
-        Budget(vram={2: size}).gpu_bytes(2, GIB)
+        Budget(vram={2: size}).gpu_bytes(2, GIB, GIB)
 
 
 @pytest.mark.parametrize(("size", "size_bytes"), [(None, 10_000), ("25%", 2_500), (77, 77), ("1KiB", 1024)])

@@ -61,7 +61,7 @@ class _World:
 
     def _find_devices(self, machine: Machine, budget: Budget, _: object) -> list[Device]:
         self.asked.append(budget)
-        wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu.index, gpu.free_bytes)]
+        wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu.index, gpu.free_bytes, gpu.total_bytes)]
         gpus = [
             _device(f"gpu{gpu.index}", f"CUDA{gpu.index}", gpu.total_bytes, gpu.free_bytes) for gpu in wanted
         ]
@@ -455,7 +455,6 @@ _WRONG: list[tuple[str, object, str]] = [
     ("tiers.1.reserved_bytes", -1, "reserved_bytes"),
     ("tiers.1.reserved_bytes", 2**60 + 1, "reserved_bytes"),
     ("tiers.0.limit_bytes", GIB + 1, "limit_bytes"),
-    ("tiers.0.budget_bytes", 0, "budget_bytes"),
     ("tiers.0.kind", "disk", "kind"),
     ("tiers.1.name", "ram", "name"),
     ("tiers.1.name", "gpu 0; rm", "name"),

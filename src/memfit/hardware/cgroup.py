@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 __all__ = ["Cgroup", "MemoryGroup", "memory_group", "read_cgroup"]
 
+_KEPT_SHARE = 64
 _NO_LIMIT_BYTES = 2**62  # version 1 writes "none" as the largest multiple of a page below 2^63
 
 
@@ -20,8 +21,9 @@ class Cgroup:
     """The tightest limits found; None where there is none (and on systems without cgroups)."""
 
     memory_limit_bytes: int | None
-    memory_headroom_bytes: int | None  # least of limit - usage over the groups; below 0 if shrunk
+    memory_headroom_bytes: int | None  # least that can still be had over the groups; below 0 if shrunk
     cpu_quota: float | None  # cores' worth of time: 1.5
+    swap_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +52,14 @@ def read_cgroup(root: Path = Path("/")) -> Cgroup:
         limit = _memory_limit(folder)
         if limit is not None:
             limits.append(limit)
-            headrooms.append(limit - _memory_usage(folder))
+            headrooms.append(_headroom(folder, limit))
+    swap_limits = [_swap_limit(folder) for folder in _folders("memory", mounts, groups)]
     quotas = [_cpu_quota(folder) for folder in _folders("cpu", mounts, groups)]
     return Cgroup(
         memory_limit_bytes=min(limits, default=None),
         memory_headroom_bytes=min(headrooms, default=None),
         cpu_quota=min((quota for quota in quotas if quota is not None), default=None),
+        swap_limit_bytes=min((limit for limit in swap_limits if limit is not None), default=None),
     )
 
 
@@ -135,14 +139,43 @@ def _memory_limit(folder: Path) -> int | None:
     return min((limit for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES), default=None)
 
 
-def _memory_usage(folder: Path) -> int:
-    """Bytes in use, less the page cache that the kernel would drop first."""
+def _headroom(folder: Path, limit: int) -> int:
+    """Bytes that processes in this group can still take without swapping: up to its limit, and what the
+    kernel gives back at once."""
     statistics = _statistics(folder)
     current = _number(folder / "memory.current")
     if current is not None:
-        return current - statistics.get("inactive_file", 0)
+        return limit - current + min(_reclaimable(statistics, "", limit), current)
     usage = _number(folder / "memory.usage_in_bytes") or 0
-    return usage - statistics.get("total_inactive_file", 0)
+    room = limit - usage
+    both = _number(folder / "memory.memsw.limit_in_bytes")  # memory and swap together
+    if both is not None and both < _NO_LIMIT_BYTES:
+        room = min(room, both - (_number(folder / "memory.memsw.usage_in_bytes") or 0))
+    return room + min(_reclaimable(statistics, "total_", limit), usage)
+
+
+def _reclaimable(statistics: dict[str, int], prefix: str, limit: int) -> int:
+    """Page cache, read once or often, and the kernel's caches of names, as MemAvailable counts them.
+
+    Left out is what is not given back at once: pages still to be written, here and on the way; shared memory,
+    tmpfs and locked pages are in neither list. The kernel keeps its low watermark of them, since the last
+    pages of programs that run are among them; groups have none, so a 64th of the limit stands for it.
+    """
+    files = sum(statistics.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+    unwritten = sum(
+        statistics.get(name, 0) for name in ("file_dirty", "file_writeback", "total_dirty", "total_writeback")
+    )
+    found = max(0, files - unwritten) + statistics.get("slab_reclaimable", 0)
+    return found - min(found // 2, limit // _KEPT_SHARE)
+
+
+def _swap_limit(folder: Path) -> int | None:
+    """Of version 1 what memory and swap together leave beside memory."""
+    limit = _number(folder / "memory.swap.max")
+    both = _number(folder / "memory.memsw.limit_in_bytes")
+    if both is not None and both < _NO_LIMIT_BYTES:
+        limit = max(0, both - (_number(folder / "memory.limit_in_bytes") or 0))
+    return limit
 
 
 def _cpu_quota(folder: Path) -> float | None:

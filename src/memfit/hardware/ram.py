@@ -43,14 +43,17 @@ def read_ram(cgroup: Cgroup, root: Path = Path("/")) -> Ram:
         total = min(total, cgroup.memory_limit_bytes)
     if cgroup.memory_headroom_bytes is not None:
         available = min(available, max(cgroup.memory_headroom_bytes, 0))
+    swap_total = swap.total
+    if cgroup.swap_limit_bytes is not None:
+        swap_total = min(swap_total, cgroup.swap_limit_bytes)
     kind, speed = _memory_modules(root)
     return Ram(
         total_bytes=total,
         available_bytes=min(available, total),
         physical_bytes=memory.total,
         cgroup_limit_bytes=cgroup.memory_limit_bytes,
-        swap_total_bytes=swap.total,
-        swap_used_bytes=swap.used,
+        swap_total_bytes=swap_total,
+        swap_used_bytes=min(swap.used, swap_total),
         type=kind,
         megatransfers_per_second=speed,
     )

@@ -8,7 +8,7 @@ from memfit.memory.oracle import RAM
 from memfit.memory.streaming import DEQUANTIZED, dequantized_bytes
 from memfit.planner.places import exceptions_of
 from memfit.planner.plan import LlamaPlan
-from memfit.planner.request import RESERVE_BYTES, Budget
+from memfit.planner.request import Budget
 from memfit.planner.speed import Prediction
 from memfit.units import format_bytes, format_rate
 
@@ -45,7 +45,7 @@ def _budget_reasons(plan: LlamaPlan, budget: Budget, free_bytes: int) -> Iterato
     if budget.ram is None:
         yield (
             f"budget: {format_bytes(free_bytes)} free "
-            f"less {format_bytes(RESERVE_BYTES)} reserve; --ram sets it"
+            f"less {format_bytes(free_bytes - plan.ram.budget_bytes)} reserve; --ram sets it"
         )
     elif plan.ram.budget_bytes > free_bytes:
         yield f"only {format_bytes(free_bytes)} of the budget is free now"

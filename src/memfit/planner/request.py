@@ -9,14 +9,24 @@ from memfit.errors import UsageError
 from memfit.hardware.machine import Device, Ram
 from memfit.units import MIB, format_bytes, parse_size
 
-__all__ = ["KV_TYPES", "RESERVE_BYTES", "Budget", "Workload"]
+__all__ = ["KV_TYPES", "Budget", "Workload", "reserve_bytes"]
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
-RESERVE_BYTES = 512 * MIB  # left to everybody else where no budget is given
+_LARGEST_RESERVE_BYTES = 512 * MIB
+_RESERVE_SHARE = 16  # so a container or card of less than 8 GiB is left a smaller one, without a step
 _MOST_TOKENS = 2**31 - 1  # the engine counts them in 32 bits
 
 
 Size = str | int  # bytes, or a text such as "8GiB" or "90%" (of what is free)
+
+
+def reserve_bytes(total_bytes: int, free_bytes: int) -> int:
+    """What of a place's memory is left to everybody else where no budget is given.
+
+    512 MiB, or a sixteenth of a small machine, container or card: 44 MiB of 700. Never more than half of
+    what is free, so that something can be planned however full it is.
+    """
+    return min(_LARGEST_RESERVE_BYTES, total_bytes // _RESERVE_SHARE, free_bytes // 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +51,22 @@ class Budget:
             UsageError: not a size.
         """
         if self.ram is None:
-            return max(1, ram.available_bytes - RESERVE_BYTES)
+            return ram.available_bytes - reserve_bytes(ram.total_bytes, ram.available_bytes)
         return _size("--ram", self.ram, ram.available_bytes)
 
     def device_bytes(self, device: Device) -> int:
         """The cap on one device; 0 where it is not to be used.
 
         Raises:
-            UsageError: not a size, or less than the device's own runtime takes.
+            UsageError: not a size, or one that is less than the device's own runtime takes.
         """
         if device.name in self.rpc:
             size = self.remote_bytes(device.name, device.free_bytes)
         else:
-            size = self.gpu_bytes(int(device.name.removeprefix("gpu")), device.free_bytes)
+            number = int(device.name.removeprefix("gpu"))
+            size = self.gpu_bytes(number, device.free_bytes, device.total_bytes)
+            if self.vram is None and size <= device.overhead_bytes:
+                return 0  # full of others' work; nobody asked for it
         if 0 < size <= device.overhead_bytes:
             raise UsageError(
                 f"{device.name}: the budget is {format_bytes(size)}, and its runtime alone takes "
@@ -61,14 +74,14 @@ class Budget:
             )
         return size
 
-    def gpu_bytes(self, number: int, free_bytes: int) -> int:
+    def gpu_bytes(self, number: int, free_bytes: int, total_bytes: int) -> int:
         """The cap on a GPU of this machine. A GPU that a mapping does not name is not used.
 
         Raises:
             UsageError: not a size.
         """
         if self.vram is None:
-            return max(0, free_bytes - RESERVE_BYTES)
+            return free_bytes - reserve_bytes(total_bytes, free_bytes)
         if isinstance(self.vram, Mapping):
             size = self.vram.get(number, 0)
             return _size(f"--vram {number}", size, free_bytes) if size else 0

@@ -211,7 +211,7 @@ def _tier(fields: Fields, *, is_ram: bool) -> TierUse:
     name = fields.text("name")
     if is_ram != (name == "ram") or not (is_ram or _TIER_NAME.fullmatch(name)):
         fields.refuse("name", name, "ram of the first tier, gpu0 or HOST:PORT of another one")
-    budget = fields.integer("budget_bytes", 1, _MOST_BYTES)
+    budget = fields.integer("budget_bytes", 0, _MOST_BYTES)
     return TierUse(
         name=name,
         kind=fields.choice("kind", ("ram",) if is_ram else ("vram",)),

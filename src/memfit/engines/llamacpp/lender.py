@@ -26,7 +26,6 @@ from memfit.errors import EngineError, MemfitError, UsageError
 from memfit.hardware.cgroup import read_cgroup
 from memfit.hardware.cpu import read_cpu
 from memfit.hardware.ram import read_ram
-from memfit.planner.request import RESERVE_BYTES
 from memfit.units import KIB, parse_size
 
 __all__ = ["Lender", "Lending", "Restarts", "cause_of_death"]
@@ -94,7 +93,6 @@ class Lender:
             "stack_bytes": _STACK_BYTES,
             "free_bytes": ram.available_bytes,
             "total_bytes": ram.total_bytes,
-            "reserve_bytes": RESERVE_BYTES,
             "verbose": verbose,
         }
         self._process: subprocess.Popen[bytes] | None = None

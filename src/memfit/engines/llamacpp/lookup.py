@@ -49,7 +49,7 @@ def imagined_devices(profile: Profile) -> list[Device]:
 
 
 def _gpus(machine: Machine, budget: Budget, calibration: Calibration) -> Sequence[Device]:
-    wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu.index, gpu.free_bytes)]
+    wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu.index, gpu.free_bytes, gpu.total_bytes)]
     if not wanted:
         return []
     with LlamaWorker() as worker:

@@ -29,6 +29,7 @@ from memfit.engines.llamacpp.library import Library, load_library
 from memfit.errors import EngineError, EngineMissingError, MemfitError, UsageError
 from memfit.memory.lending import LATER_BYTES, Lent, encode_lending, whole_pages
 from memfit.memory.process import process_status
+from memfit.planner.request import reserve_bytes
 from memfit.units import KIB, MIB, format_bytes, parse_size
 
 __all__ = ["serve"]
@@ -236,7 +237,7 @@ def serve(settings: dict[str, Any], answer: Any) -> None:
     """Lend until killed.
 
     `settings` are host, port, memory (a size, or None for what is free less the reserve), threads,
-    free_bytes, total_bytes and reserve_bytes (of RAM), stack_bytes (of a thread), and verbose.
+    free_bytes and total_bytes (of RAM), stack_bytes (of a thread), and verbose.
 
     Raises:
         UsageError: the budget is too small for this process and a client, or larger than the device.
@@ -283,7 +284,7 @@ def serve(settings: dict[str, Any], answer: Any) -> None:
 
 def _budget_bytes(memory: _HostMemory | _GpuMemory, settings: dict[str, Any]) -> int:
     if settings["memory"] is None:
-        return whole_pages(max(0, memory.free_bytes - settings["reserve_bytes"]))
+        return whole_pages(memory.free_bytes - reserve_bytes(memory.total_bytes, memory.free_bytes))
     budget_bytes = whole_pages(parse_size(settings["memory"], free_bytes=memory.free_bytes))
     if budget_bytes > memory.total_bytes:
         raise UsageError(
