@@ -7,8 +7,9 @@ import socket
 
 import pytest
 
-from memfit.engines.llamacpp.lender import Lender, Restarts, cause_of_death
+from memfit.engines.llamacpp.lender import _CAUSES, Lender, Restarts
 from memfit.errors import UsageError
+from memfit.processes.death import cause_of_death
 
 
 def test_five_restarts_in_ten_seconds_and_no_more() -> None:
@@ -33,7 +34,7 @@ def test_deaths_far_apart_are_borne_for_ever() -> None:
     ],
 )
 def test_a_death_has_a_cause(code: int, word: str) -> None:
-    assert word in cause_of_death(code)
+    assert word in cause_of_death(code, _CAUSES)
 
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)])

@@ -12,8 +12,6 @@ import json
 import os
 import platform
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,9 +21,10 @@ import click
 
 from memfit.engines.llamacpp.library import ENGINE_VERSION
 from memfit.engines.transformers.calibrate import require_libraries
-from memfit.errors import EngineMissingError
+from memfit.errors import EngineError, EngineMissingError
 from memfit.hardware import probe
 from memfit.hardware.machine import Machine
+from memfit.processes.helper import ask_helper
 from memfit.units import GIB, format_bytes
 
 __all__ = ["command"]
@@ -60,13 +59,7 @@ _KERNELS = {
     "matmul_int8": "i8mm",
     "sve": "sve",
 }
-# ggml_cpu_init computes tables with the instructions that the library was built for.
-_ASK_KERNELS = """
-import ctypes, sys
-library = ctypes.CDLL(sys.argv[1])
-library.ggml_cpu_init()
-print(*[name for name in sys.argv[2:] if getattr(library, "ggml_cpu_has_" + name)()])
-"""
+_ASKING_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +163,7 @@ def _kernels(here: _Here) -> Check | None:
     name = "kernels"
     try:
         built = _built_kernels(library)
-    except RuntimeError as error:
+    except EngineError as error:
         problem = f"the engine's CPU library does not run here: {error}"
         return Check(name=name, ok=False, detail=problem, fix=_REBUILD, required=True)
     shown = " ".join(built) or "none beyond the basic ones"
@@ -193,23 +186,20 @@ def _built_kernels(library: Path) -> list[str]:
     """The instruction sets that the engine was compiled for, asked in a process of its own.
 
     Raises:
-        RuntimeError: the library does not load, or the CPU refused one of its instructions.
+        EngineError: the library does not load, or the CPU refused one of its instructions.
     """
     try:
-        answer = subprocess.run(
-            [sys.executable, "-I", "-c", _ASK_KERNELS, str(library), *_KERNELS],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RuntimeError(str(error)) from error
-    if answer.returncode < 0:
-        raise RuntimeError(signal.strsignal(-answer.returncode) or f"signal {-answer.returncode}")
-    if answer.returncode:
-        raise RuntimeError((answer.stderr.strip().splitlines() or ["no message"])[-1])
-    return answer.stdout.split()
+        names: list[str] = ask_helper(
+            "memfit.engines.llamacpp.built_kernels",
+            str(library),
+            *_KERNELS,
+            name="the process that asks it",
+            environment={**os.environ, "GGML_NO_BACKTRACE": "1"},
+            wait_seconds=_ASKING_SECONDS,
+        )["names"]
+    except TimeoutError:
+        raise EngineError(f"it did not answer within {_ASKING_SECONDS:.0f} s") from None
+    return names
 
 
 def _rpc(here: _Here) -> Check | None:

@@ -1,14 +1,14 @@
-"""`python -m memfit.cli.rehearse TINY.gguf`: a whole run on a model of a few kilobytes, in a fresh process.
+"""A whole run on a model of a few kilobytes, in a fresh process: `memfit.cli.rehearse TINY.gguf`.
 
-Prints as JSON what the processes held apart from the model's buffers. The calibration starts it once
+Answers what the processes held apart from the model's buffers. The calibration starts it once
 per machine; users do not. It does what `memfit run` does, so that it holds what `memfit run` holds.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+from typing import Any
 
 import memfit.cli.main
 import memfit.cli.run  # noqa: F401 - imported for the memory it takes
@@ -22,11 +22,12 @@ from memfit.memory.process import process_memory
 from memfit.planner.planner import make_plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import ASSUMED
+from memfit.processes.child import Parent, answer
 
 __all__: list[str] = []
 
 
-def main() -> None:
+def _rehearse(_: Parent) -> dict[str, Any]:
     spec = read_model(sys.argv[1])
     nothing = Baseline(parent=None, decode_bytes=0)
     # The tiny model's speed is of no interest, only that it is printed.
@@ -43,12 +44,11 @@ def main() -> None:
             session.measure(8, 4)
             print_report(session.report(), out)
             parent, worker = process_memory(), process_memory(session.worker_pid)
-    document = {
+    return {
         "parent": {"anonymous_bytes": parent.anonymous_bytes, "files": dict(parent.files)},
         "decode_bytes": worker.total_bytes - plan.ram.total_bytes,
     }
-    print(json.dumps(document))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(answer(_rehearse))

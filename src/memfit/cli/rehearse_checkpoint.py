@@ -1,6 +1,6 @@
-"""`python -m memfit.cli.rehearse_checkpoint PARAMETERS`: a whole run on a small checkpoint.
+"""A whole run on a small checkpoint, in a fresh process: `memfit.cli.rehearse_checkpoint PARAMETERS`.
 
-Prints as JSON what the processes held, and what of that was the model. The calibration starts it; users do
+Answers what the processes held, and what of that was the model. The calibration starts it; users do
 not. It does what `memfit run` does, so that it holds what `memfit run` holds.
 """
 
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import memfit.api
 import memfit.cli.main
@@ -27,6 +28,7 @@ from memfit.memory.checkpoint import TransformersParameters
 from memfit.memory.process import process_memory
 from memfit.planner.checkpoint import GpuRuntime, Runtime, plan_checkpoint
 from memfit.planner.request import Budget, Workload
+from memfit.processes.child import Parent, answer
 from memfit.units import MIB
 
 __all__: list[str] = []
@@ -35,7 +37,7 @@ _ASSUMED_CONTEXT_BYTES = 512 * MIB
 _PROMPT_TOKENS, _TOKENS = 512, 16
 
 
-def main() -> None:
+def _rehearse(_: Parent) -> dict[str, Any]:
     parameters = TransformersParameters.from_json(json.loads(sys.argv[1]))
     path = parameters.folder / "config.json"
     config, weights = read_config(path), find_weights(path)
@@ -72,7 +74,7 @@ def main() -> None:
     assert report.model is not None
     held = {name: vars(one) for name, one in (("parent", parent), ("worker", worker))}
     seconds = speed.generation_seconds / speed.generated_tokens
-    document = {
+    return {
         **{name: {**values, "files": dict(values["files"])} for name, values in held.items()},
         "first_pass_bytes": report.model.steady_bytes
         - plan.ram.kv_cache_bytes
@@ -83,7 +85,6 @@ def main() -> None:
         "gpu_process_bytes": _context_bytes(report.tiers, in_torch),
         "layer_seconds": seconds / config.num_hidden_layers,
     }
-    print(json.dumps(document))
 
 
 def _gpu(gpu: Gpu) -> GpuRuntime:
@@ -101,4 +102,4 @@ def _context_bytes(tiers: Sequence[TierReport], in_torch: Sequence[int]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(answer(_rehearse))

@@ -1,23 +1,21 @@
-"""JSON lines between the parent and the worker: one request at a time, any number of events back.
+"""What the parent and the worker of an engine say: one request at a time, any number of events back.
 A batch is one request too; while it runs, others are added to it (batching.py).
 
 A request names what to `do`; the last event of its answer has "event": "done" or "error". "cancel" is for
-the request before it, may come at any time and is not answered by itself.
+the request before it, may come at any time and is not answered by itself. How they travel: processes/.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
-import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 from memfit.errors import MemfitError
+from memfit.processes.child import Parent
 
 __all__ = ["ADDITIONS", "Channel", "OverBudgetError", "run_worker"]
 
@@ -33,15 +31,13 @@ class OverBudgetError(Exception):
 
 
 class Channel:
-    """The worker's end. Takes file descriptor 1 for itself; later prints of anybody go to stderr."""
+    """The worker's end."""
 
     def __init__(self, on_request: Callable[[], None], on_cancel: Callable[[], None]) -> None:
         """Both are called on the listening thread, in the order in which the parent wrote."""
-        self._output: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
         self._on_request, self._on_cancel = on_request, on_cancel
         self._requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._parent = Parent(self._hear)
 
     def requests(self) -> Iterator[dict[str, Any]]:
         """Requests in order, until the process ends."""
@@ -59,7 +55,7 @@ class Channel:
             except OverBudgetError as overrun:
                 self.send("error", kind="over_budget", needs_bytes=overrun.needs_bytes)
             except MemfitError as error:
-                self.send("error", kind=type(error).__name__, text=str(error))
+                self._parent.send_error(error)
 
     def next_request(self, wait_seconds: float) -> dict[str, Any] | None:
         """The next request; None where none comes in time."""
@@ -69,23 +65,15 @@ class Channel:
             return None
 
     def send(self, event: str, **values: Any) -> None:
-        try:
-            self._output.write(json.dumps({"event": event, **values}) + "\n")
-            self._output.flush()
-        except BrokenPipeError:
-            os._exit(0)
+        self._parent.send(event, **values)
 
-    def _listen(self) -> None:
-        for line in sys.stdin.buffer:
-            request = json.loads(line)
-            if request["do"] == "cancel":
-                self._on_cancel()
-            else:
-                if request["do"] not in ADDITIONS:
-                    self._on_request()
-                self._requests.put(request)
-        # The parent has ended or closed us, perhaps in the middle of a decode: leave nothing behind.
-        os._exit(0)
+    def _hear(self, request: dict[str, Any]) -> None:
+        if request["do"] == "cancel":
+            self._on_cancel()
+            return
+        if request["do"] not in ADDITIONS:
+            self._on_request()
+        self._requests.put(request)
 
 
 def run_worker(serve: Callable[[], None]) -> None:
@@ -96,4 +84,4 @@ def run_worker(serve: Callable[[], None]) -> None:
         serve()
     except BaseException:
         traceback.print_exc()
-        os._exit(1)  # an orderly end would wait for the thread that listens, and abort
+        os._exit(1)  # an orderly end could wait for threads of libraries

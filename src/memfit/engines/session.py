@@ -151,14 +151,16 @@ class WorkerSession:
         Leaving the loop early ends the generation. Errors as in `chat`.
         """
         raw = isinstance(prompt, str)
-        events = self._worker.converse(
-            "complete",
-            prompt=prompt if raw else None,
-            messages=None if raw else [dict(one) for one in prompt],  # type: ignore[arg-type]
-            sampling=asdict(sampling or Sampling()),
-        )
-        with contextlib.closing(events), self._explaining_death():
-            for _, event in events:
+        with (
+            self._explaining_death(),
+            self._worker.converse(
+                "complete",
+                prompt=prompt if raw else None,
+                messages=None if raw else [dict(one) for one in prompt],  # type: ignore[arg-type]
+                sampling=asdict(sampling or Sampling()),
+            ) as conversation,
+        ):
+            for _, event in conversation:
                 yield event["text"]
 
     def _complete(

@@ -20,14 +20,18 @@ __all__ = ["Parent", "answer"]
 class Parent:
     """The parent, seen from its helper. Takes its descriptors' numbers from the command line."""
 
-    def __init__(self, on_message: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """`on_message` is called on the listening thread; without it, `messages` has them."""
+    def __init__(
+        self, on_message: Callable[[dict[str, Any]], None] | None = None, *, listens: bool = True
+    ) -> None:
+        """`on_message` is called on the listening thread; without it, `messages` has them. One that does not
+        listen must see to it itself that it ends with its parent."""
         self._requests, self._events = map(int, sys.argv.pop(1).split(","))
         for number in (self._requests, self._events):
             os.set_inheritable(number, False)  # a child of ours must not keep them open
         self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._on_message = on_message or self._messages.put
-        threading.Thread(target=self._listen, daemon=True).start()
+        if listens:
+            threading.Thread(target=self._listen, daemon=True).start()
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """In order, until the process ends."""

@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from memfit.errors import WorkerDiedError
 from memfit.processes.carried_errors import rebuild_error
@@ -32,6 +32,7 @@ __all__ = ["Helper", "ask_helper"]
 # Where what the child prints goes: to a file whose end is quoted if it dies, to our stderr, or only what it
 # prints on stderr.
 _Log = Literal["kept", "shown", "stderr shown"]
+_Helper = TypeVar("_Helper", bound="Helper")
 _CLOSE_SECONDS = 5.0
 _LOG_BYTES = 4000  # how much of a log is quoted from
 _FIRST_FREE = 3  # descriptors below are stdin, stdout and stderr, even where they are closed
@@ -185,7 +186,7 @@ class Helper:
     def is_closed(self) -> bool:
         return not self._finish.alive
 
-    def __enter__(self) -> Helper:
+    def __enter__(self: _Helper) -> _Helper:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -197,6 +198,7 @@ def ask_helper(
     *arguments: str,
     name: str,
     on_event: Callable[[str, dict[str, Any]], None] | None = None,
+    environment: Mapping[str, str] | None = None,
     wait_seconds: float | None = None,
 ) -> dict[str, Any]:
     """What a helper that is asked once (`child.answer`) answers; its other events go to `on_event`.
@@ -206,7 +208,7 @@ def ask_helper(
         TimeoutError: it took longer than `wait_seconds` between two messages.
         MemfitError: as it was raised there.
     """
-    with Helper(module, *arguments, name=name) as helper:
+    with Helper(module, *arguments, name=name, environment=environment) as helper:
         while (event := helper.receive(wait_seconds)) is not None:
             kind = event.pop("event")
             if kind == "done":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from memfit.engines.client import WorkerProcess, rebuilt_error
+from memfit.engines.client import WorkerProcess
 from memfit.engines.protocol import Answer, BatchTotals, Completion, Nothing, Request, Speed, TextPiece
+from memfit.processes.carried_errors import rebuild_error
 
 __all__ = ["LlamaBatch", "speed_of"]
 
@@ -55,34 +56,31 @@ class LlamaBatch:
 
     def events(self) -> Generator[Answer | TextPiece | Nothing]:
         events = self._events()
-        next(events)  # as in `converse`
+        next(events)  # closing one that has not begun would end nothing
         return events
 
     def _events(self) -> Generator[Answer | TextPiece | Nothing]:
         with (
-            closing(self._conversation),
+            self._conversation,
             self._worker.cancels_on_interrupt(),
             self._explaining_death(),
         ):
             yield Nothing()
             while True:
-                while not self._worker.has_event(_QUIET_SECONDS):
+                while not self._worker.has_message(_QUIET_SECONDS):
                     yield Nothing()
-                try:
-                    kind, event = next(self._conversation)
-                except StopIteration as end:
-                    self._finish(dict(end.value))
-                    return
+                if (found := next(self._conversation, None)) is None:
+                    break
+                kind, event = found
                 if kind == "text":
                     yield TextPiece(number=event["number"], text=event["text"])
                 elif kind == "failed":
-                    yield Answer(number=event["number"], completion=None, error=rebuilt_error(event))
+                    yield Answer(number=event["number"], completion=None, error=rebuild_error(event))
                 else:
                     yield self._answer(event)
-
-    def _finish(self, reply: dict[str, Any]) -> None:
-        self.was_cancelled = reply.pop("cancelled")
-        self._set_totals(reply)
+        assert self._conversation.answer is not None
+        self.was_cancelled = self._conversation.answer.pop("cancelled")
+        self._set_totals(self._conversation.answer)
 
     def _set_totals(self, values: dict[str, Any]) -> None:
         self.totals = BatchTotals(**values)

@@ -22,6 +22,7 @@ from memfit.engines.protocol import Sampling
 from memfit.engines.scheduler import Job, Pass, Scheduler
 from memfit.engines.text import TextAssembler
 from memfit.errors import MemfitError
+from memfit.processes.carried_errors import carry_error
 
 __all__ = ["Batcher"]
 
@@ -158,7 +159,7 @@ class Batcher:
             one.sampler.close()
 
     def _fail(self, number: int, error: MemfitError) -> None:
-        self._channel.send("failed", number=number, kind=type(error).__name__, text=str(error))
+        self._channel.send("failed", number=number, **carry_error(error))
 
     # -- one pass --------------------------------------------------------------------------------
 

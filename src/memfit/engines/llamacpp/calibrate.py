@@ -8,11 +8,8 @@ disk's from reading a file of its own.
 from __future__ import annotations
 
 import importlib.util
-import json
 import platform
 import struct
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +19,7 @@ from typing import Any
 
 from memfit import __version__
 from memfit.engines.llamacpp.process import LlamaWorker
-from memfit.errors import EngineError, EngineMissingError
+from memfit.errors import EngineError, EngineMissingError, MemfitError
 from memfit.hardware.disk_speed import DiskSpeed, measure_reads
 from memfit.hardware.disks import mount_of
 from memfit.hardware.folders import cache_folder, read_cached, write_cached
@@ -31,6 +28,7 @@ from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.memory.baseline import Baseline
 from memfit.memory.process import ProcessMemory
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed, attention_key
+from memfit.processes.helper import ask_helper
 
 __all__ = ["Calibration", "Measured", "MeasuredDevice"]
 
@@ -44,7 +42,7 @@ _TYPES = (
 )
 _ATTENTION = tuple(attention_key(kind, head) for kind in ("F16", "Q8_0") for head in (64, 80, 96, 128, 256))
 # A program of its own: the caller's process may hold anything. Named, not imported: it lies above here.
-_REHEARSAL = (sys.executable, "-m", "memfit.cli.rehearse")
+_REHEARSAL = "memfit.cli.rehearse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,10 +322,12 @@ def _measure_baseline() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="memfit-") as folder:
         path = Path(folder) / "tiny.gguf"
         path.write_bytes(_tiny_model())
-        done = subprocess.run([*_REHEARSAL, str(path)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise EngineError(f"the engine cannot run a tiny model: {done.stderr.strip()[-500:]}")
-    return dict(json.loads(done.stdout))
+        try:
+            return ask_helper(_REHEARSAL, str(path), name="its process")
+        except EngineMissingError:
+            raise
+        except MemfitError as error:
+            raise EngineError(f"the engine cannot run a tiny model: {error}") from None
 
 
 def _tiny_model() -> bytes:

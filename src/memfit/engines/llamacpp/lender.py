@@ -13,25 +13,26 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memfit import errors
 from memfit.errors import EngineError, MemfitError, UsageError
 from memfit.hardware.cgroup import read_cgroup
 from memfit.hardware.cpu import read_cpu
 from memfit.hardware.ram import read_ram
+from memfit.processes.carried_errors import rebuild_error
+from memfit.processes.helper import Helper
 from memfit.units import KIB, parse_size
 
-__all__ = ["Lender", "Lending", "Restarts", "cause_of_death"]
+__all__ = ["Lender", "Lending", "Restarts"]
 
 _RESTARTS, _WITHIN_SECONDS = 5, 10.0
-_CLOSE_SECONDS = 5.0
+_CAUSES: Mapping[int, str] = {
+    signal.SIGABRT: "gave up: a request that it could not take, or for more memory than --memory leaves"
+}
 _STACK_BYTES = 1024 * KIB  # of each thread; the server's kernel limit counts stacks whole, touched or not
 
 
@@ -95,7 +96,7 @@ class Lender:
             "total_bytes": ram.total_bytes,
             "verbose": verbose,
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._helper: Helper | None = None
 
     @property
     def is_local(self) -> bool:
@@ -109,23 +110,22 @@ class Lender:
             UsageError: the budget is less than the server itself holds.
             EngineError: the engine is missing, or the server ended before it listened.
         """
-        self._process = process = subprocess.Popen(
-            [sys.executable, "-m", "memfit.engines.llamacpp.rpc_server", json.dumps(self._settings)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=_environment(),
+        self.close()
+        self._helper = helper = Helper(
+            "memfit.engines.llamacpp.rpc_server",
+            json.dumps(self._settings),
+            name="the server",
+            # The library prints who comes and goes to stdout.
+            log="shown" if self._settings["verbose"] else "stderr shown",
+            environment=_environment(),
+            causes=_CAUSES,
         )
-        assert process.stdout is not None
-        with process.stdout:  # one line is all that it says
-            line = process.stdout.readline()
-        if not line:
-            raise EngineError(f"the server {cause_of_death(process.wait())} before it listened")
-        said = json.loads(line)
+        said = helper.receive()  # the one message that there is
+        if said is None:
+            raise helper.obituary("before it listened")
         if said.pop("event") == "error":
-            process.wait()
-            error: MemfitError = getattr(errors, said["kind"])(said["text"])
-            raise error
-        lending = Lending(host=self._settings["host"], server_pid=process.pid, **said)
+            raise rebuild_error(said)
+        lending = Lending(host=self._settings["host"], server_pid=helper.pid, **said)
         self._settings |= {"port": lending.port, "memory": str(lending.memory_bytes)}
         return lending
 
@@ -135,10 +135,11 @@ class Lender:
         Raises:
             EngineError: it dies too often.
         """
-        assert self._process is not None, "started first"
+        assert self._helper is not None, "started first"
         restarts = Restarts()
         while True:
-            cause = cause_of_death(self._process.wait())
+            self._helper.wait()
+            cause = self._helper.cause_of_death()
             if not restarts.allow(time.monotonic()):
                 raise EngineError(
                     f"the server {cause}, and was started {_RESTARTS} times within {_WITHIN_SECONDS:.0f} s"
@@ -151,32 +152,14 @@ class Lender:
 
     def close(self) -> None:
         """End the server and wait for it. Safe to repeat."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=_CLOSE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        if self._helper is not None:
+            self._helper.close(signal.SIGTERM)
 
     def __enter__(self) -> Lender:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def cause_of_death(code: int) -> str:
-    """A sentence's end, from a process's exit code as Python gives it."""
-    if code == -signal.SIGKILL:
-        return "was killed; most often by the kernel when memory ran out"
-    if code == -signal.SIGABRT:
-        return "gave up: a request that it could not take, or for more memory than --memory leaves"
-    if code == -signal.SIGILL:
-        return "was built for another CPU; memfit doctor gives the command that mends it"
-    if code < 0:
-        return f"died of {signal.Signals(-code).name}"
-    return f"exited with code {code}"
 
 
 def _address(host: str, port: int) -> str:

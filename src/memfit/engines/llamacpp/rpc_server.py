@@ -5,7 +5,7 @@ it keeps to a budget and tells its clients: a device's memory, a buffer's alloca
 CPU device the budget is this whole process's resident memory, Python and libraries included; behind the
 refusals stands a kernel limit, for memory that is no buffer. On a GPU the budget is the GPU's memory.
 
-It knows nothing of its supervisor (lender.py) but a line of JSON on stdout once it listens. It imports
+It knows nothing of its supervisor (lender.py) but that it hears once that this process listens. It imports
 neither numpy nor rich nor click.
 """
 
@@ -30,6 +30,7 @@ from memfit.errors import EngineError, EngineMissingError, MemfitError, UsageErr
 from memfit.memory.lending import LATER_BYTES, Lent, encode_lending, whole_pages
 from memfit.memory.process import process_status
 from memfit.planner.request import reserve_bytes
+from memfit.processes.child import Parent
 from memfit.units import KIB, MIB, format_bytes, parse_size
 
 __all__ = ["serve"]
@@ -233,7 +234,7 @@ def _say(text: str) -> None:
     print(f"memfit worker: {text}", file=sys.stderr, flush=True)
 
 
-def serve(settings: dict[str, Any], answer: Any) -> None:
+def serve(settings: dict[str, Any], parent: Parent) -> None:
     """Lend until killed.
 
     `settings` are host, port, memory (a size, or None for what is free less the reserve), threads,
@@ -265,8 +266,8 @@ def serve(settings: dict[str, Any], answer: Any) -> None:
 
     def announce() -> None:
         listening = _await_listening()
-        answer(
-            event="ready",
+        parent.send(
+            "ready",
             port=listening.getsockname()[1],
             device=ggml.device_name(device).decode(),
             memory_bytes=budget_bytes,
@@ -322,23 +323,16 @@ def _await_listening() -> socket.socket:
 
 
 def main() -> None:
+    parent = Parent(listens=False)  # a thread would count in our own budget
     settings = json.loads(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the group; the parent decides
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != settings["parent"]:
         return  # it died before the kernel knew of our wish
-    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # The library prints who comes and goes to stdout.
-    os.dup2(2 if settings["verbose"] else os.open(os.devnull, os.O_WRONLY), 1)
-
-    def answer(**values: Any) -> None:
-        output.write(json.dumps(values) + "\n")
-        output.flush()
-
     try:
-        serve(settings, answer)
+        serve(settings, parent)
     except MemfitError as error:
-        answer(event="error", kind=type(error).__name__, text=str(error))
+        parent.send_error(error)
         os._exit(error.exit_code)
 
 

@@ -11,8 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,13 +20,14 @@ from typing import Any
 
 from memfit import __version__
 from memfit.engines.transformers.process import TransformersWorker
-from memfit.errors import EngineError, EngineMissingError
+from memfit.errors import EngineError, EngineMissingError, MemfitError
 from memfit.hardware.folders import cache_folder, read_cached, write_cached
 from memfit.hardware.machine import Cpu, Gpu
 from memfit.headers.hf_config import HfConfig
 from memfit.memory.checkpoint import TransformersParameters
 from memfit.memory.process import ProcessMemory, group_bytes
 from memfit.planner.checkpoint import GpuRuntime, Runtime
+from memfit.processes.helper import ask_helper
 from memfit.units import MIB
 
 __all__ = ["Calibration", "require_libraries"]
@@ -40,7 +39,7 @@ _QUANTIZING, _READING_GGUF = "bitsandbytes", "gguf"
 _LARGER_BYTES = 8 * MIB
 _FORMAT = 5  # of what is cached
 # A program of its own: the caller's process may hold anything. Named, not imported: it lies above here.
-_REHEARSAL = (sys.executable, "-m", "memfit.cli.rehearse_checkpoint")
+_REHEARSAL = "memfit.cli.rehearse_checkpoint"
 
 
 def require_libraries(*, quantizes: bool, reads_gguf: bool = False) -> None:
@@ -177,8 +176,9 @@ def _rehearse(parameters: TransformersParameters, gpus: Sequence[tuple[Gpu, int]
             device_map=(("", "cpu"),),
             gpus=tuple(gpu.index for gpu, _ in gpus[:1]),
         )
-        request = json.dumps(small.to_json())
-        done = subprocess.run([*_REHEARSAL, request], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise EngineError(f"transformers cannot run a small model: {done.stderr.strip()[-800:]}")
-    return dict(json.loads(done.stdout))
+        try:
+            return ask_helper(_REHEARSAL, json.dumps(small.to_json()), name="its process")
+        except EngineMissingError:
+            raise
+        except MemfitError as error:
+            raise EngineError(f"transformers cannot run a small model: {error}") from None

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
-from memfit.errors import MemfitError
 from memfit.headers.remote.found import find_paths, list_choices
+from memfit.processes.child import Parent, answer
 
 
-def _tell(**event: Any) -> None:
-    print(json.dumps(event), flush=True)
-
-
-def main() -> int:
+def _find(parent: Parent) -> dict[str, Any]:
     question, name = sys.argv[1:]
-    try:
-        if question == "paths":
-            answer: Any = [str(path) for path in find_paths(name, lambda text: _tell(say=text))]
-        else:
-            answer = list_choices(name)
-    except MemfitError as error:
-        _tell(error=type(error).__name__, text=str(error))
-        return 1
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 130
-    _tell(answer=answer)
-    return 0
+    if question == "paths":
+        paths = find_paths(name, lambda text: parent.send("say", text=text))
+        return {"answer": [str(path) for path in paths]}
+    return {"answer": list_choices(name)}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer(_find))
