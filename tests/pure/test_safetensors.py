@@ -77,7 +77,7 @@ def test_spaces_may_follow_the_header(tmp_path: Path) -> None:
     [
         (b"", "length", "empty"),
         (b"\x01\x02", "length", "truncated"),
-        (b"PK\x03\x04" + b"\xff" * 60, "length", "not a safetensors file"),
+        (b"PK\x03\x04" + b"\xff" * 60, "content", "not a safetensors file"),
         (struct.pack("<Q", 100_000_001) + b"{}", "length", "at most 100000000"),
         (struct.pack("<Q", 50) + b"{}", "length", "truncated: the header ends at 58"),
         (struct.pack("<Q", 0), "header", "does not begin with {"),

@@ -59,6 +59,12 @@ class BoundedReader:
     def error(self, problem: str) -> HeaderError:
         return HeaderError(self.path, self.field, problem)
 
+    def peek(self, most: int) -> bytes:
+        """The next bytes without passing over them: `most`, or what there is."""
+        count = min(most, self._limit - self.position)
+        self._fill(count)
+        return self._window[self._index : self._index + count]
+
     def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
         self._fill(layout.size)
         values = layout.unpack_from(self._window, self._index)
@@ -105,7 +111,9 @@ class BoundedReader:
         if end <= self._limit:
             return
         if end > self.file_bytes:
-            raise self.error(f"truncated: needs bytes to {end}, the file ends at {self.file_bytes}")
+            raise self.error(
+                f"truncated: needs bytes to {end}, the file ends at {self.file_bytes}; download it again"
+            )
         raise self.error(f"needs bytes to {end}; no header is larger than {_LARGEST_HEADER_BYTES}")
 
     def _fill(self, count: int) -> None:

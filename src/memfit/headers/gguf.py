@@ -21,6 +21,7 @@ from pathlib import Path
 
 from memfit.errors import ModelError
 from memfit.headers.bounded_reader import BoundedReader, Readable
+from memfit.headers.impostors import HEAD_BYTES, impostor
 from memfit.headers.model_spec import MetadataValue, SkippedArray, TensorSpec
 from memfit.headers.source import require_file
 from memfit.headers.tensor_types import TENSOR_TYPES
@@ -28,6 +29,7 @@ from memfit.units import MIB
 
 __all__ = ["MOST_TENSORS", "GgufHeader", "read_header", "read_open_header"]
 
+_MAGIC = struct.Struct("4s")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _COUNTS = struct.Struct("<QQ")
@@ -133,9 +135,12 @@ def _read_file(reader: BoundedReader, file_index: int) -> GgufHeader:
 def _check_magic(reader: BoundedReader) -> None:
     reader.field = "magic"
     if reader.file_bytes == 0:
-        raise reader.error("the file is empty")
-    if reader.unpack(struct.Struct("4s")) != (b"GGUF",):
-        raise reader.error("this is not a GGUF file")
+        raise reader.error("the file is empty; download it again")
+    head = reader.peek(HEAD_BYTES)
+    if not head.startswith(b"GGUF") and not (len(head) < 4 and b"GGUF".startswith(head)):
+        found = impostor(head)
+        raise reader.error("this is not a GGUF file" + (f" but {found}" if found else ""))
+    reader.unpack(_MAGIC)
     reader.field = "version"
     (version,) = reader.unpack(_U32)
     if version & 0xFFFF == 0 and version:
@@ -255,7 +260,8 @@ def _place_tensors(
         start = data_offset + offset
         if start + size > reader.file_bytes:
             raise reader.error(
-                f"truncated: needs bytes to {start + size}, the file ends at {reader.file_bytes}"
+                f"truncated: needs bytes to {start + size}, the file ends at {reader.file_bytes}; "
+                "download it again"
             )
         expected_offset += _round_up(size, alignment)
         tensors.append(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from memfit.errors import HeaderError, UsageError
+from memfit.headers.impostors import HEAD_BYTES, impostor
 from memfit.headers.source import require_file
 from memfit.strict_json import parse_json, read_bytes, shown
 
@@ -168,10 +169,13 @@ def read_config(path: Path) -> HfConfig:
         ModelError: it cannot be opened or read.
     """
     require_file(path)
+    content = b""
     try:
-        value = parse_json(read_bytes(path, "config.json"), "the JSON")
+        content = read_bytes(path, "config.json")
+        value = parse_json(content, "the JSON")
     except UsageError as error:
-        raise HeaderError(path, "config", str(error)) from None
+        found = impostor(content[:HEAD_BYTES]) if content and not content.startswith(b"{") else None
+        raise HeaderError(path, "config", f"this is no JSON but {found}" if found else str(error)) from None
     if not isinstance(value, dict):
         raise HeaderError(path, "config", f"got {shown(value)}, needed an object")
     whole = _Section(path, "", value, {})

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit.errors import HeaderError, ModelError, ModelNotFoundError, UsageError
+from memfit.headers.impostors import HEAD_BYTES, impostor
 from memfit.headers.source import require_file
 from memfit.strict_json import parse_json, shown
 from memfit.units import MIB
@@ -28,6 +29,7 @@ __all__ = [
     "read_checkpoint",
     "read_safetensors_header",
     "read_weight_map",
+    "require_safetensors",
 ]
 
 _LENGTH = struct.Struct("<Q")
@@ -199,10 +201,12 @@ def read_safetensors_header(path: Path, *, file_index: int = 0) -> SafetensorsHe
 
 def _read_json_bytes(path: Path, file_bytes: int) -> bytes:
     if file_bytes == 0:
-        raise HeaderError(path, "length", "the file is empty")
-    if file_bytes < _LENGTH.size:
-        raise HeaderError(path, "length", f"truncated: the file has {file_bytes} bytes, needed 8 or more")
+        raise HeaderError(path, "length", "the file is empty; download it again")
     with path.open("rb") as file:
+        require_safetensors(path, file.read(HEAD_BYTES))
+        file.seek(0)
+        if file_bytes < _LENGTH.size:
+            raise HeaderError(path, "length", f"truncated: the file has {file_bytes} bytes, needed 8 or more")
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
         if length > _LARGEST_HEADER_BYTES:
             raise HeaderError(
@@ -215,7 +219,8 @@ def _read_json_bytes(path: Path, file_bytes: int) -> bytes:
             raise HeaderError(
                 path,
                 "length",
-                f"truncated: the header ends at {_LENGTH.size + length}, the file at {file_bytes}",
+                f"truncated: the header ends at {_LENGTH.size + length}, the file at {file_bytes}; "
+                "download it again",
             )
         content = file.read(length)
     if len(content) != length:
@@ -225,10 +230,23 @@ def _read_json_bytes(path: Path, file_bytes: int) -> bytes:
     return content
 
 
+def require_safetensors(path: Path, head: bytes) -> None:
+    """Refuse what begins as another kind of file does; `head` as `impostor` takes it.
+
+    Raises:
+        HeaderError: says what it is.
+    """
+    if head[8:9] != b"{" and (found := impostor(head)):
+        raise HeaderError(path, "content", f"this is not a safetensors file but {found}")
+
+
 def _parse(path: Path, part: str, content: bytes) -> Any:
     try:
         return parse_json(content, "the JSON")
     except UsageError as error:
+        found = None if content.lstrip().startswith(b"{") else impostor(content[:HEAD_BYTES])
+        if found:
+            raise HeaderError(path, part, f"this is no JSON but {found}") from None
         raise HeaderError(path, part, str(error)) from None
 
 
@@ -290,7 +308,9 @@ def _check_places(path: Path, tensors: list[SafetensorsTensor], data_offset: int
         expected += tensor.size_bytes
     if expected > file_bytes:
         raise HeaderError(
-            path, "tensors", f"truncated: needs bytes to {expected}, the file ends at {file_bytes}"
+            path,
+            "tensors",
+            f"truncated: needs bytes to {expected}, the file ends at {file_bytes}; download it again",
         )
     if expected < file_bytes:
         raise HeaderError(path, "tensors", f"end at byte {expected}, the file only at {file_bytes}")

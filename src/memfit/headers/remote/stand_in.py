@@ -18,9 +18,11 @@ from typing import BinaryIO
 from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder
 from memfit.headers.gguf import read_open_header
+from memfit.headers.impostors import HEAD_BYTES
 from memfit.headers.remote.http import RangeReader
 from memfit.headers.remote.hub import how_to_access, token_headers
 from memfit.headers.remote.names import RemoteFile, RemoteModel
+from memfit.headers.safetensors import require_safetensors
 from memfit.units import KIB, MIB
 
 __all__ = ["is_stand_in", "make_stand_ins"]
@@ -90,10 +92,12 @@ def _fetch(file: RemoteFile, path: Path, repo: str | None) -> None:
     headers, key = (token_headers(), how_to_access(repo)) if repo else ({}, "")
     with RangeReader(file.url, headers, key=key) as reader, path.open("w+b") as local:
         growing = _GrowingFile(reader, local, file)
-        if file.name.endswith(".gguf"):
+        if file.name.lower().endswith(".gguf"):
             header = read_open_header(growing, Path(file.name), file.size_bytes, window_bytes=_PIECE_BYTES)
             growing.need(header.data_offset_bytes)
         elif file.name.endswith(".safetensors"):
+            require_safetensors(Path(file.name), growing.read(HEAD_BYTES))
+            growing.seek(0)
             # Eight bytes say how long the header is; what it may be, safetensors.py checks.
             length = int.from_bytes(growing.read(8), "little")
             growing.need(min(8 + length, _LARGEST_JSON_BYTES, file.size_bytes))
