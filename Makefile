@@ -1,9 +1,10 @@
-# make run    set up (the first time: a few minutes) and let the demo model answer inside 512 MiB
-# make test   set up for tests, and run them
-# make check  the same, with formatting, lint and types: what has to pass before a commit
-# make clean  remove everything that these made
+# make run       set up (the first time: a few minutes) and let the demo model answer inside 512 MiB
+# make test      set up for tests, and run them
+# make test-all  the same, with random trials many times each instead of a few times
+# make check     make test with formatting, lint and types: what has to pass before a commit
+# make clean     remove everything that these made
 
-.PHONY: run test check clean
+.PHONY: run test test-all check clean
 
 run:
 	@scripts/setup run
@@ -12,7 +13,11 @@ run:
 
 test:
 	@scripts/setup test
-	.venv/bin/python -m pytest
+	scripts/test
+
+test-all:
+	@scripts/setup test
+	scripts/test all
 
 check:
 	@scripts/setup test

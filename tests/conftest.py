@@ -1,4 +1,4 @@
-"""What all rooms of tests share. Being here, it also lets them import `hub_server`."""
+"""What all rooms of tests share. Being here, it also lets them import `hub_server` and `thorough`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hub_server import HubServer
 from printing import write_printing_libraries
+from thorough import times
+
+# No test is timed: on a busy machine any example may take long.
+settings.register_profile(
+    "memfit",
+    max_examples=times(100, 500),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("memfit")
 
 
 @pytest.fixture
@@ -19,6 +30,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        # The hub speaks plain HTTP, and a client that reads this system's certificates takes 50 ms to make.
+        monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
             monkeypatch.delenv(name, raising=False)
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit.batch.input import Input, Lengths, open_input
@@ -289,7 +289,6 @@ def test_an_endless_device_fills_no_disk() -> None:
 _TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), min_size=1)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_TEXTS, st.sampled_from([b"\n", b"\r\n", b"\n\n"]))
 def test_every_prompt_comes_back(tmp_path: Path, prompts: list[str], end: bytes) -> None:
     content = end.join(json.dumps({"prompt": prompt}, ensure_ascii=False).encode() for prompt in prompts)

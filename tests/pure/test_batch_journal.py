@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfit.batch.input import Input, open_input
@@ -22,6 +22,7 @@ from memfit.batch.output import open_sink
 from memfit.batch.sink import Sink
 from memfit.engines.protocol import Sampling
 from memfit.errors import MemfitError, UsageError
+from thorough import times
 
 _IDENTITY = {"model": "demo", "seed": 1}
 _LINES = 9  # of them two are blank and two fail
@@ -732,7 +733,7 @@ def test_ctrl_c_amid_adding_the_last_line(job: Job) -> None:
 # --- any order, any cut ---
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(max_examples=times(25, 250))
 @given(
     order=st.permutations(_WORK),
     cuts=st.lists(st.integers(0, len(_WORK)), max_size=3),

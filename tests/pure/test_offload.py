@@ -46,6 +46,7 @@ from memfit.planner.speed import (
     predict,
 )
 from memfit.units import GIB, KIB, MIB
+from thorough import times
 
 _LARGE = 8 * GIB
 _BESIDE = 5 * MIB  # compute buffers and scratch of a place
@@ -459,7 +460,7 @@ def test_dense_and_routed_blocks_of_one_layer_keep_their_order() -> None:
         assert _there(spec, _engine_parameters(spec, 1, placement)) == {name}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=times(30, 300))
 @given(
     ram=st.integers(30, 300),
     rooms=st.lists(st.integers(6, 200), min_size=1, max_size=2),
@@ -495,7 +496,6 @@ def _engine_parameters(spec: ModelSpec, devices: int, placement: Placement) -> E
     return engine_parameters(spec, _parameters(spec), placement, opened)
 
 
-@settings(deadline=None)
 @given(data=st.data(), tied=st.booleans(), devices=st.integers(1, 3))
 def test_every_tensor_lies_where_the_placement_says(data: st.DataObject, tied: bool, devices: int) -> None:
     """Patterns and layer counts say exactly the placement; twelve layers, so that 1 is not 10 nor 11."""
@@ -622,7 +622,6 @@ def test_what_is_sent_of_a_tied_output() -> None:
     assert sent_bytes(spec, _with(spec, (1,), (r"blk\.|output|token_embd", 0))) == {}
 
 
-@settings(deadline=None)
 @given(
     data=st.data(),
     tied=st.booleans(),
@@ -659,7 +658,7 @@ def test_without_devices_everything_lies_in_ram() -> None:
 # --- one idea of speed ---
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=times(30, 300))
 @given(
     data=st.data(),
     experts=st.booleans(),

@@ -41,6 +41,7 @@ from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, WeightSpeed
 from memfit.planner.tiers import _receiving
 from memfit.units import GIB, KIB, MIB
+from thorough import times
 
 
 def _plan(
@@ -351,7 +352,6 @@ def _applied(
     return _plan(budget, machine=machine, **{**asked, name: convert(value)})
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     budget=st.none() | st.integers(1, 400 * MIB),
     available=st.integers(MIB, GIB),
@@ -392,7 +392,6 @@ def test_every_suggestion_really_fits(
                 assert more.ram.total_bytes + room > more.ram.limit_bytes
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     budget=st.integers(1, 400 * MIB),
     context=st.integers(1, 20_000),
@@ -703,7 +702,7 @@ def test_a_model_larger_than_ram_and_device_names_ram_and_what_helps() -> None:
     assert any(text.startswith("--ram") for text in plan.suggestions)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=times(15, 150))
 @given(
     ram=st.integers(30, 260),
     vram=st.lists(st.integers(10, 220), min_size=1, max_size=2),

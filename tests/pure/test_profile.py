@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfit.errors import UsageError
 from memfit.hardware.profile import Figure, Measured, profile_names, read_profile
 from memfit.units import GIB, MIB
+from thorough import times
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FOLDER = _ROOT / "src/memfit/hardware/profiles"
@@ -310,7 +311,7 @@ _JSON = st.recursive(
 _PLACES = sorted({path for path, _, _ in _REFUSED if path.isascii() and path.isprintable()})
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=times(80, 800))
 @given(path=st.sampled_from(_PLACES), value=_JSON)
 def test_anything_anywhere_is_read_or_refused(tmp_path: Path, path: str, value: object) -> None:
     name = _write(tmp_path, _changed(path, value))

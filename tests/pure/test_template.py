@@ -6,6 +6,7 @@ A harmful template runs in a process of its own with a deadline, so that a hang 
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -295,7 +296,7 @@ _STOPPED = {
 
 @pytest.mark.parametrize("template", _STOPPED.values(), ids=_STOPPED.keys())
 def test_a_harmful_template_is_stopped(template: str) -> None:
-    outcome, peak_mib = _attack(template, 20)
+    outcome, peak_mib = _attack(template, 60)
     assert outcome.startswith("stopped the model's chat template "), outcome
     assert peak_mib < 80  # 32 beyond what the process has, and it starts with some 25
 
@@ -368,4 +369,6 @@ _HANGING = {
 
 @pytest.mark.parametrize("template", _HANGING.values(), ids=_HANGING.keys())
 def test_a_template_that_hangs_in_c_is_ended(template: str) -> None:
-    _attack(template, 3)
+    outcome, _ = _attack(template, 60)
+    by_the_kernel = f"exit code {-signal.SIGPROF}: "
+    assert outcome.startswith(("stopped the model's chat template ", by_the_kernel)), outcome
