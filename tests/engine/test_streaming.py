@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -274,3 +276,48 @@ def test_with_layers_on_a_device(demo: str, resident: tuple[memfit.Plan, list[st
     assert report.within_budget
     for tier in report.tiers:
         assert tier.error_bytes is not None and abs(tier.error_bytes) <= 16 * MIB
+
+
+_UNGIVEN = """
+import json, sys
+from memfit.engines.llamacpp.devices import Devices
+from memfit.engines.llamacpp.library import load_library
+from memfit.engines.llamacpp.model import Model
+from memfit.errors import EngineError
+from memfit.headers.model_spec import TensorSpec
+from memfit.memory.oracle import EngineParameters
+
+values = json.load(sys.stdin)
+parameters = EngineParameters.from_json(values["parameters"])
+library = load_library()
+library.api.llama_backend_init()
+tensors = [TensorSpec(**{**one, "shape": tuple(one["shape"])}) for one in values["tensors"]]
+model = Model(library, Devices(library, stand_ins=False), parameters, tensors=tensors)
+model.open_context(parameters)
+model.decode([1])
+print("decoded", flush=True)
+address = next(one for one, index in model._weights._indices.items() if index == 3)
+del model._weights._indices[address]  # as if somebody had taken the node from us
+for prompt in ([1], [1] * 40):
+    model.clear_abort()
+    try:
+        model.decode(prompt)
+    except EngineError as error:
+        print(error)
+"""
+
+
+def test_a_matrix_that_was_never_given_is_not_computed_with(demo: str) -> None:
+    plan = _plan(demo, "150MiB")
+    values = {
+        "parameters": plan.parameters.to_json(),
+        "tensors": [asdict(one) for one in plan.spec.tensors],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _UNGIVEN], input=json.dumps(values), capture_output=True, text=True
+    )
+    decoded, *errors = done.stdout.splitlines()
+    assert decoded == "decoded" and done.returncode == 0, done.stderr
+    (error,) = set(errors)
+    assert len(errors) == 2
+    assert re.fullmatch(r"the engine would compute with blk\.\d+\.\w+\.weight before it has been .*", error)

@@ -35,10 +35,9 @@ _STEPS = 24  # of halving the bytes to stream
 
 
 def resident(parameters: EngineParameters) -> EngineParameters:
-    """The same with everything in memory: what the oracle is asked about."""
-    if parameters.load_mode != "own":
-        return parameters
-    return replace(parameters, load_mode="read", streamed=(), ring_bytes=0)
+    """The same with everything in memory: what the oracle is asked about. The way of loading stays, since
+    contexts depend on it."""
+    return replace(parameters, streamed=(), ring_bytes=0)
 
 
 def stream_out(

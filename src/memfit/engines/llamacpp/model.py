@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit.engines.channel import OverBudgetError
+from memfit.engines.llamacpp.context import context_options
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.engines.llamacpp.library import Breakdown, Library
@@ -193,16 +194,7 @@ class Model:
         if self._simulates:
             self._undo_retype()
             self._undo_retype = self._library.retype(self._pointer, parameters.dequantized)
-        options = api.llama_context_default_params()
-        options.n_ctx = parameters.context
-        options.n_batch = options.n_ubatch = min(parameters.micro_batch, parameters.context)
-        options.n_seq_max = parameters.parallel
-        # Unset it would be n_batch: logits for every token of a micro-batch, 300 MiB on a 152k vocabulary.
-        options.n_outputs_max = parameters.parallel
-        options.kv_unified = parameters.kv_unified
-        options.swa_full = False
-        options.type_k = options.type_v = _KV_TYPES[parameters.kv_type]
-        options.n_threads = options.n_threads_batch = parameters.threads
+        options = context_options(api, parameters)
         # A C function as abort callback, so that no Python runs between graph nodes:
         # strlen(flag) is non-zero, hence true, as soon as the flag's first byte is set.
         options.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
@@ -226,7 +218,12 @@ class Model:
             self.sequence_tokens = min(self.sequence_tokens, self.trained_tokens)
         if self._weights and parameters.streamed:
             count = 1 if parameters.kv_unified else parameters.parallel  # divided caches are used all at once
-            self._weights.start(self._library.graph_nodes(context, tokens=count, sequences=count))
+            # Of all passes devices take over most in the largest one, which is a prompt's.
+            for tokens, look in (
+                (self.micro_batch, self._weights.require_turns),
+                (count, self._weights.start),
+            ):
+                look(self._library.graph_nodes(context, tokens=tokens, sequences=count))
 
     def close(self) -> None:
         """Give everything back. Only a simulated model is ever closed; a process ends with a real one."""
@@ -391,7 +388,6 @@ class _Override(ctypes.Structure):
 
 _MOST_DEVICES = 16  # llama_max_devices
 _ALL_CACHED = 0.99  # a share of the file that counts as all of it
-_KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
 
 
 def _resident_bytes() -> int:

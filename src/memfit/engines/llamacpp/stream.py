@@ -51,7 +51,7 @@ class Ring:
         self._cancelled = cancelled
         self._memory = own_memory(size_bytes)
         self._view = memoryview(self._memory)
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._slots: deque[_Slot] = deque()  # the oldest first
         self._head = 0  # where the next slot may begin
         self._next = 0  # the part to be read next
@@ -80,9 +80,9 @@ class Ring:
                 slot = self._slots[0] if self._slots else None
                 if slot and slot.whole:
                     self._taken = True
-                    return self._address + slot.start
+                    return self.address + slot.start
                 if self._cancelled():
-                    return self._address
+                    return self.address
                 self._changed.wait(_LOOK_SECONDS)
 
     def give_back(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from memfit.engines.llamacpp.giving import Giving
 from memfit.engines.llamacpp.graph import Node
 from memfit.engines.llamacpp.library import Library
 from memfit.engines.llamacpp.stream import Ring
@@ -54,7 +55,7 @@ class OwnWeights:
         Raises:
             EngineError: the files cannot be read, or a device has no room.
         """
-        self.error: StreamError | None = None
+        self.error: StreamError | EngineError | None = None
         self.locked_bytes = 0  # of the pinned ones, where there is swap that they could go to
         self._abort, self._is_aborted = abort, is_aborted
         self._ring_bytes = parameters.ring_bytes
@@ -64,6 +65,7 @@ class OwnWeights:
         self._table_file = self._table_start = -1
         self._files = [DirectFile(path) for path in parameters.paths]
         self._streamed: dict[int, Stretch] = {}  # by tensor
+        self._giving: Giving | None = None  # where any are
         self._indices: dict[int, int] = {}  # tensor → its number in the order of computation
         self._shifts: list[int] = []  # where in its pages each tensor begins
         self._ggml = ggml = library.ggml_base
@@ -98,9 +100,18 @@ class OwnWeights:
                 self._dequantize(tensor, address, came)
         except StreamError as error:
             raise EngineError(str(error)) from None
+        if self._streamed:
+            names = {address: part.tensors[0].name for address, part in self._streamed.items()}
+            largest = max(part.size_bytes for part in self._streamed.values())
+            self._giving = Giving(names, largest, has_devices=bool(parameters.devices))
         self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
             self._evaluate
         )
+
+    def require_turns(self, nodes: Sequence[Node]) -> None:
+        """Raises EngineError where a graph would read a streamed tensor before its turn."""
+        assert self._giving is not None
+        self._giving.require_turns(nodes)
 
     def start(self, nodes: Sequence[Node]) -> None:
         """Begin to read ahead, in the order of a graph's nodes.
@@ -108,17 +119,15 @@ class OwnWeights:
         Raises:
             EngineError: a streamed tensor is used in a way that streaming does not know.
         """
-        order = [node.src[0] for node in nodes if node.src[0] in self._streamed]
-        if len(set(order)) != len(order) or set(order) != set(self._streamed):
-            raise EngineError("the engine uses a streamed tensor twice in a pass, or never")
+        assert self._giving is not None
+        order = self._giving.order(nodes)
         self._indices = {address: index for index, address in enumerate(order)}
         parts = [self._streamed[address] for address in order]
         self._shifts = [part.tensors[0].offset_bytes - part.start_bytes for part in parts]
         largest = max((part.size_bytes for part in parts), default=0)
         if largest > self._ring_bytes:
             raise EngineError(f"a streamed tensor takes {largest} bytes, the ring has {self._ring_bytes}")
-        if parts:
-            self._ring = Ring(self._files, parts, self._ring_bytes, self._is_aborted)
+        self._ring = Ring(self._files, parts, self._ring_bytes, self._is_aborted)
 
     def drop_rows(self) -> None:
         """Give back the rows of the token table that were read: they stay in the page cache otherwise."""
@@ -128,22 +137,31 @@ class OwnWeights:
 
     def _evaluate(self, node: int, ask: bool, _: object) -> bool:
         """Called for each node before it is computed, and again after those that it said True of."""
-        weight = ctypes.c_void_p.from_address(node + _SOURCE).value
-        index = self._indices.get(weight) if weight else None
-        if index is None:
-            return False
-        assert self._ring is not None and weight is not None
+        ring, giving = self._ring, self._giving
+        assert ring is not None and giving is not None
         if not ask:
-            self._ring.give_back()
+            giving.take_away()
+            ring.give_back()
             return True
-        try:
-            address = self._ring.take(index)
-        except StreamError as error:
-            self.error = error
-            self._abort()  # before this node is computed
-        else:
-            ctypes.c_size_t.from_address(weight + _DATA).value = address + self._shifts[index]
-        return True
+        weight = ctypes.c_size_t.from_address(node + _SOURCE).value
+        index = self._indices.get(weight)
+        if index is not None:
+            try:
+                giving.give(weight, ring.take(index) + self._shifts[index])
+            except StreamError as error:
+                self._refuse(error, weight)
+                return True
+        missing = giving.missing(node)
+        if missing is not None:
+            self._refuse(giving.too_early(missing), missing)
+        return index is not None or missing is not None
+
+    def _refuse(self, error: StreamError | EngineError, tensor: int) -> None:
+        """End the pass. The engine looks for that after each node: this one still computes, with anything."""
+        assert self._ring is not None and self._giving is not None
+        self.error = error
+        self._abort()
+        self._giving.give(tensor, self._ring.address)
 
     def _send(self, tensors: Sequence[tuple[TensorSpec, int]], came: Callable[[int], None]) -> None:
         """To devices piece by piece: no more is held here than a piece, and its copy in a message. As the
@@ -192,9 +210,6 @@ class OwnWeights:
             for tensor in part.tensors:
                 _set_data(tensors[tensor], base + tensor.offset_bytes - part.start_bytes)
             self._kept.append(memory)
-        # A tensor must have some address before the graph is planned; nothing is computed with this one.
-        for address in self._streamed:
-            _set_data(address, _address(self._nowhere()))
 
     def _dequantize(self, tensor: TensorSpec, address: int, came: Callable[[int], None]) -> None:
         """Read a tensor as BF16, a piece of whole blocks at a time."""
@@ -225,11 +240,6 @@ class OwnWeights:
         self.locked_bytes += lock_memory(_address(memory), len(memory))
         _set_data(address, _address(memory))
         self._kept.append(memory)
-
-    def _nowhere(self) -> mmap.mmap:
-        if not self._kept:
-            self._kept.append(own_memory(PAGE_BYTES))
-        return self._kept[0]
 
     def _map(self, tensor: TensorSpec, address: int, path: Path) -> None:
         start = tensor.offset_bytes // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
