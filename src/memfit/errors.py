@@ -9,6 +9,8 @@
     ├── EngineError           5   the engine failed
     │   ├── EngineMissingError    not installed, or not the build that memfit was written for
     │   └── WorkerDiedError       the worker process ended: killed, out of memory, or aborted
+    ├── OutputError           6   the result cannot be written: the disk is full, the output closed
+    │   └── ReaderLeft      141   whoever read our output has left, and nothing is said
     └── InterruptedByUser   130   Ctrl-C
 
 A message says what, where, got, needed and what to try. Only the command line's edge catches these.
@@ -27,6 +29,8 @@ __all__ = [
     "MemfitError",
     "ModelError",
     "ModelNotFoundError",
+    "OutputError",
+    "ReaderLeft",
     "UsageError",
     "WorkerDiedError",
     "readable",
@@ -122,6 +126,21 @@ class EngineMissingError(EngineError):
 
 class WorkerDiedError(EngineError):
     """The worker process ended before it answered."""
+
+
+class OutputError(MemfitError):
+    """There is a result, and it cannot be written to where it was to go."""
+
+    exit_code = 6
+
+
+class ReaderLeft(OutputError):  # noqa: N818 - not a fault
+    """Whoever read standard output has left, as `head` does."""
+
+    exit_code = 141  # as a shell counts a program that SIGPIPE ended
+
+    def __init__(self) -> None:
+        super().__init__("whoever read standard output has left")
 
 
 class InterruptedByUser(MemfitError):  # noqa: N818 - not a fault

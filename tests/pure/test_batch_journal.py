@@ -21,7 +21,7 @@ from memfit.batch.journal import encode_record, parse_record
 from memfit.batch.output import open_sink
 from memfit.batch.sink import Sink
 from memfit.engines.protocol import Sampling
-from memfit.errors import MemfitError, UsageError
+from memfit.errors import MemfitError, OutputError, ReaderLeft, UsageError
 from thorough import times
 
 _IDENTITY = {"model": "demo", "seed": 1}
@@ -476,8 +476,8 @@ class _Broken(io.StringIO):
 def test_a_standard_output_that_breaks(tmp_path: Path) -> None:
     job = Job(tmp_path)
     for error, wanted in (
-        (BrokenPipeError(errno.EPIPE, "Broken pipe"), BrokenPipeError),
-        (OSError(errno.ENOSPC, "No space left on device"), MemfitError),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), ReaderLeft),
+        (OSError(errno.ENOSPC, "No space left on device"), OutputError),
     ):
         stream = _Broken(error)
         with job.source() as source, pytest.raises(wanted):
@@ -669,7 +669,7 @@ def test_what_a_full_or_broken_disk_says(tmp_path: Path, failing: Fail) -> None:
         failing(1, 1, errno.ENOSPC)
         with pytest.raises(MemfitError) as caught:
             sink.flush()
-        assert caught.value.exit_code == 5
+        assert caught.value.exit_code == 6
         assert str(caught.value) == (
             f"the disk is full: cannot write {job.journal}. 1 line is safe; once it can be written, "
             "run the same command again"

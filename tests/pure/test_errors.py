@@ -19,6 +19,8 @@ _EXIT_CODES = {
     "EngineError": 5,
     "EngineMissingError": 5,
     "WorkerDiedError": 5,
+    "OutputError": 6,
+    "ReaderLeft": 141,
     "InterruptedByUser": 130,
 }
 

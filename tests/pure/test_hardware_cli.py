@@ -15,10 +15,12 @@ from click.testing import CliRunner, Result
 
 from memfit.cli import hardware as hardware_command
 from memfit.cli.main import main
+from memfit.cli.speeds import _rates_json
 from memfit.engines.llamacpp import calibrate, lookup
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.hardware.disk_speed import DiskSpeed
 from memfit.hardware.machine import Cpu, Disk, Gpu, Machine, Ram
+from memfit.planner.speed import AttentionSpeed, WeightSpeed
 from memfit.units import GIB, MIB
 
 
@@ -368,3 +370,10 @@ def test_showing_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize("kind", [AttentionSpeed, WeightSpeed])
+def test_json_names_every_rate_that_is_ever_measured(kind: type) -> None:
+    """Some only where a batch wanted them."""
+    measured = {one.name: 1.0 for one in dataclasses.fields(kind)}
+    assert len(_rates_json({"Q4_0": measured})["Q4_0"]) == len(measured)

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from memfit.batch.input import Input, scratch_file
 from memfit.batch.journal import DISK_FULL, AppendFile, Journal, sync_folder
 from memfit.batch.sink import Sink
-from memfit.errors import MemfitError, UsageError
+from memfit.errors import OutputError, ReaderLeft, UsageError
 from memfit.strict_json import shown
 
 __all__ = ["open_sink"]
@@ -41,7 +41,7 @@ def open_sink(
 
     Raises:
         UsageError: the output belongs to another job, is in use, or cannot be written.
-        MemfitError: the disk is full or broken.
+        OutputError: the disk is full or broken.
     """
     if output == "-":
         assert stream is not None and on_error is not None
@@ -59,7 +59,7 @@ def open_sink(
     except OSError as error:
         where = error.filename or output
         if error.errno in DISK_FULL:
-            raise MemfitError(f"the disk is full: cannot write {where}") from None
+            raise OutputError(f"the disk is full: cannot write {where}") from None
         raise UsageError(f"cannot write {where}: {error.strerror or error}") from None
 
 
@@ -118,9 +118,9 @@ class _Stream:
         try:
             self._write(data.decode())
         except BrokenPipeError:
-            raise
+            raise ReaderLeft from None
         except OSError as error:  # how much came through is unknown, so there is no second try
-            raise MemfitError(f"cannot write standard output: {error.strerror or error}") from None
+            raise OutputError(f"cannot write the answers: {error.strerror or error}") from None
 
     def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from memfit.batch.input import Input
 from memfit.batch.journal import DISK_FULL, AppendFile, Record, encode_record, parse_record
-from memfit.errors import MemfitError, UsageError
+from memfit.errors import OutputError, UsageError
 from memfit.units import MIB
 
 __all__ = ["Outlet", "Sink"]
@@ -71,7 +71,7 @@ class Sink:
         """One finished line: the JSON object for the output file, or that for the error file.
 
         Raises:
-            MemfitError: as `flush`, which is called when much is buffered.
+            OutputError: as `flush`, which is called when much is buffered.
         """
         value = output if error is None else error
         assert value is not None and (output is None or error is None), "an answer or an error"
@@ -86,10 +86,10 @@ class Sink:
     def flush(self) -> None:
         """Save all that was added. Call it about once a second.
 
-        One that anything but a MemfitError ended, as Ctrl-C, may only be followed by `close`.
+        One that anything but a full file ended, as Ctrl-C, may only be followed by `close`.
 
         Raises:
-            MemfitError: the disk is full or broken. What was saved before is safe; calling it again is.
+            OutputError: the disk is full or broken. What was saved before is safe; calling it again is.
         """
         assert not self._within_flush
         self._within_flush = True
@@ -101,8 +101,6 @@ class Sink:
                 if self._on_complete:
                     self._on_complete({"answered": self.answered, "failed": self.failed})
                 self.complete = True
-        except BrokenPipeError:  # of standard output, where it means that nobody listens any more
-            raise
         except OSError as error:
             self._within_flush = False
             raise self._explained(error) from None
@@ -214,14 +212,14 @@ class Sink:
             )
         file.cut(position)
 
-    def _explained(self, error: OSError) -> MemfitError:
+    def _explained(self, error: OSError) -> OutputError:
         reason = f"cannot write {error.filename or self._journal.name}: {error.strerror or error}"
         if error.errno in DISK_FULL:
             reason = f"the disk is full: cannot write {error.filename}"
         if not self._on_complete:
-            return MemfitError(reason)
+            return OutputError(reason)
         lines = "1 line is" if self._saved == 1 else f"{self._saved} lines are"
-        return MemfitError(f"{reason}. {lines} safe; once it can be written, run the same command again")
+        return OutputError(f"{reason}. {lines} safe; once it can be written, run the same command again")
 
 
 class Done:

@@ -6,14 +6,14 @@ Subcommands are imported only when used, so `memfit --help` stays fast.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from typing import Any
 
 import click
 
 from memfit import __version__
-from memfit.errors import InterruptedByUser, MemfitError, readable
+from memfit.cli.streams import open_streams
+from memfit.errors import InterruptedByUser, MemfitError, OutputError, ReaderLeft, readable
 
 __all__ = ["main"]
 
@@ -65,8 +65,14 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its code (CONTRACT: 0, 2, 3, 4, 5, 130)."""
-    sys.exit(_exit_code(arguments))
+    """Run one command and exit with its code (CONTRACT: 0, 2, 3, 4, 5, 6, 130, 141)."""
+    with open_streams():
+        code = _exit_code(arguments)
+        try:
+            sys.stdout.flush()
+        except OutputError as error:
+            code = code or _fail(error)
+    sys.exit(code)
 
 
 def _exit_code(arguments: list[str] | None) -> int:
@@ -82,12 +88,9 @@ def _exit_code(arguments: list[str] | None) -> int:
         return error.exit_code
     except MemfitError as error:
         return _fail(error)
-    except BrokenPipeError:
-        # The reader of our output left (`memfit … | head`); there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _fail(error: MemfitError) -> int:
-    click.echo(f"memfit: {readable(str(error))}", err=True)
+    if not isinstance(error, ReaderLeft):
+        click.echo(f"memfit: {readable(str(error))}", err=True)
     return error.exit_code

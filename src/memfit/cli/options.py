@@ -30,6 +30,7 @@ __all__ = [
     "take_plan",
     "take_sampling",
     "take_workload",
+    "utf8",
     "verbose_option",
     "workload_options",
 ]
@@ -295,11 +296,17 @@ def _vram(texts: Sequence[str]) -> str | dict[int, str] | None:
     return numbered or None
 
 
+def utf8(argument: str) -> str:
+    """An argument's text, also where the locale's encoding did not know its letters."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def take_sampling(options: dict[str, Any]) -> Sampling:
     """Likewise for sampling; nothing else is left by then."""
     from memfit.engines.protocol import Sampling
 
     seed = options.pop("seed")
+    options["stop"] = tuple(map(utf8, options["stop"]))
     return Sampling(**options, **({} if seed is None else {"seed": seed}))
 
 

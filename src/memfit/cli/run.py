@@ -19,6 +19,7 @@ from memfit.cli.options import (
     sampling_options,
     take_plan,
     take_sampling,
+    utf8,
     verbose_option,
     workload_options,
 )
@@ -66,7 +67,7 @@ def command(
     err = console(stderr=True)
     make_plan = take_plan(model, options, lambda said: err.print(f"memfit: {said}"), verbose)
     sampling = take_sampling(options)
-    text = _prompt_text(prompt, file)
+    text, system = _prompt_text(prompt, file), utf8(system or "")
     if raw and system:
         raise UsageError("--system needs the chat template, which --raw leaves out; use one of them")
     if text is None and (as_json or raw):
@@ -108,14 +109,17 @@ def command(
 
 def _prompt_text(prompt: str | None, file: str | None) -> str | None:
     """The prompt from -p and --file, else from a pipe; None asks for a chat."""
-    pieces = [] if prompt is None else [prompt]
+    pieces = [] if prompt is None else [utf8(prompt)]
     if file is not None:
         try:
             pieces.append(Path(file).read_text(encoding="utf-8", errors="replace"))
         except OSError as error:
             raise UsageError(f"--file {file}: {error.strerror}") from None
     if not pieces and not sys.stdin.isatty():
-        pieces.append(sys.stdin.buffer.read().decode("utf-8", errors="replace"))
+        try:
+            pieces.append(sys.stdin.buffer.read().decode("utf-8", errors="replace"))
+        except OSError as error:  # opened for writing only, for one
+            raise UsageError(f"standard input cannot be read: {error.strerror or error}") from None
     if not pieces:
         return None
     text = "\n\n".join(pieces)

@@ -58,6 +58,7 @@ def _rates_json(rates: _Rates) -> dict[str, Any]:
     names = {
         "bytes_per_second": "generation_bytes_per_second",
         "operations_per_second": "prompt_operations_per_second",
+        "batch_operations_per_second": "batch_operations_per_second",  # measured where a batch wanted it
         "generation": "generation_operations_per_second",
         "prompt": "prompt_operations_per_second",
     }
