@@ -21,7 +21,8 @@ def text() -> str:
     pieces = [
         "# The command line\n",
         "Written by `scripts/cli_docs.py`. Every option also comes from `MEMFIT_<OPTION>`, such as",
-        "`MEMFIT_RAM=8GiB`. Results go to stdout, everything else to stderr. Exit codes: 0 done · 2 wrong",
+        "`MEMFIT_RAM=8GiB`. Results go to stdout, everything else to stderr; what `--json` prints is in",
+        "[json.md](json.md). Exit codes: 0 done · 2 wrong",
         "usage · 3 does not fit the budget · 4 the model is missing or cannot be read · 5 the engine",
         "failed · 130 interrupted.\n",
         _block(cli.get_help(context)),

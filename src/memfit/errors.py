@@ -18,6 +18,10 @@ A message says what, where, got, needed and what to try. Only the command line's
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from memfit.units import format_bytes
 
 __all__ = [
@@ -36,6 +40,8 @@ __all__ = [
     "readable",
 ]
 
+_OPTION = re.compile(r"--[a-z][a-z-]+")
+
 
 def readable(text: str, *, most: int = 2000, kept: str = "\n\t") -> str:
     """A stranger's text fit for a terminal: no control characters but those `kept`, and not endless."""
@@ -47,22 +53,53 @@ def readable(text: str, *, most: int = 2000, kept: str = "\n\t") -> str:
 
 
 class MemfitError(Exception):
-    """The root: any error whose message is meant for the user."""
+    """The root: any error whose message is meant for the user.
+
+    For programs, `field` is the option, the place or the part of a file that it is about, `got` what was
+    there, and `needed` what would do: numbers where they are some, bytes of memory. None: not known.
+    """
 
     exit_code = 5
+    field: str | None = None
+    got: Any = None
+    needed: Any = None
+
+    def __init__(
+        self, message: str, *, field: str | None = None, got: Any = None, needed: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.field, self.got, self.needed = field, got, needed
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints instead of a result."""
+        return {
+            "error": {
+                "message": readable(str(self)),
+                "field": self.field,
+                "got": self.got,
+                "needed": self.needed,
+            }
+        }
 
 
 class UsageError(MemfitError):
-    """The request itself is wrong; nothing was started."""
+    """The request itself is wrong; nothing was started. A message that begins with an option is about it."""
 
     exit_code = 2
+
+    def __init__(
+        self, message: str, *, field: str | None = None, got: Any = None, needed: Any = None
+    ) -> None:
+        named = _OPTION.match(message)
+        super().__init__(message, field=field or (named and named[0]), got=got, needed=needed)
 
 
 class DoesNotFitError(MemfitError):
     """The budget is smaller than what the model needs.
 
     `needs_bytes` and `budget_bytes` are totals of one tier; `suggestions` are options that do fit. Where it
-    was `found` later than by planning, at least so much is needed.
+    was `found` later than by planning, at least so much is needed. `plan` is the JSON of the plan that is
+    refused.
     """
 
     exit_code = 3
@@ -89,7 +126,20 @@ class DoesNotFitError(MemfitError):
             text += f"; found {found}"
         if suggestions:
             text += f"; try {' or '.join(suggestions)}"
-        super().__init__(text)
+        super().__init__(text, field=tier, got=budget_bytes, needed=needs_bytes)
+        self.plan: Mapping[str, Any] = {}
+
+    def to_json(self) -> dict[str, Any]:
+        """The refused plan, where there is one, with the shortness and the error."""
+        return {
+            **self.plan,
+            "fits": False,
+            "needs_bytes": self.needs_bytes,
+            "budget_bytes": self.budget_bytes,
+            "short_bytes": self.short_bytes,
+            "try": list(self.suggestions),
+            **super().to_json(),
+        }
 
 
 class ModelError(MemfitError):
@@ -109,9 +159,13 @@ class HeaderError(ModelError):
     """
 
     def __init__(self, path: object, field: str, problem: str) -> None:
+        super().__init__(f"cannot read {path}: {field}: {problem}", field=field)
         self.path = path
-        self.field = field
-        super().__init__(f"cannot read {path}: {field}: {problem}")
+
+    def to_json(self) -> dict[str, Any]:
+        document = super().to_json()
+        document["error"]["path"] = str(self.path)
+        return document
 
 
 class EngineError(MemfitError):

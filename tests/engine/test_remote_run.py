@@ -48,10 +48,11 @@ def test_planned_by_its_header_it_is_the_same(repository: str, hub: HubServer, d
 
 def test_downloaded_only_when_the_user_agrees(repository: str, hub: HubServer) -> None:
     refused = run_memfit("run", repository, *_PROMPT, "--json")
-    assert (refused.code, refused.out) == (2, "")
+    assert refused.code == 2 and "--yes" in refused.json["error"]["message"]
     assert "--yes" in refused.err and "memfit pull" in refused.err
     too_small = run_memfit("run", repository, *_PROMPT, "--yes", "--ram", "100MiB", "--json")
     assert too_small.code == 3  # before anything is downloaded
+    assert too_small.json["fits"] is False and too_small.json["error"]["field"] == "RAM"
     assert run_memfit("models", "--json").json["models"] == []
     run = run_memfit("run", repository, *_PROMPT, "--yes", "--ram", "400MiB", "--json")
     assert run.code == 0, run.err

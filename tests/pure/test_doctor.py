@@ -249,7 +249,7 @@ def test_exit_code_0_although_something_optional_is_missing(
     monkeypatch.setattr(doctor, "_look", lambda: _without(here, "ggml-rpc"))
     code, output = _invoke(["--json"])
     assert code == 0
-    found = {check["name"]: check for check in json.loads(output)}
+    found = {check["name"]: check for check in json.loads(output)["checks"]}
     assert found["RPC devices"] == {
         "name": "RPC devices",
         "ok": False,

@@ -15,7 +15,14 @@ import pytest
 
 from memfit import errors
 from memfit.engines.client import OverBudget, WorkerProcess
-from memfit.errors import DoesNotFitError, EngineError, HeaderError, MemfitError, WorkerDiedError
+from memfit.errors import (
+    DoesNotFitError,
+    EngineError,
+    HeaderError,
+    MemfitError,
+    UsageError,
+    WorkerDiedError,
+)
 from memfit.processes.carried_errors import carry_error, rebuild_error
 from memfit.processes.death import cause_of_death, last_words
 from memfit.processes.helper import Helper
@@ -120,7 +127,7 @@ def test_every_error_arrives_as_what_it_was(name: str) -> None:
         error: MemfitError = DoesNotFitError(tier="RAM", needs_bytes=9, budget_bytes=4, suggestions=("--x",))
     elif kind is HeaderError:
         error = HeaderError("/a/b", "counts", "truncated")
-    elif kind.__init__ in (MemfitError.__init__, Exception.__init__):
+    elif kind.__init__ in (MemfitError.__init__, UsageError.__init__):
         error = kind("what, where")
     else:
         error = kind()

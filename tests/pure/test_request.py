@@ -21,8 +21,8 @@ from memfit.units import GIB, MIB
         ("context", "--ctx", 1, 2**31 - 1),
         ("parallel", "--parallel", 1, 256),
         ("threads", "--threads", 1, 512),
-        ("prompt_tokens", "prompt tokens", 1, 2**31 - 1),
-        ("generated_tokens", "generated tokens", 1, 2**31 - 1),
+        ("prompt_tokens", "--prompt-tokens", 1, 2**31 - 1),
+        ("generated_tokens", "--gen-tokens", 1, 2**31 - 1),
         ("depth", "--depth", 0, 2**31 - 1),
     ],
 )

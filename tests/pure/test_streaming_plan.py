@@ -162,3 +162,29 @@ def test_a_plan_streams_only_where_it_must() -> None:
         assert asked.streamed == () and asked.ring_bytes == 0
     # Nor of op_offload by itself: contexts of models that are loaded by ourselves are made without it.
     assert any(asked.load_mode == "own" for asked in oracle.asked)
+
+
+def _refused_to_stream(ram: int, *, disk: bool = True) -> LlamaPlan:
+    """Asked for rewritten weights in less memory than they take."""
+    return make_plan(
+        _spec(),
+        make_machine(),
+        Budget(ram=ram, disk=disk),
+        Workload(context=256, repack="on"),
+        FakeOracle(),
+        make_speeds(),
+    )
+
+
+def test_weights_to_be_rewritten_are_never_streamed() -> None:
+    plan = _refused_to_stream(100 * MIB)
+    assert not plan.fits
+    assert plan.parameters.repack and plan.parameters.streamed == ()
+    # 112 of weights, 2.125 of cache, 1.875 + 1 to compute with, 20 + 2 of processes
+    assert plan.ram.needs_bytes == 139 * MIB
+    assert plan.suggestions == ("--repack auto", "--ram 144MiB")
+
+
+def test_what_would_not_fit_on_the_disk_either_is_not_suggested() -> None:
+    assert "--repack auto" not in _refused_to_stream(30 * MIB).suggestions
+    assert "--repack auto" not in _refused_to_stream(100 * MIB, disk=False).suggestions

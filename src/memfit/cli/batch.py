@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from memfit.cli.fetch import ready_plan, yes_option
+from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     batch_workload_options,
     budget_options,
@@ -55,6 +56,7 @@ _SAMPLE = 64  # lines whose tokens are counted before planning
 @batch_workload_options
 @sampling_options
 @yes_option
+@json_option
 @verbose_option
 def command(
     model: str,
@@ -66,6 +68,7 @@ def command(
     raw: bool,
     hard_cap: bool,
     yes: bool,
+    as_json: bool,
     verbose: bool,
     **options: Any,
 ) -> int:
@@ -78,13 +81,18 @@ def command(
     """
     from memfit.batch.input import open_input
     from memfit.batch.output import open_sink
-    from memfit.cli.render import console, print_advice, print_memory, print_plan
+    from memfit.cli.render import console
 
     err = console(stderr=True)
 
     def say(text: str) -> None:
         err.print(f"memfit: {text}", markup=False)
 
+    if as_json and output == "-":
+        raise UsageError(
+            "--json and --output - both want standard output, one for a summary and one for the answers; "
+            "use one of them"
+        )
     sequences = options["parallel"]
     budget, workload = take_budget(options), take_workload(options)
     sampling = take_sampling(options)
@@ -102,20 +110,48 @@ def command(
             stream=sys.stdout,
             on_error=lambda line: say(f"line {line['line']}: {line['error']['message']}"),
         ) as sink:
-            before = sink.answered + sink.failed
-            if sink.complete:
-                say(f"all {lines.count} requests were answered before: {output}")
-                return 0
-            if before:
-                say(f"{before} of {lines.count} requests were answered before; going on")
-            print_plan(planned, err)
-            err.print()
-            report, totals = _answer(planned, lines, sink, err, say, hard_cap=hard_cap, verbose=verbose)
-            err.print()
-            print_memory(report, err)
-            print_advice(report, err)
-            _print_summary(planned, totals, sink, output, err)
+            shown = _Shown(output=output, as_json=as_json, err=err, say=say)
+            _work_off(planned, lines, sink, shown, hard_cap=hard_cap, verbose=verbose)
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """Where what people and programs are told goes."""
+
+    output: str  # the answers' file, as it was named
+    as_json: bool
+    err: Console
+    say: Callable[[str], None]
+
+
+def _work_off(
+    planned: LlamaPlan, lines: Input, sink: Sink, shown: _Shown, *, hard_cap: bool, verbose: bool
+) -> None:
+    """Answer what is not answered yet, and tell what became of it."""
+    from memfit.cli.render import print_advice, print_memory, print_plan
+    from memfit.engines.protocol import BatchTotals
+
+    err = shown.err
+    before = sink.answered + sink.failed
+    if sink.complete:
+        shown.say(f"all {lines.count} requests were answered before: {shown.output}")
+        if shown.as_json:
+            write_json(_summary(planned, None, BatchTotals(), sink, shown.output, before))
+        return
+    if before:
+        shown.say(f"{before} of {lines.count} requests were answered before; going on")
+    if not shown.as_json:
+        print_plan(planned, err)
+        err.print()
+    report, totals = _answer(planned, lines, sink, err, shown.say, hard_cap=hard_cap, verbose=verbose)
+    if shown.as_json:
+        write_json(_summary(planned, report, totals, sink, shown.output, before))
+        return
+    err.print()
+    print_memory(report, err)
+    print_advice(report, err)
+    _print_summary(planned, totals, sink, shown.output, err)
 
 
 def _answer(
@@ -245,6 +281,25 @@ class _Bar:
     def close(self) -> None:
         """Take it away; it comes again with the next progress."""
         self._bar.stop()
+
+
+def _summary(
+    planned: LlamaPlan, report: Report | None, totals: BatchTotals, sink: Sink, output: str, before: int
+) -> dict[str, Any]:
+    """What --json prints; nothing was measured where all was answered `before`."""
+    outcome: dict[str, Any] = {
+        "output": output,
+        "answered": sink.answered,
+        "failed": sink.failed,
+        "finished_before": before,
+        "shared_tokens": totals.shared_tokens,
+        "seconds": round(totals.seconds, 3),
+    }
+    prompt, generated = totals.prompt_tokens, totals.generated_tokens
+    if report is not None:
+        return report.to_json(prompt_tokens=prompt, completion_tokens=generated, **outcome)
+    nothing = {"usage": {"prompt_tokens": 0, "completion_tokens": 0}, "measured": None, "within_budget": None}
+    return {"plan": planned.to_json(), **outcome, **nothing}
 
 
 def _print_summary(planned: LlamaPlan, totals: BatchTotals, sink: Sink, output: str, out: Console) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from memfit.cli.fetch import ready_plan, yes_option
+from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     budget_options,
     engine_options,
     hard_cap_option,
-    json_option,
     plan_option,
     take_plan,
     verbose_option,
@@ -55,7 +54,12 @@ def command(
     prompt_tokens, gen_tokens, depth = workload.prompt_tokens, workload.generated_tokens, workload.depth or 0
     needed = depth + max(prompt_tokens, gen_tokens)
     if needed > planned.context:
-        raise UsageError(f"{needed} tokens do not fit a context of {planned.context}; try --ctx {needed}")
+        raise UsageError(
+            f"{needed} tokens do not fit a context of {planned.context}; try --ctx {needed}",
+            field="--ctx",
+            got=planned.context,
+            needed=needed,
+        )
     if not as_json:
         print_plan(planned, err)
     with (
@@ -70,6 +74,6 @@ def command(
         document = report.to_json(
             text="", finish_reason="length", prompt_tokens=prompt_tokens, completion_tokens=gen_tokens
         )
-        click.echo(json.dumps(document, indent=2))
+        write_json(document)
     else:
         print_report(report, console())

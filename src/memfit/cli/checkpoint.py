@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import click
-
 from memfit.cli.inspect import printable, table_of, tensor_types, types_table, wide_console
+from memfit.cli.json_output import write_json
 from memfit.headers.find import find_weights
 from memfit.headers.hf_config import HfConfig, read_config
 from memfit.headers.safetensors import Checkpoint
@@ -23,7 +21,7 @@ def show_checkpoint(model: str, path: Path, *, tensors: bool, as_json: bool) -> 
     facts = _facts(model, config, weights)
     rows = _tensors(weights) if weights else []
     if as_json:
-        click.echo(json.dumps({**facts, "tensors": rows} if tensors else facts, indent=2))
+        write_json({**facts, "tensors": rows} if tensors else facts)
         return
     console = wide_console()
     summary = table_of()

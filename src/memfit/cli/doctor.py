@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from memfit.cli.json_output import json_option, write_json
 from memfit.engines.llamacpp.library import ENGINE_VERSION
 from memfit.engines.transformers.calibrate import require_libraries
 from memfit.errors import EngineError, EngineMissingError
@@ -87,17 +87,18 @@ class _Here:
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(as_json: bool) -> int:
     """Check this installation. Exit code 5 if the engine is missing or unusable, else 0."""
     here = _look()
     checks = [check for examine in _CHECKS if (check := examine(here)) is not None]
+    ok = all(check.ok for check in checks if check.required)
     if as_json:
-        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
+        write_json({"ok": ok, "checks": [asdict(check) for check in checks]})
     else:
         for check in checks:
             _print(check)
-    return 0 if all(check.ok for check in checks if check.required) else _ENGINE_FAILED
+    return 0 if ok else _ENGINE_FAILED
 
 
 def _look() -> _Here:

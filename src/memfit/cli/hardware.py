@@ -6,7 +6,6 @@ Judges nothing; `doctor` does. `--calibrate` measures; without it only what is c
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from memfit.cli.json_output import json_option, write_json
 from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, speeds_json
 from memfit.engines.llamacpp.calibrate import Calibration, Measured
 from memfit.errors import EngineError, EngineMissingError, UsageError
@@ -39,7 +39,7 @@ __all__ = ["command"]
     metavar="HOST:PORT",
     help="With --calibrate: measure also the device that `memfit worker` lends there; repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
+@json_option
 @click.pass_context
 def command(context: click.Context, calibrate: bool, rpc: tuple[str, ...], as_json: bool) -> None:
     """Show CPU, RAM, swap, GPUs and disks, as this process may use them."""
@@ -51,7 +51,7 @@ def command(context: click.Context, calibrate: bool, rpc: tuple[str, ...], as_js
         raise UsageError("--rpc: a device elsewhere is only measured; add --calibrate")
     measured = _known(machine)
     if as_json:
-        click.echo(json.dumps({**asdict(machine), "speeds": speeds_json(measured)}, indent=2))
+        write_json({**asdict(machine), "speeds": speeds_json(measured)})
         return
     rows = [*_rows(machine), *(("speed", text) for text in brief_speeds(measured))]
     if sys.stdout.isatty():
@@ -95,7 +95,7 @@ def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
             on_progress=on_progress,
         )
     if as_json:
-        click.echo(json.dumps(speeds_json(measured), indent=2))
+        write_json(speeds_json(measured))
     else:
         print_speeds(measured, console())
 

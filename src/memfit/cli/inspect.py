@@ -5,7 +5,6 @@ Only shows what the header room read; judges nothing and loads nothing.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from memfit.cli.json_output import json_option, write_json
 from memfit.headers.find import find_file
 from memfit.headers.model import read_model
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec
@@ -31,7 +31,7 @@ _LONGEST_SHOWN = 72  # characters of a metadata value; a chat template has thous
 @click.command("inspect")
 @click.argument("model")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
+@json_option
 def command(model: str, tensors: bool, as_json: bool) -> None:
     """Show the facts in MODEL's header: of a GGUF file, of demo, or of a checkpoint with config.json and
     safetensors. Of what is not here only the header is read.
@@ -44,7 +44,7 @@ def command(model: str, tensors: bool, as_json: bool) -> None:
         return
     spec = read_model(path, source=model)
     if as_json:
-        click.echo(json.dumps(_facts(spec, tensors=tensors), indent=2, allow_nan=False))
+        write_json(_facts(spec, tensors=tensors))
     else:
         _print_tables(spec, tensors=tensors)
 

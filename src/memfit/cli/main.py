@@ -5,13 +5,17 @@ Subcommands are imported only when used, so `memfit --help` stays fast.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from memfit import __version__
+from memfit.cli.json_output import JsonOutput, json_wanted, option_variable, usage_json, write_json
 from memfit.cli.streams import open_streams
 from memfit.errors import InterruptedByUser, MemfitError, OutputError, ReaderLeft, readable
 
@@ -54,8 +58,8 @@ class _LazyGroup(click.Group):
 def _read_environment(command: click.Command) -> None:
     """Let every option also come from MEMFIT_<OPTION>, the same for all commands."""
     for parameter in command.params:
-        if isinstance(parameter, click.Option) and parameter.name and parameter.envvar is None:
-            parameter.envvar = f"MEMFIT_{parameter.name.upper()}"
+        if isinstance(parameter, click.Option) and parameter.envvar is None:
+            parameter.envvar = option_variable(parameter)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,26 +75,43 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             sys.stdout.flush()
         except OutputError as error:
-            code = code or _fail(error)
+            _tell(error)
+            code = code or error.exit_code
     sys.exit(code)
 
 
 def _exit_code(arguments: list[str] | None) -> int:
+    output = JsonOutput()
     try:
-        result: Any = cli.main(arguments, prog_name="memfit", standalone_mode=False)
+        result: Any = cli.main(arguments, prog_name="memfit", standalone_mode=False, obj=output)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _fail(InterruptedByUser())
-    except click.ClickException as error:
+        found: Exception = InterruptedByUser()
+    except (click.ClickException, MemfitError) as error:
+        found = error
+    except Exception as error:
+        traceback.print_exc()
+        found = MemfitError(f"a fault in memfit itself, told above: {type(error).__name__}: {error}")
+    return _fail(found, output, sys.argv[1:] if arguments is None else arguments)
+
+
+def _fail(error: Exception, output: JsonOutput, arguments: Sequence[str]) -> int:
+    """A sentence for people, with --json an object for programs; the exit code."""
+    if isinstance(error, click.ClickException):
         error.show()
-        return error.exit_code
-    except MemfitError as error:
-        return _fail(error)
+        code, document = error.exit_code, usage_json(error, arguments)
+    else:
+        assert isinstance(error, MemfitError)
+        _tell(error)
+        code, document = error.exit_code, error.to_json()
+    if json_wanted(output, arguments):
+        with contextlib.suppress(OutputError):  # the error that came first says more
+            write_json(document)
+    return code
 
 
-def _fail(error: MemfitError) -> int:
+def _tell(error: MemfitError) -> None:
     if not isinstance(error, ReaderLeft):
         click.echo(f"memfit: {readable(str(error))}", err=True)
-    return error.exit_code

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timezone
 
 import click
 
+from memfit.cli.json_output import json_option, write_json
 from memfit.errors import readable
 from memfit.headers.remote.library import LocalModel, local_models
 from memfit.units import format_bytes
@@ -15,12 +15,12 @@ __all__ = ["command"]
 
 
 @click.command("models")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
+@json_option
 def command(as_json: bool) -> None:
     """List the downloaded models: those of the Hugging Face cache, and those that came from URLs."""
     models = local_models()
     if as_json:
-        click.echo(json.dumps({"models": [_facts(one) for one in models]}, indent=2))
+        write_json({"models": [_facts(one) for one in models]})
         return
     if not models:
         click.echo("no models yet; memfit pull hf:org/repo downloads one", err=True)

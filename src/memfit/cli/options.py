@@ -21,7 +21,6 @@ __all__ = [
     "budget_options",
     "engine_options",
     "hard_cap_option",
-    "json_option",
     "machine_option",
     "plan_option",
     "sampling_options",
@@ -200,10 +199,6 @@ def plan_option(command: _Command) -> _Command:
     )(command)
 
 
-def json_option(command: _Command) -> _Command:
-    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(command)
-
-
 def verbose_option(command: _Command) -> _Command:
     return click.option("--verbose", is_flag=True, help="Show the engine's log on stderr.")(command)
 
@@ -261,7 +256,8 @@ def _refuse_beside_plan(names: set[str]) -> None:
     if given:
         raise UsageError(
             f"{', '.join(given)} cannot be given beside --plan, whose budget and workload hold; "
-            "make a new plan with it: memfit plan MODEL … --json > FILE"
+            "make a new plan with it: memfit plan MODEL … --json > FILE",
+            field=given[0],
         )
 
 

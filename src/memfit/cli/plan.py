@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     budget_options,
     engine_options,
-    json_option,
     machine_option,
     take_budget,
     take_engine,
@@ -19,6 +18,10 @@ from memfit.cli.options import (
     workload_options,
 )
 from memfit.errors import DoesNotFitError
+
+if TYPE_CHECKING:
+    from memfit.planner.advice import Advice
+    from memfit.planner.plan import Plan
 
 __all__ = ["command"]
 
@@ -66,7 +69,8 @@ def command(
     advice = advise(choices, **request) if choices and not is_checkpoint else None
     planned = (advice and advice.recommended.plan) or plan(model, **request, **engine, verbose=verbose)
     if as_json:
-        click.echo(json.dumps((advice or planned).to_json(), indent=2))
+        _require_fit(planned, advice)
+        write_json((advice or planned).to_json())
     else:
         out = console()
         if advice:
@@ -77,10 +81,14 @@ def command(
             print_why(planned, out)
         elif machine:
             print_machine(machine, out)
+        planned.require_fit()
+    return 0
+
+
+def _require_fit(planned: Plan, advice: Advice | None) -> None:
+    """Raises DoesNotFitError with all that would have been printed."""
     try:
         planned.require_fit()
-    except DoesNotFitError:
-        if not as_json:
-            raise
-        return DoesNotFitError.exit_code
-    return 0
+    except DoesNotFitError as error:
+        error.plan = advice.to_json() if advice else error.plan
+        raise

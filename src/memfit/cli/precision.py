@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
-import click
 from rich.table import Table
 
+from memfit.cli.json_output import write_json
 from memfit.cli.render import PIPE_WIDTH, console, plain
 from memfit.headers.hf_shapes import HfModel
 from memfit.memory.precision import PrecisionRow, precision_table
@@ -37,7 +35,7 @@ def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_j
             "precisions": [row.to_json() for row in rows],
             "notes": list(checkpoint.notes),
         }
-        click.echo(json.dumps(facts, indent=2))
+        write_json(facts)
         return 0
     out = console()
     if not out.is_terminal:

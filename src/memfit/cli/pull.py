@@ -5,7 +5,6 @@ Shows the plan and the progress on stderr. What is a model's, and where it goes,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from memfit.cli.json_output import json_option, write_json
 from memfit.cli.render import console
 from memfit.errors import UsageError, readable
 from memfit.units import GIB, format_bytes
@@ -31,7 +31,7 @@ _LONG_BYTES = GIB  # reading so much for its checksum takes more than a second
 
 @click.command("pull")
 @click.argument("model")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
+@json_option
 def command(model: str, as_json: bool) -> None:
     """Download MODEL: hf:org/repo, hf:org/repo:Q4_K_M, hf:org/repo/file.gguf or https://….
 
@@ -59,7 +59,7 @@ def command(model: str, as_json: bool) -> None:
             for file, path in zip(remote.files, paths, strict=True)
         ],
     }
-    click.echo(json.dumps(facts, indent=2))
+    write_json(facts)
 
 
 def download(remote: RemoteModel) -> tuple[Path, ...]:

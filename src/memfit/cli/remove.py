@@ -5,11 +5,11 @@ Deletes nothing but downloads: a path that the user made is refused.
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
+from memfit.cli.json_output import json_option, write_json
 from memfit.errors import UsageError, readable
 from memfit.headers.remote import library
 from memfit.units import format_bytes
@@ -20,7 +20,7 @@ __all__ = ["command"]
 @click.command("remove")
 @click.argument("model")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes.")
+@json_option
 def command(model: str, yes: bool, as_json: bool) -> None:
     """Delete the downloaded MODEL, as `memfit models` names it; hf:org/repo means all of that repository.
 
@@ -40,10 +40,12 @@ def command(model: str, yes: bool, as_json: bool) -> None:
             raise UsageError("nobody is here to ask; add --yes")
         if not click.confirm("Delete it?" if len(chosen) == 1 else "Delete all of these?", err=True):
             click.echo("memfit: nothing was deleted", err=True)
+            if as_json:
+                write_json({"model": model, "removed": [], "freed_bytes": 0})
             return
     freed = library.remove(model)
     if as_json:
         removed = [one.name for one in chosen]
-        click.echo(json.dumps({"model": model, "removed": removed, "freed_bytes": freed}, indent=2))
+        write_json({"model": model, "removed": removed, "freed_bytes": freed})
     else:
         click.echo(f"freed {format_bytes(freed)}")

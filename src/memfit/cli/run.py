@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import click
 
 from memfit.cli.fetch import ready_plan, yes_option
+from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     budget_options,
     engine_options,
     hard_cap_option,
-    json_option,
     plan_option,
     sampling_options,
     take_plan,
@@ -96,7 +95,7 @@ def command(
             prompt_tokens=completion.prompt_tokens,
             completion_tokens=completion.completion_tokens,
         )
-        click.echo(json.dumps(document, indent=2))
+        write_json(document)
     else:
         if completion is not None:
             click.echo()

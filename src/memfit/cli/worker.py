@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -11,7 +10,8 @@ from types import FrameType
 
 import click
 
-from memfit.cli.options import json_option, verbose_option
+from memfit.cli.json_output import json_option, write_json
+from memfit.cli.options import verbose_option
 
 __all__ = ["command"]
 
@@ -65,7 +65,7 @@ def command(
             )
         lending = lender.start()
         if as_json:
-            click.echo(json.dumps({**asdict(lending), "pid": os.getpid()}))
+            write_json({**asdict(lending), "pid": os.getpid()}, indent=None)
         else:
             click.echo(
                 f"memfit worker: lending {lending.device}, {format_bytes(lending.memory_bytes)}, "

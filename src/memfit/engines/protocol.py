@@ -65,7 +65,9 @@ class Sampling:
         )
         for name, value, valid, expected in checks:
             if not valid:
-                raise UsageError(f"{name} is {value}; it must be {expected}")
+                raise UsageError(
+                    f"{name} is {value}; it must be {expected}", field=name, got=value, needed=expected
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,14 +87,11 @@ class Report:
             )
         return tuple(found)
 
-    def to_json(
-        self, *, text: str, finish_reason: str, prompt_tokens: int, completion_tokens: int
-    ) -> dict[str, Any]:
-        """CONTRACT.md's JSON of `run` and `bench`."""
+    def to_json(self, *, prompt_tokens: int, completion_tokens: int, **outcome: Any) -> dict[str, Any]:
+        """The JSON of `run`, `bench` and `batch`; `outcome` is what is theirs alone."""
         return {
             "plan": self.plan.to_json(),
-            "text": text,
-            "finish_reason": finish_reason,
+            **outcome,
             "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
             "measured": self._measured(),
             "within_budget": self.within_budget,

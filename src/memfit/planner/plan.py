@@ -119,13 +119,21 @@ class Plan:
 
     def require_fit(self) -> None:
         """Raises DoesNotFitError unless the plan fits."""
-        if tier := self.overfull:
-            raise DoesNotFitError(
-                tier=tier.name.upper() if tier.kind == "ram" else tier.name,
-                needs_bytes=tier.needs_bytes,
-                budget_bytes=tier.limit_bytes,
-                suggestions=self.suggestions,
-            )
+        if error := self._refusal:
+            error.plan = self.to_json()
+            raise error
+
+    @property
+    def _refusal(self) -> DoesNotFitError | None:
+        tier = self.overfull
+        if tier is None:
+            return None
+        return DoesNotFitError(
+            tier=tier.name.upper() if tier.kind == "ram" else tier.name,
+            needs_bytes=tier.needs_bytes,
+            budget_bytes=tier.limit_bytes,
+            suggestions=self.suggestions,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """CONTRACT.md's JSON of `plan`."""
@@ -156,13 +164,7 @@ class Plan:
             "workload": asdict(self.workload),
             "prediction": asdict(self.prediction),
         }
-        if tier := self.overfull:
-            values |= {
-                "needs_bytes": tier.needs_bytes,
-                "short_bytes": tier.needs_bytes - tier.limit_bytes,
-                "try": list(self.suggestions),
-            }
-        return values
+        return values | error.to_json() if (error := self._refusal) else values
 
 
 @dataclass(frozen=True, kw_only=True)

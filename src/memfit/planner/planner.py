@@ -135,6 +135,8 @@ class _Planner:
         self._too_small: list[str] = []  # devices without room for anything but compute buffers
         self._solver = solver
         self._disk_speed = disk_speed
+        # What passes through memory is not rewritten: who asks for that asks for all of the model in memory.
+        self._may_stream = budget.disk and workload.repack != "on"
         self._ram_budget = budget.ram_bytes(machine.ram)
         self._ram_limit = min(self._ram_budget, machine.ram.available_bytes)
         self._context = workload.context or min(_DEFAULT_CONTEXT, spec.context_length)
@@ -146,7 +148,7 @@ class _Planner:
         # Only a plan that would otherwise not fit goes without the room for what reality adds; with a
         # disk, it would rather stream.
         safe, all_of_it = self._safe_limits, self._limits
-        for limits in ((safe,), (all_of_it,)) if self._budget.disk else ((safe, all_of_it),):
+        for limits in ((safe,), (all_of_it,)) if self._may_stream else ((safe, all_of_it),):
             for index, (kv_type, within) in enumerate(product(self._kv_types(), limits)):
                 try:
                     if found := self._search(kv_type, within):
@@ -155,7 +157,7 @@ class _Planner:
                     # A quantized KV cache needs heads of a multiple of 32; f16 always works.
                     if index == 0:
                         raise
-            if self._budget.disk and (found := self._search_streaming(limits[0])):
+            if self._may_stream and (found := self._search_streaming(limits[0])):
                 return found
         smallest = self._smallest()
         return replace(
@@ -263,13 +265,13 @@ class _Planner:
     def _smallest(self) -> _Candidate:
         """The configuration that leaves fewest bytes in RAM for what was asked."""
         options: list[_Candidate] = []
-        modes = (False,) if self._budget.disk else self._repack_modes()
+        modes = (False,) if self._may_stream else self._repack_modes()
         for kv_type, repack in product(self._kv_types(), modes):
             parameters = self._parameters(kv_type, self._micro_batches[-1], repack)
             with contextlib.suppress(EngineError):
                 if self._used:
                     parameters = self._least_ram(parameters, self._safe_limits)
-                if self._budget.disk:
+                if self._may_stream:
                     parameters = stream_out(self._spec, parameters, None) or parameters
                 options.append(self._evaluate(parameters))
         return min(options, key=lambda one: one.tiers[RAM].needs_bytes)
@@ -413,6 +415,7 @@ class _Planner:
         return replace(plan, why=tuple(why))
 
     def _suggestions(self, smallest: _Candidate) -> tuple[str, ...]:
+        plain = ["--repack auto"] if self._could_stream() else []
         found = suggestions(
             self._alone(smallest.parameters),
             self._fits_in,
@@ -421,7 +424,18 @@ class _Planner:
             limit_bytes=self._ram_limit,
             free_bytes=self._machine.ram.available_bytes,
         )
-        return tuple(found)
+        return (*plain, *found)
+
+    def _could_stream(self) -> bool:
+        """Whether only the wish for rewritten weights keeps a part of them from staying on the disk."""
+        if self._may_stream or not self._budget.disk:
+            return False
+        for kv_type in self._kv_types():
+            parameters = self._parameters(kv_type, self._micro_batches[-1], False)
+            with contextlib.suppress(EngineError):
+                if self._candidate(parameters, self._safe_limits, streams=True):
+                    return True
+        return False
 
     def _fits_in(self, parameters: EngineParameters, ram_limit: int) -> bool:
         """With the smallest micro-batch that its context and sequences allow, and the room it needs."""
@@ -429,7 +443,7 @@ class _Planner:
         micro_batch = _micro_batch_sizes(parameters.context, parameters.parallel)[-1]
         with contextlib.suppress(EngineError):
             one = replace(parameters, micro_batch=micro_batch)
-            return self._candidate(one, within, streams=self._budget.disk) is not None
+            return self._candidate(one, within, streams=self._may_stream) is not None
         return False
 
 

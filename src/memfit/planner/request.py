@@ -42,7 +42,12 @@ class Budget:
         for endpoint in self.rpc:
             host, _, port = endpoint.rpartition(":")
             if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-                raise UsageError(f"--rpc is {endpoint!r}; it must be HOST:PORT or HOST:PORT=SIZE")
+                raise UsageError(
+                    f"--rpc is {endpoint!r}; it must be HOST:PORT or HOST:PORT=SIZE",
+                    field="--rpc",
+                    got=endpoint,
+                    needed="HOST:PORT or HOST:PORT=SIZE",
+                )
 
     def ram_bytes(self, ram: Ram) -> int:
         """The cap in bytes on this machine.
@@ -70,7 +75,10 @@ class Budget:
         if 0 < size <= device.overhead_bytes:
             raise UsageError(
                 f"{device.name}: the budget is {format_bytes(size)}, and its runtime alone takes "
-                f"{format_bytes(device.overhead_bytes)}"
+                f"{format_bytes(device.overhead_bytes)}",
+                field=device.name,
+                got=size,
+                needed=device.overhead_bytes + 1,
             )
         return size
 
@@ -101,7 +109,7 @@ def _size(option: str, size: Size, free_bytes: int) -> int:
     try:
         return parse_size(str(size), free_bytes=free_bytes)
     except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
+        raise UsageError(f"{option}: {error}", field=option, got=size) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +134,22 @@ class Workload:
             ("--ctx", self.context, 1, _MOST_TOKENS),
             ("--parallel", self.parallel, 1, 256),  # LLAMA_MAX_SEQ
             ("--threads", self.threads, 1, 512),  # GGML_MAX_N_THREADS
-            ("prompt tokens", self.prompt_tokens, 1, _MOST_TOKENS),
-            ("generated tokens", self.generated_tokens, 1, _MOST_TOKENS),
+            ("--prompt-tokens", self.prompt_tokens, 1, _MOST_TOKENS),
+            ("--gen-tokens", self.generated_tokens, 1, _MOST_TOKENS),
             ("--depth", self.depth, 0, _MOST_TOKENS),
         ):
             if value is not None and not least <= value <= most:
-                raise UsageError(f"{name} is {value}; it must be between {least} and {most}")
+                needed = f"between {least} and {most}"
+                raise UsageError(
+                    f"{name} is {value}; it must be {needed}", field=name, got=value, needed=needed
+                )
         if self.kv_type not in ("auto", *KV_TYPES):
-            raise UsageError(f"--kv-type is {self.kv_type!r}; it must be auto, {', '.join(KV_TYPES)}")
+            raise UsageError(
+                f"--kv-type is {self.kv_type!r}; it must be auto, {', '.join(KV_TYPES)}",
+                field="--kv-type",
+                got=self.kv_type,
+            )
         if self.repack not in ("auto", "on", "off"):
-            raise UsageError(f"--repack is {self.repack!r}; it must be auto, on or off")
+            raise UsageError(
+                f"--repack is {self.repack!r}; it must be auto, on or off", field="--repack", got=self.repack
+            )

@@ -45,7 +45,7 @@ _PLAN = {
     *("devices", "layers", "overrides", "fits", "why", "tiers", "streamed_bytes_per_pass", "predicted"),
     *("workload", "parameters", "prediction", "fingerprint"),
 }
-_SHORT = {"needs_bytes", "short_bytes", "try"}  # only where the plan does not fit
+_SHORT = {"needs_bytes", "budget_bytes", "short_bytes", "try", "error"}  # only where the plan does not fit
 _MODEL = {"source", "architecture", "name", "file_bytes", "parameters", "quantization"}
 _TIER_BYTES = ("budget", "limit", "weights", "kv_cache", "compute", "overhead", "reserved")
 _TIER = {"name", "kind", "total_bytes", *(f"{part}_bytes" for part in _TIER_BYTES)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 from memfit import errors
@@ -15,7 +16,7 @@ def carry_error(error: MemfitError) -> dict[str, Any]:
     """`error` as a JSON object: its class, its text and what else it holds."""
     kind = next(one for one in type(error).__mro__ if one.__module__ == errors.__name__)
     values = {
-        name: value if isinstance(value, (int, float, tuple)) else str(value)
+        name: value if isinstance(value, (int, float, tuple, dict, NoneType)) else str(value)
         for name, value in vars(error).items()
     }
     return {"kind": kind.__name__, "text": str(error), "values": values}

@@ -93,7 +93,7 @@ class Calibration:
     def ram_speeds(
         self, types: Sequence[str], attention: Sequence[str], *, repack_modes: Sequence[bool], threads: int
     ) -> dict[bool, DeviceSpeed] | None:
-        """Measured speeds of this CPU, for repacked and plain weights in RAM.
+        """Measured speeds of this CPU, for plain weights in RAM, and repacked ones if they are asked for.
 
         None where the machine is too busy to measure; that is tried again after a minute.
         """
@@ -108,7 +108,7 @@ class Calibration:
             # What is not repacked stays plain.
             weights = {**plain["weights"], **{name: one for name, one in repacked["weights"].items() if one}}
             speeds[True] = {**plain, "weights": weights}
-        return {repack: _device_speed(speeds[repack]) for repack in repack_modes}
+        return {repack: _device_speed(one) for repack, one in speeds.items()}
 
     def device_speed(self, name: str, types: Sequence[str], attention: Sequence[str]) -> DeviceSpeed | None:
         """Measured speed of a device; None where it is too busy. A remote one is measured anew after ten

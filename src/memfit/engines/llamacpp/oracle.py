@@ -20,9 +20,9 @@ __all__ = ["LlamaOracle", "small_parameters"]
 class LlamaOracle:
     """Answers by llama.cpp's `no_alloc` mode; byte for byte what a real load allocates.
 
-    Repacked and plain weights are two loads, so each has a worker; both start at once. A vocabulary
-    takes most of a load's time and is the same in both, so only the first worker reads it, and the
-    processes' own memory is always that one's.
+    Repacked and plain weights are two loads, so each has a worker; those of `repack_modes` start at once,
+    another one when it is first asked for. A vocabulary takes most of a load's time and is the same in both,
+    so only the first worker reads it, and the processes' own memory is always that one's.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class LlamaOracle:
     ) -> None:
         self._baseline = baseline
         self._spec = spec
+        self._verbose = verbose
         self._workers = {repack: LlamaWorker(verbose=verbose) for repack in repack_modes}
         self._first = repack_modes[0]
         self._answers: dict[EngineParameters, Answer] = {}
@@ -50,6 +51,11 @@ class LlamaOracle:
         counts: list[int | None] = self._workers[self._first].ask("count_tokens", requests=asked)["counts"]
         return counts
 
+    def _worker(self, repack: bool) -> LlamaWorker:
+        if repack not in self._workers:
+            self._workers[repack] = LlamaWorker(verbose=self._verbose)
+        return self._workers[repack]
+
     def _question(self, parameters: EngineParameters) -> dict[str, Any]:
         whole = parameters.repack == self._first
         return {
@@ -59,12 +65,13 @@ class LlamaOracle:
 
     def _ask(self, parameters: EngineParameters) -> Answer:
         whole = parameters.repack == self._first
-        reply = self._workers[parameters.repack].ask("simulate", **self._question(parameters))
+        worker = self._worker(parameters.repack)
+        reply = worker.ask("simulate", **self._question(parameters))
         if not parameters.kv_unified:  # what one token computes can only be told of a common cache
             twin = self._question(replace(parameters, kv_unified=True))
-            graphs = self._workers[parameters.repack].ask("simulate", **twin)
+            graphs = worker.ask("simulate", **twin)
             reply |= {name: graphs[name] for name in ("generation", "prompt")}
-        worker = ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
+        held = ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
         ram, *devices = reply["bytes"]
         messages = reply["prompt"]["message_bytes"]
         remote = [is_remote(name) for name in parameters.devices]
@@ -75,7 +82,7 @@ class LlamaOracle:
             scratch_bytes=reply["scratch_bytes"]
             + reply["candidate_bytes"]
             + (messages[RAM] if any(remote) else 0),
-            process_bytes=self._baseline.with_worker(worker)
+            process_bytes=self._baseline.with_worker(held)
             if whole
             else self.ask(replace(parameters, repack=self._first)).process_bytes,
             generation=_graph(reply["generation"], 1),
