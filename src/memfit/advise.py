@@ -69,6 +69,7 @@ def advise(
         options.append(
             Option(
                 label=variant["label"],
+                name=variant["name"],
                 source=variant["model"],
                 size_bytes=variant["size_bytes"],
                 plan=planned,

@@ -101,6 +101,19 @@ def test_quantizations_are_compared(hub: HubServer, demo: str) -> None:
     assert shown.code == 0 and "→  Q8_0" in shown.out
 
 
+def test_of_several_models_none_is_taken_silently(hub: HubServer, demo: str) -> None:
+    whole = Path(demo).read_bytes()
+    header = Sparse(prefix=whole[: 4 << 20], size_bytes=len(whole))
+    hub.add_repo("org/two", {"A-0.5B-Q4_K_M.gguf": header, "A-1.5B-Q4_K_M.gguf": header})
+    both = ("hf:org/two/A-0.5B-Q4_K_M.gguf", "hf:org/two/A-1.5B-Q4_K_M.gguf")
+    for name in ("hf:org/two", "hf:org/two:Q4_K_M"):
+        run = run_memfit("run", name, *_PROMPT)
+        assert run.code == 2 and all(one in run.err for one in both)
+    assert run_memfit("plan", "hf:org/two:Q4_K_M").code == 2
+    shown = run_memfit("plan", "hf:org/two", "--ram", "400MiB")  # a table is no silence
+    assert shown.code == 0 and all(f"  {one.rpartition('/')[2]}  " in shown.out for one in both)
+
+
 def test_a_checkpoint_is_planned_in_each_precision(hub: HubServer, tmp_path: Path) -> None:
     config = {
         "model_type": "llama",

@@ -16,7 +16,7 @@ from filelock import FileLock
 from hub_server import HubServer
 from memfit.cli import remove as remove_command
 from memfit.cli.main import main
-from memfit.errors import ModelError, ModelNotFoundError
+from memfit.errors import ModelError, ModelNotFoundError, UsageError
 from memfit.headers.remote.download import pull
 from memfit.headers.remote.hub import find_remote
 from memfit.headers.remote.library import find_local, local_files, local_models, matching, remove
@@ -83,6 +83,26 @@ def test_models_are_found_by_shorter_names_without_a_network(filled: HubServer) 
     for name in ("hf:org/m:Q2_K", "hf:org/none", "hf:org/m/none.gguf", "hf:org", "https://host/x.gguf"):
         assert find_local(name) is None
     assert len(filled.requests) == asked
+
+
+def test_two_models_with_one_label_are_asked_about(
+    hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add_repo("org/two", {"A-0.5B-Q4_K_M.gguf": _Q4, "A-1.5B-Q4_K_M.gguf": _Q8})
+    both = ("hf:org/two/A-0.5B-Q4_K_M.gguf", "hf:org/two/A-1.5B-Q4_K_M.gguf")
+    code, out, err = _run(capsys, "pull", "hf:org/two:Q4_K_M")
+    assert (code, out) == (2, "") and all(name in err for name in both)
+    pull(find_remote(both[0]))
+    assert find_local("hf:org/two:Q4_K_M") == find_local(both[0])  # the only one here
+    pull(find_remote(both[1]))
+    assert _names() == sorted(both)
+    with pytest.raises(UsageError, match="holds 2 models as Q4_K_M; name one: "):
+        find_local("hf:org/two:Q4_K_M")
+    code, out, err = _run(capsys, "remove", "hf:org/two:Q4_K_M", "--yes")
+    assert (code, out) == (2, "") and all(name in err for name in both)
+    assert _names() == sorted(both)
+    assert _run(capsys, "remove", both[0], "--yes")[0] == 0
+    assert _names() == [both[1]]
 
 
 def test_a_split_url_model_lies_together(hub: HubServer) -> None:
@@ -201,6 +221,8 @@ def test_pull_tells_its_plan_and_where_the_model_lies(
     [
         (("pull", "demo"), 2, "pull takes hf:org/repo"),
         (("pull", "./m.gguf"), 2, "pull takes hf:org/repo"),
+        (("pull", "hf.co/org/repo:Q4_K_M"), 2, "this one is hf:org/repo:Q4_K_M"),
+        (("remove", "org/repo"), 2, "on the hub it is hf:org/repo"),
         (("pull", "hf:org/none"), 4, "there is no hf:org/none"),
         (("remove", "./m.gguf", "--yes"), 2, "delete other files yourself"),
         (("remove", "hf:org/none", "--yes"), 4, "memfit models lists what is"),

@@ -15,7 +15,7 @@ from memfit.headers import read_model
 from memfit.headers.find import find_model as find_model_apart
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.remote import http
-from memfit.headers.remote.found import find_paths
+from memfit.headers.remote.found import find_paths, list_choices
 from memfit.headers.remote.hub import find_remote, repositories_of
 from memfit.headers.remote.stand_in import is_stand_in
 
@@ -214,6 +214,73 @@ def test_repositories_without_a_model(hub: HubServer) -> None:
         find_model("hf:org/gguf:Q4_K_M")
     with pytest.raises(ModelNotFoundError, match=r"no file other\.gguf"):
         find_model("hf:org/gguf/other.gguf")
+
+
+def test_two_models_with_one_label_are_asked_about(hub: HubServer) -> None:
+    small, large = _sparse(_header()), _sparse(_header(**{"llama.context_length": Value(4, 1024)}))
+    large = Sparse(prefix=large.prefix, size_bytes=large.size_bytes + 10_000_000)
+    hub.add_repo(
+        "org/two", {"A-0.5B-Q4_K_M.gguf": small, "A-1.5B-Q4_K_M.gguf": large, "A-0.5B-Q8_0.gguf": small}
+    )
+    for name in ("hf:org/two:Q4_K_M", "hf:org/two"):
+        with pytest.raises(UsageError) as caught:
+            find_remote(name)
+        assert "2 models as Q4_K_M; name one: hf:org/two/A-1.5B-Q4_K_M.gguf (" in str(caught.value)
+        assert "hf:org/two/A-0.5B-Q4_K_M.gguf (" in str(caught.value)
+    assert find_remote("hf:org/two:Q8_0").files[0].name == "A-0.5B-Q8_0.gguf"
+    assert find_remote("hf:org/two/A-0.5B-Q4_K_M.gguf").files[0].name == "A-0.5B-Q4_K_M.gguf"
+    told = list_choices("org/two")
+    assert "2 models as Q4_K_M" in told["clash"]
+    assert [one["name"] for one in told["variants"]] == [
+        "A-1.5B-Q4_K_M.gguf",
+        "A-0.5B-Q4_K_M.gguf",
+        "A-0.5B-Q8_0.gguf",
+    ]
+    hub.add_repo(
+        "org/mtp", {"x-Q4_K_M.gguf": small, "MTP/x-MTP-Q4_K_M.gguf": small, "mmproj-F16.gguf": small}
+    )
+    assert find_remote("hf:org/mtp:Q4_K_M").files[0].name == "x-Q4_K_M.gguf"
+    told = list_choices("org/mtp")
+    assert (told["clash"], [one["name"] for one in told["variants"]]) == (None, ["Q4_K_M"])
+
+
+def test_a_page_about_a_file_is_the_file(hub: HubServer) -> None:
+    hub.add_repo("org/model", {"sub/model-Q8_0.gguf": _sparse(_header())})
+    page = f"{hub.url}/org/model/blob/main/sub/model-Q8_0.gguf?download=true"
+    assert find_model(page).context_length == 512
+    assert not hub.requests_of("*/blob/*")
+    for name in (f"{hub.url}/org/model", f"{hub.url}/org/model/tree/main", f"{hub.url}/org/model/"):
+        with pytest.raises(UsageError, match=r"of a repository on the hub write hf:org/model$"):
+            find_remote(name)
+
+
+def test_names_that_are_almost_right(hub: HubServer) -> None:
+    hub.add_repo("org/model", {"Model-Q8_0.gguf": _sparse(_header())})
+    for name, meant in (
+        ("hf:org/model/model-q8_0.gguf", "hf:org/model/Model-Q8_0.gguf"),
+        ("hf:org/model/blob/main/Model-Q8_0.gguf", "hf:org/model/Model-Q8_0.gguf"),
+    ):
+        with pytest.raises(ModelNotFoundError, match=f"; write {meant}$"):
+            find_remote(name)
+    for name in (f"hf:{hub.url}/org/model", "hf:org/model/", "hf://org/model"):
+        with pytest.raises(UsageError, match=r"; this one is hf:org/model$"):
+            find_remote(name)
+
+
+def test_repositories_of_parts_and_adapters(hub: HubServer) -> None:
+    hub.add_repo("org/parts", {"m.gguf.part1of2": b"GGUF", "m.gguf.part2of2": b"-"})
+    config = b'{"base_model_name_or_path": "meta/Base-1B"}'
+    hub.add_repo("org/lora", {"adapter_config.json": config, "adapter_model.safetensors": b"-"})
+    hub.add_repo("org/bare", {"model.safetensors": b"-"})
+    for name in ("hf:org/parts", "hf:org/parts/m.gguf.part1of2"):
+        with pytest.raises(
+            ModelError, match=r"2 parts; join them: cat m\.gguf\.part1of2 m\.gguf\.part2of2 > m\.gguf"
+        ):
+            find_remote(name)
+    with pytest.raises(ModelError, match=r"an adapter of meta/Base-1B, .* the model is hf:meta/Base-1B"):
+        find_remote("hf:org/lora")
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        find_remote("hf:org/bare")
 
 
 def test_repositories_of_an_owner(hub: HubServer) -> None:

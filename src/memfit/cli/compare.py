@@ -24,14 +24,14 @@ def print_advice(advice: Advice, out: Console) -> None:
     for option in advice.options:
         mark = "→" if option is advice.recommended else ""
         loss = "unknown" if option.loss is None else f"+{option.loss:.3f}"
-        cells: list[str | Text] = [mark, plain(option.label), format_bytes(option.size_bytes), loss]
+        cells: list[str | Text] = [mark, plain(option.name), format_bytes(option.size_bytes), loss]
         table.add_row(*cells, *(_cells(option.plan) if option.plan else [plain(option.problem or "")]))
     out.print(table)
     out.print(f"loss: rise of perplexity, Llama-3-8B, {LOSS_SOURCE}", style="dim")
     if advice.what_ifs:
         out.print()
         table = Table(box=None, pad_edge=False)
-        for name in (f"{advice.recommended.label} with", "RAM", "devices", "prompt", "generation"):
+        for name in (f"{advice.recommended.name} with", "RAM", "devices", "prompt", "generation"):
             table.add_column(name, justify="right" if name[0] in "Rdpg" else "left")
         for one in advice.what_ifs:
             table.add_row(one.change, *_cells(one.plan))

@@ -235,9 +235,11 @@ def take_plan(
             "say": say,
         }
         choices = choices_of(named)
+        if choices and choices["clash"]:
+            raise UsageError(choices["clash"])
         if choices and (advice := advise(choices, **request)):
             chosen, count = advice.recommended, len(advice.options)
-            say(f"{chosen.label} is recommended of {count} quantizations; memfit plan {named} compares them")
+            say(f"{chosen.name} is recommended of {count} quantizations; memfit plan {named} compares them")
             assert chosen.plan is not None
             return chosen.plan
         return plan(named, **request, **engine, verbose=verbose)

@@ -37,12 +37,17 @@ def command(model: str, as_json: bool) -> None:
 
     Interrupted, it goes on from there when it is run again. Prints the path of the model's first file.
     """
+    from memfit.headers.names_meant import hub_name
     from memfit.headers.remote.download import missing_bytes
     from memfit.headers.remote.hub import find_remote
     from memfit.headers.source import is_remote_name
 
     if not is_remote_name(model):
-        raise UsageError(f"{model}: pull takes hf:org/repo, hf:org/repo:Q4_K_M or https://…/file.gguf")
+        meant = hub_name(model)
+        raise UsageError(
+            f"{readable(model, kept='')}: pull takes hf:org/repo, hf:org/repo:Q4_K_M or https://…/file.gguf"
+            + (f"; this one is {meant}" if meant else "")
+        )
     remote = find_remote(model)
     missing = missing_bytes(remote)
     paths = download(remote)

@@ -6,11 +6,13 @@ Deletes nothing but downloads: a path that the user made is refused.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
 from memfit.cli.json_output import json_option, write_json
 from memfit.errors import UsageError, readable
+from memfit.headers.names_meant import hub_name
 from memfit.headers.remote import library
 from memfit.units import format_bytes
 
@@ -27,8 +29,10 @@ def command(model: str, yes: bool, as_json: bool) -> None:
     Content that another model or revision also uses stays.
     """
     if not model.startswith(("hf:", "https://", "http://")):
+        meant = None if Path(model).exists() else hub_name(model)
         raise UsageError(
-            f"{model}: remove takes a name that memfit models lists; delete other files yourself"
+            f"{readable(model, kept='')}: remove takes a name that memfit models lists; delete other files "
+            "yourself" + (f"; on the hub it is {meant}" if meant else "")
         )
     chosen = library.matching(model)
     for one in chosen:

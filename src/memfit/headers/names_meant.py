@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from memfit.headers.remote.parts import as_part
 
-__all__ = ["hub_name", "what_was_meant"]
+__all__ = ["download_address", "hub_name", "what_was_meant"]
 
 _QUOTES = (
     "\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}\N{LEFT SINGLE QUOTATION MARK}"
@@ -29,6 +29,9 @@ _OTHER_LIBRARY = re.compile(r"ollama(?::(?://)?|/)(.*)", re.IGNORECASE | re.DOTA
 _TAGGED = re.compile(r"[\w.-]+:[\w.-]+", re.ASCII)  # "llama3.2:1b", as other programs call their models
 _WINDOWS = re.compile(r"([A-Za-z]):[\\/](.*)", re.DOTALL)
 _HOST = re.compile(r"(?:[\w-]+\.)+[A-Za-z]{2,}(?::\d+)?/", re.ASCII)
+_PAGE_OF_FILE = re.compile(
+    r"(https?://[^/?#]+/[^/?#]+/[^/?#]+)/blob/([^/?#]+/[^?#]+\.gguf(?:[?#].*)?)", re.IGNORECASE | re.DOTALL
+)
 _REPOSITORY = re.compile(
     r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*?)"
     r"(?::(?P<label>[\w.-]+)|/(?:(?:blob|resolve|raw|tree)/[^/]+/?)?(?P<file>.+)?)?",
@@ -49,10 +52,19 @@ def hub_name(text: str) -> str | None:
     match = _REPOSITORY.fullmatch(unquote(text).rstrip("/"))
     if not match or ".." in match[0]:
         return None
+    if match["repo"].lower().endswith(".gguf"):
+        return None  # a path
     file = match["file"] or ""
     if file and not file.lower().endswith(".gguf"):
         file = ""  # a page's folder
     return f"hf:{match['repo']}" + (f":{match['label']}" if match["label"] else f"/{file}" if file else "")
+
+
+def download_address(model: str) -> str:
+    """Of a hub's page about a file, `https://host/org/repo/blob/main/x.gguf`, the address of the file itself;
+    any other MODEL is itself."""
+    match = _PAGE_OF_FILE.fullmatch(model)
+    return f"{match[1]}/resolve/{match[2]}" if match else model
 
 
 def what_was_meant(model: str) -> str:
@@ -120,9 +132,7 @@ def _of_the_hub(model: str) -> str | None:
     if not slash or first in ("", ".", "..") or Path(first).is_dir():
         return None
     named = hub_name(model)
-    if named is None or (model.lower().endswith(".gguf") and model.count("/") < 2):
-        return None
-    return f"on the Hugging Face hub it is {named}"
+    return f"on the Hugging Face hub it is {named}" if named else None
 
 
 def _beside(path: Path) -> str | None:

@@ -15,6 +15,7 @@ from memfit.planner.plan import LlamaPlan
 __all__ = ["LOSS_SOURCE", "Advice", "Option", "WhatIf", "recommend"]
 
 _READING_TOKENS_PER_SECOND = 10.0
+_SAME_MODEL = 0.75  # of the parameters; quantizations of one differ where some write the output matrix twice
 LOSS_SOURCE = "https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/quantize.cpp"
 # What perplexity rises by against F16, Llama-3-8B; the table of llama-quantize --help at LOSS_SOURCE.
 _LOSSES = {
@@ -44,6 +45,7 @@ class Option:
     """One file, or split model, of a repository."""
 
     label: str  # its quantization, as its name says
+    name: str  # what tells it from the others: the label, or its file where several models share labels
     source: str  # the MODEL that names it
     size_bytes: int
     plan: LlamaPlan | None  # None where it could not be planned
@@ -62,6 +64,7 @@ class Option:
         return {
             "model": self.source,
             "quantization": self.label,
+            "name": self.name,
             "file_bytes": self.size_bytes,
             "perplexity_rise": self.loss,
             "perplexity_source": LOSS_SOURCE if self.loss is not None else None,
@@ -111,6 +114,9 @@ def recommend(options: Sequence[Option]) -> Option | None:
     swift = [option for option in fitting if _generation(option) >= _READING_TOKENS_PER_SECOND]
     if not swift:
         return max(fitting, key=_generation)
+    # Of several models the largest that is swift: their losses say nothing about each other.
+    most = max(_parameters(option) for option in swift)
+    swift = [option for option in swift if _parameters(option) >= _SAME_MODEL * most]
     known = [option for option in swift if option.loss is not None]
     # Of files with an unknown loss, size tells; of equal losses the smaller file is the better one.
     return (
@@ -118,6 +124,11 @@ def recommend(options: Sequence[Option]) -> Option | None:
         if known
         else max(swift, key=lambda one: one.size_bytes)
     )
+
+
+def _parameters(option: Option) -> int:
+    assert option.plan is not None
+    return option.plan.spec.parameters
 
 
 def _generation(option: Option) -> float:

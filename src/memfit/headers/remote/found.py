@@ -10,6 +10,7 @@ from typing import Any
 from memfit.errors import ModelError
 from memfit.headers.remote.hub import find_remote, list_repository, repositories_of
 from memfit.headers.remote.library import find_local, local_files
+from memfit.headers.remote.names import choose, clash
 from memfit.headers.remote.stand_in import make_stand_ins
 
 __all__ = ["find_paths", "list_choices"]
@@ -34,13 +35,26 @@ def find_paths(model: str, say: Callable[[str], None] | None = None) -> tuple[Pa
 
 
 def list_choices(repo: str) -> dict[str, Any]:
-    """A repository's quantizations, the largest first, and smaller models of its owner; as JSON."""
+    """A repository's quantizations, the largest first, and smaller models of its owner; as JSON.
+
+    Each with a `name` to tell it by: the label, or the file where different models share labels; `clash` says
+    so where `hf:org/repo` alone would mean several, else it is null.
+    """
     found = list_repository(repo)
+    chosen = choose(found.variants, None)
+    labels = {one.label.upper() for one in found.variants}
+    shared = any(len(choose(found.variants, label)) > 1 for label in labels)
     return {
         "variants": [
-            {"label": one.label, "model": f"hf:{repo}/{one.files[0].name}", "size_bytes": one.size_bytes}
+            {
+                "label": one.label,
+                "name": one.files[0].name if shared else one.label,
+                "model": f"hf:{repo}/{one.files[0].name}",
+                "size_bytes": one.size_bytes,
+            }
             for one in found.variants
         ],
+        "clash": clash(repo, chosen) if len(chosen) > 1 else None,
         "is_checkpoint": not found.variants and any(one.name == "config.json" for one in found.files),
         "smaller_models": _smaller_models(repo) if len(found.variants) > 1 else [],
     }

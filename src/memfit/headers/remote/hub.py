@@ -6,6 +6,8 @@ HF_HUB_OFFLINE and proxies. Imported when first needed.
 
 from __future__ import annotations
 
+import difflib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -15,9 +17,13 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from memfit.errors import ModelError, ModelNotFoundError, UsageError
+from memfit.errors import ModelError, ModelNotFoundError, UsageError, readable
+from memfit.headers.folders import PICKLES, adapter_of
+from memfit.headers.impostors import HEAD_BYTES, impostor
+from memfit.headers.names_meant import download_address, hub_name
 from memfit.headers.remote.http import RangeReader
-from memfit.headers.remote.names import RemoteFile, RemoteModel, Variant, choose, shard_names, variants
+from memfit.headers.remote.names import RemoteFile, RemoteModel, Variant, choose, clash, shard_names, variants
+from memfit.headers.remote.parts import as_part, how_to_join
 
 __all__ = [
     "Repository",
@@ -33,7 +39,7 @@ __all__ = [
 _TIMEOUT_SECONDS = 20.0
 _MOST_LISTED = 100  # repositories of one owner
 _NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?::([\w.-]+)|/(.+))?", re.ASCII)
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LARGEST_CONFIG_BYTES = 1_000_000
 _TOKENIZER = (  # what transformers reads beside the weights
     "generation_config.json",
     "tokenizer.json",
@@ -96,10 +102,12 @@ def find_remote(model: str) -> RemoteModel:
     if file is not None:
         return _of_file(model, found, file)
     chosen = choose(found.variants, label)
-    if chosen is not None:
-        return RemoteModel(source=model, repo=repo, revision=found.revision, files=chosen.files)
+    if len(chosen) > 1:
+        raise UsageError(clash(repo, chosen))
+    if chosen:
+        return RemoteModel(source=model, repo=repo, revision=found.revision, files=chosen[0].files)
     if label is not None:
-        labels = ", ".join(one.label for one in found.variants) or "no GGUF file at all"
+        labels = ", ".join(dict.fromkeys(one.label for one in found.variants)) or "no GGUF file at all"
         raise UsageError(f"{model}: hf:{repo} has no {label}; it has {labels}")
     return RemoteModel(source=model, repo=repo, revision=found.revision, files=_checkpoint(found))
 
@@ -155,8 +163,10 @@ def _parse(model: str) -> tuple[str, str | None, str | None]:
     """Repository, quantization and file of `hf:org/repo[:QUANT]` or `hf:org/repo/file.gguf`."""
     match = _NAME.fullmatch(model)
     if not match or ".." in model:
+        meant = hub_name(model)
         raise UsageError(
-            f"{model}: a model on the hub is hf:org/repo, hf:org/repo:Q4_K_M or hf:org/repo/file.gguf"
+            f"{readable(model, kept='')}: a model on the hub is hf:org/repo, hf:org/repo:Q4_K_M or "
+            "hf:org/repo/file.gguf" + (f"; this one is {meant}" if meant and meant != model else "")
         )
     return match[1], match[2], match[3]
 
@@ -166,12 +176,43 @@ def _of_file(model: str, found: Repository, name: str) -> RemoteModel:
     names = shard_names(name)
     for one in (name, *names):
         if one not in known:
-            raise ModelNotFoundError(f"{model}: hf:{found.repo} has no file {one}")
-    if not name.endswith(".gguf"):
+            meant = hub_name(model)
+            near = meant if meant and meant != model else _nearest(found, one)
+            raise ModelNotFoundError(
+                f"{model}: hf:{found.repo} has no file {one}" + (f"; write {near}" if near else "")
+            )
+    if as_part(name):
+        raise ModelError(_in_parts(found))
+    if not name.lower().endswith(".gguf"):
         raise ModelError(f"{model}: name a .gguf file, or the repository for its safetensors")
     return RemoteModel(
         source=model, repo=found.repo, revision=found.revision, files=tuple(known[one] for one in names)
     )
+
+
+def _nearest(found: Repository, name: str) -> str | None:
+    """A file of almost that name."""
+    models = {file.name.lower(): file.name for file in found.files if file.name.lower().endswith(".gguf")}
+    near = difflib.get_close_matches(name.lower(), models, n=1)
+    return f"hf:{found.repo}/{models[near[0]]}" if near else None
+
+
+def _in_parts(found: Repository) -> str:
+    joined = how_to_join(file.name for file in found.files)
+    return (
+        f"hf:{found.repo} holds {joined}, once they are downloaded from {endpoint()}/{found.repo}; memfit "
+        "plans and runs the whole"
+    )
+
+
+def _base_of(found: Repository) -> Any:
+    """An adapter's configuration, as far as the hub lets it be read."""
+    config = next(file for file in found.files if file.name == "adapter_config.json")
+    try:
+        with RangeReader(config.url, token_headers()) as reader:
+            return json.loads(reader.read(0, _LARGEST_CONFIG_BYTES).data)
+    except (ModelError, ValueError, RecursionError):
+        return None
 
 
 def _checkpoint(found: Repository) -> tuple[RemoteFile, ...]:
@@ -184,7 +225,13 @@ def _checkpoint(found: Repository) -> tuple[RemoteFile, ...]:
         # Read by nobody who does not say --trust-remote-code.
         programs = sorted(name for name in known if name.endswith(".py") and "/" not in name)
         return tuple(known[name] for name in (*beside, *weights, *text, *programs))
-    if any(name.endswith(_PICKLES) for name in known):
+    if any(as_part(name) for name in known):
+        raise ModelError(_in_parts(found))
+    if "adapter_config.json" in known:
+        raise ModelError(f"hf:{found.repo}: {adapter_of(_base_of(found))}")
+    if "config.json" not in known and weights:
+        raise ModelError(f"hf:{found.repo} holds safetensors, but no config.json, which says what they are")
+    if any(name.endswith(PICKLES) for name in known):
         raise ModelError(
             f"hf:{found.repo} holds its weights as Python pickles only, which can run any program when they "
             "are read; memfit refuses them. Look for a repository with .gguf or .safetensors files"
@@ -192,22 +239,35 @@ def _checkpoint(found: Repository) -> tuple[RemoteFile, ...]:
     raise ModelError(f"hf:{found.repo} holds no model: neither .gguf nor config.json with .safetensors files")
 
 
-def _of_url(url: str) -> RemoteModel:
+def _of_url(given: str) -> RemoteModel:
+    url = download_address(given)
     parts = urlsplit(url)
     name = PurePosixPath(unquote(parts.path)).name
-    if not parts.hostname or not name.endswith(".gguf"):
-        raise UsageError(f"{url}: a model's address ends in a .gguf file")
+    if not parts.hostname or not name.lower().endswith(".gguf"):
+        meant = hub_name(given)
+        raise UsageError(
+            f"{readable(given, kept='')}: a model's address ends in a .gguf file"
+            + (f"; of a repository on the hub write {meant}" if meant else "")
+        )
     base = url[: url.index(parts.path) + len(parts.path.rpartition("/")[0]) + 1]
     query = f"?{parts.query}" if parts.query else ""
     files = []
     for shard in shard_names(name):
         address = url if shard == name else f"{base}{shard}{query}"
-        with RangeReader(address) as reader:
-            about = reader.read(0, 1)
+        with RangeReader(address, key=_key_of(url)) as reader:
+            about = reader.read(0, HEAD_BYTES)
+        if not about.data.startswith(b"GGUF") and (what := impostor(about.data)):
+            raise ModelError(f"{address} is not a GGUF file but {what}")
         files.append(
             RemoteFile(name=shard, url=address, size_bytes=about.file_bytes, etag=about.etag, sha256=None)
         )
-    return RemoteModel(source=url, repo=None, revision=None, files=tuple(files))
+    return RemoteModel(source=given, repo=None, revision=None, files=tuple(files))
+
+
+def _key_of(url: str) -> str:
+    """How a hub's file is asked for with a token, which other servers are never sent."""
+    meant = hub_name(url) if "/resolve/" in url else None
+    return f"{meant} is asked for with HF_TOKEN" if meant else ""
 
 
 def _is_plain(name: Any) -> bool:

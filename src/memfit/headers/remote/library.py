@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from memfit.errors import ModelError, ModelNotFoundError
+from memfit.errors import ModelError, ModelNotFoundError, UsageError
+from memfit.headers.names_meant import download_address
 from memfit.headers.remote.download import read_facts
-from memfit.headers.remote.names import RemoteFile, RemoteModel, choose, shard_names, variants
+from memfit.headers.remote.names import RemoteFile, RemoteModel, choose, clash, shard_names, variants
 from memfit.headers.remote.places import hub_cache, place_of, urls_folder
 
 if TYPE_CHECKING:
@@ -69,11 +70,12 @@ def find_local(model: str) -> tuple[Path, ...] | None:
 
     So it may be older than the network's. `hf:org/repo[:QUANT]` chooses among what is here only.
     """
+    model = download_address(model)
     whole = [one for one in local_models() if one.complete]
-    gguf = {one.name: one.paths for one in whole if one.kind == "gguf"}
-    chosen = model if model in gguf else _chosen(model, gguf)
+    gguf = {one.name: one for one in whole if one.kind == "gguf"}
+    chosen = model if model in gguf else _chosen(model, gguf.values())
     if chosen:
-        return gguf[chosen]
+        return gguf[chosen].paths
     return next((one.paths for one in whole if one.name == model), None)
 
 
@@ -84,37 +86,45 @@ def remove(model: str) -> int:
 
     Raises:
         ModelNotFoundError: no such model is here.
+        UsageError: the name means several.
         ModelError: it is being downloaded now, or cannot be deleted.
     """
     return _remove_url(model) if model.startswith(("https://", "http://")) else _remove_hub(model)
 
 
 def matching(model: str) -> tuple[LocalModel, ...]:
-    """What `remove` would delete."""
+    """What `remove` would delete. Errors as `remove`."""
     models = local_models()
+    model = download_address(model)
     exact = [one for one in models if model == one.name or (one.repo and model == f"hf:{one.repo}")]
     if not exact:
-        label = _chosen(model, [one.name for one in models if one.kind == "gguf"])
+        label = _chosen(model, [one for one in models if one.kind == "gguf"])
         exact = [one for one in models if one.name == label]
     if not exact:
         raise ModelNotFoundError(f"{model} is not on this disk; memfit models lists what is")
     return tuple(exact)
 
 
-def _chosen(model: str, names: Iterable[str]) -> str | None:
-    """The name that `hf:org/repo[:QUANT]` means among names of whole GGUF models."""
+def _chosen(model: str, models: Iterable[LocalModel]) -> str | None:
+    """The name that `hf:org/repo[:QUANT]` means among GGUF models.
+
+    Raises:
+        UsageError: it means several.
+    """
     match = _NAME.fullmatch(model)
     if not match:
         return None
     repo, label = match[1], match[2]
-    inside = [name for name in names if name.startswith(f"hf:{repo}/")]
     listed = []
-    for name in inside:
-        path = name.removeprefix(f"hf:{repo}/")
-        for shard in shard_names(path):
-            listed.append(RemoteFile(name=shard, url="", size_bytes=0, etag="", sha256=None))
-    variant = choose(variants(listed), label)
-    return f"hf:{repo}/{variant.files[0].name}" if variant else None
+    for one in models:
+        if one.repo == repo:
+            first, *others = shard_names(one.name.removeprefix(f"hf:{repo}/"))
+            for name, size in ((first, one.size_bytes), *((other, 0) for other in others)):
+                listed.append(RemoteFile(name=name, url="", size_bytes=size, etag="", sha256=None))
+    found = choose(variants(listed), label)
+    if len(found) > 1:
+        raise UsageError(clash(repo, found))
+    return f"hf:{repo}/{found[0].files[0].name}" if found else None
 
 
 def _scan() -> HFCacheInfo | None:
@@ -155,7 +165,7 @@ def _grouped(repo: CachedRepoInfo) -> dict[tuple[str, Literal["gguf", "safetenso
         is_checkpoint = any(one.file_name.endswith(".safetensors") for one in files)
         for one in files:
             path = one.file_path.relative_to(revision.snapshot_path).as_posix()
-            if path.endswith(".gguf"):
+            if path.lower().endswith(".gguf"):
                 groups[f"hf:{repo.repo_id}/{shard_names(path)[0]}", "gguf"].append(one)
             elif is_checkpoint:
                 groups[f"hf:{repo.repo_id}", "safetensors"].append(one)
@@ -168,7 +178,7 @@ def _hub_model(
     newest = _snapshot(files[0])
     paths = tuple(one.file_path for one in files if _snapshot(one) == newest)
     here = {path.name for path in paths}
-    weights = [each for each in here if each.endswith((".gguf", ".safetensors"))]
+    weights = [each for each in here if each.lower().endswith((".gguf", ".safetensors"))]
     return LocalModel(
         name=name,
         repo=repo,
@@ -203,7 +213,7 @@ def _partial(name: str, repo: str | None, paths: Sequence[Path]) -> LocalModel:
 
 def _url_models() -> Iterable[LocalModel]:
     for folder in sorted(urls_folder().glob("*/*/")):
-        files = sorted(path for path in folder.iterdir() if path.suffix == ".gguf")
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
         partials = sorted(folder.glob(f"*{_PARTIAL}"))
         facts = [read_facts(path.with_name(f"{path.name}.json")) for path in files]
         if files and all("url" in one for one in facts):

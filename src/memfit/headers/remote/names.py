@@ -1,4 +1,5 @@
-"""What the names of a repository's files say: which belong to one model, and in what quantization.
+"""What the names of a repository's files say: which belong to one model, in what quantization, and which are
+companions of one.
 
 Names only, as publishers write them: "model-Q4_K_M.gguf", "Q4_K_M/model-00001-of-00003.gguf". Pure.
 """
@@ -9,7 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["RemoteFile", "RemoteModel", "Variant", "choose", "shard_names", "variants"]
+from memfit.units import format_bytes
+
+__all__ = ["RemoteFile", "RemoteModel", "Variant", "choose", "clash", "shard_names", "variants"]
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf|\.safetensors)", re.DOTALL | re.ASCII)
 _LABEL = re.compile(
@@ -17,6 +20,12 @@ _LABEL = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _COMPANION = re.compile(r"(^|[-_./])(mmproj|imatrix)|\.imatrix\.|-?vocab-only", re.IGNORECASE)
+# Of a draft head, or an adapter, beside the model that it belongs to.
+_BESIDE = re.compile(
+    r"(^|[-_./])(mtp|nextn|(spec(ulative)?[-_]?)?draft(er)?|eagle[-_]?\d?|medusa|speculator|lora|adapter)s?(?=[-_./]|$)",
+    re.IGNORECASE,
+)
+_SAME_SIZE = 0.01  # two layouts of one model differ by a header
 # What llama.cpp takes of a repository where none is asked for, and what comes nearest to it.
 _PREFERRED = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q5_K_M", "IQ4_XS", "MXFP4", "MXFP4_MOE", "Q8_0")
 
@@ -57,6 +66,22 @@ class Variant:
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
+    @property
+    def stem(self) -> str:
+        """The file's name without its quantization: equal for the quantizations of one model."""
+        name = _without_ending(self.files[0].name.rpartition("/")[2])
+        return re.sub(r"[-_.\s]+", "-", _LABEL.sub("", name)).strip("-").lower()
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether its name says that it is a companion which could also run alone."""
+        return _BESIDE.search(_without_ending(self.files[0].name)) is not None
+
+    def is_like(self, other: Variant) -> bool:
+        """Whether both are one model in two layouts: whole and split, or in two folders."""
+        largest = max(self.size_bytes, other.size_bytes)
+        return self.stem == other.stem and abs(self.size_bytes - other.size_bytes) <= _SAME_SIZE * largest
+
 
 def shard_names(name: str) -> tuple[str, ...]:
     """The names of all shards, by the name of one; of a file that is no shard, its own."""
@@ -68,7 +93,8 @@ def shard_names(name: str) -> tuple[str, ...]:
 
 
 def variants(files: Sequence[RemoteFile]) -> tuple[Variant, ...]:
-    """The GGUF models among a repository's files, the largest first; incomplete ones are left out."""
+    """The GGUF models among a repository's files, the largest first; incomplete ones and companions are left
+    out. A draft head or an adapter counts as one where there is another model, and not a smaller one."""
     known = {file.name: file for file in files}
     found = []
     for file in files:
@@ -77,21 +103,49 @@ def variants(files: Sequence[RemoteFile]) -> tuple[Variant, ...]:
             continue
         if all(name in known for name in names):
             found.append(Variant(label=_label(file.name), files=tuple(known[name] for name in names)))
-    return tuple(sorted(found, key=lambda one: -one.size_bytes))
+    mains = [one for one in found if not one.is_beside]
+    kept = [one for one in found if not one.is_beside or not mains or _outgrows(one, mains)]
+    return tuple(sorted(kept, key=lambda one: -one.size_bytes))
 
 
-def choose(found: Sequence[Variant], wanted: str | None) -> Variant | None:
-    """The variant with the label `wanted`, whatever its case; without one, what llama.cpp would take."""
-    if wanted is not None:
-        exact = [one for one in found if one.label.upper() == wanted.upper()]
-        return exact[-1] if exact else None
-    by_label = {one.label.upper(): one for one in found}
-    return next((by_label[label] for label in _PREFERRED if label in by_label), found[-1] if found else None)
+def _outgrows(one: Variant, mains: Sequence[Variant]) -> bool:
+    """Whether it is larger than a model of the same quantization: then its name only says what is inside."""
+    same = [main.size_bytes for main in mains if main.label.upper() == one.label.upper()]
+    return bool(same) and one.size_bytes > min(same)
+
+
+def choose(found: Sequence[Variant], wanted: str | None) -> tuple[Variant, ...]:
+    """The variant with the label `wanted`, whatever its case; without one, what llama.cpp would take.
+
+    Several where different models have that label, the largest first; none where none has.
+    """
+    if wanted is None:
+        labels = {one.label.upper() for one in found}
+        wanted = next((label for label in _PREFERRED if label in labels), found[-1].label if found else "")
+    models: list[Variant] = []
+    for one in (one for one in found if one.label.upper() == wanted.upper()):
+        like = next((index for index, other in enumerate(models) if one.is_like(other)), None)
+        if like is None:
+            models.append(one)
+        elif len(one.files) <= len(models[like].files):
+            models[like] = one
+    return tuple(models)
+
+
+def clash(repo: str, chosen: Sequence[Variant]) -> str:
+    """What to say of several models with one label: all their names, as MODEL takes them."""
+    named = ", ".join(f"hf:{repo}/{one.files[0].name} ({format_bytes(one.size_bytes)})" for one in chosen)
+    return f"hf:{repo} holds {len(chosen)} models as {chosen[0].label}; name one: {named}"
+
+
+def _without_ending(name: str) -> str:
+    match = _SHARD.fullmatch(name)
+    return match[1] if match else re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE)
 
 
 def _label(name: str) -> str:
     """From the file's own name, or else from its folder's."""
-    stem = (_SHARD.sub(r"\1", name) if _SHARD.fullmatch(name) else name.removesuffix(".gguf")).split("/")
+    stem = _without_ending(name).split("/")
     for part in reversed(stem):
         if matches := _LABEL.findall(part):
             return str(matches[-1]).upper().replace("UD_", "UD-")
