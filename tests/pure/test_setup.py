@@ -56,7 +56,7 @@ class Checkout:
         self.index = folder / "index"
         for name in ("scripts", "locks", "index"):
             (folder / name).mkdir()
-        for name in ("setup", "check_engine.py", "engine.cmake"):
+        for name in ("setup", "check_engine.py", "engine.cmake", "amx.h"):
             shutil.copy(_ROOT / "scripts" / name, folder / "scripts" / name)
         (folder / "pyproject.toml").write_text(_PYPROJECT, encoding="utf-8")
         (folder / "backend.py").write_text(_BACKEND, encoding="utf-8")
