@@ -1,13 +1,21 @@
 """Every helper process with libraries that print to stdout, from Python and from C, at start and ever after.
 
-What it answers is what it answers without them.
-The real engines' processes are in tests/engine/test_printing_engines.py.
+What it answers is what it answers without them. The real engines' processes are in
+tests/engine/test_printing_engines.py.
 """
 
 from __future__ import annotations
 
-import pytest
+import subprocess
+from pathlib import Path
 
+import pytest
+from gguf_files import tiny_model
+
+from hub_server import HubServer
+from memfit.cli import doctor
+from memfit.errors import ModelNotFoundError
+from memfit.headers.find import find_model
 from memfit.planner.apart import SolverProcess
 from memfit.planner.placement import Layer, Piece, Place, Problem, solve
 
@@ -23,3 +31,24 @@ def test_the_placement_solver() -> None:
     problem = Problem(places=places, layers=(layer, layer), output=None)
     with SolverProcess() as solver:
         assert [solver.solve(problem) for _ in range(3)] == [solve(problem)] * 3
+
+
+def test_the_process_that_asks_the_network(hub: HubServer) -> None:
+    address = hub.add_file("org/tiny.gguf", tiny_model().encode())
+    said: list[str] = []
+    assert find_model(address, said.append).vocabulary == 3
+    assert said == [f"reading the header of {address}"]
+    with pytest.raises(ModelNotFoundError, match="nothing is at"):
+        find_model(f"{hub.url}/files/none.gguf")
+
+
+def test_the_doctors_question(tmp_path: Path) -> None:
+    """To a library that is a printing one itself."""
+    has = {"avx2", "fma"}
+    code = '#include <stdio.h>\nvoid ggml_cpu_init(void) { puts("avx512 avx512"); fflush(stdout); }\n'
+    for name in doctor._KERNELS:
+        code += f"int ggml_cpu_has_{name}(void) {{ return {int(name in has)}; }}\n"
+    source, library = tmp_path / "ggml-cpu.c", tmp_path / "libggml-cpu.so"
+    source.write_text(code)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+    assert set(doctor._built_kernels(library)) == has
