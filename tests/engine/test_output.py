@@ -60,7 +60,6 @@ def _shell(command: str, requests: Path, stdout: int = subprocess.PIPE) -> tuple
     [
         f"{_RUN} >/dev/full",
         f"{_RUN} >&-",
-        f"{_RUN} --json >/dev/full",
         f"{_BATCH} >/dev/full",
         f"plan demo {_PLANNED} --json >/dev/full",
         f"bench demo {_PLANNED} --prompt-tokens 4 --gen-tokens 2 >/dev/full",
