@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -43,15 +44,20 @@ def _marked(mark: str) -> Iterator[int]:
 def _shell(command: str, requests: Path, stdout: int = subprocess.PIPE) -> tuple[int, bytes, str]:
     """A line of a shell: its exit code and what it printed. Nothing of it runs on."""
     mark = uuid.uuid4().hex
-    done = subprocess.run(
-        ["sh", "-c", f'"{sys.executable}" -m memfit {command.replace("REQUESTS", str(requests))}'],
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        timeout=_SECONDS,
-        env={**os.environ, _MARK: mark},
-    )
-    assert list(_marked(mark)) == []
+    try:
+        done = subprocess.run(
+            ["sh", "-c", f'"{sys.executable}" -m memfit {command.replace("REQUESTS", str(requests))}'],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=_SECONDS,
+            env={**os.environ, _MARK: mark},
+        )
+    finally:
+        left = list(_marked(mark))
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    assert left == []
     return done.returncode, done.stdout, done.stderr.decode()
 
 
