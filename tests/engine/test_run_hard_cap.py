@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,33 @@ def groups() -> Iterator[None]:
 def _plan(ram: str) -> memfit.Plan:
     workload = memfit.Workload(context=1024, repack="off")
     return memfit.plan("demo", budget=memfit.Budget(ram=ram), workload=workload)
+
+
+_IN_A_CONTAINER = """
+import os, pathlib, subprocess, sys
+pathlib.Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+for _ in range(3):
+    with open(sys.argv[2], "rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+sys.exit(subprocess.run([sys.executable, "-m", "memfit", "plan", "demo", "--json"]).returncode)
+"""
+
+
+def test_a_small_container_whose_page_cache_is_full() -> None:
+    """Of 700 MiB, a file that was read three times takes 640: the demo fits all the same, without --ram."""
+    cap = hard_cap.HardCap(700 * MIB, holds_us=False)
+    try:
+        with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
+            file.truncate(640 * MIB)  # a hole is cached as any other page
+            command = [sys.executable, "-c", _IN_A_CONTAINER, str(cap.folder), file.name]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        plan = json.loads(done.stdout)
+        # All but a sixteenth, the page cache's own share and what the interpreter holds.
+        assert plan["fits"] and 600 * MIB < plan["tiers"][0]["budget_bytes"] < 660 * MIB
+    finally:
+        cap.close()
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,14 @@ def test_a_page_about_a_file_is_the_file(hub: HubServer) -> None:
             find_remote(name)
 
 
+def test_a_gated_file_by_its_address_says_how_a_token_is_sent(hub: HubServer) -> None:
+    hub.add_repo("org/gated", {"model-Q8_0.gguf": _sparse(_header())}, gated=True)
+    with pytest.raises(
+        ModelError, match=r"no access .*; hf:org/gated/model-Q8_0\.gguf is asked for with HF_TOKEN"
+    ):
+        find_remote(f"{hub.url}/org/gated/blob/main/model-Q8_0.gguf")
+
+
 def test_names_that_are_almost_right(hub: HubServer) -> None:
     hub.add_repo("org/model", {"Model-Q8_0.gguf": _sparse(_header())})
     for name, meant in (

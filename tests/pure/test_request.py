@@ -88,6 +88,21 @@ def test_a_nonsense_budget_names_its_option(ram: Any) -> None:
     assert str(ram) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("budget", "option"),
+    [
+        ({"ram": ".5GiB"}, "--ram: '.5GiB' is not a size; write 0.5GiB"),
+        ({"vram": "11,5G"}, "--vram: '11,5G' is not a size; write 11.5G"),
+        ({"vram": {0: 0, 1: "1e9"}}, "--vram 1: '1e9' is not a size; write 1000000000"),
+        ({"rpc": {"host:1": "101%"}}, "--rpc host:1: '101%' is more than"),
+    ],
+)
+def test_what_is_no_size_anywhere_is_refused_before_a_machine_is_asked(budget: Any, option: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Budget(**budget)
+    assert str(caught.value).startswith(option)
+
+
 # --- GPUs and remote devices ---
 
 

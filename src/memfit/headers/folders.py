@@ -15,7 +15,7 @@ from memfit.units import format_bytes
 __all__ = ["PICKLES", "adapter_of", "what_a_folder_holds"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_MOST_NAMES, _MOST_SHOWN = 10_000, 8
+_MOST_NAMES, _MOST_FOLDERS, _MOST_SHOWN = 10_000, 64, 8
 _LARGEST_CONFIG_BYTES = 1_000_000
 
 
@@ -93,7 +93,7 @@ def _below(folder: Path) -> list[Path]:
         named = [
             Path(entry.path) for entry, _ in zip(entries, range(_MOST_NAMES), strict=False) if entry.is_dir()
         ]
-    return sorted(path for path in named if os.access(path, os.R_OK | os.X_OK))
+    return sorted(path for path in named if os.access(path, os.R_OK | os.X_OK))[:_MOST_FOLDERS]
 
 
 def _described(sizes: dict[str, int]) -> list[RemoteFile]:

@@ -14,6 +14,7 @@ __all__ = ["KV_TYPES", "Budget", "Workload", "reserve_bytes"]
 KV_TYPES = ("f16", "q8_0", "q4_0")
 _LARGEST_RESERVE_BYTES = 512 * MIB
 _RESERVE_SHARE = 16  # so a container or card of less than 8 GiB is left a smaller one, without a step
+_MOST_FREE_BYTES = 2**60  # more than any machine has free: percentages of it are no reason to refuse one
 _MOST_TOKENS = 2**31 - 1  # the engine counts them in 32 bits
 
 
@@ -48,6 +49,17 @@ class Budget:
                     got=endpoint,
                     needed="HOST:PORT or HOST:PORT=SIZE",
                 )
+
+        # What is no size on any machine is refused before anything is measured on this one.
+        sizes: dict[str, Size | None] = {"--ram": self.ram}
+        if isinstance(self.vram, Mapping):
+            sizes |= {f"--vram {number}": size for number, size in self.vram.items()}
+        else:
+            sizes["--vram"] = self.vram
+        sizes |= {f"--rpc {endpoint}": size for endpoint, size in self.rpc.items()}
+        for option, size in sizes.items():
+            if size:
+                _size(option, size, _MOST_FREE_BYTES)
 
     def ram_bytes(self, ram: Ram) -> int:
         """The cap in bytes on this machine.
