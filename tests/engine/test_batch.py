@@ -31,7 +31,9 @@ _SCHEMA = {
 
 @pytest.fixture(scope="module", params=[True, False], ids=["common cache", "a part each"])
 def plan(demo: str, request: pytest.FixtureRequest) -> LlamaPlan:
-    workload = memfit.Workload(context=4096, parallel=4, repack="off", kv_unified=request.param)
+    workload = memfit.Workload(
+        context=4096, parallel=4, repack="off", kv_unified=request.param, grammars=True
+    )
     return memfit.plan(demo, budget=memfit.Budget(ram="500MiB"), workload=workload)
 
 
@@ -87,18 +89,33 @@ def test_requests_of_every_kind_beside_each_other(plan: LlamaPlan) -> None:
             sampling=Sampling(temperature=1.0, seed=7, max_tokens=60),
             schema=_SCHEMA,
         ),
-        Request(number=4, prompt="a", schema={"type": "no such type"}),
+        Request(number=4, prompt="a", schema={"items": {"type": "no such type"}}),
         ask(5, "Tell me", temperature=1.5, seed=3, repeat_penalty=1.2),
+        # Whole without a choice; cut inside of what has no choice; drawn under penalties.
+        Request(number=6, prompt="a", sampling=Sampling(stop=("]",)), schema={"const": ["<|im_end|>\n", 1]}),
+        Request(number=7, prompt="a", sampling=Sampling(max_tokens=3), schema={"const": "a b c d e f g"}),
+        Request(
+            number=8,
+            prompt="a",
+            sampling=Sampling(temperature=1.0, seed=3, repeat_penalty=1.3),
+            schema={"type": "array", "items": {"enum": [1, 2]}, "minItems": 9, "maxItems": 9},
+        ),
     ]
     with memfit.load(plan) as session:
         found, _ = answers(session, requests)
-    assert set(found) == set(range(6))
+        alone = session.chat(requests[3].messages, Sampling(temperature=0, max_tokens=60), schema=_SCHEMA)
+    assert set(found) == set(range(9))
+    assert json.loads(alone.text).keys() == {"label", "sure"} and alone.finish_reason == "stop"
     assert found[0].completion.finish_reason == "length" and found[0].completion.completion_tokens == 3
     assert "," not in found[1].completion.text and found[1].completion.finish_reason == "stop"
     assert "try --ctx" in str(found[2].error)
     answer = json.loads(found[3].completion.text)
     assert answer["label"] in ("red", "blue") and isinstance(answer["sure"], bool)
-    assert "JSON schema" in str(found[4].error)
+    assert "JSON schema at #/items/type" in str(found[4].error)
+    assert found[6].completion.text == '["<|im_end|>\\n", 1' and found[6].completion.finish_reason == "stop"
+    assert found[7].completion.finish_reason == "length" and found[7].completion.completion_tokens == 3
+    assert '"a b c d e f g"'.startswith(found[7].completion.text)
+    assert len(json.loads(found[8].completion.text)) == 9 and found[8].completion.finish_reason == "stop"
     assert found[5].completion.text
 
 

@@ -61,6 +61,7 @@ class Input:
         self.blank_numbers: Sequence[int] = scan.blank_numbers
         self.sha256 = scan.hash.hexdigest()
         self.lengths = scan.lengths()
+        self.has_schemas = scan.has_schemas  # of answers, in any line
         self._longest_number = scan.longest_number
         self._first_numbers = self._repeated(scan.suspects)
 
@@ -179,6 +180,7 @@ class _Scan:
         self.count = self.last_number = 0
         self.objects = 0  # lines that hold a JSON object
         self.blank_numbers = array("Q")
+        self.has_schemas = False
         self.suspects: set[int] = set()  # hashes of custom_ids that may be there twice
         self._seen: set[int] = set()
         self._readable = self._limited = 0  # lines
@@ -209,6 +211,8 @@ class _Scan:
         if not isinstance(body, dict):
             return False
         self._readable += 1
+        wanted = body.get("response_format")
+        self.has_schemas |= isinstance(wanted, dict) and wanted.get("type") != "text"
         prompt_bytes = _prompt_bytes(body)
         self._prompt_bytes += prompt_bytes
         tokens = body.get("max_completion_tokens") or body.get("max_tokens")

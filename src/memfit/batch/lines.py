@@ -331,6 +331,9 @@ def _schema(value: Any, path: str) -> Mapping[str, Any] | None:
     schema = described.get("schema")
     if not isinstance(schema, dict):
         _refuse(f"{path}.json_schema.schema", schema, "an object")
+    from memfit.engines.json_schema import check_schema  # where one is asked for
+
+    check_schema(schema, f"{path}.json_schema.schema")
     return schema
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +22,7 @@ from memfit.cli.options import (
     take_workload,
     verbose_option,
 )
+from memfit.cli.schema import read_schema, schema_option
 from memfit.errors import UsageError
 from memfit.units import format_rate
 
@@ -49,7 +49,7 @@ _SAMPLE = 64  # lines whose tokens are counted before planning
 @click.option("--output", required=True, metavar="FILE", help="One answer a line; - is stdout.")
 @click.option("--unordered", is_flag=True, help="Write answers as they are ready, not in the input's order.")
 @click.option("--overwrite", is_flag=True, help="Start over, whatever the output holds.")
-@click.option("--schema", metavar="FILE", help="A JSON schema that every answer must satisfy.")
+@schema_option
 @click.option("--raw", is_flag=True, help="Continue plain prompts themselves, without the chat template.")
 @budget_options
 @hard_cap_option
@@ -96,8 +96,9 @@ def command(
     sequences = options["parallel"]
     budget, workload = take_budget(options), take_workload(options)
     sampling = take_sampling(options)
-    constraint = _read_schema(schema)
+    constraint = read_schema(schema)
     with open_input(source, sampling, raw=raw, schema=constraint, stdin=sys.stdin.buffer) as lines:
+        workload = replace(workload, grammars=constraint is not None or lines.has_schemas)
         make_plan = _planner(model, lines, sampling, budget, workload, sequences, say, verbose)
         planned = ready_plan(make_plan, err, yes=yes)
         identity = _identity(planned, sampling, constraint, raw)
@@ -233,18 +234,6 @@ def _identity(planned: LlamaPlan, sampling: Sampling, schema: Any, raw: bool) ->
         "schema": schema,
         "raw": raw,
     }
-
-
-def _read_schema(path: str | None) -> Mapping[str, Any] | None:
-    from memfit.strict_json import parse_json, read_bytes
-
-    if path is None:
-        return None
-    where = f"--schema {path}"
-    schema = parse_json(read_bytes(Path(path), where), where)
-    if not isinstance(schema, dict):
-        raise UsageError(f"{where}: a JSON schema is an object")
-    return schema
 
 
 class _Bar:

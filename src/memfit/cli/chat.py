@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from memfit.cli.render import console, print_plan, print_report, print_why, write
 from memfit.engines.protocol import Sampling, Session
@@ -20,7 +22,9 @@ _HELP = """\
 Ctrl-C ends an answer. A line that ends in \\ goes on in the next."""
 
 
-def chat(session: Session, sampling: Sampling, system: str | None) -> None:
+def chat(
+    session: Session, sampling: Sampling, system: str | None, schema: Mapping[str, Any] | None = None
+) -> None:
     """Read lines from the terminal and answer them until the user leaves."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its history and editing
@@ -46,13 +50,19 @@ def chat(session: Session, sampling: Sampling, system: str | None) -> None:
             case command if command.startswith("/") and " " not in command:
                 err.print(f"no command {command}; /help lists them", markup=False)
             case text:
-                messages = _answer(session, sampling, [*messages, {"role": "user", "content": text}])
+                asked = [*messages, {"role": "user", "content": text}]
+                messages = _answer(session, sampling, asked, schema)
 
 
-def _answer(session: Session, sampling: Sampling, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _answer(
+    session: Session,
+    sampling: Sampling,
+    messages: list[dict[str, str]],
+    schema: Mapping[str, Any] | None,
+) -> list[dict[str, str]]:
     """The conversation after one more answer; without the last message where that failed."""
     try:
-        completion = session.chat(messages, sampling, write)
+        completion = session.chat(messages, sampling, write, schema=schema)
     except (UsageError, ModelError) as error:
         sys.stderr.write(f"memfit: {readable(str(error))}\n")
         return messages[:-1]

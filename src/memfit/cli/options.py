@@ -204,13 +204,18 @@ def verbose_option(command: _Command) -> _Command:
 
 
 def take_plan(
-    model: str | None, options: dict[str, Any], say: Callable[[str], None], verbose: bool
+    model: str | None,
+    options: dict[str, Any],
+    say: Callable[[str], None],
+    verbose: bool,
+    *,
+    grammars: bool = False,
 ) -> MakePlan[Plan]:
     """Remove budget, workload and --plan from a command's keyword arguments; what is returned makes the
     plan, or reads the saved one. Of a repository's quantizations the recommended one is planned."""
     saved = options.pop("plan")
     names = set(options)
-    budget, workload = take_budget(options), take_workload(options)
+    budget, workload = take_budget(options), take_workload(options, grammars=grammars)
     engine = take_engine(options)
     names -= set(options)
     if saved is not None:
@@ -313,8 +318,8 @@ def take_engine(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options.pop(name) for name in ("engine", "load_in", "double_quant", "trust_remote_code")}
 
 
-def take_workload(options: dict[str, Any]) -> Workload:
-    """Likewise for the workload."""
+def take_workload(options: dict[str, Any], *, grammars: bool = False) -> Workload:
+    """Likewise for the workload; `grammars` as in Workload."""
     parallel = options.pop("parallel")
     return Workload(
         context=options.pop("ctx"),
@@ -325,4 +330,5 @@ def take_workload(options: dict[str, Any]) -> Workload:
         prompt_tokens=options.pop("prompt_tokens"),
         generated_tokens=options.pop("gen_tokens"),
         depth=options.pop("depth"),
+        grammars=grammars,
     )

@@ -17,6 +17,7 @@ from memfit.cli.options import (
     verbose_option,
     workload_options,
 )
+from memfit.cli.schema import read_schema, schema_option
 from memfit.errors import DoesNotFitError
 
 if TYPE_CHECKING:
@@ -32,11 +33,18 @@ __all__ = ["command"]
 @workload_options
 @engine_options
 @machine_option
+@schema_option
 @click.option("--explain", is_flag=True, help="Say why each choice was made.")
 @json_option
 @verbose_option
 def command(
-    model: str, machine: str | None, explain: bool, as_json: bool, verbose: bool, **options: Any
+    model: str,
+    machine: str | None,
+    schema: str | None,
+    explain: bool,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
 ) -> int:
     """Say what will lie where and how fast MODEL will run; loads no weights.
 
@@ -56,7 +64,7 @@ def command(
     err = console(stderr=True)
     request: dict[str, Any] = {
         "budget": take_budget(options),
-        "workload": take_workload(options),
+        "workload": take_workload(options, grammars=read_schema(schema) is not None),
         "machine": machine,
         "count_parent": True,
         "say": lambda text: err.print(f"memfit: {text}"),

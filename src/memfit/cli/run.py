@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from memfit.cli.options import (
     verbose_option,
     workload_options,
 )
+from memfit.cli.schema import read_schema, schema_option
 from memfit.engines.protocol import Completion, Sampling, Session
 from memfit.errors import InterruptedByUser, UsageError
 
@@ -40,6 +42,7 @@ __all__ = ["command"]
 @engine_options
 @plan_option
 @sampling_options
+@schema_option
 @yes_option
 @json_option
 @verbose_option
@@ -49,6 +52,7 @@ def command(
     file: str | None,
     system: str | None,
     raw: bool,
+    schema: str | None,
     yes: bool,
     hard_cap: bool,
     as_json: bool,
@@ -64,7 +68,14 @@ def command(
     from memfit.cli.render import console, loading_progress, print_plan, print_report
 
     err = console(stderr=True)
-    make_plan = take_plan(model, options, lambda said: err.print(f"memfit: {said}"), verbose)
+    constraint = read_schema(schema)
+    make_plan = take_plan(
+        model,
+        options,
+        lambda said: err.print(f"memfit: {said}"),
+        verbose,
+        grammars=constraint is not None,
+    )
     sampling = take_sampling(options)
     text, system = _prompt_text(prompt, file), utf8(system or "")
     if raw and system:
@@ -72,6 +83,8 @@ def command(
     if text is None and (as_json or raw):
         raise UsageError("there is no prompt; give -p TEXT, --file PATH or pipe a text in")
     planned = ready_plan(make_plan, err, yes=yes)
+    if constraint is not None:
+        planned.require_schemas()
     if not as_json:
         print_plan(planned, err)
         err.print()
@@ -83,10 +96,10 @@ def command(
         if text is None:
             from memfit.cli.chat import chat
 
-            chat(session, sampling, system)
+            chat(session, sampling, system, constraint)
             completion = None
         else:
-            completion = _answer(session, text, system, raw, sampling, as_json)
+            completion = _answer(session, text, system, raw, sampling, as_json, constraint)
         report = session.report()
     if as_json and completion is not None:
         document = report.to_json(
@@ -128,7 +141,13 @@ def _prompt_text(prompt: str | None, file: str | None) -> str | None:
 
 
 def _answer(
-    session: Session, text: str, system: str | None, raw: bool, sampling: Sampling, quiet: bool
+    session: Session,
+    text: str,
+    system: str | None,
+    raw: bool,
+    sampling: Sampling,
+    quiet: bool,
+    schema: Mapping[str, Any] | None,
 ) -> Completion:
     """Through the model's chat template where there is one and --raw does not leave it out."""
     from memfit.cli.render import write
@@ -137,6 +156,6 @@ def _answer(
     if raw or not session.has_chat_template:
         if not raw:
             click.echo("memfit: this model has no chat template; continuing the text (--raw)", err=True)
-        return session.generate(text, sampling, on_text)
+        return session.generate(text, sampling, on_text, schema=schema)
     messages = [{"role": "system", "content": system}] if system else []
-    return session.chat([*messages, {"role": "user", "content": text}], sampling, on_text)
+    return session.chat([*messages, {"role": "user", "content": text}], sampling, on_text, schema=schema)

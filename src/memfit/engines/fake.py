@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
 
 from memfit.engines.protocol import (
     Answer,
@@ -80,6 +81,8 @@ class FakeSession:
         prompt: str,
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        *,
+        schema: Mapping[str, Any] | None = None,
     ) -> Completion:
         return self._answer(prompt, on_text)
 
@@ -88,6 +91,8 @@ class FakeSession:
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        *,
+        schema: Mapping[str, Any] | None = None,
     ) -> Completion:
         return self._answer(messages, on_text)
 

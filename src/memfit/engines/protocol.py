@@ -188,6 +188,8 @@ class Session(Protocol):
         prompt: str,
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        *,
+        schema: Mapping[str, Any] | None = None,
     ) -> Completion:
         """Continue a raw text. Raises UsageError where it does not fit the context."""
         ...
@@ -197,6 +199,8 @@ class Session(Protocol):
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        *,
+        schema: Mapping[str, Any] | None = None,
     ) -> Completion:
         """Answer messages through the model's chat template."""
         ...

@@ -21,6 +21,7 @@ _WORTH_WAITING = 16  # tokens that another prompt will soon have computed
 _ENOUGH_TOKENS = 128  # in a pass of prompts: more are no faster, and the engine cuts up unequal ones
 _LEAST_ROOM = 8  # cells kept for a sequence that has passed its expected length
 _WEIGHT = 0.05  # of a new answer in the expected length of the next
+_AT_ONCE = 64  # tokens of an answer that a grammar leaves no choice about, and that are computed together
 _LOOK_AHEAD = 64  # waiting jobs that are considered: those behind one that waits for a shared beginning
 
 
@@ -73,6 +74,14 @@ class _Slot:
     def pending(self) -> int:
         """Tokens that are known and not in the cache."""
         return self.job.tokens - self.cached if self.job else 0
+
+    @property
+    def generates(self) -> bool:
+        """Whether its prompt is computed, and of its answer only what came at once is left."""
+        if self.pending <= 1:
+            return self.job is not None
+        assert self.job
+        return self.cached >= len(self.job.prompt) and self.pending <= _AT_ONCE
 
 
 @dataclass(kw_only=True)
@@ -287,11 +296,14 @@ class Scheduler:
         """
         ends: dict[_Slot, int] = {}
         room = whole = min(self._micro_batch, self._cells - self._in_use.used)
-        for slot in self._turn():
-            if room <= 0 or (not self._mixes and whole - room >= _ENOUGH_TOKENS and slot.pending > 1):
+        turn = self._turn()
+        waiting = sum(slot.generates for slot in turn)  # for a token of their own
+        for slot in turn:
+            if room <= 0 or (not self._mixes and whole - room >= _ENOUGH_TOKENS and not slot.generates):
                 break
+            waiting -= slot.generates
             pauses = [one for one in slot.pauses if one > slot.cached]
-            ends[slot] = min([slot.cached + min(room, slot.pending), *pauses])
+            ends[slot] = min([slot.cached + min(max(1, room - waiting), slot.pending), *pauses])
             room -= ends[slot] - slot.cached
         return ends
 
@@ -300,8 +312,8 @@ class Scheduler:
 
         Then prompts go first until half of the sequences generate; from there on the two take turns.
         """
-        generating = [slot for slot in self._running.values() if slot.pending <= 1]
-        prompts = [slot for slot in self._running.values() if slot.pending > 1]
+        generating = [slot for slot in self._running.values() if slot.generates]
+        prompts = [slot for slot in self._running.values() if not slot.generates]
         if self._mixes:
             return generating + prompts
         few = 2 * len(generating) < len(self._running)

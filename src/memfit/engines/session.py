@@ -123,27 +123,36 @@ class WorkerSession:
         prompt: str,
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        *,
+        schema: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """Continue a raw text, without the chat template. Errors and Ctrl-C as in `chat`."""
-        return self._complete(sampling, on_text, prompt=prompt, messages=None)
+        """Continue a raw text, without the chat template. Schemas, errors and Ctrl-C as in `chat`."""
+        return self._complete(sampling, on_text, prompt=prompt, messages=None, schema=schema)
 
     def chat(
         self,
         messages: Sequence[Message],
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
+        *,
+        schema: Mapping[str, Any] | None = None,
     ) -> Completion:
         """Answer messages through the model's own chat template; `on_text` hears the text as it comes.
+
+        With a JSON `schema` the answer is JSON that satisfies it, unless it is cut by its length; the plan
+        must have memory for that (Workload.grammars).
 
         What the KV cache already holds of them is not processed again. Ctrl-C ends the answer early
         with finish_reason "cancelled"; a second one is raised.
 
         Raises:
-            UsageError: the prompt is empty or longer than the context, or there is no chat template.
+            UsageError: the prompt is empty or longer than the context, there is no chat template, or the
+                schema has something that cannot be enforced.
             ModelError: the chat template failed or was stopped.
             EngineError: the engine failed.
         """
-        return self._complete(sampling, on_text, prompt=None, messages=[dict(one) for one in messages])
+        asked = [dict(one) for one in messages]
+        return self._complete(sampling, on_text, prompt=None, messages=asked, schema=schema)
 
     def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
         """The pieces of an answer as they come: to a raw text (str) or to messages.
@@ -170,13 +179,17 @@ class WorkerSession:
         *,
         prompt: str | None,
         messages: list[dict[str, str]] | None,
+        schema: Mapping[str, Any] | None,
     ) -> Completion:
+        if schema is not None:
+            self.plan.require_schemas()
         reply = self._ask(
             "complete",
             (lambda _, event: on_text(event["text"])) if on_text else None,
             prompt=prompt,
             messages=messages,
             sampling=asdict(sampling or Sampling()),
+            **({} if schema is None else {"schema": schema}),
         )
         self._speed = Speed(
             prompt_tokens=reply["processed_tokens"],

@@ -37,6 +37,7 @@ class EngineParameters:
     ring_bytes: int = 0
     dequantized: tuple[str, ...] = ()  # with "own": quantized matrices in RAM that are held as BF16
     kv_unified: bool = True  # any sequence may use all of the context; else each has an equal part of it
+    grammar_bytes: int = 0  # what the grammars of JSON schemas may hold together; 0: no answer follows one
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "paths": [str(path.absolute()) for path in self.paths]}

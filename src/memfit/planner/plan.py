@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from memfit.errors import DoesNotFitError
+from memfit.errors import DoesNotFitError, UsageError
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.streaming import streamed_bytes
@@ -135,6 +135,10 @@ class Plan:
             suggestions=self.suggestions,
         )
 
+    def require_schemas(self) -> None:
+        """Raises UsageError where answers cannot be held to a JSON schema."""
+        raise UsageError("answers are held to JSON schemas by llama.cpp only; take a GGUF file")
+
     def to_json(self) -> dict[str, Any]:
         """CONTRACT.md's JSON of `plan`."""
         values: dict[str, Any] = {
@@ -201,6 +205,13 @@ class LlamaPlan(Plan):
             "layers": list(self.parameters.layers),
             "overrides": [list(one) for one in self.parameters.overrides],
         }
+
+    def require_schemas(self) -> None:
+        if not self.parameters.grammar_bytes:
+            raise UsageError(
+                "this plan has no memory for JSON schemas; make one with --schema FILE, or in Python with "
+                "Workload(grammars=True)"
+            )
 
     @property
     def settings(self) -> str:

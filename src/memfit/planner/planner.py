@@ -16,6 +16,7 @@ from itertools import product
 from memfit.errors import EngineError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
+from memfit.memory.grammars import grammar_bytes
 from memfit.memory.oracle import RAM, Answer, EngineParameters, Oracle
 from memfit.memory.streaming import streamed_bytes
 from memfit.planner.dequantizing import dequantize
@@ -291,6 +292,7 @@ class _Planner:
             # Rewritten weights are copies, so mapping the file as well would hold both.
             load_mode="read" if repack else "mmap",
             kv_unified=self._workload.kv_unified,
+            grammar_bytes=grammar_bytes(self._workload.parallel) if self._workload.grammars else 0,
         )
 
     def _alone(self, parameters: EngineParameters) -> EngineParameters:

@@ -140,6 +140,7 @@ class Workload:
     depth: int | None = None
     # Whether sequences share the context's cells; else each has its own equal part, which is faster.
     kv_unified: bool = True
+    grammars: bool = False  # whether answers follow JSON schemas, whose grammars take memory
 
     def __post_init__(self) -> None:
         for name, value, least, most in (

@@ -175,6 +175,7 @@ def _parameters(fields: Fields) -> EngineParameters:
         ring_bytes=fields.integer("ring_bytes", 0, _MOST_BYTES),
         dequantized=_texts(fields, "dequantized"),
         kv_unified=fields.boolean("kv_unified"),
+        grammar_bytes=fields.integer("grammar_bytes", 0, _MOST_BYTES),
     )
 
 
@@ -269,6 +270,7 @@ def _workload(fields: Fields) -> Workload:
         generated_tokens=number("generated_tokens"),
         depth=perhaps("depth"),
         kv_unified=fields.boolean("kv_unified"),
+        grammars=fields.boolean("grammars"),
     )
 
 

@@ -26,15 +26,20 @@ class LlamaBatch:
         expected_tokens: float,
         explaining_death: Callable[[], AbstractContextManager[None]],
         on_totals: Callable[[BatchTotals], None],
+        require_schemas: Callable[[], None],
     ) -> None:
+        """`require_schemas` raises UsageError where no memory is planned for them."""
         self.totals = BatchTotals()
         self.was_cancelled = False
         self._worker = worker
         self._explaining_death = explaining_death
         self._on_totals = on_totals
+        self._require_schemas = require_schemas
         self._conversation = worker.converse("batch", expected=expected_tokens)
 
     def add(self, request: Request, *, sends_text: bool = False) -> None:
+        if request.schema is not None:
+            self._require_schemas()
         with self._explaining_death():
             self._worker.tell(
                 "add",

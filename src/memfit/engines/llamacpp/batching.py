@@ -10,18 +10,20 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from memfit.engines.channel import Channel
+from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.model import Aborted, Model
 from memfit.engines.llamacpp.prompt import prompt_tokens, room_after
-from memfit.engines.llamacpp.sampling import Grammars, Sampler
+from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.protocol import Sampling
 from memfit.engines.scheduler import Job, Pass, Scheduler
 from memfit.engines.text import TextAssembler
-from memfit.errors import MemfitError
+from memfit.errors import EngineError, MemfitError
 from memfit.processes.carried_errors import carry_error
 
 __all__ = ["Batcher"]
@@ -41,12 +43,15 @@ class _Running:
     sends_text: bool
     text: list[str] = field(default_factory=list)
     sent: int = 0  # pieces of text
+    begun: bool = False  # what its grammar demands at the beginning is known
 
 
 class Batcher:
     """One run over requests, until "end" has come and all are answered."""
 
-    def __init__(self, model: Model, api: Any, channel: Channel, *, expected: float) -> None:
+    def __init__(
+        self, model: Model, api: Any, channel: Channel, grammars: Grammars, *, expected: float
+    ) -> None:
         """`expected` tokens come out of a request, by the plan."""
         self._model = model
         self._api = api
@@ -60,7 +65,8 @@ class Batcher:
             expected=expected,
             mixes=bool(model.parameters.streamed),
         )
-        self._grammars = Grammars(api, model.vocabulary)
+        self._grammars = grammars
+        self._held: deque[dict[str, Any]] = deque()  # asked for, and waiting for a grammar's memory
         self._batch = _Batch(api, model.micro_batch)
         self._running: dict[int, _Running] = {}  # by number; waiting ones too
         self._ends: dict[int, bool] = {}  # token → whether it ends an answer
@@ -104,6 +110,7 @@ class Batcher:
     def _listen(self) -> bool:
         """Take what the parent has sent; False once nothing is left to do."""
         while True:
+            self._admit()
             idle = self._scheduler.is_idle
             if idle and self._ending:
                 return False
@@ -117,12 +124,17 @@ class Batcher:
                 return True
             do = request.pop("do")
             if do == "add":
-                self._add(**request)
+                self._held.append(request)
             elif do == "drop":
                 self._drop(request["number"])
             else:
                 assert do == "end", f"{do} cannot be asked while a batch runs"
                 self._ending = True
+
+    def _admit(self) -> None:
+        """Let requests in, in their order, as long as there is memory for what their grammars need."""
+        while self._held and (self._held[0]["schema"] is None or self._grammars.has_room):
+            self._add(**self._held.popleft())
 
     def _add(
         self,
@@ -138,7 +150,7 @@ class Batcher:
             settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
             tokens = prompt_tokens(model, prompt, messages)
             room = room_after(model, tokens)
-            grammar = None if schema is None else self._grammars.sampler(schema)
+            grammar = None if schema is None else self._grammars.grammar(schema)
         except MemfitError as error:
             self._fail(number, error)
             return
@@ -154,6 +166,7 @@ class Batcher:
         self._scheduler.add(job)
 
     def _drop(self, number: int) -> None:
+        self._held = deque(one for one in self._held if one["number"] != number)
         if one := self._running.pop(number, None):
             self._scheduler.drop(one.job)
             one.sampler.close()
@@ -179,32 +192,53 @@ class Batcher:
         many = self._model.parameters.parallel > 1 and any(one.sampler.is_greedy for one in jobs)
         greedy = self._model.largest_logits(len(jobs)) if many else []
         for row, ((entry, _), one) in enumerate(zip(work.outputs, jobs, strict=True)):
-            if one.sampler.is_greedy and greedy:
-                token = greedy[row]
-            else:
-                token = self._model.choose(one.sampler, entry)
-            self._take(one, token)
+            try:
+                self._continue(one, entry, greedy[row] if greedy and one.sampler.is_greedy else -1)
+            except EngineError as error:  # the grammar's; others go on
+                self._drop(one.job.number)
+                self._fail(one.job.number, error)
         self._send_texts()
 
-    def _take(self, one: _Running, token: int) -> None:
-        job = one.job
+    def _continue(self, one: _Running, entry: int, likeliest: int) -> None:
+        """What follows in an answer: what its grammar demands, or what is chosen and what that demands."""
+        tokens: list[int] = []
+        if not one.begun:
+            one.begun = True
+            tokens = one.sampler.forced()
+        if not tokens:
+            if likeliest >= 0 and not one.sampler.has_grammar:
+                token = likeliest
+            else:
+                token = self._model.choose(one.sampler, entry, likeliest)
+            if self._is_end(token):
+                self._finish(one, "stop", len(one.job.generated))
+                return
+            tokens = one.sampler.follow(token)
+        for place, token in enumerate(tokens, start=1):
+            if self._take(one, token, is_last=one.sampler.is_complete and place == len(tokens)):
+                return
+
+    def _is_end(self, token: int) -> bool:
         ends = self._ends.get(token)
         if ends is None:
             ends = self._ends[token] = self._model.is_end(token)
-        if ends:
-            self._finish(one, "stop", len(job.generated))
-            return
+        return ends
+
+    def _take(self, one: _Running, token: int, *, is_last: bool) -> bool:
+        """One token more of an answer; True where it ends with it."""
+        job = one.job
         self._generated += 1
         if one.as_it_comes:
             one.text.append(one.assembler.feed(self._model.piece(token)))
             if one.assembler.stopped:
                 self._finish(one, "stop", len(job.generated) + 1)
-                return
-        if len(job.generated) + 1 >= job.limit:
+                return True
+        if is_last or len(job.generated) + 1 >= job.limit:
             job.generated.append(token)
-            self._finish(one, "length", len(job.generated))
-        else:
-            self._scheduler.extend(job, token)
+            self._finish(one, "stop" if is_last else "length", len(job.generated))
+            return True
+        self._scheduler.extend(job, token)
+        return False
 
     def _finish(self, one: _Running, reason: str, tokens: int) -> None:
         job = one.job

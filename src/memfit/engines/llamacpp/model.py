@@ -322,10 +322,11 @@ class Model:
     def clear_abort(self) -> None:
         self._abort_flag[0] = b"\x00"
 
-    def choose(self, sampler: Sampler, entry: int = -1) -> int:
-        """The next token from the logits of a batch's entry, the last one's if none is named."""
+    def choose(self, sampler: Sampler, entry: int = -1, likeliest: int = -1) -> int:
+        """The next token from the logits of a batch's entry, the last one's if none is named; `likeliest` as
+        in Sampler.choose."""
         assert self._context is not None
-        return sampler.choose(self._context, entry)
+        return sampler.choose(self._context, entry, likeliest)
 
     def largest_logits(self, outputs: int) -> Sequence[int]:
         """The likeliest token for each of the last batch's outputs."""

@@ -82,7 +82,7 @@ class LlamaOracle:
             scratch_bytes=reply["scratch_bytes"]
             + reply["candidate_bytes"]
             + (messages[RAM] if any(remote) else 0),
-            process_bytes=self._baseline.with_worker(held)
+            process_bytes=self._baseline.with_worker(held) + parameters.grammar_bytes
             if whole
             else self.ask(replace(parameters, repack=self._first)).process_bytes,
             generation=_graph(reply["generation"], 1),

@@ -58,6 +58,7 @@ class LlamaSession(WorkerSession):
             expected_tokens=expected_tokens,
             explaining_death=self._explaining_death,
             on_totals=keep,
+            require_schemas=self.plan.require_schemas,
         )
 
     def _load_request(self) -> dict[str, Any]:

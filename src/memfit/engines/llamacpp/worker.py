@@ -18,6 +18,7 @@ from typing import Any
 from memfit.engines.channel import Channel, run_worker
 from memfit.engines.llamacpp.batching import Batcher
 from memfit.engines.llamacpp.devices import Devices
+from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
 from memfit.engines.llamacpp.library import Library, load_library
 from memfit.engines.llamacpp.model import Aborted, Model
@@ -42,6 +43,7 @@ class Worker:
         self.channel = Channel(on_request=self.begin, on_cancel=self.cancel)
         self._simulated: EngineParameters | None = None  # what of its parameters a loaded model depends on
         self._devices: Devices | None = None
+        self._known_grammars: Grammars | None = None
         self.cached: list[int] = []  # tokens of sequence 0 in the KV cache, in order
         self.library: Library = load_library()
         self._log = self.library.api.llama_log_callback(self._keep_log)
@@ -89,13 +91,18 @@ class Worker:
         placement = replace(wanted, **_CONTEXT_ONLY)
         if self.model is None or self._simulated != placement:
             if self.model is not None:
+                self._drop_grammars()
                 self.model.close()
             overrides = _no_vocabulary(self.library.api, *without_vocabulary) if without_vocabulary else None
             devices = self._devices or Devices(self.library, stand_ins=True)
             self._devices, self._simulated = devices, placement
             self.model = Model(self.library, devices, wanted, simulate=True, overrides=overrides)
         model = self.model
+        if not wanted.grammar_bytes:
+            self._drop_grammars()
         model.open_context(wanted)
+        if wanted.grammar_bytes and without_vocabulary is None:
+            self._grammars().rehearse()
         ctypes.CDLL(None).malloc_trim(0)  # earlier questions must not count in this one
         memory = process_memory()
         breakdown = model.memory_breakdown().values()
@@ -162,6 +169,8 @@ class Worker:
             limit_bytes=limit_bytes,
             on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
         )
+        if wanted.grammar_bytes:
+            self._grammars().wait()  # before the context is there: it takes more memory for a moment
         self.model.open_resident_context(wanted, more_bytes)
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
         with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
@@ -176,13 +185,18 @@ class Worker:
         }
 
     def complete(
-        self, prompt: str | None, messages: list[dict[str, str]] | None, sampling: dict[str, Any]
+        self,
+        prompt: str | None,
+        messages: list[dict[str, str]] | None,
+        sampling: dict[str, Any],
+        schema: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Process a prompt and generate; text is sent in "text" events meanwhile."""
         model = self._loaded()
         settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
         tokens = prompt_tokens(model, prompt, messages)
         room = room_after(model, tokens)
+        grammar = None if schema is None else self._grammars().grammar(schema)
         started = time.monotonic()
         generated: list[int] = []
         finish_reason, prompt_done, processed = "length", 0.0, 0
@@ -192,21 +206,8 @@ class Worker:
         try:
             processed = self._process_prompt(tokens)
             prompt_done = time.monotonic()
-            with Sampler(self.library.api, settings, model.vocabulary_size) as sampler:
-                while True:
-                    token = model.choose(sampler)
-                    if model.is_end(token):
-                        finish_reason = "stop"
-                        break
-                    generated.append(token)
-                    text.add(assembler.feed(model.piece(token)))
-                    if assembler.stopped:
-                        finish_reason = "stop"
-                        break
-                    if len(generated) >= limit:
-                        break
-                    model.decode([token])
-                    self.cached.append(token)
+            with Sampler(self.library.api, settings, model.vocabulary_size, grammar) as sampler:
+                finish_reason = self._generate(sampler, limit, generated, assembler, text)
         except Aborted:
             finish_reason = "cancelled"
             self._forget()
@@ -225,11 +226,37 @@ class Worker:
             "generation_seconds": ended - prompt_done if prompt_done and len(generated) > 1 else 0.0,
         }
 
+    def _generate(
+        self, sampler: Sampler, limit: int, generated: list[int], assembler: TextAssembler, text: TextSender
+    ) -> str:
+        """At most `limit` tokens, appended to `generated`; returns why there are no more."""
+        model = self._loaded()
+        following = sampler.forced()
+        while True:
+            if not following:
+                token = model.choose(sampler)
+                if model.is_end(token):
+                    return "stop"
+                following = sampler.follow(token)
+            taken = following[: limit - len(generated)]
+            for token in taken:
+                generated.append(token)
+                text.add(assembler.feed(model.piece(token)))
+                if assembler.stopped:
+                    return "stop"
+            if sampler.is_complete and len(taken) == len(following):
+                return "stop"
+            if len(generated) >= limit:
+                return "length"
+            model.decode(taken)
+            self.cached += taken
+            following = []
+
     def batch(self, expected: float) -> dict[str, Any]:
         """Answer requests that are added while it runs, side by side: see batching.py."""
         model = self._loaded()
         self._forget()
-        return Batcher(model, self.library.api, self.channel, expected=expected).run()
+        return Batcher(model, self.library.api, self.channel, self._grammars(), expected=expected).run()
 
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
         """Time decoding alone, as llama-bench does: fixed tokens, no sampling, `depth` of them before."""
@@ -301,6 +328,20 @@ class Worker:
         assert self.model is not None, "the parent loads before it asks"
         return self.model
 
+    def _grammars(self) -> Grammars:
+        """Of the model that is loaded."""
+        model = self._loaded()
+        if self._known_grammars is None:
+            self._known_grammars = Grammars(
+                self.library.api, model.vocabulary, limit_bytes=model.parameters.grammar_bytes
+            )
+        return self._known_grammars
+
+    def _drop_grammars(self) -> None:
+        if self._known_grammars is not None:
+            self._known_grammars.close()
+            self._known_grammars = None
+
     def _forget(self) -> None:
         self._loaded().cache.clear()
         self.cached = []
@@ -333,6 +374,7 @@ _CONTEXT_ONLY: dict[str, Any] = {
     "load_mode": "",
     "kv_unified": True,
     "dequantized": (),
+    "grammar_bytes": 0,
 }
 
 _LOG_ERROR = 4  # ggml_log_level
@@ -350,8 +392,8 @@ def _no_vocabulary(api: Any, architecture: str, tokens: int) -> Any:
 
 
 def _import_for(parameters: EngineParameters) -> None:
-    """Several sequences are answered with numpy, whose memory counts in a plan as in a run."""
-    if parameters.parallel > 1:
+    """Several sequences, and grammars, are answered with numpy, whose memory counts in a plan as in a run."""
+    if parameters.parallel > 1 or parameters.grammar_bytes:
         importlib.import_module("numpy")
 
 

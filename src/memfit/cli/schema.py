@@ -1,0 +1,40 @@
+"""`--schema FILE`, the same for every command that has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from memfit.errors import UsageError
+
+__all__ = ["read_schema", "schema_option"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def schema_option(command: _Command) -> _Command:
+    return click.option("--schema", metavar="FILE", help="A JSON schema that every answer must satisfy.")(
+        command
+    )
+
+
+def read_schema(path: str | None) -> Mapping[str, Any] | None:
+    """The schema in a file, checked; None without one.
+
+    Raises:
+        UsageError: no schema is there, or one with something that cannot be enforced.
+    """
+    if path is None:
+        return None
+    from memfit.engines.json_schema import check_schema
+    from memfit.strict_json import parse_json, read_bytes
+
+    where = f"--schema {path}"
+    schema = parse_json(read_bytes(Path(path), where), where)
+    if not isinstance(schema, dict):
+        raise UsageError(f"{where}: a JSON schema is an object")
+    check_schema(schema, where)
+    return schema

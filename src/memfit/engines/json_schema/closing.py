@@ -1,0 +1,87 @@
+"""Objects with properties of their own get no others, where the schema leaves it open.
+
+An answer with fewer names satisfies the schema as well, and a small model that may add names adds them until
+its tokens are used up. Only where an object stands alone: joined, each would exclude the other's names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["close_objects"]
+
+
+def close_objects(root: Any, definitions: Mapping[str, Any]) -> None:
+    """Of a checked schema, in place."""
+    joined: set[str] = set()  # definitions that are joined with something
+    alone: list[dict[str, Any]] = []
+    for schema in (root, *definitions.values()):
+        _sort(schema, False, alone, joined)
+    reached = set(joined)
+    while joined:  # and those that they are in turn
+        name = joined.pop()
+        for following in _in_place(definitions[name]):
+            if following not in reached:
+                reached.add(following)
+                joined.add(following)
+    kept = {id(inner) for name in reached for inner in _alternatives(definitions[name])}
+    for schema in alone:
+        if id(schema) not in kept:
+            _close(schema)
+
+
+def _sort(schema: Any, is_joined: bool, alone: list[dict[str, Any]], joined: set[str]) -> None:
+    """Which schemas describe a value by themselves, and which definitions do it together with others."""
+    if not isinstance(schema, dict):
+        return
+    parts = len([word for word in ("$ref", "allOf", "anyOf") if word in schema])
+    is_joined = is_joined or parts > 1 or (parts == 1 and len(schema) > 1)
+    if "$ref" in schema and is_joined:
+        joined.add(_name(schema))
+    if not parts and not is_joined:
+        alone.append(schema)
+    for word in ("allOf", "anyOf"):
+        inner = schema.get(word, ())
+        for one in inner:
+            _sort(one, is_joined or (word == "allOf" and len(inner) > 1), alone, joined)
+    for word in ("properties", "patternProperties"):
+        for one in schema.get(word, {}).values():
+            _sort(one, is_joined, alone, joined)
+    for word in ("additionalProperties", "items"):
+        _sort(schema.get(word), is_joined, alone, joined)
+    for one in schema.get("prefixItems", ()):
+        _sort(one, is_joined, alone, joined)
+
+
+def _alternatives(schema: Any) -> Iterator[Any]:
+    """A schema, and everything inside of it."""
+    if isinstance(schema, dict):
+        yield schema
+        for inner in schema.values():
+            yield from _alternatives(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            yield from _alternatives(inner)
+
+
+def _in_place(schema: Any) -> Iterator[str]:
+    """All definitions that a schema refers to, anywhere inside."""
+    for one in _alternatives(schema):
+        if isinstance(one.get("$ref"), str):
+            yield _name(one)
+
+
+def _name(schema: Mapping[str, Any]) -> str:
+    return str(schema["$ref"]).rpartition("/")[2]
+
+
+def _close(schema: dict[str, Any]) -> None:
+    if "properties" not in schema or not schema.keys().isdisjoint(_OPEN):
+        return
+    for name in schema.get("required", ()):
+        schema["properties"].setdefault(name, True)
+    schema["additionalProperties"] = False
+
+
+_OPEN = {"additionalProperties", "patternProperties", "minProperties"}

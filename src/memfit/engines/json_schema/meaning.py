@@ -1,0 +1,275 @@
+"""What a checked schema means as a whole: that some finite answer satisfies it, that no reference runs in a
+circle, that alternatives exclude each other where they must. Over schemas as check.py makes them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from memfit.engines.json_schema.keywords import TYPES
+from memfit.engines.json_schema.refusal import Refusal
+
+__all__ = ["Meaning"]
+
+_MOST_COMBINATIONS = 1000  # of alternatives that must hold together: the engine multiplies them out
+_MOST_COMMON_MULTIPLE = 100_000
+_DEPTH = 8  # of references and alternatives that are looked through to tell two schemas apart
+
+
+class Meaning:
+    """`places` are the schemas with their pointers, inner ones first, the whole one among them."""
+
+    def __init__(self, root: Any, definitions: Mapping[str, Any], places: Sequence[tuple[str, Any]]) -> None:
+        self._root = root
+        self._definitions = definitions
+        self._places = places
+        self._productive = dict.fromkeys(definitions, False)
+        self._widths: dict[str, int] = {}
+
+    def check(self) -> None:
+        """Raises Refusal. Optional parts that no finite answer could have are forbidden."""
+        self._check_circles()
+        self._check_combinations()
+        self._find_productive()
+        if not self._is_productive(self._root):
+            raise Refusal(
+                self._dead_end(), "nothing satisfies it: it would have to hold itself, or nothing at all"
+            )
+        for schema in (self._root, *self._definitions.values()):
+            self._cut_endless(schema)
+
+    # -- circles -----------------------------------------------------------------------------------
+
+    def _check_circles(self) -> None:
+        """A definition that is itself, with nothing around it, means nothing."""
+        state: dict[str, int] = {}
+
+        def visit(name: str) -> None:
+            if state.get(name) == 1:
+                raise Refusal(self._pointer_of(name), "it refers to itself, and to nothing else")
+            if name in state:
+                return
+            state[name] = 1
+            for following in _in_place(self._definitions[name]):
+                visit(following)
+            state[name] = 2
+
+        for name in self._definitions:
+            visit(name)
+
+    def _pointer_of(self, name: str) -> str:
+        made = self._definitions[name]
+        return next((pointer for pointer, one in self._places if one is made), "#")
+
+    # -- endless schemas ---------------------------------------------------------------------------
+
+    def _find_productive(self) -> None:
+        """The definitions that some finite value satisfies, from those without references up."""
+        changed = True
+        while changed:
+            changed = False
+            for name, schema in self._definitions.items():
+                if not self._productive[name] and self._is_productive(schema):
+                    self._productive[name] = changed = True
+
+    def _is_productive(self, schema: Any) -> bool:
+        if isinstance(schema, bool):
+            return schema
+        if "$ref" in schema and not self._productive[_name(schema)]:
+            return False
+        if not all(map(self._is_productive, schema.get("allOf", ()))):
+            return False
+        if "anyOf" in schema and not any(map(self._is_productive, schema["anyOf"])):
+            return False
+        if "const" in schema or "enum" in schema:
+            return True
+        types = _types(schema) or TYPES
+        return any(self._has_values(kind, schema) for kind in types)
+
+    def _has_values(self, kind: str, schema: Mapping[str, Any]) -> bool:
+        if kind == "object":
+            properties = schema.get("properties", {})
+            others = schema.get("additionalProperties", True)
+            patterns = schema.get("patternProperties")
+            return all(
+                self._is_productive(properties[name])
+                if name in properties
+                else bool(patterns) or self._is_productive(others)
+                for name in schema.get("required", ())
+            )
+        if kind == "array":
+            first = schema.get("prefixItems", ())
+            least = schema.get("minItems", 0)
+            if least > len(first) and not self._is_productive(schema.get("items", True)):
+                return False
+            return all(map(self._is_productive, first[:least]))
+        return True
+
+    def _dead_end(self) -> str:
+        """The innermost place that nothing satisfies, among those that the whole needs."""
+        for pointer, schema in self._places:
+            if not self._is_productive(schema):
+                return pointer
+        return "#"
+
+    def _cut_endless(self, schema: Any) -> None:
+        """Whoever began with an optional part that cannot end would never end."""
+        if not isinstance(schema, dict):
+            return
+        for word in ("properties", "patternProperties"):
+            for name, inner in schema.get(word, {}).items():
+                self._cut_endless(inner)
+                if not self._is_productive(inner):
+                    schema[word][name] = False
+        for word in ("additionalProperties", "items"):
+            self._cut_endless(schema.get(word))
+            if word in schema and not self._is_productive(schema[word]):
+                schema[word] = False
+        for word in ("allOf", "anyOf", "prefixItems"):
+            for inner in schema.get(word, ()):
+                self._cut_endless(inner)
+        if "anyOf" in schema:
+            schema["anyOf"] = [one for one in schema["anyOf"] if self._is_productive(one)]
+        if "prefixItems" in schema:
+            schema["prefixItems"] = [
+                one if self._is_productive(one) else False for one in schema["prefixItems"]
+            ]
+
+    # -- combinations ------------------------------------------------------------------------------
+
+    def _check_combinations(self) -> None:
+        multiples: set[Decimal] = set()
+        meets = False
+        for pointer, schema in self._places:
+            if self._width(schema) > _MOST_COMBINATIONS:
+                raise Refusal(
+                    pointer,
+                    f"its alternatives come to more than {_MOST_COMBINATIONS} combinations; say less at once",
+                )
+            if isinstance(schema, dict):
+                meets = meets or "allOf" in schema or ("$ref" in schema and len(schema) > 1)
+                if "multipleOf" in schema:
+                    multiples.add(Decimal(str(schema["multipleOf"])))
+        if meets and _common_multiple(multiples) > _MOST_COMMON_MULTIPLE:
+            raise Refusal("#", "its multipleOf have too large a common multiple")
+
+    def _width(self, schema: Any) -> int:
+        """Alternatives that the engine multiplies out, at most one more than is allowed."""
+        if not isinstance(schema, dict):
+            return 1
+        factors = [self._width(one) for one in schema.get("allOf", ())]
+        if "anyOf" in schema:
+            factors.append(sum(map(self._width, schema["anyOf"])))
+        if "$ref" in schema and len(schema) > 1:
+            name = _name(schema)
+            if name not in self._widths:
+                self._widths[name] = 1  # of a circle
+                self._widths[name] = self._width(self._definitions[name])
+            factors.append(self._widths[name])
+        return min(math.prod(factors), _MOST_COMBINATIONS + 1)
+
+    # -- alternatives that exclude each other ------------------------------------------------------
+
+    def overlap(self, options: Sequence[Any]) -> tuple[int, int] | None:
+        """Two alternatives of which it cannot be told that never both hold; None where there are none."""
+        for first, one in enumerate(options):
+            for second in range(first + 1, len(options)):
+                if not self._disjoint(one, options[second], _DEPTH):
+                    return first, second
+        return None
+
+    def _disjoint(self, one: Any, other: Any, depth: int) -> bool:
+        if one is False or other is False:
+            return True
+        if depth == 0 or one is True or other is True:
+            return False
+        for this, that in ((one, other), (other, one)):
+            if "$ref" in this and self._disjoint(self._definitions[_name(this)], that, depth - 1):
+                return True
+            if any(self._disjoint(each, that, depth - 1) for each in this.get("allOf", ())):
+                return True
+            if "anyOf" in this and all(self._disjoint(each, that, depth - 1) for each in this["anyOf"]):
+                return True
+        mine, theirs = _constants(one), _constants(other)
+        if mine is not None and theirs is not None:
+            return mine.isdisjoint(theirs)
+        common = _widened(one) & _widened(other)
+        if not common:
+            return True
+        return common == {"object"} and self._properties_differ(one, other, depth)
+
+    def _properties_differ(self, one: Mapping[str, Any], other: Mapping[str, Any], depth: int) -> bool:
+        """Whether a property that one of them requires has no value that both allow."""
+        return any(
+            name in one.get("properties", {})
+            and name in other.get("properties", {})
+            and self._disjoint(one["properties"][name], other["properties"][name], depth - 1)
+            for name in {*one.get("required", ()), *other.get("required", ())}
+        )
+
+
+def _common_multiple(numbers: Collection[Decimal]) -> int:
+    """In units of the last decimal place that any of them has."""
+    places = max((-int(one.normalize().as_tuple().exponent) for one in numbers), default=0)
+    return math.lcm(*(int(one.scaleb(max(0, places))) for one in numbers))
+
+
+def _name(schema: Mapping[str, Any]) -> str:
+    return str(schema["$ref"]).rpartition("/")[2]
+
+
+def _in_place(schema: Any) -> Iterator[str]:
+    """Definitions that a schema refers to for the same value."""
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            yield _name(schema)
+        for word in ("allOf", "anyOf"):
+            for inner in schema.get(word, ()):
+                yield from _in_place(inner)
+
+
+def _types(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    found = schema.get("type", ())
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _constants(schema: Mapping[str, Any]) -> set[str] | None:
+    """The only values that a schema allows, as text; None where they are not counted."""
+    if "const" in schema:
+        return {_text(schema["const"])}
+    if "enum" in schema:
+        return set(map(_text, schema["enum"]))
+    return None
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _widened(schema: Mapping[str, Any]) -> set[str]:
+    """Types that a schema's values may have; a whole number is a number."""
+    constants = [schema["const"]] if "const" in schema else schema.get("enum")
+    types = set(map(_type, constants)) if constants is not None else set(_types(schema) or TYPES)
+    if "number" in types or "integer" in types:
+        types |= {"number", "integer"}
+    return types
+
+
+def _type(value: Any) -> str:
+    for kind, python in _PYTHON.items():
+        if isinstance(value, python):
+            return kind
+    return "null"
+
+
+# In this order: a Python bool is an int, too.
+_PYTHON: dict[str, type | tuple[type, ...]] = {
+    "boolean": bool,
+    "number": (int, float),
+    "string": str,
+    "array": list,
+    "object": dict,
+}

@@ -1,0 +1,426 @@
+"""What becomes of one schema's keywords, each by its rule; what lies inside is walked by check.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from memfit.engines.json_schema.keywords import TYPES
+from memfit.engines.json_schema.numbers import bound, constant, count, multiple
+from memfit.engines.json_schema.pattern import PatternError, translate_pattern
+from memfit.engines.json_schema.refusal import Refusal, escaped
+from memfit.engines.json_schema.strings import encoding_pattern, format_rule, media_type_rule
+from memfit.strict_json import shown
+
+__all__ = ["Walk", "apply_rules"]
+
+_MOST_PROPERTIES = 1000  # of one object
+_MOST_CONSTANTS = 10_000  # of one enum
+_MOST_PARTS = 3000  # objects and lists inside of them
+_MOST_REQUIRED_ITEMS = 10_000
+_MOST_REQUIRED_LENGTH = 1_000_000
+_ENDLESS = 10**6  # longer than any answer: no limit
+# Keywords that the engine applies to what stands before them; the others are one group to it.
+_APPLICATORS = ("$ref", "const", "enum", "allOf", "anyOf")
+
+
+class Walk(Protocol):
+    """What walks through all of a schema."""
+
+    choices: list[tuple[str, list[Any]]]
+
+    def subschema(self, value: Any, pointer: str, depth: int) -> Any: ...
+
+    def reference(self, text: Any, pointer: str) -> str: ...
+
+
+def apply_rules(value: Mapping[str, Any], pointer: str, depth: int, walk: Walk) -> Any:
+    """A schema of the keywords that the engine knows; False where nothing can satisfy it.
+
+    Raises:
+        Refusal: a keyword that is wrong or cannot be enforced.
+    """
+    return _Rules(value, pointer, depth, walk).apply()
+
+
+class _Rules:
+    def __init__(self, value: Mapping[str, Any], pointer: str, depth: int, walk: Walk) -> None:
+        self._value, self._pointer, self._depth, self._walk = value, pointer, depth, walk
+        self._made: dict[str, Any] = {}
+        self._all_of: list[Any] = []  # what must hold as well
+        self._never = False
+
+    def apply(self) -> Any:
+        types = self._types()
+        if types:
+            self._made["type"] = types[0] if len(types) == 1 else types
+        for word in self._value:
+            if rule := _RULES.get(word):
+                rule(self, self._value[word], f"{self._pointer}/{word}")
+        if self._never:
+            return False
+        if self._all_of:
+            self._made["allOf"] = self._all_of
+        made = self._ordered()
+        if self._nullable and not types:
+            made = {"anyOf": [made, {"type": "null"}]}
+        return made
+
+    def _ordered(self) -> dict[str, Any]:
+        """Keywords of one group side by side: the engine would else intersect halves of an object. Properties
+        keep their place before or after those that are referred to, as answers have them."""
+        words = [word for word in self._made if word != "type"]
+        own = [word for word in words if word not in _APPLICATORS]
+        first = words.index(own[0]) if own else 0
+        before = [word for word in words[:first] if word in _APPLICATORS]
+        after = [word for word in words[first:] if word in _APPLICATORS]
+        kinds = ["type"] if "type" in self._made else []
+        return {word: self._made[word] for word in (*before, *kinds, *own, *after)}
+
+    def _refuse(self, word: str, why: str) -> Any:
+        raise Refusal(f"{self._pointer}/{word}", why)
+
+    def _inner(self, value: Any, pointer: str) -> Any:
+        return self._walk.subschema(value, pointer, self._depth + 1)
+
+    # -- types -------------------------------------------------------------------------------------
+
+    @property
+    def _nullable(self) -> bool:
+        """OpenAPI 3.0's."""
+        found = self._value.get("nullable", False)
+        if not isinstance(found, bool):
+            self._refuse("nullable", f"got {shown(found)}, needed true or false")
+        return bool(found)
+
+    def _types(self) -> list[str]:
+        """Those that are allowed; empty where any is."""
+        found = self._value.get("type", [])
+        types = [found] if isinstance(found, str) else found
+        if not isinstance(types, list) or ("type" in self._value and not types):
+            self._refuse("type", f"got {shown(found)}, needed a type or a list of types")
+        for one in types:
+            if one not in TYPES:
+                self._refuse("type", f"got {shown(one)}, needed one of {', '.join(TYPES)}")
+        if not types:
+            # Who describes properties or items wants an object or a list.
+            if "properties" in self._value:
+                types = ["object"]
+            elif "items" in self._value or "prefixItems" in self._value:
+                types = ["array"]
+        if types and self._nullable and "null" not in types:
+            types = [*types, "null"]
+        return list(dict.fromkeys(types))
+
+    # -- any value ---------------------------------------------------------------------------------
+
+    def _const(self, value: Any, pointer: str) -> None:
+        self._made["const"] = constant(value, pointer, [_MOST_PARTS])
+
+    def _enum(self, value: Any, pointer: str) -> None:
+        if not isinstance(value, list) or not value:
+            raise Refusal(pointer, f"got {shown(value)}, needed a list of values")
+        if len(value) > _MOST_CONSTANTS:
+            raise Refusal(pointer, f"it has {len(value)} values, at most {_MOST_CONSTANTS} are enforced")
+        left = [_MOST_PARTS]
+        self._made["enum"] = [constant(one, f"{pointer}/{index}", left) for index, one in enumerate(value)]
+
+    def _schemas(self, value: Any, pointer: str) -> list[Any]:
+        if not isinstance(value, list) or not value:
+            raise Refusal(pointer, f"got {shown(value)}, needed a list of schemas")
+        return [self._inner(one, f"{pointer}/{index}") for index, one in enumerate(value)]
+
+    def _all(self, value: Any, pointer: str) -> None:
+        self._all_of += self._schemas(value, pointer)
+        self._made.setdefault("allOf", None)  # its place
+
+    def _any(self, value: Any, pointer: str) -> None:
+        self._alternatives(self._schemas(value, pointer))
+
+    def _one(self, value: Any, pointer: str) -> None:
+        options = self._schemas(value, pointer)
+        self._walk.choices.append((pointer, options))  # to be proved once all is known
+        self._alternatives(options)
+
+    def _alternatives(self, options: list[Any]) -> None:
+        if "anyOf" in self._made:
+            self._all_of.append({"anyOf": options})
+            self._made.setdefault("allOf", None)
+        else:
+            self._made["anyOf"] = options
+
+    def _not(self, value: Any, pointer: str) -> None:
+        made = self._inner(value, pointer)
+        if made is True or made == {}:
+            self._never = True
+        elif made is not False:
+            raise Refusal(pointer, "exclusions are not enforced; say what is allowed instead")
+
+    def _reference(self, value: Any, pointer: str) -> None:
+        self._made["$ref"] = f"#/$defs/{self._walk.reference(value, pointer)}"
+
+    # -- objects -----------------------------------------------------------------------------------
+
+    def _named(self, value: Any, pointer: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise Refusal(pointer, f"got {shown(value)}, needed an object of schemas")
+        if len(value) > _MOST_PROPERTIES:
+            raise Refusal(pointer, f"it has {len(value)} entries, at most {_MOST_PROPERTIES} are enforced")
+        return {name: self._inner(one, f"{pointer}/{escaped(name)}") for name, one in value.items()}
+
+    def _properties(self, value: Any, pointer: str) -> None:
+        self._made["properties"] = {**self._named(value, pointer), **self._made.get("properties", {})}
+
+    def _pattern_properties(self, value: Any, pointer: str) -> None:
+        made: dict[str, Any] = {}
+        for pattern, one in self._named(value, pointer).items():
+            key = _translated(pattern, f"{pointer}/{escaped(pattern)}")
+            if key in made:
+                raise Refusal(pointer, f"{shown(pattern)} is there twice")
+            made[key] = one
+        self._made["patternProperties"] = made
+
+    def _additional(self, value: Any, pointer: str) -> None:
+        if "propertyNames" not in self._value:
+            self._made["additionalProperties"] = self._inner(value, pointer)
+
+    def _required(self, value: Any, pointer: str) -> None:
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise Refusal(pointer, f"got {shown(value)}, needed a list of names")
+        if len(value) > _MOST_PROPERTIES:
+            raise Refusal(pointer, f"it has {len(value)} names, at most {_MOST_PROPERTIES} are enforced")
+        self._made["required"] = list(dict.fromkeys(value))
+
+    def _property_names(self, value: Any, pointer: str) -> None:
+        """Names by a list, a pattern or a length become properties, or a pattern of properties."""
+        names = self._inner(value, pointer)
+        other = self._value.get("additionalProperties", True)
+        others = self._inner(other, f"{self._pointer}/additionalProperties")
+        if names in (True, {}, {"type": "string"}):
+            self._made["additionalProperties"] = others
+            return
+        if "patternProperties" in self._value:
+            raise Refusal(pointer, "it is not enforced beside patternProperties")
+        declared = self._value.get("properties", {})
+        if isinstance(names, dict) and not names.keys() - {"type", "enum", "const"}:
+            allowed = names.get("enum", [names["const"]] if "const" in names else [])
+            if any(not isinstance(one, str) for one in allowed) or names.get("type", "string") != "string":
+                raise Refusal(pointer, "names of properties are texts")
+            if isinstance(declared, dict) and any(name not in allowed for name in declared):
+                raise Refusal(pointer, "properties has names that it excludes")
+            more = {name: others for name in allowed if name not in declared}
+            self._made["properties"] = {**self._made.get("properties", {}), **more}
+            self._made["additionalProperties"] = False
+            return
+        if declared or self._value.get("required"):
+            raise Refusal(pointer, "beside properties and required only a list of names is enforced")
+        self._made["patternProperties"] = {_names_pattern(names, pointer): others}
+        self._made["additionalProperties"] = False
+
+    def _least_properties(self, value: Any, pointer: str) -> None:
+        least, required = count(value, pointer), self._value.get("required", [])
+        known = len(set(required)) if isinstance(required, list) else 0
+        if least > known + 1:
+            # The engine counts a name that comes twice twice.
+            raise Refusal(pointer, f"at most {known + 1} is enforced here; name more properties in required")
+        if least > known:
+            self._made["minProperties"] = least
+
+    def _most_properties(self, value: Any, pointer: str) -> None:
+        most = count(value, pointer)
+        if most < _ENDLESS:
+            self._made["maxProperties"] = most
+
+    def _unevaluated_properties(self, value: Any, pointer: str) -> None:
+        made = self._inner(value, pointer)
+        if made is True or made == {}:
+            return
+        if not self._value.keys().isdisjoint(
+            (*_APPLICATORS, "oneOf", "additionalProperties", "propertyNames")
+        ):
+            raise Refusal(pointer, "it is not enforced beside other schemas; use additionalProperties")
+        self._made["additionalProperties"] = made
+
+    # -- lists -------------------------------------------------------------------------------------
+
+    def _items(self, value: Any, pointer: str) -> None:
+        if not isinstance(value, list):
+            self._made["items"] = self._inner(value, pointer)
+            return
+        if "prefixItems" in self._value:
+            raise Refusal(pointer, "beside prefixItems it is one schema, for the items after those")
+        if value:
+            self._made["prefixItems"] = self._schemas(value, pointer)
+        rest = self._value.get("additionalItems", True)
+        self._made["items"] = self._inner(rest, f"{self._pointer}/additionalItems")
+
+    def _prefix_items(self, value: Any, pointer: str) -> None:
+        self._made["prefixItems"] = self._schemas(value, pointer)
+
+    def _additional_items(self, value: Any, pointer: str) -> None:
+        if not isinstance(self._value.get("items"), list):
+            raise Refusal(pointer, "it means something beside a list of items only; use items")
+
+    def _unevaluated_items(self, value: Any, pointer: str) -> None:
+        made = self._inner(value, pointer)
+        if made is True or made == {}:
+            return
+        if not self._value.keys().isdisjoint((*_APPLICATORS, "oneOf", "items", "contains")):
+            raise Refusal(pointer, "it is not enforced beside other schemas; use items")
+        self._made["items"] = made
+
+    def _unique(self, value: Any, pointer: str) -> None:
+        if not isinstance(value, bool):
+            raise Refusal(pointer, f"got {shown(value)}, needed true or false")
+        if value and self._value.get("maxItems") not in (0, 1):
+            raise Refusal(pointer, "that items differ is not enforced; leave it out and check the answer")
+
+    def _least_items(self, value: Any, pointer: str) -> None:
+        self._made["minItems"] = self._at_most(count(value, pointer), _MOST_REQUIRED_ITEMS, pointer)
+
+    def _most_items(self, value: Any, pointer: str) -> None:
+        most = count(value, pointer)
+        if most < _ENDLESS:
+            self._made["maxItems"] = most
+
+    def _contains(self, value: Any, pointer: str) -> None:
+        least = self._value.get("minContains", 1)
+        if least != 0 or "maxContains" in self._value:
+            raise Refusal(pointer, "it is not enforced; describe the items by items or prefixItems")
+
+    def _contains_count(self, value: Any, pointer: str) -> None:
+        if "contains" not in self._value:
+            raise Refusal(pointer, "it means something beside contains only")
+
+    @staticmethod
+    def _at_most(number: int, most: int, pointer: str) -> int:
+        if number > most:
+            raise Refusal(pointer, f"got {number}, at most {most} is enforced")
+        return number
+
+    # -- texts and numbers -------------------------------------------------------------------------
+
+    def _least_length(self, value: Any, pointer: str) -> None:
+        self._made["minLength"] = self._at_most(count(value, pointer), _MOST_REQUIRED_LENGTH, pointer)
+
+    def _most_length(self, value: Any, pointer: str) -> None:
+        most = min(count(value, pointer), self._made.get("maxLength", math.inf))
+        if most < _ENDLESS:
+            self._made["maxLength"] = int(most)
+
+    def _pattern(self, value: Any, pointer: str) -> None:
+        if not isinstance(value, str):
+            raise Refusal(pointer, f"got {shown(value)}, needed a regular expression")
+        self._matches(_translated(value, pointer))
+
+    def _matches(self, pattern: str | None) -> None:
+        if pattern is None:
+            return
+        if "pattern" in self._made:
+            self._all_of.append({"pattern": pattern})
+            self._made.setdefault("allOf", None)
+        else:
+            self._made["pattern"] = pattern
+
+    def _format(self, value: Any, pointer: str) -> None:
+        rule = format_rule(value, self._types(), "pattern" in self._value, pointer)
+        self._matches(rule.pattern)
+        if rule.format:
+            self._made["format"] = rule.format
+        if rule.most_length is not None:
+            self._most_length(rule.most_length, pointer)
+        if rule.bounds:
+            low, high = rule.bounds
+            self._bounded("minimum", low, max)
+            self._bounded("maximum", high, min)
+
+    def _encoding(self, value: Any, pointer: str) -> None:
+        self._matches(encoding_pattern(value, pointer))
+
+    def _media_type(self, value: Any, pointer: str) -> None:
+        media_type_rule(value, pointer)
+
+    def _bounded(self, word: str, value: float, pick: Callable[..., float]) -> None:
+        self._made[word] = pick(value, self._made[word]) if word in self._made else value
+
+    def _minimum(self, value: Any, pointer: str) -> None:
+        if self._value.get("exclusiveMinimum") is not True:  # draft 4's way to say it
+            self._bounded("minimum", bound(value, pointer, is_lower=True), max)
+
+    def _maximum(self, value: Any, pointer: str) -> None:
+        if self._value.get("exclusiveMaximum") is not True:
+            self._bounded("maximum", bound(value, pointer, is_lower=False), min)
+
+    def _above(self, value: Any, pointer: str) -> None:
+        if value is False:
+            return
+        number = self._value.get("minimum") if value is True else value
+        self._made["exclusiveMinimum"] = bound(number, pointer, is_lower=True)
+
+    def _below(self, value: Any, pointer: str) -> None:
+        if value is False:
+            return
+        number = self._value.get("maximum") if value is True else value
+        self._made["exclusiveMaximum"] = bound(number, pointer, is_lower=False)
+
+    def _multiple(self, value: Any, pointer: str) -> None:
+        self._made["multipleOf"] = multiple(value, pointer)
+
+
+def _names_pattern(names: Any, pointer: str) -> str:
+    """A pattern for names that a schema allows."""
+    if isinstance(names, dict) and names.get("type", "string") == "string":
+        words = names.keys() - {"type"}
+        if words == {"pattern"}:
+            return str(names["pattern"])
+        if words and words <= {"minLength", "maxLength"}:
+            return f"^(?s:.{{{names.get('minLength', 0)},{names.get('maxLength', '')}}})$"
+    raise Refusal(pointer, "of names only a list, a pattern or a length is enforced")
+
+
+def _translated(pattern: str, pointer: str) -> str:
+    try:
+        return translate_pattern(pattern)
+    except PatternError as error:
+        raise Refusal(pointer, str(error)) from None
+
+
+_RULES: dict[str, Callable[[_Rules, Any, str], None]] = {
+    "const": _Rules._const,
+    "enum": _Rules._enum,
+    "allOf": _Rules._all,
+    "anyOf": _Rules._any,
+    "oneOf": _Rules._one,
+    "not": _Rules._not,
+    "$ref": _Rules._reference,
+    "properties": _Rules._properties,
+    "patternProperties": _Rules._pattern_properties,
+    "additionalProperties": _Rules._additional,
+    "required": _Rules._required,
+    "propertyNames": _Rules._property_names,
+    "minProperties": _Rules._least_properties,
+    "maxProperties": _Rules._most_properties,
+    "unevaluatedProperties": _Rules._unevaluated_properties,
+    "items": _Rules._items,
+    "prefixItems": _Rules._prefix_items,
+    "additionalItems": _Rules._additional_items,
+    "unevaluatedItems": _Rules._unevaluated_items,
+    "minItems": _Rules._least_items,
+    "maxItems": _Rules._most_items,
+    "uniqueItems": _Rules._unique,
+    "contains": _Rules._contains,
+    "minContains": _Rules._contains_count,
+    "maxContains": _Rules._contains_count,
+    "minLength": _Rules._least_length,
+    "maxLength": _Rules._most_length,
+    "pattern": _Rules._pattern,
+    "format": _Rules._format,
+    "contentEncoding": _Rules._encoding,
+    "contentMediaType": _Rules._media_type,
+    "minimum": _Rules._minimum,
+    "maximum": _Rules._maximum,
+    "exclusiveMinimum": _Rules._above,
+    "exclusiveMaximum": _Rules._below,
+    "multipleOf": _Rules._multiple,
+}

@@ -1,0 +1,71 @@
+"""What a schema says of texts beside a pattern: formats and encodings, mostly as patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memfit.engines.json_schema.keywords import (
+    FORMATS,
+    INTEGER_FORMATS,
+    NEEDS_PATTERN,
+    NUMBER_FORMATS,
+    PATTERNS_OF_FORMATS,
+    VACUOUS_FORMATS,
+)
+from memfit.engines.json_schema.refusal import Refusal
+from memfit.strict_json import shown
+
+__all__ = ["FormatRule", "encoding_pattern", "format_rule", "media_type_rule"]
+
+_LONGEST_HOSTNAME = 253
+_ENCODINGS = {"base64": "base64", "base64url": "base64url", "base16": "base16"}
+_PLAIN_ENCODINGS = {"7bit", "8bit", "binary"}
+_PLAIN_MEDIA_TYPES = {"text/plain", "application/octet-stream"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatRule:
+    """What a format asks for; nothing where any value will do."""
+
+    format: str | None = None  # the engine's own
+    pattern: str | None = None
+    most_length: int | None = None
+    bounds: tuple[int, int] | None = None  # of a whole number
+
+
+def format_rule(value: Any, types: Sequence[str], has_pattern: bool, pointer: str) -> FormatRule:
+    """`types` are those that the value may have, none for any; `has_pattern`: a pattern stands beside."""
+    if not isinstance(value, str):
+        raise Refusal(pointer, f"got {shown(value)}, needed a text")
+    numbers = {"integer", "number"} & set(types)
+    if numbers and "string" not in types:
+        if value in INTEGER_FORMATS:
+            return FormatRule(bounds=INTEGER_FORMATS[value])
+        if value in NUMBER_FORMATS and "number" in numbers:
+            return FormatRule()
+        raise Refusal(pointer, f"{shown(value)} is no format of numbers that memfit knows; leave it out")
+    if types and "string" not in types:
+        raise Refusal(pointer, "a format is for texts and numbers")
+    if value in PATTERNS_OF_FORMATS:
+        return FormatRule(pattern=PATTERNS_OF_FORMATS[value])
+    if value in FORMATS:
+        return FormatRule(format=value, most_length=_LONGEST_HOSTNAME if value == "hostname" else None)
+    if value in VACUOUS_FORMATS or (value in NEEDS_PATTERN and has_pattern):
+        return FormatRule()
+    raise Refusal(pointer, f"the format {shown(value)} is not enforced; write a pattern, or leave it out")
+
+
+def encoding_pattern(value: Any, pointer: str) -> str | None:
+    if value in _ENCODINGS:
+        return PATTERNS_OF_FORMATS[_ENCODINGS[value]]
+    if value in _PLAIN_ENCODINGS:
+        return None
+    names = ", ".join((*_ENCODINGS, *sorted(_PLAIN_ENCODINGS)))
+    raise Refusal(pointer, f"{shown(value)} is not enforced; only {names} are")
+
+
+def media_type_rule(value: Any, pointer: str) -> None:
+    if value not in _PLAIN_MEDIA_TYPES:
+        raise Refusal(pointer, f"what is inside of a text, {shown(value)}, is not enforced; leave it out")
