@@ -17,10 +17,11 @@ _MACHINES = list(itertools.product(PYTHONS, PROCESSORS))
 # Which lists of pyproject.toml each part of the lock is made from.
 _ASKED = {
     "build": ("build-system.requires", "dependency-groups.build"),
-    "run": ("project.dependencies", "dependency-groups.demo"),
+    "run": ("project.dependencies", "project.optional-dependencies.llamacpp", "dependency-groups.demo"),
     "engine": ("project.optional-dependencies.llamacpp",),
     "test": (
         "project.dependencies",
+        "project.optional-dependencies.llamacpp",
         "project.optional-dependencies.transformers",
         "project.optional-dependencies.test",
         "dependency-groups.build",
@@ -43,7 +44,9 @@ def _asked(part: str) -> list[Requirement]:
         for key in place.split("."):
             value = value[key]
         found += [Requirement(line) for line in value]
-    return [required for required in found if required.name != "torch"]
+    # torch has no hash, and the engine a part of its own.
+    engine = part == "engine"
+    return [one for one in found if one.name != "torch" and (one.name == "llama-cpp-python") == engine]
 
 
 def _versions(part: str, python: str, processor: str) -> dict[str, str]:
