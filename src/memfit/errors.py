@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from memfit.units import format_bytes
@@ -76,7 +77,8 @@ class MemfitError(Exception):
             "error": {
                 "message": readable(str(self)),
                 "field": self.field,
-                "got": self.got,
+                # JSON has no infinity, and no "not a number".
+                "got": self.got if not isinstance(self.got, float) or isfinite(self.got) else str(self.got),
                 "needed": self.needed,
             }
         }

@@ -68,6 +68,7 @@ def _plan(
     disk: bool = True,
     context: int = 256,
     runtimes: Sequence[Runtime] = (_RUNTIME,),
+    **asked: Any,
 ) -> TransformersPlan:
     spec = ModelSpec(
         source="folder",
@@ -92,7 +93,7 @@ def _plan(
         micro_batch=0,
         threads=2,
     )
-    budget, workload = Budget(ram=ram, disk=disk), Workload(context=context)
+    budget, workload = Budget(ram=ram, disk=disk), Workload(context=context, **asked)
     return plan_checkpoint(spec, model, parameters, make_machine(), budget, workload, runtimes)
 
 
@@ -254,3 +255,14 @@ def test_a_quantized_model_is_not_split_between_a_gpu_and_ram(tmp_path: Path) ->
     runtime = replace(_with_gpus(100 * MIB), operations_per_second={"nf4": 1e12, "bf16": 1e12})
     plan = _plan(model, ram=4000 * MIB, load_in="nf4", runtimes=[runtime])
     assert not plan.fits and set(dict(plan.parameters.device_map).values()) == {"gpu0"}
+
+
+@pytest.mark.parametrize(
+    ("workload", "option"),
+    [({"parallel": 2}, "--parallel"), ({"kv_type": "q8_0"}, "--kv-type"), ({"repack": "on"}, "--repack")],
+)
+def test_what_this_engine_does_not_do_is_refused(
+    workload: dict[str, Any], option: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=option):
+        _plan(_model(tmp_path), ram=500 * MIB, **workload)

@@ -155,11 +155,13 @@ def open_input(
                 file, path, lambda number, data: parse_line(number, data, defaults, raw=raw, schema=schema)
             )
             if not found.count:
-                raise UsageError(f"{shown} holds no request; it needs one JSON object a line")
+                raise UsageError(
+                    f"{shown} holds no request; it needs one JSON object a line", field="--input"
+                )
             undo.pop_all()
             return found
     except OSError as error:
-        raise UsageError(f"cannot read {shown}: {error.strerror or error}") from None
+        raise UsageError(f"cannot read {shown}: {error.strerror or error}", field="--input") from None
 
 
 def scratch_file() -> IO[bytes]:
@@ -241,7 +243,7 @@ def _opened(path: Path | None, stdin: BinaryIO | None) -> IO[bytes]:
         assert stdin is not None
         return _copied(stdin, path)
     if path.is_dir():
-        raise UsageError(f"cannot read {path}: it is a folder")
+        raise UsageError(f"cannot read {path}: it is a folder", field="--input")
     file = path.open("rb")
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file

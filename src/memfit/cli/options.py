@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memfit.planner.plan import Plan
 
 __all__ = [
+    "asks_for_transformers",
     "batch_workload_options",
     "budget_options",
     "engine_options",
@@ -242,7 +243,7 @@ def take_plan(
         choices = choices_of(named)
         if choices and choices["clash"]:
             raise UsageError(choices["clash"])
-        if choices and (advice := advise(choices, **request)):
+        if choices and not asks_for_transformers(engine) and (advice := advise(choices, **request)):
             chosen, count = advice.recommended, len(advice.options)
             say(f"{chosen.name} is recommended of {count} quantizations; memfit plan {named} compares them")
             assert chosen.plan is not None
@@ -316,6 +317,12 @@ def take_sampling(options: dict[str, Any]) -> Sampling:
 def take_engine(options: dict[str, Any]) -> dict[str, Any]:
     """Likewise for the engine's options, as `memfit.plan` takes them."""
     return {name: options.pop(name) for name in ("engine", "load_in", "double_quant", "trust_remote_code")}
+
+
+def asks_for_transformers(engine: dict[str, Any]) -> bool:
+    """Whether one of the engine's options can only mean that; GGUF's quantizations are llama.cpp's."""
+    only = engine["load_in"] or engine["double_quant"] or engine["trust_remote_code"]
+    return bool(only or engine["engine"] == "transformers")
 
 
 def take_workload(options: dict[str, Any], *, grammars: bool = False) -> Workload:

@@ -8,6 +8,7 @@ import click
 
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
+    asks_for_transformers,
     budget_options,
     engine_options,
     machine_option,
@@ -18,7 +19,7 @@ from memfit.cli.options import (
     workload_options,
 )
 from memfit.cli.schema import read_schema, schema_option
-from memfit.errors import DoesNotFitError
+from memfit.errors import DoesNotFitError, UsageError
 
 if TYPE_CHECKING:
     from memfit.planner.advice import Advice
@@ -72,9 +73,12 @@ def command(
     engine = take_engine(options)
     choices = choices_of(model)
     is_checkpoint = choices["is_checkpoint"] if choices else is_checkpoint_here(model)
+    if is_checkpoint and engine["load_in"] is None:
+        _refuse_beside_precisions(engine, machine)
     if is_checkpoint and engine["load_in"] is None and (checkpoint := find_checkpoint(model, request["say"])):
         return show_precisions(model, checkpoint, request["workload"], as_json=as_json)
-    advice = advise(choices, **request) if choices and not is_checkpoint else None
+    compares = choices and not is_checkpoint and not asks_for_transformers(engine)
+    advice = advise(choices, **request) if choices and compares else None
     planned = (advice and advice.recommended.plan) or plan(model, **request, **engine, verbose=verbose)
     if as_json:
         _require_fit(planned, advice)
@@ -91,6 +95,16 @@ def command(
             print_machine(machine, out)
         planned.require_fit()
     return 0
+
+
+def _refuse_beside_precisions(engine: dict[str, Any], machine: str | None) -> None:
+    """Raises UsageError for options that a table of all precisions would leave out without a word."""
+    if engine["engine"] == "llamacpp":
+        raise UsageError("--engine llamacpp reads GGUF files; a checkpoint is for --engine transformers")
+    if engine["double_quant"]:
+        raise UsageError("--double-quant goes with --load-in nf4 or fp4")
+    if machine:
+        raise UsageError("--machine: checkpoints are planned for this machine only")
 
 
 def _require_fit(planned: Plan, advice: Advice | None) -> None:

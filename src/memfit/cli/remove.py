@@ -29,7 +29,7 @@ def command(model: str, yes: bool, as_json: bool) -> None:
     Content that another model or revision also uses stays.
     """
     if not model.startswith(("hf:", "https://", "http://")):
-        meant = None if Path(model).exists() else hub_name(model)
+        meant = None if _is_here(model) else hub_name(model)
         raise UsageError(
             f"{readable(model, kept='')}: remove takes a name that memfit models lists; delete other files "
             "yourself" + (f"; on the hub it is {meant}" if meant else "")
@@ -53,3 +53,10 @@ def command(model: str, yes: bool, as_json: bool) -> None:
         write_json({"model": model, "removed": removed, "freed_bytes": freed})
     else:
         click.echo(f"freed {format_bytes(freed)}")
+
+
+def _is_here(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long a name, for one
+        return False

@@ -393,6 +393,8 @@ def require_sense(parameters: TransformersParameters, workload: Workload) -> Non
         raise UsageError("--parallel: transformers answers one sequence at a time here")
     if workload.kv_type not in ("auto", "f16"):
         raise UsageError("--kv-type: transformers keeps the cache in the model's own type")
+    if workload.repack != "auto":
+        raise UsageError("--repack: transformers holds weights as --load-in says")
     if parameters.double_quant and parameters.load_in not in ("nf4", "fp4"):
         raise UsageError("--double-quant goes with --load-in nf4 or fp4")
 

@@ -58,7 +58,7 @@ class Budget:
             sizes["--vram"] = self.vram
         sizes |= {f"--rpc {endpoint}": size for endpoint, size in self.rpc.items()}
         for option, size in sizes.items():
-            if size:
+            if size or size == "":
                 _size(option, size, _MOST_FREE_BYTES)
 
     def ram_bytes(self, ram: Ram) -> int:

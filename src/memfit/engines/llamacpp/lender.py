@@ -84,7 +84,7 @@ class Lender:
             try:
                 parse_size(memory, free_bytes=ram.available_bytes)
             except ValueError as error:
-                raise UsageError(f"--memory: {error}") from None
+                raise UsageError(f"--memory: {error}", got=memory) from None
         self._settings: dict[str, Any] = {
             "parent": os.getpid(),
             "host": _address(host, port),
