@@ -131,3 +131,20 @@ def test_file_names_keep_their_bytes(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )
     assert (done.stdout, done.stderr) == (b"caf\xe9 \xff #=\n", b"")
+
+
+def test_a_failure_that_somebody_swallowed_is_told_in_the_end() -> None:
+    code = (
+        "import sys\n"
+        "from memfit.cli import main\n"
+        "def command(*_, **__):\n"
+        "    for _ in range(2):\n"
+        "        try:\n"
+        "            print('a result', flush=True)\n"
+        "        except main.OutputError:\n"
+        "            pass\n"
+        "main.cli.main = command\n"
+        "main.main([])"
+    )
+    done = _shell(f'"{sys.executable}" -c "$CODE" >/dev/full', CODE=code)
+    assert (done.returncode, done.stderr.count(b"No space left on device")) == (6, 1)

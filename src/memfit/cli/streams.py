@@ -48,29 +48,30 @@ def open_streams() -> Iterator[None]:
     _fill_gaps()
     if sys.stdin is None:
         sys.stdin = open(_IN, encoding="utf-8", closefd=False)  # noqa: SIM115 - no path, not ours
-    sys.stdout = _text(_Result(_OUT, "wb", closefd=False), sys.stdout)
+    result = _Result(_OUT, "wb", closefd=False)
+    sys.stdout = _text(result, sys.stdout)
     sys.stderr = _text(_Remarks(_ERR, "wb", closefd=False), sys.stderr, line_buffering=True)
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OutputError):
-                stream.flush()
+        with contextlib.suppress(OutputError):
+            sys.stdout.flush()
+        result.is_over = True
+        sys.stderr.flush()
         sys.stdin, sys.stdout, sys.stderr = before
 
 
 class _Result(io.FileIO):
-    """Standard output. After the first failure, which is told, the rest goes nowhere."""
+    """Standard output. It fails again and again, since some swallow a failure, as `input` does."""
 
-    _has_failed = False
+    is_over = False  # what a failure left in buffers goes nowhere
 
     def write(self, data: Any, /) -> int:
-        if self._has_failed:
+        if self.is_over:
             return len(data)
         try:
             return super().write(data) or 0
         except OSError as error:
-            self._has_failed = True
             if isinstance(error, BrokenPipeError):
                 raise ReaderLeft from None
             why = "it is closed" if error.errno == errno.EBADF else error.strerror
