@@ -75,8 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             sys.stdout.flush()
         except OutputError as error:
-            _tell(error)
-            code = code or error.exit_code
+            if code == 0:  # else another error came first, or this one
+                _tell(error)
+                code = error.exit_code
     sys.exit(code)
 
 
