@@ -159,6 +159,21 @@ class _Checker:
 
     def reference(self, text: Any, pointer: str) -> str:
         """The name of what a $ref refers to."""
+        target = self._located(text, pointer)
+        if target not in self.names:
+            if len(self.names) >= _MOST_DEFINITIONS:
+                raise Refusal(pointer, f"the schema has more than {_MOST_DEFINITIONS} definitions")
+            self._target(target, pointer)
+            self.names[target] = f"d{len(self.names)}"
+        return self.names[target]
+
+    def referred(self, text: Any, pointer: str) -> tuple[Any, str]:
+        """The schema that a $ref refers to, as it was written, and its pointer."""
+        target = self._located(text, pointer)
+        return self._target(target, pointer), target
+
+    def _located(self, text: Any, pointer: str) -> str:
+        """The JSON pointer of what a $ref refers to."""
         if not isinstance(text, str):
             raise Refusal(pointer, f"got {shown(text)}, needed a text")
         before, _, fragment = text.partition("#")
@@ -168,13 +183,7 @@ class _Checker:
                 pointer,
                 f"{shown(text)} lies outside of the schema; only references such as #/$defs/name hold",
             )
-        target = self._pointer(urllib.parse.unquote(fragment, errors="strict"), pointer)
-        if target not in self.names:
-            if len(self.names) >= _MOST_DEFINITIONS:
-                raise Refusal(pointer, f"the schema has more than {_MOST_DEFINITIONS} definitions")
-            self._target(target, pointer)
-            self.names[target] = f"d{len(self.names)}"
-        return self.names[target]
+        return self._pointer(urllib.parse.unquote(fragment), pointer)
 
     def _pointer(self, fragment: str, pointer: str) -> str:
         """ "#/…" as JSON pointers write it; of an $anchor where its schema lies."""

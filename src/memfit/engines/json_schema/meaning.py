@@ -186,28 +186,37 @@ class Meaning:
             return True
         if depth == 0 or one is True or other is True:
             return False
-        for this, that in ((one, other), (other, one)):
-            if "$ref" in this and self._disjoint(self._definitions[_name(this)], that, depth - 1):
-                return True
-            if any(self._disjoint(each, that, depth - 1) for each in this.get("allOf", ())):
-                return True
-            if "anyOf" in this and all(self._disjoint(each, that, depth - 1) for each in this["anyOf"]):
-                return True
-        mine, theirs = _constants(one), _constants(other)
-        if mine is not None and theirs is not None:
-            return mine.isdisjoint(theirs)
-        common = _widened(one) & _widened(other)
+        mine, theirs = list(self._together(one)), list(self._together(other))
+        for parts, that in ((mine, other), (theirs, one)):
+            for part in parts:
+                if "anyOf" in part and all(self._disjoint(each, that, depth - 1) for each in part["anyOf"]):
+                    return True
+        if any(_constants_differ(this, that) for this in mine for that in theirs):
+            return True
+        common = set(TYPES).intersection(*map(_widened, (*mine, *theirs)))
         if not common:
             return True
-        return common == {"object"} and self._properties_differ(one, other, depth)
+        return common == {"object"} and self._properties_differ(mine, theirs, depth)
 
-    def _properties_differ(self, one: Mapping[str, Any], other: Mapping[str, Any], depth: int) -> bool:
+    def _together(self, schema: Any) -> Iterator[Mapping[str, Any]]:
+        """A schema and what must hold with it."""
+        if isinstance(schema, dict):
+            yield schema
+            if "$ref" in schema:
+                yield from self._together(self._definitions[_name(schema)])
+            for inner in schema.get("allOf", ()):
+                yield from self._together(inner)
+
+    def _properties_differ(
+        self, mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], depth: int
+    ) -> bool:
         """Whether a property that one of them requires has no value that both allow."""
+        required = {name for part in (*mine, *theirs) for name in part.get("required", ())}
         return any(
-            name in one.get("properties", {})
-            and name in other.get("properties", {})
-            and self._disjoint(one["properties"][name], other["properties"][name], depth - 1)
-            for name in {*one.get("required", ()), *other.get("required", ())}
+            self._disjoint(this["properties"][name], that["properties"][name], depth - 1)
+            for this in mine
+            for that in theirs
+            for name in required & this.get("properties", {}).keys() & that.get("properties", {}).keys()
         )
 
 
@@ -243,6 +252,11 @@ def _constants(schema: Mapping[str, Any]) -> set[str] | None:
     if "enum" in schema:
         return set(map(_text, schema["enum"]))
     return None
+
+
+def _constants_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    mine, theirs = _constants(one), _constants(other)
+    return mine is not None and theirs is not None and mine.isdisjoint(theirs)
 
 
 def _text(value: Any) -> str:

@@ -20,6 +20,7 @@ _MOST_CONSTANTS = 10_000  # of one enum
 _MOST_PARTS = 3000  # objects and lists inside of them
 _MOST_REQUIRED_ITEMS = 10_000
 _MOST_REQUIRED_LENGTH = 1_000_000
+_MOST_STEPS = 8  # from reference to reference, to a list of names
 _ENDLESS = 10**6  # longer than any answer: no limit
 # Keywords that the engine applies to what stands before them; the others are one group to it.
 _APPLICATORS = ("$ref", "const", "enum", "allOf", "anyOf")
@@ -33,6 +34,8 @@ class Walk(Protocol):
     def subschema(self, value: Any, pointer: str, depth: int) -> Any: ...
 
     def reference(self, text: Any, pointer: str) -> str: ...
+
+    def referred(self, text: Any, pointer: str) -> tuple[Any, str]: ...
 
 
 def apply_rules(value: Mapping[str, Any], pointer: str, depth: int, walk: Walk) -> Any:
@@ -194,6 +197,9 @@ class _Rules:
 
     def _property_names(self, value: Any, pointer: str) -> None:
         """Names by a list, a pattern or a length become properties, or a pattern of properties."""
+        depth = 0
+        while isinstance(value, dict) and "$ref" in value and depth < _MOST_STEPS:
+            value, pointer, depth = *self._walk.referred(value["$ref"], f"{pointer}/$ref"), depth + 1
         names = self._inner(value, pointer)
         other = self._value.get("additionalProperties", True)
         others = self._inner(other, f"{self._pointer}/additionalProperties")
