@@ -23,9 +23,10 @@ from memfit.errors import (
     UsageError,
     WorkerDiedError,
 )
+from memfit.processes import helper
 from memfit.processes.carried_errors import carry_error, rebuild_error
 from memfit.processes.death import cause_of_death, last_words
-from memfit.processes.helper import Helper
+from memfit.processes.helper import Helper, python_module
 
 _HERE = str(Path(__file__).parent)
 _SECONDS = 30.0  # after which something hangs
@@ -70,6 +71,19 @@ def test_large_messages_both_ways(worker: WorkerProcess) -> None:
     """More than a pipe holds, and letters of all kinds, lone surrogates too."""
     text = "über \N{BLACK CHESS QUEEN} \udcff\n" * 100_000
     assert worker.ask("echo", text=text) == {"text": text}
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 11)])
+def test_no_module_is_looked_for_in_the_current_folder(
+    version: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of the user's, or in a folder that somebody else made, is not run for what Python has."""
+    for name in ("queue", "json", "runpy", "memfit"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not to be run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(helper, "python_module", lambda module: python_module(module, version))
+    with _worker() as worker:
+        assert worker.ask("echo", text="x") == {"text": "x"}
 
 
 def test_a_child_of_the_helper_has_none_of_its_pipes(worker: WorkerProcess) -> None:

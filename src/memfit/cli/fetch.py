@@ -11,6 +11,7 @@ import click
 
 from memfit.errors import InterruptedByUser, ModelError, UsageError
 from memfit.planner.plan import Plan
+from memfit.processes.helper import python_module
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def ready_plan(make_plan: MakePlan[_Plan], out: Console, *, yes: bool) -> _Plan:
         if not agreed:
             raise UsageError(f"{source} was not downloaded")
     # Apart, as in headers/remote/apart.py; it shows its own progress, and says what went wrong.
-    code = subprocess.run(
-        [sys.executable, "-m", "memfit", "pull", source], stdout=subprocess.DEVNULL
-    ).returncode
+    code = subprocess.run([*python_module("memfit"), "pull", source], stdout=subprocess.DEVNULL).returncode
     if code:
         raise ModelError(
             f"{source} was not downloaded; what has come is kept, and memfit pull goes on with it"

@@ -27,7 +27,7 @@ from memfit.errors import WorkerDiedError
 from memfit.processes.carried_errors import rebuild_error
 from memfit.processes.death import cause_of_death, last_words
 
-__all__ = ["Helper", "ask_helper"]
+__all__ = ["Helper", "ask_helper", "python_module"]
 
 # Where what the child prints goes: to a file whose end is quoted if it dies, to our stderr, or only what it
 # prints on stderr.
@@ -35,6 +35,11 @@ _Log = Literal["kept", "shown", "stderr shown"]
 _Helper = TypeVar("_Helper", bound="Helper")
 _CLOSE_SECONDS = 5.0
 _LOG_BYTES = 4000  # how much of a log is quoted from
+# What -P does, for a Python that does not know it.
+_WITHOUT_CURRENT_FOLDER = (
+    "import sys; sys.path.remove(''); import runpy; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
 _FIRST_FREE = 3  # descriptors below are stdin, stdout and stderr, even where they are closed
 
 
@@ -61,9 +66,7 @@ class Helper:
         try:
             self._process = subprocess.Popen(
                 [
-                    sys.executable,
-                    "-m",
-                    module,
+                    *python_module(module),
                     f"{their_requests.fileno()},{their_events.fileno()}",
                     *arguments,
                 ],
@@ -218,6 +221,14 @@ def ask_helper(
             if on_event:
                 on_event(kind, event)
         raise helper.obituary()
+
+
+def python_module(module: str, version: tuple[int, ...] = sys.version_info[:2]) -> list[str]:
+    """The command for `python -m module` that looks for no module in the current folder, where a file of the
+    user's, or of somebody whose folder it is, may be called queue.py."""
+    if version >= (3, 11):
+        return [sys.executable, "-P", "-m", module]
+    return [sys.executable, "-c", _WITHOUT_CURRENT_FOLDER, module]
 
 
 def _pipe() -> tuple[io.FileIO, io.FileIO]:
