@@ -23,6 +23,25 @@ settings.register_profile(
 settings.load_profile("memfit")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Side by side, each worker and the programs it starts keep to CPUs of their own: threads of two
+    engines on one CPU wait for each other at every barrier, a hundred times slower than alone."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        number, workers = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        mine = sorted(os.sched_getaffinity(0))[number::workers]
+        if mine:
+            os.sched_setaffinity(0, mine)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file of the engine's tests stays with one worker, which loads its models once."""
+    for item in items:
+        if item.get_closest_marker("engine"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A hub on loopback; this process and those it starts use it, with empty caches."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import memfit
 from conftest import children_of, run_memfit
 from memfit.engines.protocol import Answer, Request, Sampling, TextPiece
-from memfit.planner.plan import LlamaPlan
+from thorough import times
 
 pytestmark = pytest.mark.engine
 
@@ -30,11 +31,12 @@ _SCHEMA = {
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["common cache", "a part each"])
-def plan(demo: str, request: pytest.FixtureRequest) -> LlamaPlan:
+def session(demo: str, request: pytest.FixtureRequest) -> Iterator[memfit.Session]:
     workload = memfit.Workload(
         context=4096, parallel=4, repack="off", kv_unified=request.param, grammars=True
     )
-    return memfit.plan(demo, budget=memfit.Budget(ram="500MiB"), workload=workload)
+    with memfit.load(demo, budget=memfit.Budget(ram="500MiB"), workload=workload) as session:
+        yield session
 
 
 def ask(number: int, words: str, **sampling: Any) -> Request:
@@ -51,14 +53,13 @@ def answers(session: Any, requests: list[Request]) -> tuple[dict[int, Answer], A
     return found, batch.totals
 
 
-def test_texts_are_those_of_one_by_one(plan: LlamaPlan) -> None:
+def test_texts_are_those_of_one_by_one(session: memfit.Session) -> None:
     """Each alone, by the same session; a batch's rounding might differ, and does not here."""
     prompts = ["The capital of France is", "Once upon a time", "2 + 2 =", "def main():", "Water is", "A dog"]
-    with memfit.load(plan) as session:
-        alone = [session.generate(prompt, Sampling(temperature=0, max_tokens=12)) for prompt in prompts]
-        found, totals = answers(session, [ask(n, prompt) for n, prompt in enumerate(prompts)])
-        again = session.generate(prompts[0], Sampling(temperature=0, max_tokens=12))
-        report = session.report()
+    alone = [session.generate(prompt, Sampling(temperature=0, max_tokens=12)) for prompt in prompts]
+    found, totals = answers(session, [ask(n, prompt) for n, prompt in enumerate(prompts)])
+    again = session.generate(prompts[0], Sampling(temperature=0, max_tokens=12))
+    report = session.report()
     same = sum(found[n].completion.text == one.text for n, one in enumerate(alone))
     assert same >= 5, "at most one may differ by rounding"
     assert again.text == alone[0].text
@@ -68,17 +69,16 @@ def test_texts_are_those_of_one_by_one(plan: LlamaPlan) -> None:
     assert report.within_budget and abs(report.tiers[0].error_bytes or 0) <= 16 << 20
 
 
-def test_a_common_beginning_is_computed_once(plan: LlamaPlan) -> None:
+def test_a_common_beginning_is_computed_once(session: memfit.Session) -> None:
     beginning = " ".join(f"Item {n} costs {n * 7} coins." for n in range(60))
-    with memfit.load(plan) as session:
-        requests = [ask(n, f"{beginning} Question {n}:", max_tokens=4) for n in range(12)]
-        found, totals = answers(session, requests)
+    requests = [ask(n, f"{beginning} Question {n}:", max_tokens=4) for n in range(12)]
+    found, totals = answers(session, requests)
     whole = found[0].completion.prompt_tokens
     assert totals.shared_tokens >= 11 * (whole - 10)
     assert totals.prompt_tokens <= 1.2 * whole
 
 
-def test_requests_of_every_kind_beside_each_other(plan: LlamaPlan) -> None:
+def test_requests_of_every_kind_beside_each_other(session: memfit.Session) -> None:
     requests = [
         ask(0, "Name a colour.", max_tokens=3),
         ask(1, "One, two, three,", stop=(",",), max_tokens=30),
@@ -101,9 +101,8 @@ def test_requests_of_every_kind_beside_each_other(plan: LlamaPlan) -> None:
             schema={"type": "array", "items": {"enum": [1, 2]}, "minItems": 9, "maxItems": 9},
         ),
     ]
-    with memfit.load(plan) as session:
-        found, _ = answers(session, requests)
-        alone = session.chat(requests[3].messages, Sampling(temperature=0, max_tokens=60), schema=_SCHEMA)
+    found, _ = answers(session, requests)
+    alone = session.chat(requests[3].messages, Sampling(temperature=0, max_tokens=60), schema=_SCHEMA)
     assert set(found) == set(range(9))
     assert json.loads(alone.text).keys() == {"label", "sure"} and alone.finish_reason == "stop"
     assert found[0].completion.finish_reason == "length" and found[0].completion.completion_tokens == 3
@@ -129,38 +128,36 @@ def test_a_request_beyond_what_the_model_was_trained_for_fails_alone(demo: str) 
     assert found[1].completion
 
 
-def test_a_batch_that_is_left_early_leaves_the_session_usable(plan: LlamaPlan) -> None:
-    with memfit.load(plan) as session:
-        alone = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
-        batch = session.batch()
-        batch.add(ask(0, "Once upon a time", max_tokens=3))
-        batch.add(ask(1, "Count: 1, 2, 3,", max_tokens=2000))
-        with closing(batch.events()) as events:
-            assert next(one for one in events if isinstance(one, Answer)).number == 0
-        again = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
-        batch = session.batch()
-        batch.add(ask(2, "Count: 1, 2, 3,", max_tokens=2000))
-        batch.events().close()  # before anything has come
-        still = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
+def test_a_batch_that_is_left_early_leaves_the_session_usable(session: memfit.Session) -> None:
+    alone = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
+    batch = session.batch()
+    batch.add(ask(0, "Once upon a time", max_tokens=3))
+    batch.add(ask(1, "Count: 1, 2, 3,", max_tokens=2000))
+    with closing(batch.events()) as events:
+        assert next(one for one in events if isinstance(one, Answer)).number == 0
+    again = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
+    batch = session.batch()
+    batch.add(ask(2, "Count: 1, 2, 3,", max_tokens=2000))
+    batch.events().close()  # before anything has come
+    still = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
     assert alone == again == still
 
 
-def test_requests_come_and_go_while_others_run(plan: LlamaPlan) -> None:
-    with memfit.load(plan) as session:
-        batch = session.batch()
-        batch.add(ask(0, "Count: 1, 2, 3,", max_tokens=200), sends_text=True)
-        batch.add(ask(1, "Once upon a time", max_tokens=400))
-        pieces, ended = [], []
-        for event in batch.events():
-            if isinstance(event, TextPiece):
-                if not pieces:
-                    batch.add(ask(2, "The sea is", max_tokens=5))
-                    batch.drop(1)
-                pieces.append(event)
-            elif isinstance(event, Answer):
-                ended.append(event)
-                if len(ended) == 2:
-                    batch.end()
+def test_requests_come_and_go_while_others_run(session: memfit.Session) -> None:
+    batch = session.batch()
+    batch.add(ask(0, "Count: 1, 2, 3,", max_tokens=200), sends_text=True)
+    batch.add(ask(1, "Once upon a time", max_tokens=400))
+    pieces, ended = [], []
+    for event in batch.events():
+        if isinstance(event, TextPiece):
+            if not pieces:
+                batch.add(ask(2, "The sea is", max_tokens=5))
+                batch.drop(1)
+            pieces.append(event)
+        elif isinstance(event, Answer):
+            ended.append(event)
+            if len(ended) == 2:
+                batch.end()
     assert [one.number for one in ended] == [2, 0]
     text = "".join(piece.text for piece in pieces)
     assert text and ended[1].completion.text.startswith(text)
@@ -181,13 +178,14 @@ def write_input(path: Path, lines: int) -> None:
 
 def test_killed_at_random_moments_every_line_is_answered_once(tmp_path: Path, demo: str) -> None:
     """The parent or the worker, by turns; then the same command to its end."""
-    write_input(tmp_path / "in.jsonl", 60)
+    lines = times(24, 60)
+    write_input(tmp_path / "in.jsonl", lines)
     out = tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "memfit", "batch", demo, "--input", str(tmp_path / "in.jsonl")]
     command += ["--output", str(out), "--ram", "500MiB", "--parallel", "8", "--repack", "off"]
     random.seed(11)
     before = b""
-    for turn in range(8):
+    for turn in range(times(4, 8)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(random.uniform(0.5, 4.0))
         victims = [process.pid] if turn % 2 else children_of(process.pid) if process.poll() is None else []
@@ -205,7 +203,7 @@ def test_killed_at_random_moments_every_line_is_answered_once(tmp_path: Path, de
     assert last.code == 0, last.err
     assert out.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     ids = [json.loads(line)["custom_id"] for line in out.read_text().splitlines()]
-    assert ids == [f"r{number}" for number in range(60)]
+    assert ids == [f"r{number}" for number in range(lines)]
     again = run_memfit(*command[3:])
     assert again.code == 0 and "answered before" in again.err
 

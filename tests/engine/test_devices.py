@@ -15,11 +15,12 @@ from conftest import children_of, lend, run_memfit
 from memfit.errors import EngineError
 from memfit.planner.places import places_of
 from memfit.units import MIB
+from thorough import times
 
 pytestmark = pytest.mark.engine
 
 PROMPT = "The capital of France is"
-GREEDY = memfit.Sampling(temperature=0, max_tokens=48)
+GREEDY = memfit.Sampling(temperature=0, max_tokens=24)
 
 
 def planned(model: str, *, context: int = 1024, **rpc: str | None) -> memfit.Plan:
@@ -67,7 +68,7 @@ def test_nothing_answers(demo: str) -> None:
     assert f"memfit worker --host 127.0.0.1 --port {port}" in outcome.err
 
 
-def test_a_worker_killed_at_twenty_random_moments(demo: str) -> None:
+def test_a_worker_killed_at_random_moments(demo: str) -> None:
     """Loading or answering: an error that names it, and nothing left behind. Killed before it was reached, it
     was started again by then."""
     moments = random.Random(3)
@@ -76,7 +77,8 @@ def test_a_worker_killed_at_twenty_random_moments(demo: str) -> None:
     with lend(90 * MIB) as worker:
         plan = planned(demo, **{worker.endpoint: None})
         port = str(worker.port)
-    for _ in range(20):
+    kills = times(6, 20)
+    for _ in range(kills):
         with lend(90 * MIB, "--port", port) as worker:
             timer = threading.Timer(moments.uniform(0, 2.5), os.kill, (worker.server_pid, signal.SIGKILL))
             timer.start()
@@ -88,7 +90,7 @@ def test_a_worker_killed_at_twenty_random_moments(demo: str) -> None:
                 lost += 1
             timer.join()
         assert children_of(os.getpid()) == children
-    assert lost >= 10
+    assert lost >= kills // 2
 
 
 def test_no_such_gpu(demo: str) -> None:

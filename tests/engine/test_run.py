@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from conftest import children_of, run_memfit
+from memfit.cli.main import main
 from memfit.headers.source import resolve
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
 
 _PROMPT = ("-p", "The capital of France is", "--raw", "--temperature", "0")
+_SHORT = ("--ctx", "256")  # loading ends with a pass of as many tokens as go at once, at most 512
 
 
 def test_run_answers_within_the_budget_and_as_planned(demo: str) -> None:
@@ -56,7 +58,7 @@ def test_plan_json_is_the_contract(demo: str) -> None:
 
 
 def test_the_answer_alone_is_on_stdout(demo: str) -> None:
-    run = run_memfit("run", demo, *_PROMPT, "--max-tokens", "4", "--ram", "400MiB")
+    run = run_memfit("run", demo, *_PROMPT, *_SHORT, "--max-tokens", "4", "--ram", "400MiB")
     assert run.code == 0
     assert run.out == " Paris.\n\n\n"  # four tokens, and the end of the line
     assert "RAM" in run.err and "\x1b" not in run.err  # no colours where nobody sees them
@@ -64,20 +66,21 @@ def test_the_answer_alone_is_on_stdout(demo: str) -> None:
 
 def test_piped_text_is_the_prompt(demo: str) -> None:
     run = run_memfit(
-        "run", demo, "--raw", "--temperature", "0", "--max-tokens", "2", stdin="The capital of France is"
+        *("run", demo, *_SHORT, "--raw", "--temperature", "0", "--max-tokens", "2"),
+        stdin="The capital of France is",
     )
     assert run.out.startswith(" Paris")
 
 
 def test_greedy_and_seeded_answers_repeat(demo: str) -> None:
-    options = ("run", demo, "-p", "Tell me a story", "--max-tokens", "24", "--json")
+    options = ("run", demo, *_SHORT, "-p", "Tell me a story", "--max-tokens", "16", "--json")
     seeded = [run_memfit(*options, "--seed", "7").json["text"] for _ in range(2)]
     assert seeded[0] == seeded[1]
     assert run_memfit(*options, "--seed", "8").json["text"] != seeded[0]
 
 
 def test_a_stop_string_ends_the_answer_before_it(demo: str) -> None:
-    run = run_memfit("run", demo, *_PROMPT, "--max-tokens", "40", "--stop", "United", "--json").json
+    run = run_memfit("run", demo, *_PROMPT, *_SHORT, "--max-tokens", "40", "--stop", "United", "--json").json
     assert run["finish_reason"] == "stop"
     assert run["text"] == " Paris.\n\nThe "
 
@@ -123,11 +126,19 @@ def test_run_too_small_loads_nothing(demo: str) -> None:
         assert word in run.err
 
 
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The command line in this process: a refusal does not need one of its own."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code, capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", ["-1", "12GiBB", "1e400", "0", "nan", "", "101%"])
-def test_nonsense_sizes_are_usage_errors(demo: str, size: str) -> None:
-    run = run_memfit("plan", demo, "--ram", size)
-    assert run.code == 2
-    assert "--ram" in run.err
+def test_nonsense_sizes_are_usage_errors(demo: str, size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = _refused(capsys, "plan", demo, "--ram", size)
+    assert code == 2
+    assert "--ram" in err
 
 
 @pytest.mark.parametrize(
@@ -148,15 +159,17 @@ def test_nonsense_sizes_are_usage_errors(demo: str, size: str) -> None:
         (("bench", "demo", "--prompt-tokens", "99999"), 2, "--ctx"),
     ],
 )
-def test_bad_input_is_said_clearly(arguments: tuple[str, ...], code: int, word: str) -> None:
-    run = run_memfit(*arguments)
-    assert run.code == code, run.err
-    assert word in run.err
-    assert "Traceback" not in run.err
+def test_bad_input_is_said_clearly(
+    arguments: tuple[str, ...], code: int, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, err = _refused(capsys, *arguments)
+    assert found == code, err
+    assert word in err
+    assert "Traceback" not in err
 
 
 def test_bench_measures_and_reports(demo: str) -> None:
-    run = run_memfit("bench", demo, "--prompt-tokens", "32", "--gen-tokens", "4", "--ram", "400MiB", "--json")
+    run = run_memfit("bench", demo, *_SHORT, "--prompt-tokens", "32", "--gen-tokens", "4", "--json")
     assert run.code == 0, run.err
     measured = run.json["measured"]
     assert measured["prompt_tokens_per_second"] > 0
@@ -192,7 +205,7 @@ def _gone(pid: int) -> bool:
     return False
 
 
-_ENDLESS = ("run", "demo", "--raw", "-p", "Once upon a time", "--repeat-penalty", "1.3", "--seed", "3")
+_ENDLESS = ("run", "demo", *_SHORT, "--raw", "-p", "Once upon a time", "--repeat-penalty=1.3", "--seed=3")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
@@ -234,7 +247,7 @@ def test_ctrl_c_while_loading_leaves_nothing(gemma: str) -> None:
 
 
 def test_two_at_once_do_not_disturb_each_others_figures(demo: str) -> None:
-    options = ("run", demo, "--ram", "400MiB", *_PROMPT, "--max-tokens", "200", "--json")
+    options = ("run", demo, *_SHORT, *_PROMPT, "--max-tokens", "48", "--json")
     alone = run_memfit(*options).json["measured"]["tiers"][0]["peak_bytes"]
     with _start(*options) as first, _start(*options) as second:
         outputs = [process.communicate(timeout=300)[0] for process in (first, second)]
@@ -254,6 +267,6 @@ def test_the_file_does_not_stay_in_the_page_cache(tmp_path: Path) -> None:
     drop_cached([copy])
     if cached_bytes([copy]) > MIB:
         pytest.skip("this filesystem keeps its pages whatever it is told")
-    run = run_memfit("run", str(copy), *_PROMPT, "--max-tokens", "2", "--repack", "on", "--json")
+    run = run_memfit("run", str(copy), *_PROMPT, *_SHORT, "--max-tokens", "2", "--repack", "on", "--json")
     assert run.code == 0
     assert cached_bytes([copy]) < 8 * MIB

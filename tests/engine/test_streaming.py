@@ -25,6 +25,7 @@ from conftest import children_of, lend, run_memfit
 from memfit.errors import EngineError
 from memfit.hardware.cgroup import memory_group
 from memfit.units import MIB
+from thorough import times
 
 pytestmark = pytest.mark.engine
 
@@ -33,7 +34,8 @@ _PROMPTS = (
     "Once upon a time, in a small village by the sea,",
     "def fibonacci(n):",
 )
-_GREEDY = memfit.Sampling(temperature=0, max_tokens=64)
+_TOKENS = times(20, 64)
+_GREEDY = memfit.Sampling(temperature=0, max_tokens=_TOKENS)
 _SMALL = memfit.Workload(context=1024, repack="off")
 
 
@@ -61,7 +63,7 @@ def test_text_budget_and_reads(demo: str, resident: tuple[memfit.Plan, list[str]
     (tier,) = report.tiers
     assert report.within_budget
     assert tier.error_bytes is not None and abs(tier.error_bytes) <= 16 * MIB
-    passes = 3 * 64 + 3  # tokens and prompts; what is read ahead of the next pass comes on top
+    passes = 3 * _TOKENS + 3  # tokens and prompts; what is read ahead of the next pass comes on top
     read = plan.ram.weights_bytes + passes * plan.streamed_bytes
     assert report.disk_read_bytes <= 1.1 * read
 
@@ -177,7 +179,7 @@ def test_a_file_that_is_replaced_goes_on_as_it_was(
 def test_an_answer_that_is_left_early(demo: str, resident: tuple[memfit.Plan, list[str]]) -> None:
     """The pass ends in its middle; the next answer begins at the first tensor again."""
     with memfit.load(_plan(demo, "150MiB")) as session:
-        for count in range(5):
+        for count in range(times(3, 5)):
             pieces = session.stream(_PROMPTS[1], memfit.Sampling(max_tokens=300))
             for _ in range(count + 1):
                 next(pieces)
@@ -192,7 +194,7 @@ def test_interrupts_at_random_moments(demo: str, tmp_path: Path, everyone: bool)
     group = memory_group()
     cap = ("--hard-cap",) * bool(group and group.version == 1 and os.access(group.folder, os.W_OK))
     options = ("--ram", "170MiB", "--ctx", "1024", "--repack", "off", "--raw", "-p", _PROMPTS[1], *cap)
-    for _ in range(6):
+    for _ in range(times(2, 6)):
         with subprocess.Popen(
             [sys.executable, "-m", "memfit", "run", demo, *options, "--repeat-penalty", "1.3"],
             stdin=subprocess.DEVNULL,

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from memfit import Budget, Sampling, Workload, load, plan
+from memfit import Budget, Sampling, Session, Workload, load, plan
 from memfit.errors import DoesNotFitError, EngineError, ModelError, UsageError
 from memfit.planner.checkpoint import TransformersPlan
 from memfit.units import MIB
@@ -35,6 +35,13 @@ def copied(llama: Path, tmp_path: Path) -> Path:
     for path in llama.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def resident(llama: Path) -> Iterator[Session]:
+    """All of it in RAM, for the tests that leave it as it was."""
+    with load(plan(str(llama), workload=_WORKLOAD)) as session:
+        yield session
 
 
 def _plain_text(folder: Path, load_in: str, double_quant: bool) -> str:
@@ -82,7 +89,7 @@ def test_bytes_are_those_planned_and_texts_those_of_a_plain_script(
     assert text == _plain_text(llama, load_in, double_quant)
 
 
-def test_layers_stay_on_the_disk_where_ram_is_short(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_stay_on_the_disk_where_ram_is_short(llama: Path, resident: Session) -> None:
     whole = plan(str(llama), workload=_WORKLOAD)
     short = Budget(ram=whole.ram.total_bytes - 20 * MIB)
     planned = plan(str(llama), workload=_WORKLOAD, budget=short)
@@ -93,43 +100,40 @@ def test_layers_stay_on_the_disk_where_ram_is_short(llama: Path, monkeypatch: py
         texts = [session.generate(_PROMPT, _GREEDY).text for _ in range(2)]
         assert session.report().within_budget
     assert not list(cache.glob(f"offload-{os.getpid()}-*"))
-    with load(whole) as session:
-        assert texts == [session.generate(_PROMPT, _GREEDY).text] * 2
+    assert texts == [resident.generate(_PROMPT, _GREEDY).text] * 2
     refused = plan(str(llama), workload=_WORKLOAD, budget=Budget(ram=short.ram, disk=False))
     with pytest.raises(DoesNotFitError, match="--load-in bf16"):
         refused.require_fit()
 
 
-def test_a_conversation_streams_stops_and_is_not_computed_twice(llama: Path) -> None:
+def test_a_conversation_streams_stops_and_is_not_computed_twice(resident: Session) -> None:
     messages = [{"role": "user", "content": "Count to three."}]
-    with load(plan(str(llama), load_in="fp32", workload=_WORKLOAD)) as session:
-        assert session.has_chat_template
-        whole = session.chat(messages, _GREEDY)
-        assert "".join(session.stream(messages, _GREEDY)) == whole.text
-        again = session.chat(messages, _GREEDY)
-        assert again.text == whole.text and again.speed.prompt_tokens < whole.speed.prompt_tokens
-        stop = whole.text[4:8]
-        stopped = session.chat(messages, Sampling(temperature=0, max_tokens=12, stop=(stop,)))
-        assert stopped.finish_reason == "stop" and stopped.text == whole.text[: whole.text.index(stop)]
-        seeded = Sampling(temperature=2.0, max_tokens=12, seed=7)
-        assert session.chat(messages, seeded).text == session.chat(messages, seeded).text
-        with pytest.raises(UsageError, match="try --ctx"):
-            session.generate("word " * 600, _GREEDY)
-        assert session.chat(messages, _GREEDY).text == whole.text
+    assert resident.has_chat_template
+    whole = resident.chat(messages, _GREEDY)
+    assert "".join(resident.stream(messages, _GREEDY)) == whole.text
+    again = resident.chat(messages, _GREEDY)
+    assert again.text == whole.text and again.speed.prompt_tokens < whole.speed.prompt_tokens
+    stop = whole.text[4:8]
+    stopped = resident.chat(messages, Sampling(temperature=0, max_tokens=12, stop=(stop,)))
+    assert stopped.finish_reason == "stop" and stopped.text == whole.text[: whole.text.index(stop)]
+    seeded = Sampling(temperature=2.0, max_tokens=12, seed=7)
+    assert resident.chat(messages, seeded).text == resident.chat(messages, seeded).text
+    with pytest.raises(UsageError, match="try --ctx"):
+        resident.generate("word " * 600, _GREEDY)
+    assert resident.chat(messages, _GREEDY).text == whole.text
 
 
-def test_ctrl_c_ends_an_answer_and_leaves_the_session(llama: Path) -> None:
-    with load(plan(str(llama), workload=_WORKLOAD)) as session:
-        heard: list[str] = []
+def test_ctrl_c_ends_an_answer_and_leaves_the_session(resident: Session) -> None:
+    heard: list[str] = []
 
-        def hear(text: str) -> None:
-            if not heard:
-                os.kill(os.getpid(), signal.SIGINT)
-            heard.append(text)
+    def hear(text: str) -> None:
+        if not heard:
+            os.kill(os.getpid(), signal.SIGINT)
+        heard.append(text)
 
-        found = session.generate(_PROMPT, Sampling(temperature=0), hear)
-        assert found.finish_reason == "cancelled" and found.completion_tokens < 400
-        assert session.generate(_PROMPT, _GREEDY).finish_reason == "length"
+    found = resident.generate(_PROMPT, Sampling(temperature=0), hear)
+    assert found.finish_reason == "cancelled" and found.completion_tokens < 400
+    assert resident.generate(_PROMPT, _GREEDY).finish_reason == "length"
 
 
 def test_a_worker_that_is_killed_is_an_error_and_its_folder_goes(llama: Path) -> None:
