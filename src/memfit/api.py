@@ -22,6 +22,7 @@ from memfit.hardware.machine import Machine
 from memfit.hardware.profile import read_profile
 from memfit.headers.find import find_model, is_checkpoint
 from memfit.headers.model_spec import ModelSpec
+from memfit.headers.purpose import require_writes
 from memfit.headers.remote.stand_in import is_stand_in
 from memfit.memory.streaming import DEQUANTIZED
 from memfit.planner.apart import SolverProcess
@@ -155,6 +156,7 @@ def _planning(
         )
     budget, workload = budget or Budget(), workload or Workload()
     spec = find_model(model, say)
+    require_writes(spec)
     profile = read_profile(machine) if machine else None
     here = profile.to_machine() if profile else probe()
     _require_devices(budget, here, imagined=profile is not None)

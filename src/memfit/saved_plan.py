@@ -22,6 +22,7 @@ from memfit.hardware.machine import Device, Machine
 from memfit.headers import read_model
 from memfit.headers.find import find_file
 from memfit.headers.model_spec import ModelSpec
+from memfit.headers.purpose import require_writes
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
 from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget
@@ -87,7 +88,9 @@ def read_plan(
     source, paths = named_model(values, where)
     named = source if model is None else model
     place = paths[0] if model is None and source != "demo" else find_file(named, say)
-    plan = plan_from_json(values, where, read_model(place, source=named))
+    spec = read_model(place, source=named)
+    require_writes(spec)
+    plan = plan_from_json(values, where, spec)
     require_this_machine(plan)
     if model is None and source != "demo" and plan.spec.paths != paths:
         raise UsageError(f"{where}: parameters.paths are not the files of the model {paths[0]}")

@@ -10,6 +10,7 @@ from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import HfModel, model_from_checkpoint, model_from_config
 from memfit.headers.model import read_model
 from memfit.headers.model_spec import ModelSpec
+from memfit.headers.purpose import require_checkpoint_writes
 from memfit.headers.remote.apart import ask
 from memfit.headers.safetensors import Checkpoint, read_checkpoint
 from memfit.headers.source import is_checkpoint_here, is_remote_name, names_repository, resolve
@@ -42,11 +43,12 @@ def find_file(model: str, say: Callable[[str], None] | None = None) -> Path:
 def find_checkpoint(model: str, say: Callable[[str], None] | None = None) -> HfModel | None:
     """A Hugging Face checkpoint: from its config.json, and its safetensors' headers where there are any.
 
-    None where MODEL names something else. Errors as `find_model`.
+    None where MODEL names something else. Errors as `find_model`; ModelError where it writes no text.
     """
     path = find_file(model, say)
     if path.name != "config.json":
         return None
+    require_checkpoint_writes(model, path)
     config, weights = read_config(path), find_weights(path)
     return model_from_checkpoint(config, weights) if weights else model_from_config(config)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from memfit.errors import HeaderError, ModelNotFoundError
 from memfit.headers.gguf import MOST_TENSORS, GgufHeader, read_header
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec
+from memfit.headers.purpose import companion
 from memfit.headers.tensor_types import FILE_TYPES
 
 __all__ = ["read_model"]
@@ -20,13 +21,6 @@ __all__ = ["read_model"]
 _SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 
 _LARGEST_COUNT = 2**32 - 1  # the engine holds counts of tokens in 32 bits
-
-# general.type → what such a file is. They go beside a model and cannot run alone.
-_COMPANIONS = {
-    "adapter": "a LoRA adapter",
-    "imatrix": "an importance matrix",
-    "mmproj": "a multimodal projector",
-}
 
 
 def read_model(path: str | Path, source: str | None = None) -> ModelSpec:
@@ -115,15 +109,13 @@ def _check_value(header: GgufHeader, key: str, expected: int) -> None:
 
 
 def _architecture(header: GgufHeader) -> str:
-    kind = header.metadata.get("general.type")
-    architecture = header.metadata.get("general.architecture")
-    companion = _COMPANIONS["mmproj"] if architecture == "clip" else _COMPANIONS.get(str(kind))
-    if companion is not None:
+    if what := companion(header.metadata):
         raise HeaderError(
             header.path,
             "general.type",
-            f"{companion}: a companion file that goes with a model, not a model itself",
+            f"{what}: a companion file that goes with a model, not a model itself",
         )
+    architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise HeaderError(header.path, "general.architecture", "is missing")
     return architecture

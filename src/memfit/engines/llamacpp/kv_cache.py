@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from memfit.errors import ModelError
+
 __all__ = ["KvCache"]
 
 
@@ -11,10 +13,16 @@ class KvCache:
     """Satisfies scheduler.Cache."""
 
     def __init__(self, api: Any, model: int, context: int, *, unified: bool) -> None:
-        """`model` and `context` are llama.cpp's pointers; `unified`: all sequences share all cells."""
+        """`model` and `context` are llama.cpp's pointers; `unified`: all sequences share all cells.
+
+        Raises:
+            ModelError: there is none, or an encoder before it: the engine would abort the process.
+        """
         self._api = api
         self._model = model
         self._memory: int = api.llama_get_memory(context)
+        if not self._memory or api.llama_model_has_encoder(model):
+            raise ModelError("the engine does not write text with this model: it is an encoder, or has one")
         self._unified = unified
 
     def clear(self) -> None:

@@ -18,6 +18,7 @@ from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
 from memfit.headers.model import read_model
 from memfit.headers.model_spec import ModelSpec
+from memfit.headers.purpose import require_checkpoint_writes, require_writes
 from memfit.headers.remote.stand_in import is_stand_in
 from memfit.memory.checkpoint import TransformersParameters, converting_peak_bytes, plain_type
 from memfit.memory.process import process_memory
@@ -55,9 +56,12 @@ def plan_for_transformers(
     path, spec, gguf = find_file(model, say), None, None
     if path.name != "config.json":
         spec = _one_file(read_model(path, source=model))
+        require_writes(spec)
         load_in = load_in or "bf16"
         gguf = find_checkpoint_of(path, dtype=plain_type(load_in), say=say)
         path = gguf.folder / "config.json"
+    else:
+        require_checkpoint_writes(model, path)
     config, weights = read_config(path), find_weights(path)
     if weights is None:
         raise ModelError(_no_weights(config))

@@ -1,0 +1,130 @@
+"""What a model is for, and whether it writes text: encoders, diffusion models and parts of models do not.
+
+One table for each way of telling. A model that is refused here would be planned like any other, and then end
+the engine's process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from memfit.errors import ModelError, UsageError
+from memfit.headers.model_spec import MetadataValue, ModelSpec
+from memfit.strict_json import parse_json, read_bytes
+
+__all__ = ["companion", "require_checkpoint_writes", "require_writes"]
+
+_ENCODER = "an encoder: it makes embeddings of texts"
+_ENCODER_DECODER = "an encoder-decoder: it reads a whole text before it writes another"
+_DIFFUSION = "a diffusion model: it fills in a whole answer again and again"
+_DRAFT = "a draft head: it guesses ahead for the model that it was made for"
+_RERANKER = "a reranker: it scores how well texts answer a question"
+_EMBEDDING = "an embedding model"
+_CLASSIFIER = "a classifier or reranker: it scores texts"
+_SPEECH = "a part of a speech model"
+
+# general.architecture, as llama.cpp calls it → what such a model is; those that write text are not here.
+_ARCHITECTURES = {
+    "bert": _ENCODER,
+    "modern-bert": _ENCODER,
+    "nomic-bert": _ENCODER,
+    "nomic-bert-moe": _ENCODER,
+    "neo-bert": _ENCODER,
+    "jina-bert-v2": _ENCODER,
+    "jina-bert-v3": _ENCODER,
+    "eurobert": _ENCODER,
+    "gemma-embedding": _ENCODER,
+    "llama-embed": _ENCODER,
+    "t5encoder": _ENCODER,
+    "t5": _ENCODER_DECODER,
+    "dream": _DIFFUSION,
+    "llada": _DIFFUSION,
+    "llada-moe": _DIFFUSION,
+    "rnd1": _DIFFUSION,
+    "eagle3": _DRAFT,
+    "dflash": _DRAFT,
+    "gemma4-assistant": _DRAFT,
+    "wavtokenizer-dec": _SPEECH,
+    "pockettts": _SPEECH,
+    "qwen3tts": _SPEECH,
+}
+# {architecture}.pooling_type, llama.h's llama_pooling_type; 0 is none.
+_POOLINGS = {1: _EMBEDDING, 2: _EMBEDDING, 3: _EMBEDDING, 4: _RERANKER}
+
+# What goes beside a model and cannot run alone.
+_COMPANION_TYPES = {  # general.type
+    "adapter": "a LoRA adapter",
+    "imatrix": "an importance matrix",
+    "mmproj": "a multimodal projector",
+}
+_COMPANION_ARCHITECTURES = {"clip": "a multimodal projector", "controlvector": "a control vector"}
+
+# A checkpoint's class, config.json's `architectures` → what it is; the first that fits.
+_CLASSES = (
+    (r"\w+(ForCausalLM|LMHeadModel|ForConditionalGeneration)", None),
+    (r"\w+(For(Sequence|Token|Image|Audio)Classification|ForMultipleChoice|RewardModel)", _CLASSIFIER),
+    (r"\w+ForQuestionAnswering", "a model that marks answers in a text"),
+    (r"\w*(Bert|BERT|Roberta|Electra|MPNet|DeBERTa|Deberta)\w*", _ENCODER),
+    (r"\w+(ForMaskedLM|ForPreTraining|EncoderModel|ForTextEncoding)", _ENCODER),
+    (r"\w+(Model|ForFeatureExtraction)", "the layers of a model without the head that writes"),
+)
+_DIFFUSION_TYPES = ("Dream", "dream", "llada", "llada_moe", "rnd1")  # model_type; their classes are their own
+
+
+def companion(metadata: Mapping[str, MetadataValue]) -> str | None:
+    """What a GGUF file is that goes beside a model; None for a model."""
+    kind, architecture = metadata.get("general.type"), metadata.get("general.architecture")
+    if "adapter.type" in metadata:
+        return _COMPANION_TYPES["adapter"]
+    return _COMPANION_ARCHITECTURES.get(str(architecture)) or _COMPANION_TYPES.get(str(kind))
+
+
+def require_writes(spec: ModelSpec) -> None:
+    """Raises ModelError where a GGUF model does not write text."""
+    what = _ARCHITECTURES.get(spec.architecture)
+    pooling = spec.architecture_value("pooling_type")
+    if what is None and isinstance(pooling, int):
+        what = _POOLINGS.get(pooling)
+    if what is None and spec.architecture_value("attention.causal") is False:
+        what = f"{_EMBEDDING}, whose attention looks ahead"
+    if what is None and spec.architecture_value("classifier.output_labels") is not None:
+        what = _CLASSIFIER
+    if what:
+        raise _refusal(spec.source, spec.architecture, what)
+
+
+def require_checkpoint_writes(source: str, config: Path) -> None:
+    """Raises ModelError where a config.json is of a model that does not write text. What else is wrong with
+    the file is for its reader to say."""
+    try:
+        value = parse_json(read_bytes(config, "config.json"), "the JSON")
+    except UsageError:
+        return
+    if isinstance(value, dict) and (found := _checkpoint(value)):
+        raise _refusal(source, *found)
+
+
+def _checkpoint(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Its class and what that is; None where it writes text, or nobody says."""
+    classes, model_type = config.get("architectures"), config.get("model_type")
+    name = classes[0] if isinstance(classes, list) and classes else model_type
+    if not isinstance(name, str):
+        return None
+    if config.get("is_encoder_decoder") is True:
+        return name, _ENCODER_DECODER
+    if model_type in _DIFFUSION_TYPES:
+        return name, _DIFFUSION
+    programs = config.get("auto_map")
+    if isinstance(programs, dict) and "AutoModelForCausalLM" in programs:
+        return None  # its own class, which may be called anything
+    what = next((what for pattern, what in _CLASSES if re.fullmatch(pattern, name)), None)
+    return (name, what) if what else None
+
+
+def _refusal(source: str, name: str, what: str) -> ModelError:
+    return ModelError(
+        f"{source} is {what} ({name}); memfit plans and runs models that write text, word by word"
+    )
