@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from memfit.engines.llamacpp.context import context_options
 from memfit.engines.llamacpp.giving import Giving
 from memfit.engines.llamacpp.graph import Node
+from memfit.engines.llamacpp.options import context_options
 from memfit.engines.llamacpp.weights import OwnWeights
 from memfit.errors import EngineError
 from memfit.hardware.direct_file import StreamError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from gguf_files import (
 )
 
 from memfit.cli.main import main
+from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.errors import HeaderError, ModelError
 from memfit.headers.model import read_model
 from memfit.headers.purpose import require_checkpoint_writes, require_writes
@@ -161,3 +163,11 @@ def test_checkpoints_that_may_write(tmp_path: Path, config: object) -> None:
     require_checkpoint_writes("here", path)
     path.write_bytes(b"\xff")
     require_checkpoint_writes("here", path)  # what else is wrong with it, its reader says
+
+
+@pytest.mark.parametrize(("memory", "has_encoder"), [(None, False), (1, True)])
+def test_the_worker_refuses_what_this_table_does_not_know(memory: int | None, has_encoder: bool) -> None:
+    """Decoding with it would abort the process."""
+    api = SimpleNamespace(llama_get_memory=lambda _: memory, llama_model_has_encoder=lambda _: has_encoder)
+    with pytest.raises(ModelError, match="it is an encoder, or has one"):
+        KvCache(api, 1, 2, unified=True)

@@ -209,3 +209,25 @@ def test_random_jobs(seed: int) -> None:
         prompt = prompt[: cells - 1]
         jobs.append(Job(number=number, prompt=prompt, limit=random.randrange(1, cells - len(prompt) + 1)))
     run(scheduler, cache, jobs)
+
+
+def test_all_begins_anew() -> None:
+    """What the cache holds went bad: nothing of it is used again, and jobs go on in their order."""
+    cache = FakeCache(cells=400)
+    scheduler = make(cache, sequences=2, micro_batch=64)
+    jobs = [Job(number=number, prompt=[1, 2, number] + [5] * 30, limit=6) for number in range(4)]
+    open_jobs = {job: list(job.prompt) for job in jobs}
+    for job in jobs:
+        scheduler.add(job)
+    for _ in range(3):
+        cache.compute(scheduler, open_jobs)
+    assert scheduler.running == 2 and any(job.generated for job in jobs)
+    scheduler.begin_anew()
+    assert (scheduler.running, scheduler.waiting, scheduler.cells_in_use) == (0, 4, 0)
+    assert not any(cache.rows.values())
+    finished: list[int] = []
+    while open_jobs:
+        before = set(open_jobs)
+        cache.compute(scheduler, open_jobs)
+        finished += sorted(job.number for job in before - set(open_jobs))
+    assert finished == [0, 1, 2, 3] and scheduler.is_idle

@@ -183,6 +183,14 @@ class Scheduler:
         self._expected += _WEIGHT * (found - self._expected) if self._expected else found
         self._release(job)
 
+    def begin_anew(self) -> None:
+        """What the cache holds is of no use: running jobs wait again, in their order, with nothing kept."""
+        self._waiting.extendleft(reversed(self._running))
+        for job in list(self._running):
+            self._release(job)
+        for slot in self._slots:
+            self._cut(slot, 0)
+
     # -- joining ---------------------------------------------------------------------------------
 
     def _join(self) -> None:

@@ -194,9 +194,12 @@ class Batcher:
         for row, ((entry, _), one) in enumerate(zip(work.outputs, jobs, strict=True)):
             try:
                 self._continue(one, entry, greedy[row] if greedy and one.sampler.is_greedy else -1)
-            except EngineError as error:  # the grammar's; others go on
+            except EngineError as error:  # the grammar's, or no number; others go on
                 self._drop(one.job.number)
                 self._fail(one.job.number, error)
+        if self._model.cache.may_hold_nan:
+            self._scheduler.begin_anew()
+            self._model.cache.clear()
         self._send_texts()
 
     def _continue(self, one: _Running, entry: int, likeliest: int) -> None:

@@ -24,17 +24,20 @@ class KvCache:
         if not self._memory or api.llama_model_has_encoder(model):
             raise ModelError("the engine does not write text with this model: it is an encoder, or has one")
         self._unified = unified
+        self.may_hold_nan = False
 
     def clear(self) -> None:
-        """Forget all sequences."""
-        self._api.llama_memory_clear(self._memory, False)
+        """Forget all sequences. Cells are as they were: what is written next is read, what is not is masked.
+        But a kernel masks by multiplying with 0, and 0 times NaN is NaN, so that one is wiped out."""
+        self._api.llama_memory_clear(self._memory, self.may_hold_nan)
+        self.may_hold_nan = False
 
     def keep(self, tokens: int) -> bool:
         """Keep only the first `tokens` tokens of sequence 0; False where the cache cannot go back.
 
         A sliding window has dropped what lies before it, so going back past it needs a fresh start.
         """
-        return tokens > 0 and self.reaches(0, tokens) and self.cut(0, tokens)
+        return tokens > 0 and not self.may_hold_nan and self.reaches(0, tokens) and self.cut(0, tokens)
 
     def share(self, source: int, target: int, tokens: int) -> None:
         """Let an empty sequence begin with the first `tokens` of another: in the same cells where all share

@@ -7,6 +7,7 @@ two limits it is given.
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 from collections.abc import Callable, Sequence
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from memfit.engines.channel import OverBudgetError
-from memfit.engines.llamacpp.context import context_options
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.engines.llamacpp.library import Breakdown, Library
+from memfit.engines.llamacpp.options import context_options, place_tensors
 from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.llamacpp.weights import OwnWeights
 from memfit.errors import EngineError
@@ -79,7 +80,7 @@ class Model:
     def _load(self, parameters: EngineParameters, simulate: bool, overrides: Any) -> int:
         api = self._api
         options = api.llama_model_default_params()
-        kept = self._place(options, parameters)  # alive until the engine has read it
+        kept = place_tensors(options, parameters, self._devices, self.device_addresses)
         options.use_extra_bufts = parameters.repack
         is_ours = parameters.load_mode == "own" and not simulate
         options.no_alloc = simulate or is_ours
@@ -136,30 +137,6 @@ class Model:
             is_aborted=lambda: self.is_aborted,
             on_progress=look,
         )
-
-    def _place(self, options: Any, parameters: EngineParameters) -> tuple[object, ...]:
-        """Say where every tensor lies; returns what must stay alive while loading.
-
-        The engine gives the last `n_gpu_layers` of its layers, the output counting as one, to the
-        devices in shares of `tensor_split`; in whole layers as here, the shares come out exactly.
-        """
-        devices, layers = self.device_addresses, parameters.layers
-        addresses = (ctypes.c_void_p * (len(devices) + 1))(*devices, None)  # empty: none, whatever is there
-        options.devices = ctypes.addressof(addresses)
-        used = [index for index, count in enumerate(layers) if count]
-        last = used[-1] if used else len(devices) - 1
-        options.n_gpu_layers = sum(layers) + 1 if devices else 0
-        shares = (ctypes.c_float * _MOST_DEVICES)(*layers)
-        shares[max(last, 0)] += 1  # the output
-        options.tensor_split = ctypes.cast(shares, type(options.tensor_split))
-        # One that matches nothing keeps several devices from holding every compute buffer four times.
-        overrides = (*parameters.overrides, ("^$", 0)) if devices else ()
-        table = (_Override * (len(overrides) + 1))()
-        for row, (pattern, place) in zip(table, overrides, strict=False):
-            row.pattern = pattern.encode()
-            row.buffer_type = self._devices.default_buffer_type(devices[place - 1] if place else None)
-        options.tensor_buft_overrides = ctypes.addressof(table)
-        return addresses, shares, table
 
     def _progress(self, fraction: float, _: object) -> bool:
         """Called by the engine before each tensor; False stops the loading."""
@@ -279,6 +256,14 @@ class Model:
         beginning = self._api.llama_vocab_bos(self.vocabulary)
         return int(beginning) if beginning >= 0 else 0
 
+    def rehearse(self, sampler: Sampler) -> None:
+        """One pass and one choice, so that what they allocate is there. Whatever comes of it is wiped out."""
+        assert self._context is not None
+        self.decode([0])
+        sampler.choose(self._context, -1)
+        self.cache.may_hold_nan = True
+        self.cache.clear()
+
     # -- decoding --------------------------------------------------------------------------------
 
     def decode(self, tokens: Sequence[int]) -> None:
@@ -324,12 +309,23 @@ class Model:
 
     def choose(self, sampler: Sampler, entry: int = -1, likeliest: int = -1) -> int:
         """The next token from the logits of a batch's entry, the last one's if none is named; `likeliest` as
-        in Sampler.choose."""
+        in Sampler.choose.
+
+        Raises:
+            EngineError: its logit is NaN. What the KV cache holds is of no use then.
+        """
         assert self._context is not None
-        return sampler.choose(self._context, entry, likeliest)
+        token = sampler.choose(self._context, entry, likeliest)
+        if math.isnan(self._api.llama_get_logits_ith(self._context, entry)[token]):
+            self.cache.may_hold_nan = True
+            raise EngineError(
+                "the model computes NaN, which is no number, for this prompt: its file is damaged, or it "
+                f"overflows with {self.parameters.kv_type} keys and values"
+            )
+        return token
 
     def largest_logits(self, outputs: int) -> Sequence[int]:
-        """The likeliest token for each of the last batch's outputs."""
+        """The likeliest token for each of the last batch's outputs; -1 where a logit is NaN."""
         import numpy as np  # only where several sequences run: 12 MiB
 
         logits = self._api.llama_get_logits(self._context)
@@ -337,7 +333,8 @@ class Model:
             ctypes.addressof(logits.contents)
         )
         rows = np.frombuffer(values, dtype=np.float32).reshape(outputs, self.vocabulary_size)
-        return list(map(int, rows.argmax(axis=1)))
+        best = rows.argmax(axis=1)  # the first NaN, if there is one
+        return [-1 if math.isnan(row[token]) else int(token) for row, token in zip(rows, best, strict=True)]
 
     # -- text ------------------------------------------------------------------------------------
 
@@ -381,13 +378,6 @@ class Model:
         }
 
 
-class _Override(ctypes.Structure):
-    """llama.cpp's `llama_model_tensor_buft_override`."""
-
-    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
-
-
-_MOST_DEVICES = 16  # llama_max_devices
 _ALL_CACHED = 0.99  # a share of the file that counts as all of it
 
 

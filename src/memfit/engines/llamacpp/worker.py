@@ -174,9 +174,7 @@ class Worker:
         self.model.open_resident_context(wanted, more_bytes)
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
         with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
-            self.model.decode([0])
-            self.model.choose(sampler)
-        self.model.cache.clear()
+            self.model.rehearse(sampler)
         return {
             "load_seconds": time.monotonic() - started,
             "context": self.model.context_tokens,
@@ -278,6 +276,7 @@ class Worker:
         except Aborted:
             return {"cancelled": True}
         finally:
+            model.cache.may_hold_nan = True  # of tokens that nobody looked at
             self._forget()
         return {
             "cancelled": False,
