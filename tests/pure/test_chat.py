@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 from fakes import make_report
 
 from memfit.cli.chat import chat
+from memfit.cli.main import main
 from memfit.engines.fake import FakeSession
 from memfit.engines.protocol import Sampling, Session
 from memfit.errors import EngineError, MemfitError, ModelError, UsageError
@@ -168,3 +170,21 @@ def test_bytes_that_are_no_text_do_not_end_the_chat(talk: _Chat) -> None:
             super().__init__("utf-8", b"\xff", 0, 1, "invalid start byte")
 
     assert talk([_UndecodableError, "One"], ["1"]).asked == [[_user("One")]]
+
+
+@pytest.mark.parametrize("prompt", [["-p", "x"], []])
+def test_a_system_message_without_a_template(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prompt: list[str]
+) -> None:
+    """It was dropped without a word."""
+    session = FakeSession(["an answer"], make_report())
+    session.has_chat_template = False
+    monkeypatch.setattr("memfit.cli.run.ready_plan", lambda make_plan, err, yes: make_report().plan)
+    monkeypatch.setattr("memfit.api.load", lambda plan, **options: nullcontext(session))
+    monkeypatch.setattr("memfit.cli.run._prompt_text", lambda text, file: text)
+    with pytest.raises(SystemExit) as end:
+        main(["run", "demo", "--system", "Be brief.", *prompt])
+    said = capsys.readouterr()
+    assert end.value.code == 2, said.err
+    assert "has no chat template, so it knows no --system" in said.err
+    assert said.out == "" and session.asked == []

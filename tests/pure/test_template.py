@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from memfit.engines.llamacpp.template import render_chat
-from memfit.errors import ModelError
+from memfit.errors import ModelError, UsageError
 
 _TALK = (
     {"role": "user", "content": " Hi "},
@@ -166,7 +166,6 @@ def test_percent_formatting_as_transformers_has_it() -> None:
         ("{{ nothing() }}", "'nothing' is undefined"),
         ("{{ 'a'|no_such_filter }}", "No filter named 'no_such_filter'"),
         ("{% include 'other' %}", "no loader"),
-        ("{{ raise_exception('roles must alternate') }}", "failed: roles must alternate; try --raw"),
         ("{{ raise_exception() }}", "missing 1 required"),
         ("{{ strftime_now(1) }}", "TypeError"),
         ("{{ 'x'.encode().decode('utf-16') }}", "UnicodeDecodeError"),
@@ -193,9 +192,14 @@ def test_any_failure_is_a_model_error(template: str) -> None:
         _render(template)
 
 
+def test_what_a_template_refuses_is_the_requests_fault() -> None:
+    with pytest.raises(UsageError, match="refuses these messages: roles must alternate; try --raw"):
+        _render("{{ raise_exception('roles must alternate') }}")
+
+
 @pytest.mark.parametrize("argument", ["'\\x1b]0;title\\x07'", "'x' * 10**7"])
 def test_a_templates_message_is_fit_for_a_terminal(argument: str) -> None:
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(UsageError) as caught:
         _render(f"{{{{ raise_exception({argument}) }}}}")
     assert len(str(caught.value)) < 10_000
     assert str(caught.value).isprintable()

@@ -93,6 +93,10 @@ def command(
             planned, count_parent=True, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
         )
     with session:
+        if system and not session.has_chat_template:
+            raise UsageError(
+                "this model has no chat template, so it knows no --system; put it into the prompt, with --raw"
+            )
         if text is None:
             from memfit.cli.chat import chat
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from memfit.engines.llamacpp.model import Model
 from memfit.engines.llamacpp.template import render_chat
+from memfit.engines.messages import render_messages
 from memfit.engines.protocol import Message
 from memfit.errors import UsageError
 
@@ -16,7 +17,7 @@ def prompt_tokens(model: Model, prompt: str | None, messages: Sequence[Message] 
     """Tokens of a raw text, or of messages through the model's chat template.
 
     Raises:
-        UsageError: there is no chat template, or no token.
+        UsageError: there is no chat template, it refuses or loses messages, or there is no token.
         ModelError: the chat template failed or was stopped.
     """
     if prompt is not None:
@@ -26,7 +27,7 @@ def prompt_tokens(model: Model, prompt: str | None, messages: Sequence[Message] 
         if template is None:
             raise UsageError("this model has no chat template; try --raw to continue a text")
         special = model.special_tokens()
-        text = render_chat(template, messages or [], special)
+        text = render_messages(lambda form: render_chat(template, form, special), messages or [])
         # Many templates write the beginning-of-text token themselves; two of them harm the answer.
         begins = bool(special["bos_token"]) and text.startswith(special["bos_token"])
         tokens = model.tokenize(text, add_special=not begins)

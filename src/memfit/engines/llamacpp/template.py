@@ -25,8 +25,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from memfit.engines.protocol import Message
-from memfit.errors import ModelError, readable
+from memfit.errors import ModelError, UsageError, readable
 from memfit.units import MIB
 
 __all__ = ["render_chat"]
@@ -65,11 +64,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-def render_chat(template: str, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
+def render_chat(
+    template: str, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, str]
+) -> str:
     """The prompt for `messages` ({"role", "content"} each), ending where the assistant's turn begins.
 
     Raises:
-        ModelError: the template is broken, refuses these messages, or was stopped.
+        UsageError: the template refuses these messages.
+        ModelError: it is broken, or was stopped.
     """
     try:
         with _memory_limit(), _time_limit():
@@ -83,6 +85,10 @@ def render_chat(template: str, messages: Sequence[Message], special_tokens: Mapp
     except SecurityError as error:
         problem = f"was stopped: {error}"
     except Exception as error:  # a stranger's program may fail in any way
+        if type(error) is TemplateError:  # what raise_exception raises
+            raise UsageError(
+                f"the model's chat template refuses these messages: {readable(str(error))}; try --raw"
+            ) from None
         text = str(error) if isinstance(error, TemplateError) else repr(error)
         problem = f"failed: {readable(text)}"
     raise ModelError(f"the model's chat template {problem}; try --raw")
@@ -99,7 +105,9 @@ def _compiled(template: str) -> Template:
     return environment.from_string(template)
 
 
-def _generate(template: Template, messages: Sequence[Message], special_tokens: Mapping[str, str]) -> str:
+def _generate(
+    template: Template, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, str]
+) -> str:
     pieces: list[str] = []
     size = 0
     for piece in template.generate(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from tokenizers.decoders import DecodeStream
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
+from memfit.engines.messages import render_messages
 from memfit.engines.protocol import Sampling
 from memfit.engines.text import TextAssembler, TextSender
 from memfit.engines.transformers.model import Aborted, Model, explained
@@ -23,7 +25,7 @@ def prompt_tokens(model: Model, prompt: str | None, messages: Sequence[dict[str,
     """Tokens of a raw text, or of messages through the chat template, as transformers gives them.
 
     Raises:
-        UsageError: there is no tokenizer, no chat template, or no token.
+        UsageError: there is no tokenizer or template, it refuses or loses messages, or there is no token.
         ModelError: the chat template failed.
     """
     tokenizer = model.tokenizer
@@ -37,16 +39,21 @@ def prompt_tokens(model: Model, prompt: str | None, messages: Sequence[dict[str,
     elif not tokenizer.chat_template:
         raise UsageError("this model has no chat template; try --raw to continue a text")
     else:
-        try:
-            encoded = tokenizer.apply_chat_template(
-                list(messages or ()), add_generation_prompt=True, return_dict=True
-            )
-        except Exception as error:  # a stranger's program may fail in any way
-            raise ModelError(f"the model's chat template failed: {readable(str(error))}; try --raw") from None
-        tokens = list(encoded["input_ids"])
+        text = render_messages(lambda form: _render(tokenizer, form), messages or ())
+        tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not tokens:
         raise UsageError("the prompt is empty; give at least one token")
     return tokens
+
+
+def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+    except Exception as error:  # a stranger's program may fail in any way
+        said = readable(str(error))
+        if type(error) is TemplateError:  # what raise_exception raises
+            raise UsageError(f"the model's chat template refuses these messages: {said}; try --raw") from None
+        raise ModelError(f"the model's chat template failed: {said}; try --raw") from None
 
 
 class Answer(BaseStreamer, StoppingCriteria):
