@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import pytest
 from fakes import make_report
@@ -172,15 +171,23 @@ def test_bytes_that_are_no_text_do_not_end_the_chat(talk: _Chat) -> None:
     assert talk([_UndecodableError, "One"], ["1"]).asked == [[_user("One")]]
 
 
+class _Loaded(FakeSession):
+    def __enter__(self) -> _Loaded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 @pytest.mark.parametrize("prompt", [["-p", "x"], []])
 def test_a_system_message_without_a_template(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prompt: list[str]
 ) -> None:
     """It was dropped without a word."""
-    session = FakeSession(["an answer"], make_report())
+    session = _Loaded(["an answer"], make_report())
     session.has_chat_template = False
     monkeypatch.setattr("memfit.cli.run.ready_plan", lambda make_plan, err, yes: make_report().plan)
-    monkeypatch.setattr("memfit.api.load", lambda plan, **options: nullcontext(session))
+    monkeypatch.setattr("memfit.api.load", lambda plan, **options: session)
     monkeypatch.setattr("memfit.cli.run._prompt_text", lambda text, file: text)
     with pytest.raises(SystemExit) as end:
         main(["run", "demo", "--system", "Be brief.", *prompt])
