@@ -130,7 +130,11 @@ def test_a_checkpoint_is_planned_in_each_precision(hub: HubServer, tmp_path: Pat
     assert here.code == 0, here.err
     assert [row["precision"] for row in here.json["precisions"]] == ["fp32", "bf16", "int8", "nf4", "nf4-dq"]
     hub.add_repo(
-        "org/absurd", {"config.json": b'{"model_type": "llama", "hidden_size": -1}', "a.safetensors": b"x"}
+        "org/absurd",
+        {
+            "config.json": b'{"model_type": "llama", "hidden_size": -1}',
+            "a.safetensors": b"\2\0\0\0\0\0\0\0{}",
+        },
     )
     absurd = run_memfit("plan", "hf:org/absurd")
     assert absurd.code == 4 and "hidden_size" in absurd.err
