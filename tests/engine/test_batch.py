@@ -163,6 +163,14 @@ def test_requests_come_and_go_while_others_run(session: memfit.Session) -> None:
     assert text and ended[1].completion.text.startswith(text)
 
 
+def test_many_samplers_hold_no_more_than_one(demo: str) -> None:
+    workload = memfit.Workload(context=1024, parallel=16, repack="off")
+    with memfit.load(demo, budget=memfit.Budget(ram="500MiB"), workload=workload) as session:
+        found, _ = answers(session, [ask(n, f"{n} is", temperature=1.0, max_tokens=3) for n in range(16)])
+        assert all(one.completion for one in found.values())
+        assert (session.report().tiers[0].error_bytes or 0) > -(4 << 20)  # 9 MiB where each keeps candidates
+
+
 def write_input(path: Path, lines: int) -> None:
     random.seed(5)
     with path.open("w") as file:

@@ -158,7 +158,9 @@ class Batcher:
         job = Job(number=number, prompt=tokens, limit=limit)
         self._running[number] = _Running(
             job=job,
-            sampler=Sampler(self._api, settings, model.vocabulary_size, grammar),
+            sampler=Sampler(
+                self._api, settings, model.vocabulary_size, grammar, alone=model.parameters.parallel == 1
+            ),
             assembler=TextAssembler(settings.stop),
             as_it_comes=sends_text or bool(settings.stop),
             sends_text=sends_text,

@@ -19,10 +19,18 @@ class Sampler:
     """Chooses the next tokens of one request; a context manager."""
 
     def __init__(
-        self, api: Any, sampling: Sampling, vocabulary_size: int, grammar: Grammar | None = None
+        self,
+        api: Any,
+        sampling: Sampling,
+        vocabulary_size: int,
+        grammar: Grammar | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
-        """`grammar` is closed with this."""
+        """`grammar` is closed with this. Where it is not `alone` it keeps no candidates from token to token:
+        12 bytes for each token of the vocabulary."""
         self._api = api
+        self._alone = alone
         self._size = vocabulary_size
         self._grammar = grammar
         self._penalises = sampling.repeat_penalty != 1.0
@@ -61,17 +69,20 @@ class Sampler:
         and about the whole vocabulary only where it refuses that. `likeliest` is the one with the largest
         logit, where it is known.
         """
-        if self._grammar is None:
+        if self._grammar is None and self._alone:
             return int(self._api.llama_sampler_sample(self._chain, context, entry))
         logits = self._logits(context, entry)
         if self.is_greedy:
             token = likeliest if likeliest >= 0 else int(logits.argmax())
-            return token if self._grammar.allows(token) else self._likeliest_allowed(logits)
+            return token if self._allows(token) else self._likeliest_allowed(logits)
         token = self._draw(logits, None)
-        if not self._grammar.allows(token):
+        if not self._allows(token):
             token = self._draw(logits, self._allowed())
         self._api.llama_sampler_accept(self._chain, token)
         return token
+
+    def _allows(self, token: int) -> bool:
+        return self._grammar is None or self._grammar.allows(token)
 
     def follow(self, token: int) -> list[int]:
         """The chosen token, and those that a grammar leaves no choice about after it.
