@@ -220,6 +220,16 @@ def test_response_formats() -> None:
             'body.response_format.type: got "xml", needed text, json_object or json_schema',
         ),
         (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"items": {"uniqueItems": True}}},
+                }
+            },
+            "body.response_format.json_schema.schema at #/items/uniqueItems: that items differ is not "
+            "enforced; leave it out and check the answer",
+        ),
+        (
             {"response_format": {"type": "json_object", "schema": {}}},
             "body.response_format.schema is not a field that memfit knows",
         ),

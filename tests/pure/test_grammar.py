@@ -108,7 +108,7 @@ def _without_nullable(schema: Any) -> Any:
     return {"anyOf": [made, {"type": "null"}]} if schema.get("nullable") is True else made
 
 
-def _check(schema: Any, text: bytes) -> None:
+def check_answer(schema: Any, text: bytes) -> None:
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     value = json.loads(text.decode(), parse_float=Decimal)
     kind(_oracle(schema), format_checker=kind.FORMAT_CHECKER).validate(value)
@@ -121,7 +121,7 @@ def test_what_programs_write_is_answered(grammars: Grammars, name: str) -> None:
     for seed in range(_ANSWERS):
         text, is_whole = _answer(grammars, schema, seed)
         if is_whole:
-            _check(schema, text)
+            check_answer(schema, text)
             whole += 1
     assert whole, "none of the answers came to its end"
 
@@ -138,7 +138,7 @@ def test_every_keyword_is_enforced_or_refused_by_its_pointer(grammars: Grammars,
     for seed in range(4 * _ANSWERS):
         text, is_whole = _answer(grammars, schema, seed)
         if is_whole:
-            _check(schema, text)
+            check_answer(schema, text)
             whole += 1
     assert whole
 

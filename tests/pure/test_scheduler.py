@@ -123,6 +123,30 @@ def test_where_they_do_not_mix_prompts_and_generation_take_turns() -> None:
     assert kinds == [200, 2, 200, 4, 4, 4]
 
 
+@pytest.mark.parametrize("mixes", [True, False])
+def test_tokens_that_come_at_once_are_computed_beside_those_of_others(mixes: bool) -> None:
+    """A grammar leaves no choice about them; who has one token is not to wait for who has many."""
+    cache = FakeCache(cells=500)
+    scheduler = make(cache, sequences=3, micro_batch=8, mixes=mixes)
+    jobs = [Job(number=n, prompt=[n] * 2, limit=90) for n in range(3)]
+    for job in jobs:
+        scheduler.add(job)
+    scheduler.next_pass()
+    for token in range(100, 120):
+        scheduler.extend(jobs[0], token)
+    scheduler.extend(jobs[1], 1)
+    scheduler.extend(jobs[2], 2)
+    work = scheduler.next_pass()
+    assert work is not None
+    assert work.tokens == [*range(100, 106), 1, 2]
+    assert [job.number for _, job in work.outputs] == [1, 2]
+    for job in jobs[1:]:
+        scheduler.extend(job, 3)
+    work = scheduler.next_pass()
+    assert work is not None
+    assert work.tokens == [*range(106, 112), 3, 3]
+
+
 def test_a_common_beginning_is_computed_once() -> None:
     cache = FakeCache(cells=4000)
     scheduler = make(cache, sequences=8, micro_batch=256, expected=10)
