@@ -3,6 +3,7 @@
     python benchmarks/schemas.py answers [--model demo]      the tests' schemas, each answered and judged
     python benchmarks/schemas.py cost [--model demo]         CPU time of a token with a grammar and without
     python benchmarks/schemas.py batch [--ram 700MiB]        1,500 requests with a schema each, and without
+    python benchmarks/schemas.py masks [--model demo]        of a grammar alone, with every token masked too
     python benchmarks/schemas.py vocabulary [--model demo]   seconds and bytes until the first grammar
 
 Needs jsonschema and pydantic (the extra "test"). CPU time, since it is the same beside other programs.
@@ -11,6 +12,8 @@ Needs jsonschema and pydantic (the extra "test"). CPU time, since it is the same
 from __future__ import annotations
 
 import argparse
+import ctypes
+import json
 import sys
 import time
 from collections import Counter
@@ -132,6 +135,80 @@ def cost(model: str, ram: str) -> None:
                 print(f"{name}, {kind}: {1000 * spent / tokens:.2f} ms of CPU a token, {tokens} tokens")
 
 
+def masks(model: str, ram: str) -> None:
+    """What a grammar adds to a token: where the model's choice is allowed, and where a mask is needed."""
+    del ram
+    import numpy
+
+    from memfit.engines.llamacpp.grammar import Grammars
+    from memfit.engines.llamacpp.library import load_library
+    from memfit.headers.find import find_model
+
+    api = load_library().api
+    silent = api.llama_log_callback(lambda *_: None)
+    api.llama_log_set(silent, None)
+    options = api.llama_model_default_params()
+    options.vocab_only = True
+    file = str(find_model(model, None).paths[0]).encode()
+    words = api.llama_model_get_vocab(api.llama_model_load_from_file(file, options))
+    size = api.llama_vocab_n_tokens(words)
+    grammars = Grammars(api, words, limit_bytes=1 << 26)
+    began = time.process_time()
+    grammars.wait()
+    print(f"{size} tokens: read in {time.process_time() - began:.2f} s of CPU")
+    logits = numpy.random.default_rng(0).standard_normal(size).astype(numpy.float32)
+    person = {"name": "Ada of the hills", "age": 36, "role": "hero"}
+    words_of_story = "It was late in the year, and snow lay on the roads; nobody had come for days. " * 8
+    story = {"title": "The mill", "summary": "Snow.", "characters": [person] * 3, "text": words_of_story}
+    text = json.dumps(story).encode()
+    plain: list[float] = []
+    masked: list[float] = []
+    forced = 0
+    with grammars.grammar(_STORY) as grammar:
+        wanted, at = _tokenized(api, words, text), 0
+        while at < len(wanted):
+            began = time.process_time()
+            given = grammar.forced()
+            if given:
+                forced += len(given)
+                text = text[len(b"".join(_pieces(api, words, given))) :]
+                wanted, at = _tokenized(api, words, text), 0
+                continue
+            assert grammar.allows(wanted[at])
+            plain.append(time.process_time() - began)
+            began = time.process_time()
+            allowed = numpy.flatnonzero(
+                numpy.unpackbits(numpy.frombuffer(grammar.mask(), numpy.uint8), count=size, bitorder="little")
+            )
+            allowed[logits[allowed].argmax()]
+            masked.append(time.process_time() - began)
+            began = time.process_time()
+            grammar.take(wanted[at])
+            plain[-1] += time.process_time() - began
+            text = text[len(b"".join(_pieces(api, words, wanted[at : at + 1]))) :]
+            at += 1
+    masked.sort()
+    print(
+        f"{len(plain)} tokens chosen, {forced} forced; of one that is allowed "
+        f"{1e6 * sum(plain) / len(plain):.0f} us; with a mask mean "
+        f"{1e6 * sum(masked) / len(masked):.0f}, median {1e6 * masked[len(masked) // 2]:.0f}, 99 % {1e6 * masked[int(0.99 * len(masked))]:.0f} us"
+    )
+
+
+def _tokenized(api: Any, words: Any, text: bytes) -> list[int]:
+    room = (ctypes.c_int32 * (len(text) + 8))()
+    count = api.llama_tokenize(words, text, len(text), room, len(room), False, False)
+    return list(room[:count])
+
+
+def _pieces(api: Any, words: Any, tokens: Sequence[int]) -> list[bytes]:
+    found = []
+    for token in tokens:
+        buffer = ctypes.create_string_buffer(256)
+        found.append(buffer.raw[: api.llama_token_to_piece(words, token, buffer, 256, 0, False)])
+    return found
+
+
 def vocabulary(model: str, ram: str) -> None:
     del ram
     spec = memfit.plan(model).spec
@@ -177,7 +254,7 @@ def batch(model: str, ram: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    tasks = {"answers": answers, "cost": cost, "batch": batch, "vocabulary": vocabulary}
+    tasks = {"answers": answers, "cost": cost, "masks": masks, "batch": batch, "vocabulary": vocabulary}
     parser.add_argument("task", choices=tasks)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--ram", default="700MiB")
