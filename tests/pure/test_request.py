@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from memfit.engines.protocol import Sampling
 from memfit.errors import UsageError
-from memfit.planner.request import Budget, Workload, reserve_bytes
+from memfit.memory.reserve import reserve_bytes
+from memfit.planner.request import Budget, Workload
 from memfit.units import GIB, MIB
 
 

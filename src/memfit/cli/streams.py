@@ -48,9 +48,9 @@ def open_streams() -> Iterator[None]:
     _fill_gaps()
     if sys.stdin is None:
         sys.stdin = open(_IN, encoding="utf-8", closefd=False)  # noqa: SIM115 - no path, not ours
-    result = _Result(_OUT, "wb", closefd=False)
+    result = _Result(io.FileIO(_OUT, "wb", closefd=False))
     sys.stdout = _text(result, sys.stdout)
-    sys.stderr = _text(_Remarks(_ERR, "wb", closefd=False), sys.stderr, line_buffering=True)
+    sys.stderr = _text(_Remarks(io.FileIO(_ERR, "wb", closefd=False)), sys.stderr, line_buffering=True)
     try:
         yield
     finally:
@@ -61,30 +61,48 @@ def open_streams() -> Iterator[None]:
         sys.stdin, sys.stdout, sys.stderr = before
 
 
-class _Result(io.FileIO):
-    """Standard output. It fails again and again, since some swallow a failure, as `input` does."""
+class _Result(io.BufferedWriter):
+    """Standard output. It fails again and again, since some swallow a failure, as `input` does.
 
-    is_over = False  # what a failure left in buffers goes nowhere
+    Not a raw file of ours: an interrupt between its write and its return would have all of it written twice.
+    """
+
+    is_over = False  # what a failure left in here goes nowhere
 
     def write(self, data: Any, /) -> int:
         if self.is_over:
             return len(data)
-        try:
-            return super().write(data) or 0
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise ReaderLeft from None
-            why = "it is closed" if error.errno == errno.EBADF else error.strerror
-            raise OutputError(f"cannot write the result to standard output: {why}") from None
+        with _as_our_error():
+            return super().write(data)
+
+    def flush(self) -> None:
+        if not self.is_over:
+            with _as_our_error():
+                super().flush()
 
 
-class _Remarks(io.FileIO):
+class _Remarks(io.BufferedWriter):
     """Standard error. A command whose remarks nobody can read still has a result."""
 
     def write(self, data: Any, /) -> int:
         with contextlib.suppress(OSError):
-            return super().write(data) or 0
+            return super().write(data)
         return len(data)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+@contextlib.contextmanager
+def _as_our_error() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise ReaderLeft from None
+    except OSError as error:
+        why = "it is closed" if error.errno == errno.EBADF else error.strerror
+        raise OutputError(f"cannot write the result to standard output: {why}") from None
 
 
 def _fill_gaps() -> None:
@@ -97,11 +115,9 @@ def _fill_gaps() -> None:
             os.open(os.devnull, os.O_WRONLY if number == _ERR else os.O_RDONLY)
 
 
-def _text(raw: io.FileIO, before: Any, *, line_buffering: bool = False) -> io.TextIOWrapper:
+def _text(buffer: io.BufferedWriter, before: Any, *, line_buffering: bool = False) -> io.TextIOWrapper:
     encoding = before.encoding if before is not None else "utf-8"
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding=encoding, errors=_ERRORS, line_buffering=line_buffering
-    )
+    return io.TextIOWrapper(buffer, encoding=encoding, errors=_ERRORS, line_buffering=line_buffering)
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:

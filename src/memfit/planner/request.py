@@ -7,27 +7,17 @@ from dataclasses import dataclass, field
 
 from memfit.errors import UsageError
 from memfit.hardware.machine import Device, Ram
-from memfit.units import MIB, format_bytes, parse_size
+from memfit.memory.reserve import reserve_bytes
+from memfit.units import format_bytes, parse_size
 
-__all__ = ["KV_TYPES", "Budget", "Workload", "reserve_bytes"]
+__all__ = ["KV_TYPES", "Budget", "Workload"]
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
-_LARGEST_RESERVE_BYTES = 512 * MIB
-_RESERVE_SHARE = 16  # so a container or card of less than 8 GiB is left a smaller one, without a step
 _MOST_FREE_BYTES = 2**60  # more than any machine has free: percentages of it are no reason to refuse one
 _MOST_TOKENS = 2**31 - 1  # the engine counts them in 32 bits
 
 
 Size = str | int  # bytes, or a text such as "8GiB" or "90%" (of what is free)
-
-
-def reserve_bytes(total_bytes: int, free_bytes: int) -> int:
-    """What of a place's memory is left to everybody else where no budget is given.
-
-    512 MiB, or a sixteenth of a small machine, container or card: 44 MiB of 700. Never more than half of
-    what is free, so that something can be planned however full it is.
-    """
-    return min(_LARGEST_RESERVE_BYTES, total_bytes // _RESERVE_SHARE, free_bytes // 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from memfit.engines.llamacpp.library import Library, load_library
 from memfit.errors import EngineError, EngineMissingError, MemfitError, UsageError
 from memfit.memory.lending import LATER_BYTES, Lent, encode_lending, whole_pages
 from memfit.memory.process import process_status
-from memfit.planner.request import reserve_bytes
+from memfit.memory.reserve import reserve_bytes
 from memfit.processes.child import Parent
 from memfit.units import KIB, MIB, format_bytes, parse_size
 
