@@ -189,9 +189,10 @@ def masks(model: str, ram: str) -> None:
             at += 1
     masked.sort()
     print(
-        f"{len(plain)} tokens chosen, {forced} forced; of one that is allowed "
-        f"{1e6 * sum(plain) / len(plain):.0f} us; with a mask mean "
-        f"{1e6 * sum(masked) / len(masked):.0f}, median {1e6 * masked[len(masked) // 2]:.0f}, 99 % {1e6 * masked[int(0.99 * len(masked))]:.0f} us"
+        f"{len(plain)} tokens chosen, {forced} forced; "
+        f"of one that is allowed {1e6 * sum(plain) / len(plain):.0f} us; "
+        f"with a mask mean {1e6 * sum(masked) / len(masked):.0f}, "
+        f"median {1e6 * masked[len(masked) // 2]:.0f}, 99 % {1e6 * masked[int(0.99 * len(masked))]:.0f} us"
     )
 
 
