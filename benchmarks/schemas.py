@@ -73,7 +73,7 @@ def _ask(number: int, text: str, schema: Any, max_tokens: int = _MOST_TOKENS) ->
     return Request(
         number=number,
         messages=({"role": "user", "content": text},),
-        sampling=Sampling(temperature=0, max_tokens=max_tokens),
+        sampling=Sampling(seed=number, max_tokens=max_tokens),
         schema=schema,
     )
 

@@ -224,6 +224,7 @@ def test_objects_get_no_names_beside_their_own() -> None:
     assert made["additionalProperties"] is False and made["properties"]["c"] is True
     assert made["properties"]["a"]["additionalProperties"] is False
     assert "additionalProperties" not in _made({"type": "object"})
+    assert _made({"patternProperties": {"^a": {}}})["additionalProperties"] is False
     # Joined, each would exclude the other's.
     base = {"properties": {"a": {}}}
     for joined in (

@@ -1,7 +1,7 @@
-"""Objects with properties of their own get no others, where the schema leaves it open.
+"""Objects with properties of their own get no others, and numbers an end, where the schema leaves it open.
 
 An answer with fewer names satisfies the schema as well, and a small model that may add names adds them until
-its tokens are used up. Only where an object stands alone: joined, each would exclude the other's names.
+its tokens are used up. Only where a schema stands alone: joined, each would exclude the other's names.
 """
 
 from __future__ import annotations
@@ -77,11 +77,16 @@ def _name(schema: Mapping[str, Any]) -> str:
 
 
 def _close(schema: dict[str, Any]) -> None:
-    if "properties" not in schema or not schema.keys().isdisjoint(_OPEN):
+    if "number" in schema.get("type", ()) and schema.keys().isdisjoint(_EXACT):
+        schema["multipleOf"] = _DECIMALS
+    if schema.keys().isdisjoint(_NAMING) or not schema.keys().isdisjoint(_OPEN):
         return
     for name in schema.get("required", ()):
-        schema["properties"].setdefault(name, True)
+        schema.setdefault("properties", {}).setdefault(name, True)
     schema["additionalProperties"] = False
 
 
-_OPEN = {"additionalProperties", "patternProperties", "minProperties"}
+_DECIMALS = 1e-9  # digits behind the point that a number may have: a small model writes them for ever
+_EXACT = {"multipleOf", "const", "enum"}
+_NAMING = {"properties", "patternProperties"}
+_OPEN = {"additionalProperties", "minProperties"}

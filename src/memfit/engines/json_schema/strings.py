@@ -19,7 +19,7 @@ from memfit.strict_json import shown
 
 __all__ = ["FormatRule", "encoding_pattern", "format_rule", "media_type_rule"]
 
-_LONGEST_HOSTNAME = 253
+_LONGEST = {"hostname": 253, "duration": 40}  # the standard's; and beyond what anybody means
 _ENCODINGS = {"base64": "base64", "base64url": "base64url", "base16": "base16"}
 _PLAIN_ENCODINGS = {"7bit", "8bit", "binary"}
 _PLAIN_MEDIA_TYPES = {"text/plain", "application/octet-stream"}
@@ -51,7 +51,7 @@ def format_rule(value: Any, types: Sequence[str], has_pattern: bool, pointer: st
     if value in PATTERNS_OF_FORMATS:
         return FormatRule(pattern=PATTERNS_OF_FORMATS[value])
     if value in FORMATS:
-        return FormatRule(format=value, most_length=_LONGEST_HOSTNAME if value == "hostname" else None)
+        return FormatRule(format=value, most_length=_LONGEST.get(value))
     if value in VACUOUS_FORMATS or (value in NEEDS_PATTERN and has_pattern):
         return FormatRule()
     raise Refusal(pointer, f"the format {shown(value)} is not enforced; write a pattern, or leave it out")
