@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,10 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file of the engine's tests stays with one worker, which loads its models once."""
+    """A file of the engine's tests stays with one worker, which loads its models once. Where there is a GPU
+    they all do, for they measure its free memory."""
+    gpu = shutil.which("nvidia-smi") is not None
     for item in items:
-        if item.get_closest_marker("engine"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if any(item.iter_markers("engine")) or any(item.iter_markers("gpu")):
+            item.add_marker(pytest.mark.xdist_group("gpu" if gpu else item.path.stem))
 
 
 @pytest.fixture

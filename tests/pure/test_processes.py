@@ -116,6 +116,21 @@ def test_a_signal_in_the_middle_of_sending_a_message(worker: WorkerProcess) -> N
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_signal_just_before_a_message_is_sent() -> None:
+    class Interrupted(list[bytes]):
+        def append(self, message: bytes) -> None:
+            super().append(message)
+            if len(self) == 1:
+                helper.send({"do": "cancel"})
+
+    with Helper("echo_worker", name="the helper") as helper:
+        helper._unsent = Interrupted()
+        helper.send({"do": "echo", "text": "here"})
+        answer = helper.receive(_SECONDS)
+        helper.kill()
+    assert answer == {"event": "done", "text": "here"}
+
+
 def test_more_descriptors_than_select_knows(worker: WorkerProcess) -> None:
     import resource
 

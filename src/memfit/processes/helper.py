@@ -99,8 +99,10 @@ class Helper:
             WorkerDiedError: nobody is there.
         """
         with self._sending:
+            # Asked before ours is there: a handler that comes right after that leaves its own to us.
+            is_amid_sending = bool(self._unsent)
             self._unsent.append(json.dumps(message).encode() + b"\n")
-            if len(self._unsent) > 1:  # a handler in the middle of our own sending, which goes on with it
+            if is_amid_sending:  # we are such a handler; the sending that it interrupted goes on with ours
                 return
             try:
                 while self._unsent:
