@@ -44,6 +44,9 @@ def _nested(depth: int) -> Any:
         ({"contentSchema": {}}, "#/contentSchema", "not enforced"),
         ({"contentMediaType": "application/json"}, "#/contentMediaType", "not enforced"),
         ({"contentEncoding": "quoted-printable"}, "#/contentEncoding", "base64"),
+        ({"contentEncoding": ["base64"]}, "#/contentEncoding", "a list is not enforced"),
+        ({"contentMediaType": {}}, "#/contentMediaType", "an object, is not enforced"),
+        ({"anyOf": [{}], "$ref": f"#/anyOf/{'9' * 5000}"}, "#/$ref", "is not in the schema"),
         ({"additionalItems": False, "items": {}}, "#/additionalItems", "use items"),
         ({"type": "number", "format": "price"}, "#/format", "no format of numbers"),
         ({"type": "string", "format": "iri"}, "#/format", "write a pattern"),
@@ -54,6 +57,8 @@ def _nested(depth: int) -> Any:
         ({"anyOf": []}, "#/anyOf", "needed a list"),
         ({"properties": {"a": 3}}, "#/properties/a", "needed a schema"),
         ({"required": "a"}, "#/required", "needed a list of names"),
+        ({"minProperties": 1, "required": [["a"]]}, "#/required", "needed a list of names"),
+        ({"propertyNames": {"enum": ["a"]}, "properties": 3}, "#/properties", "needed an object of schemas"),
         ({"minLength": -1}, "#/minLength", "from 0"),
         ({"minItems": 1.5}, "#/minItems", "from 0"),
         ({"$schema": "http://example.org/mine"}, "#/$schema", "needed a draft"),
@@ -237,6 +242,14 @@ def test_objects_get_no_names_beside_their_own() -> None:
     assert made["$defs"]["d0"]["additionalProperties"] is False
 
 
+def test_a_constant_that_looks_like_a_reference_is_none() -> None:
+    schema = {
+        "$defs": {"a": {"const": {"$ref": "#/$defs/nothing"}}},
+        "allOf": [{"$ref": "#/$defs/a"}, {"type": "object"}],
+    }
+    assert _made(schema)["$defs"] == {"d0": schema["$defs"]["a"]}  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("pattern", "translated"),
     [
@@ -274,6 +287,8 @@ def test_regular_expressions_of_one_dialect(pattern: str, translated: str) -> No
         "\\",
         r"\Z",
         r"\ud800",
+        "a{1234567890}",
+        "a{1,1234567890}",
         "x" * 5000,
     ],
 )

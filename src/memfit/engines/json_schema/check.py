@@ -30,6 +30,7 @@ _MOST_DEPTH = 64
 _MOST_DEFINITIONS = 400  # the engine follows them by recursion
 _MOST_SUBSCHEMAS = 5000
 _REFERENCE_ESCAPE = re.compile("~(?![01])")
+_INDEX = re.compile("[0-9]{1,9}")  # longer ones are in no list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,7 @@ class _Checker:
                 raise Refusal(pointer, f"{shown(target)} is no JSON pointer")
             if isinstance(value, dict) and key in value:
                 value = value[key]
-            elif isinstance(value, list) and key.isascii() and key.isdigit() and int(key) < len(value):
+            elif isinstance(value, list) and _INDEX.fullmatch(key) and int(key) < len(value):
                 value = value[int(key)]
             else:
                 raise Refusal(pointer, f"{shown(target)} is not in the schema")

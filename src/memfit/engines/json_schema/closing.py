@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from memfit.engines.json_schema.meaning import definition_name
+
 __all__ = ["close_objects"]
 
 
@@ -21,11 +23,11 @@ def close_objects(root: Any, definitions: Mapping[str, Any]) -> None:
     reached = set(joined)
     while joined:  # and those that they are in turn
         name = joined.pop()
-        for following in _in_place(definitions[name]):
+        for following in _references(definitions[name]):
             if following not in reached:
                 reached.add(following)
                 joined.add(following)
-    kept = {id(inner) for name in reached for inner in _alternatives(definitions[name])}
+    kept = {id(inner) for name in reached for inner in _inside(definitions[name])}
     for schema in alone:
         if id(schema) not in kept:
             _close(schema)
@@ -38,7 +40,7 @@ def _sort(schema: Any, is_joined: bool, alone: list[dict[str, Any]], joined: set
     parts = len([word for word in ("$ref", "allOf", "anyOf") if word in schema])
     is_joined = is_joined or parts > 1 or (parts == 1 and len(schema) > 1)
     if "$ref" in schema and is_joined:
-        joined.add(_name(schema))
+        joined.add(definition_name(schema))
     if not parts and not is_joined:
         alone.append(schema)
     for word in ("allOf", "anyOf"):
@@ -54,26 +56,26 @@ def _sort(schema: Any, is_joined: bool, alone: list[dict[str, Any]], joined: set
         _sort(one, is_joined, alone, joined)
 
 
-def _alternatives(schema: Any) -> Iterator[Any]:
-    """A schema, and everything inside of it."""
-    if isinstance(schema, dict):
-        yield schema
-        for inner in schema.values():
-            yield from _alternatives(inner)
-    elif isinstance(schema, list):
-        for inner in schema:
-            yield from _alternatives(inner)
+def _inside(schema: Any) -> Iterator[Any]:
+    """A schema, and all schemas inside of it. Constants are none, however they look."""
+    if not isinstance(schema, dict):
+        return
+    yield schema
+    for word in ("properties", "patternProperties"):
+        for inner in schema.get(word, {}).values():
+            yield from _inside(inner)
+    for word in ("additionalProperties", "items"):
+        yield from _inside(schema.get(word))
+    for word in ("allOf", "anyOf", "prefixItems"):
+        for inner in schema.get(word, ()):
+            yield from _inside(inner)
 
 
-def _in_place(schema: Any) -> Iterator[str]:
+def _references(schema: Any) -> Iterator[str]:
     """All definitions that a schema refers to, anywhere inside."""
-    for one in _alternatives(schema):
-        if isinstance(one.get("$ref"), str):
-            yield _name(one)
-
-
-def _name(schema: Mapping[str, Any]) -> str:
-    return str(schema["$ref"]).rpartition("/")[2]
+    for one in _inside(schema):
+        if "$ref" in one:
+            yield definition_name(one)
 
 
 def _close(schema: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from memfit.engines.json_schema.keywords import TYPES
 from memfit.engines.json_schema.refusal import Refusal
 
-__all__ = ["Meaning"]
+__all__ = ["Meaning", "definition_name"]
 
 _MOST_COMBINATIONS = 1000  # of alternatives that must hold together: the engine multiplies them out
 _MOST_COMMON_MULTIPLE = 100_000
@@ -78,7 +78,7 @@ class Meaning:
     def _is_productive(self, schema: Any) -> bool:
         if isinstance(schema, bool):
             return schema
-        if "$ref" in schema and not self._productive[_name(schema)]:
+        if "$ref" in schema and not self._productive[definition_name(schema)]:
             return False
         if not all(map(self._is_productive, schema.get("allOf", ()))):
             return False
@@ -164,7 +164,7 @@ class Meaning:
         if "anyOf" in schema:
             factors.append(sum(map(self._width, schema["anyOf"])))
         if "$ref" in schema and len(schema) > 1:
-            name = _name(schema)
+            name = definition_name(schema)
             if name not in self._widths:
                 self._widths[name] = 1  # of a circle
                 self._widths[name] = self._width(self._definitions[name])
@@ -203,7 +203,7 @@ class Meaning:
         if isinstance(schema, dict):
             yield schema
             if "$ref" in schema:
-                yield from self._together(self._definitions[_name(schema)])
+                yield from self._together(self._definitions[definition_name(schema)])
             for inner in schema.get("allOf", ()):
                 yield from self._together(inner)
 
@@ -226,7 +226,8 @@ def _common_multiple(numbers: Collection[Decimal]) -> int:
     return math.lcm(*(int(one.scaleb(max(0, places))) for one in numbers))
 
 
-def _name(schema: Mapping[str, Any]) -> str:
+def definition_name(schema: Mapping[str, Any]) -> str:
+    """Of the definition that a schema refers to."""
     return str(schema["$ref"]).rpartition("/")[2]
 
 
@@ -234,7 +235,7 @@ def _in_place(schema: Any) -> Iterator[str]:
     """Definitions that a schema refers to for the same value."""
     if isinstance(schema, dict):
         if "$ref" in schema:
-            yield _name(schema)
+            yield definition_name(schema)
         for word in ("allOf", "anyOf"):
             for inner in schema.get(word, ()):
                 yield from _in_place(inner)

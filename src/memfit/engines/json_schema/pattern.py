@@ -34,7 +34,7 @@ _WIDE_SPACE = (
     r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}"
 )
 _CLASSES = {"d": "0-9", "w": "0-9A-Za-z_"}
-_QUANTIFIER = re.compile(r"\{([0-9]{1,9})(,([0-9]{1,9})?)?\}")
+_QUANTIFIER = re.compile(r"\{([0-9]+)(,([0-9]+)?)?\}")
 _GROUP = re.compile(r"\(\?(?:P?<([A-Za-z_][A-Za-z0-9_]*)>|:)")
 
 

@@ -209,11 +209,13 @@ class _Rules:
         if "patternProperties" in self._value:
             raise Refusal(pointer, "it is not enforced beside patternProperties")
         declared = self._value.get("properties", {})
+        if not isinstance(declared, dict):
+            return  # its own rule refuses it
         if isinstance(names, dict) and not names.keys() - {"type", "enum", "const"}:
             allowed = names.get("enum", [names["const"]] if "const" in names else [])
             if any(not isinstance(one, str) for one in allowed) or names.get("type", "string") != "string":
                 raise Refusal(pointer, "names of properties are texts")
-            if isinstance(declared, dict) and any(name not in allowed for name in declared):
+            if any(name not in allowed for name in declared):
                 raise Refusal(pointer, "properties has names that it excludes")
             more = {name: others for name in allowed if name not in declared}
             self._made["properties"] = {**self._made.get("properties", {}), **more}
@@ -225,8 +227,9 @@ class _Rules:
         self._made["additionalProperties"] = False
 
     def _least_properties(self, value: Any, pointer: str) -> None:
-        least, required = count(value, pointer), self._value.get("required", [])
-        known = len(set(required)) if isinstance(required, list) else 0
+        least, required = count(value, pointer), self._value.get("required")
+        names = required if isinstance(required, list) else []
+        known = len({name for name in names if isinstance(name, str)})
         if least > known + 1:
             # The engine counts a name that comes twice twice.
             raise Refusal(pointer, f"at most {known + 1} is enforced here; name more properties in required")

@@ -20,9 +20,10 @@ from memfit.strict_json import shown
 __all__ = ["FormatRule", "encoding_pattern", "format_rule", "media_type_rule"]
 
 _LONGEST = {"hostname": 253, "duration": 40}  # the standard's; and beyond what anybody means
-_ENCODINGS = {"base64": "base64", "base64url": "base64url", "base16": "base16"}
-_PLAIN_ENCODINGS = {"7bit", "8bit", "binary"}
-_PLAIN_MEDIA_TYPES = {"text/plain", "application/octet-stream"}
+# Tuples, since a stranger's value may be one that no set can be asked about.
+_ENCODINGS = ("base64", "base64url", "base16")  # each a format of that name
+_PLAIN_ENCODINGS = ("7bit", "8bit", "binary")
+_PLAIN_MEDIA_TYPES = ("text/plain", "application/octet-stream")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,10 @@ def format_rule(value: Any, types: Sequence[str], has_pattern: bool, pointer: st
 
 def encoding_pattern(value: Any, pointer: str) -> str | None:
     if value in _ENCODINGS:
-        return PATTERNS_OF_FORMATS[_ENCODINGS[value]]
+        return PATTERNS_OF_FORMATS[value]
     if value in _PLAIN_ENCODINGS:
         return None
-    names = ", ".join((*_ENCODINGS, *sorted(_PLAIN_ENCODINGS)))
+    names = ", ".join((*_ENCODINGS, *_PLAIN_ENCODINGS))
     raise Refusal(pointer, f"{shown(value)} is not enforced; only {names} are")
 
 
