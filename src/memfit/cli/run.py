@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,9 @@ from memfit.cli.options import (
 from memfit.cli.schema import read_schema, schema_option
 from memfit.engines.protocol import Completion, Sampling, Session
 from memfit.errors import InterruptedByUser, UsageError
+
+if TYPE_CHECKING:
+    from memfit.engines.report import Report
 
 __all__ = ["command"]
 
@@ -69,12 +72,9 @@ def command(
 
     err = console(stderr=True)
     constraint = read_schema(schema)
+    grammars = constraint is not None
     make_plan = take_plan(
-        model,
-        options,
-        lambda said: err.print(f"memfit: {said}"),
-        verbose,
-        grammars=constraint is not None,
+        model, options, lambda said: err.print(f"memfit: {said}"), verbose, grammars=grammars
     )
     sampling = take_sampling(options)
     text, system = _prompt_text(prompt, file), utf8(system or "")
@@ -83,7 +83,7 @@ def command(
     if text is None and (as_json or raw):
         raise UsageError("there is no prompt; give -p TEXT, --file PATH or pipe a text in")
     planned = ready_plan(make_plan, err, yes=yes)
-    if constraint is not None:
+    if grammars:
         planned.require_schemas()
     if not as_json:
         print_plan(planned, err)
@@ -93,34 +93,27 @@ def command(
             planned, count_parent=True, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
         )
     with session:
-        if system and not session.has_chat_template:
-            raise UsageError(
-                "this model has no chat template, so it knows no --system; put it into the prompt, with --raw"
-            )
-        if text is None:
-            from memfit.cli.chat import chat
-
-            chat(session, sampling, system, constraint)
-            completion = None
-        else:
-            completion = _answer(session, text, system, raw, sampling, as_json, constraint)
+        completion = _answer(session, text, system, raw, sampling, as_json, constraint)
         report = session.report()
     if as_json and completion is not None:
-        document = report.to_json(
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.completion_tokens,
-        )
-        write_json(document)
+        write_json(_document(report, completion))
     else:
         if completion is not None:
             click.echo()
         err.print()
         print_report(report, err)
-    if completion is not None and completion.finish_reason == "cancelled":
-        return InterruptedByUser.exit_code
-    return 0
+    was_cancelled = completion is not None and completion.finish_reason == "cancelled"
+    return InterruptedByUser.exit_code if was_cancelled else 0
+
+
+def _document(report: Report, completion: Completion) -> dict[str, Any]:
+    """What --json prints."""
+    return report.to_json(
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+    )
 
 
 def _prompt_text(prompt: str | None, file: str | None) -> str | None:
@@ -146,16 +139,30 @@ def _prompt_text(prompt: str | None, file: str | None) -> str | None:
 
 def _answer(
     session: Session,
-    text: str,
-    system: str | None,
+    text: str | None,
+    system: str,
     raw: bool,
     sampling: Sampling,
     quiet: bool,
     schema: Mapping[str, Any] | None,
-) -> Completion:
-    """Through the model's chat template where there is one and --raw does not leave it out."""
+) -> Completion | None:
+    """Through the model's chat template where there is one and --raw does not leave it out. Without a text
+    this is a chat, and None comes back when it is over.
+
+    Raises:
+        UsageError: there is a system message, and no template that takes one.
+    """
     from memfit.cli.render import write
 
+    if system and not session.has_chat_template:
+        raise UsageError(
+            "this model has no chat template, so it knows no --system; put it into the prompt, with --raw"
+        )
+    if text is None:
+        from memfit.cli.chat import chat
+
+        chat(session, sampling, system, schema)
+        return None
     on_text = None if quiet else write
     if raw or not session.has_chat_template:
         if not raw:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from memfit.errors import readable
+from memfit.errors import UsageError, readable
 from memfit.headers.remote.names import RemoteFile, shard_names, variants
 from memfit.headers.remote.parts import how_to_join
+from memfit.strict_json import parse_json, read_bytes
 from memfit.units import format_bytes
 
 __all__ = ["PICKLES", "adapter_of", "what_a_folder_holds"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MOST_NAMES, _MOST_FOLDERS, _MOST_SHOWN = 10_000, 64, 8
-_LARGEST_CONFIG_BYTES = 1_000_000
 
 
 def what_a_folder_holds(folder: Path) -> str:
@@ -68,10 +67,8 @@ def _as_model(base: str) -> str:
 
 def _config(path: Path) -> Any:
     try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_CONFIG_BYTES:
-            return None
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return parse_json(read_bytes(path, path.name), path.name)
+    except UsageError:
         return None
 
 

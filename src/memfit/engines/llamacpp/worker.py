@@ -195,20 +195,21 @@ class Worker:
         tokens = prompt_tokens(model, prompt, messages)
         room = room_after(model, tokens)
         grammar = None if schema is None else self._grammars().grammar(schema)
+        sampler = Sampler(self.library.api, settings, model.vocabulary_size, grammar)
         started = time.monotonic()
         generated: list[int] = []
         finish_reason, prompt_done, processed = "length", 0.0, 0
         assembler = TextAssembler(settings.stop)
         text = TextSender(self.channel)
         limit = room if settings.max_tokens is None else min(room, settings.max_tokens)
-        try:
-            processed = self._process_prompt(tokens)
-            prompt_done = time.monotonic()
-            with Sampler(self.library.api, settings, model.vocabulary_size, grammar) as sampler:
+        with sampler:
+            try:
+                processed = self._process_prompt(tokens)
+                prompt_done = time.monotonic()
                 finish_reason = self._generate(sampler, limit, generated, assembler, text)
-        except Aborted:
-            finish_reason = "cancelled"
-            self._forget()
+            except Aborted:
+                finish_reason = "cancelled"
+                self._forget()
         if not assembler.stopped:
             text.add(assembler.finish())
         text.flush()
