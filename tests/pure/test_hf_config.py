@@ -88,6 +88,9 @@ def test_dtype_is_the_newer_name(tmp_path: Path) -> None:
         ("mistral", {}, (4096, 4096)),
         ("mistral", {"sliding_window": None}, (None, None)),
         ("mistral", {"sliding_window": 7}, (7, 7)),
+        ("mistral", {"sliding_window": 0}, (None, None)),
+        ("qwen2_moe", {"sliding_window": 0, "use_sliding_window": False}, (None, None)),  # as 5.24 writes it
+        ("qwen2_moe", {"sliding_window": 0, "layer_types": ["full_attention"] * 2}, (None, None)),
         ("qwen2", {"sliding_window": 7}, (None, None)),
         ("qwen2", {"sliding_window": 7, "use_sliding_window": True, "max_window_layers": 1}, (None, 7)),
         ("qwen3", {"layer_types": ["full_attention", "full_attention"]}, (None, None)),
@@ -118,6 +121,12 @@ def test_a_quantized_checkpoint_says_how(tmp_path: Path) -> None:
     assert config.quant_method == "gptq"
 
 
+@pytest.mark.parametrize("value", [-1, 2**31, 1.5, "64", True, [64], {}])
+def test_absurd_windows_are_refused(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(HeaderError, match=r"sliding_window: got .*, needed a whole number from 0 to"):
+        _read(tmp_path, {**_LLAMA, "sliding_window": value})
+
+
 @pytest.mark.parametrize("value", [0, -1, 2**31, 10**40, 1.5, "64", True, [64], {}])
 @pytest.mark.parametrize(
     "field",
@@ -129,7 +138,6 @@ def test_a_quantized_checkpoint_says_how(tmp_path: Path) -> None:
         "intermediate_size",
         "vocab_size",
         "num_hidden_layers",
-        "sliding_window",
     ],
 )
 def test_absurd_numbers_are_refused(tmp_path: Path, field: str, value: Any) -> None:
@@ -163,7 +171,6 @@ def test_absurd_numbers_are_refused(tmp_path: Path, field: str, value: Any) -> N
         ({"num_experts": -1}, "num_experts"),
         ({"max_position_embeddings": 0}, "max_position_embeddings"),
         ({"num_experts": 4, "mlp_only_layers": [2], "moe_intermediate_size": 8}, "mlp_only_layers[0]"),
-        ({"num_experts": 4}, "moe_intermediate_size"),
         ({"text_config": []}, "text_config"),
         ({"text_config": {}}, "text_config.model_type"),
     ],
@@ -204,3 +211,9 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
         with pytest.raises(HeaderError) as caught:
             read_config(path)
         assert caught.value.path == path
+
+
+@pytest.mark.parametrize("experts", ["num_local_experts", "num_experts"])  # Mixtral's word, and OLMoE's
+def test_experts_without_a_width_of_their_own(tmp_path: Path, experts: str) -> None:
+    config = _read(tmp_path, {**_LLAMA, "model_type": "another", experts: 4})
+    assert (config.num_experts, config.moe_intermediate_size) == (4, config.intermediate_size)

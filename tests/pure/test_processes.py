@@ -218,6 +218,18 @@ def test_causes_of_death() -> None:
             b'Traceback (most recent call last):\n  File "x.py", line 293, in read\nValueError: no text\n',
             "ValueError: no text",
         ),
+        (  # of several lines, and by a name that says nothing
+            b'  File "x.py", line 3, in read\n    go()\n    ~~^^\nmemfit.Stopped: too long\nby 3\n',
+            "memfit.Stopped: too long / by 3",
+        ),
+        (
+            b'Traceback (most recent call last):\n  File "x.py", line 3, in read\nValueError: a\n1\n2\n3\n',
+            "ValueError: a / 2 / 3",
+        ),
+        (
+            b"293, in _read_text\n    refuse()\nmemfit.errors.HeaderError: bad\n",
+            "memfit.errors.HeaderError: bad",
+        ),
         (b"\x1b[31mred\xff", "\N{REPLACEMENT CHARACTER}[31mred\N{REPLACEMENT CHARACTER}"),
     ],
 )

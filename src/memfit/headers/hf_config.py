@@ -296,7 +296,10 @@ def _read_text(whole: _Section, text: _Section, vision: VisionConfig | None) -> 
         mlp_bias=text.flag("mlp_bias"),
         layer_windows=_layer_windows(text, text_type, layers),
         num_experts=_experts(text),
-        moe_intermediate_size=text.count("moe_intermediate_size") if sparse else 0,
+        # Where experts are all there is, as in Mixtral and OLMoE, they have the plain field's width.
+        moe_intermediate_size=(
+            text.count("moe_intermediate_size", text.count("intermediate_size")) if sparse else 0
+        ),
         sparse_layers=sparse,
         quant_method=_quant_method(whole),
         vision=vision,
@@ -354,7 +357,8 @@ def _sparse_layers(text: _Section, layers: int) -> tuple[int, ...]:
 
 def _layer_windows(text: _Section, text_type: str, layers: int) -> tuple[int | None, ...]:
     """By `layer_types`, else by the rule of the type's configuration class in transformers 5.23.0."""
-    window = text.count("sliding_window") if text.get("sliding_window") is not None else None
+    # Off by null, by 0 (Qwen2-MoE writes that), or by a switch of its own.
+    window = None if text.get("sliding_window") is None else text.count("sliding_window", low=0) or None
     if text.get("use_sliding_window") is not None and not text.flag("use_sliding_window"):
         window = None
     if window is not None and text.flag("use_bidirectional_attention"):

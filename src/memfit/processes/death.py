@@ -17,7 +17,9 @@ _CAUSES: Mapping[int, str] = {
     signal.SIGBUS: "found that a file it had mapped became shorter, or that its disk failed",
 }
 _LINES = 3  # of a log's end
-# The last line of a traceback says what failed; the lines before it are code, which tells a user nothing.
+# The end of a traceback says what failed, on one line or several; what comes before is code, which tells a
+# user nothing. An end that is cut off below its last frame is recognised by the exception's name.
+_FRAME = re.compile(r' +File ".*", line \d+|Traceback \(most recent call last\):')
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Warning|Interrupt)\b")
 
 
@@ -38,6 +40,10 @@ def cause_of_death(code: int, more: Mapping[int, str] | None = None) -> str:
 def last_words(log: bytes) -> str:
     """What a process said last, on one line; nothing if it said nothing."""
     lines = [line for line in log.decode(errors="replace").splitlines() if line.strip()]
-    if lines and _EXCEPTION.match(lines[-1]):
+    frames = [index for index, line in enumerate(lines) if _FRAME.match(line)]
+    told = [line for line in lines[frames[-1] + 1 :] if not line.startswith(" ")] if frames else []
+    if told:
+        lines = [told[0], *told[1:][1 - _LINES :]]  # the exception's type, and what came last
+    elif lines and _EXCEPTION.match(lines[-1]):
         lines = lines[-1:]
     return readable(" / ".join(line.strip() for line in lines[-_LINES:]))

@@ -64,6 +64,9 @@ class Model:
             config = transformers.AutoConfig.from_pretrained(
                 parameters.folder, trust_remote_code=parameters.trust_remote_code
             )
+            text = config.get_text_config()
+            if getattr(text, "sliding_window", None) == 0:
+                text.sliding_window = None  # 0 says that there is none, and some models mask all with it
             self.tokenizer = _tokenizer(parameters)
             self.model = self._load(config, on_progress, offload_folder)
             self.generation_config = _generation_config(parameters.folder, self.model)
