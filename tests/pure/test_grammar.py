@@ -114,6 +114,12 @@ def check_answer(schema: Any, text: bytes) -> None:
     kind(_oracle(schema), format_checker=kind.FORMAT_CHECKER).validate(value)
 
 
+def test_what_is_refused_is_found_beside_what_nothing_satisfies(grammars: Grammars) -> None:
+    never, refused = {"not": {}}, {"type": "string", "pattern": "a^"}
+    with pytest.raises(UsageError, match="the JSON schema at #/properties/b: "):
+        grammars.grammar({"properties": {"a": never, "b": refused}})
+
+
 @pytest.mark.parametrize("name", programs())
 def test_what_programs_write_is_answered(grammars: Grammars, name: str) -> None:
     schema = programs()[name]

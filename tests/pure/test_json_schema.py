@@ -51,6 +51,8 @@ def _nested(depth: int) -> Any:
         ({"type": "number", "format": "price"}, "#/format", "no format of numbers"),
         ({"type": "string", "format": "iri"}, "#/format", "write a pattern"),
         ({"x-guidance": {"lenient": True}}, "#/x-guidance", "leave it out"),
+        ({"contentEncoding": ["base64"]}, "#/contentEncoding", "needed a text"),
+        ({"items": {"contentMediaType": {}}}, "#/items/contentMediaType", "needed a text"),
         ({"type": "text"}, "#/type", "needed one of null"),
         ({"type": []}, "#/type", "needed a type"),
         ({"enum": []}, "#/enum", "needed a list"),
@@ -107,6 +109,18 @@ def test_references_in_every_spelling(reference: str) -> None:
     assert made["properties"]["p"] == {"$ref": "#/$defs/d0"} and made["$defs"] == {"d0": _INTEGER}
 
 
+def _several(depth: int) -> Any:
+    one: Any = {"const": depth}
+    for n in range(depth):
+        one = {"anyOf": [one, *({"const": f"{depth}{n}{each}"} for each in range(5))]}
+    return one
+
+
+def _deep_tag(number: int) -> Any:
+    tag = {"properties": {"b": {"const": number}}, "required": ["b"]}
+    return {"properties": {"a": tag}, "required": ["a"]}
+
+
 _HOSTILE: dict[str, Any] = {
     "5,000 chained references": {
         "$defs": {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(5000)} | {"d5000": _INTEGER},
@@ -125,6 +139,9 @@ _HOSTILE: dict[str, Any] = {
     "repeated repetitions": {"type": "string", "pattern": "(a{1000}){1000}"},
     "combinations": {"allOf": [{"anyOf": [{"required": [f"x{n}{m}"]} for m in range(8)]} for n in range(8)]},
     "a common multiple": {"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]},
+    "alternatives in thousands": {"oneOf": [_deep_tag(n) for n in range(900)]},
+    "alternatives of alternatives": {"oneOf": [{"anyOf": [_several(5), _several(5)]}] * 2},
+    "patterns of names": {"patternProperties": {f"^a{n}_": _INTEGER for n in range(300)}},
     "a circle": {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
     "no end": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
     "half of a character": {"const": "\ud800"},
@@ -199,6 +216,16 @@ def test_keywords_of_one_group_stand_together() -> None:
     assert list(_made(schema)) == ["patternProperties", "additionalProperties", "$ref", "$defs"]
     schema = {"$ref": "#/$defs/x", "properties": {"a": {}}, "$defs": {"x": {}}}
     assert list(_made(schema))[:2] == ["$ref", "type"]
+
+
+def test_alternatives_with_a_tag_are_told_apart_however_many_they_are() -> None:
+    names = [f"kind {n}" for n in range(900)]
+    options = [{"properties": {"kind": {"const": name}}, "required": ["kind"]} for name in names]
+    assert len(_made({"oneOf": options})["anyOf"]) == 900
+    constants = [{"const": name, "title": name.upper()} for name in names]
+    assert len(_made({"oneOf": constants})["anyOf"]) == 900
+    with pytest.raises(UsageError, match="alternatives 0 and 3 may both hold"):
+        check_schema({"oneOf": [*options[:3], options[0]]})
 
 
 def test_alternatives_of_which_one_holds_exclude_each_other() -> None:

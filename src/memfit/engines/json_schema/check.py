@@ -107,7 +107,7 @@ class _Checker:
         meaning = Meaning(root, self.done, self.places)
         meaning.check()
         for pointer, options in self.choices:
-            if overlap := meaning.overlap(options):
+            if overlap := meaning.overlap(options, pointer):
                 first, second = overlap
                 raise Refusal(
                     pointer,

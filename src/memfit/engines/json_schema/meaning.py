@@ -16,7 +16,15 @@ __all__ = ["Meaning", "definition_name"]
 
 _MOST_COMBINATIONS = 1000  # of alternatives that must hold together: the engine multiplies them out
 _MOST_COMMON_MULTIPLE = 100_000
+_MOST_COMPARISONS = 20_000  # of alternatives with each other, in all of a schema: half a second
+_MOST_PATTERN_PAIRS = 10_000  # of names in one object: the engine proves that no name matches both
 _DEPTH = 8  # of references and alternatives that are looked through to tell two schemas apart
+
+
+_TOO_MANY = (
+    "its alternatives are too many to tell apart; use anyOf, or give each a required field with a constant "
+    "of its own"
+)
 
 
 class Meaning:
@@ -28,6 +36,7 @@ class Meaning:
         self._places = places
         self._productive = dict.fromkeys(definitions, False)
         self._widths: dict[str, int] = {}
+        self._comparisons = 0
 
     def check(self) -> None:
         """Raises Refusal. Optional parts that no finite answer could have are forbidden."""
@@ -143,6 +152,7 @@ class Meaning:
     def _check_combinations(self) -> None:
         multiples: set[Decimal] = set()
         meets = False
+        pairs = 0
         for pointer, schema in self._places:
             if self._width(schema) > _MOST_COMBINATIONS:
                 raise Refusal(
@@ -150,6 +160,9 @@ class Meaning:
                     f"its alternatives come to more than {_MOST_COMBINATIONS} combinations; say less at once",
                 )
             if isinstance(schema, dict):
+                pairs += len(schema.get("patternProperties", ())) ** 2
+                if pairs > _MOST_PATTERN_PAIRS:
+                    raise Refusal(f"{pointer}/patternProperties", "too many patterns; write fewer, with |")
                 meets = meets or "allOf" in schema or ("$ref" in schema and len(schema) > 1)
                 if "multipleOf" in schema:
                     multiples.add(Decimal(str(schema["multipleOf"])))
@@ -173,17 +186,54 @@ class Meaning:
 
     # -- alternatives that exclude each other ------------------------------------------------------
 
-    def overlap(self, options: Sequence[Any]) -> tuple[int, int] | None:
-        """Two alternatives of which it cannot be told that never both hold; None where there are none."""
+    def overlap(self, options: Sequence[Any], pointer: str) -> tuple[int, int] | None:
+        """Two alternatives of which it cannot be told that never both hold; None where there are none.
+
+        Raises:
+            Refusal: telling takes too long.
+        """
+        if self._have_tags(options):
+            return None
         for first, one in enumerate(options):
             for second in range(first + 1, len(options)):
-                if not self._disjoint(one, options[second], _DEPTH):
+                apart = self._disjoint(one, options[second], _DEPTH)
+                if self._comparisons > _MOST_COMPARISONS:
+                    raise Refusal(pointer, _TOO_MANY)
+                if not apart:
                     return first, second
         return None
 
+    def _have_tags(self, options: Sequence[Any]) -> bool:
+        """Whether each has constants of its own, or all require a property that has; no pairs are made."""
+        tags = [self._tags(one) for one in options]
+        for name in set(tags[0]).intersection(*tags[1:]):
+            values = [value for each in tags for value in each[name]]
+            if len(values) == len(set(values)):
+                return True
+        return False
+
+    def _tags(self, schema: Any) -> dict[str | None, set[str]]:
+        """By None the constants that it may be; of an object alone, those of properties that it requires."""
+        parts = list(self._together(schema))
+        for part in parts:
+            if constants := _constants(part):
+                return {None: constants}
+        if not any(_types(part) == ("object",) for part in parts):
+            return {}
+        required = {name for part in parts for name in part.get("required", ())}
+        return {
+            name: constants
+            for part in parts
+            for name, value in part.get("properties", {}).items()
+            if name in required and isinstance(value, dict) and (constants := _constants(value))
+        }
+
     def _disjoint(self, one: Any, other: Any, depth: int) -> bool:
+        self._comparisons += 1
         if one is False or other is False:
             return True
+        if self._comparisons > _MOST_COMPARISONS:
+            return False
         if depth == 0 or one is True or other is True:
             return False
         mine, theirs = list(self._together(one)), list(self._together(other))

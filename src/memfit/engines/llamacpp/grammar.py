@@ -171,7 +171,9 @@ class Grammars:
         """The innermost place that is refused by itself, and why; the library names none."""
         definitions = checked.schema.get("$defs", {}) if isinstance(checked.schema, dict) else {}
         for pointer, part in checked.places[:_MOST_LOOKED_AT]:
-            whole = {**part, "$defs": definitions} if isinstance(part, dict) else part
+            if not isinstance(part, dict):
+                continue  # true or false, which is no grammar by itself
+            whole = {**part, "$defs": definitions}
             if why := self._matcher(CheckedSchema(schema=whole, places=(), where="").text).get_error():
                 return pointer, _reason(why)
         return "#", _reason(error)
