@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from hub_server import HubServer
+from memfit.hardware.folders import cache_folder
 from memfit.headers.source import resolve
 
 
@@ -84,6 +87,19 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo = resolve("demo")
     transformers.AutoTokenizer.from_pretrained(demo.parent, gguf_file=demo.name).save_pretrained(found)
     return found
+
+
+_MEASURED = cache_folder()  # before a test sets XDG_CACHE_HOME
+
+
+@pytest.fixture
+def hub(hub: HubServer) -> HubServer:
+    """With empty caches, but for what was measured of this machine: not every test has to measure it anew."""
+    cache_folder().mkdir(parents=True)
+    for name in ("calibration.json", "transformers.json"):
+        if (_MEASURED / name).exists():
+            shutil.copy(_MEASURED / name, cache_folder() / name)
+    return hub
 
 
 def children_of(pid: int) -> list[int]:
