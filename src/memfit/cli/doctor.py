@@ -29,7 +29,6 @@ from memfit.units import GIB, format_bytes
 
 __all__ = ["command"]
 
-_ENGINE_FAILED = 5  # CONTRACT's exit code
 _ROOM_FOR_MODEL_BYTES = 5 * GIB  # a model of 7 billion parameters at 4 bits, and some air
 
 _PIP = "pip install --no-cache-dir"
@@ -98,7 +97,7 @@ def command(as_json: bool) -> int:
     else:
         for check in checks:
             _print(check)
-    return 0 if ok else _ENGINE_FAILED
+    return 0 if ok else EngineError.exit_code
 
 
 def _look() -> _Here:

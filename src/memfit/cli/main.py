@@ -69,7 +69,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its code (CONTRACT: 0, 2, 3, 4, 5, 6, 130, 141)."""
+    """Run one command and exit with its code (errors.py lists them; 0 is done)."""
     with open_streams():
         code = _exit_code(arguments)
         try:

@@ -58,5 +58,5 @@ def command(model: str, yes: bool, as_json: bool) -> None:
 def _is_here(path: str) -> bool:
     try:
         return Path(path).exists()
-    except OSError:  # too long a name, for one
+    except OSError:  # its name may be too long
         return False

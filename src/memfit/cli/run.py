@@ -127,7 +127,7 @@ def _prompt_text(prompt: str | None, file: str | None) -> str | None:
     if not pieces and not sys.stdin.isatty():
         try:
             pieces.append(sys.stdin.buffer.read().decode("utf-8", errors="replace"))
-        except OSError as error:  # opened for writing only, for one
+        except OSError as error:  # it may be open for writing only
             raise UsageError(f"standard input cannot be read: {error.strerror or error}") from None
     if not pieces:
         return None

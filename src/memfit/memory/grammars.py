@@ -17,5 +17,5 @@ _EACH_BYTES = MIB // 2
 
 
 def grammar_bytes(sequences: int) -> int:
-    """For so many answers side by side."""
+    """`sequences`: answers side by side."""
     return _BASE_BYTES + sequences * _EACH_BYTES

@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def engine(self) -> str:
-        """Its name in CONTRACT.md."""
+        """Its name: llamacpp or transformers."""
         raise NotImplementedError
 
     @property
@@ -140,7 +140,7 @@ class Plan:
         raise UsageError("answers are held to JSON schemas by llama.cpp only; take a GGUF file")
 
     def to_json(self) -> dict[str, Any]:
-        """CONTRACT.md's JSON of `plan`."""
+        """The JSON of `plan`, as in docs/json.md."""
         values: dict[str, Any] = {
             "model": {
                 "source": self.spec.source,

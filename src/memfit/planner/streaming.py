@@ -48,7 +48,7 @@ def stream_out(
     With a room of None all is streamed that can be.
     """
     here = _in_ram(spec, parameters)
-    choices = sorted((one for one in here if _may_stream(one, spec)), key=_computed)
+    choices = sorted((one for one in here if _may_stream(one)), key=_computed)
     whole = sum(one.size_bytes for one in choices)
 
     def attempt(target: int) -> EngineParameters:
@@ -142,7 +142,7 @@ def _in_ram(spec: ModelSpec, parameters: EngineParameters) -> list[TensorSpec]:
     return [one for one in spec.tensors if places[one.name] == RAM or one.name == "token_embd.weight"]
 
 
-def _may_stream(tensor: TensorSpec, spec: ModelSpec) -> bool:
+def _may_stream(tensor: TensorSpec) -> bool:
     """Matrices that a pass multiplies with once; a tied token table is read by row too, so it is pinned."""
     return len(tensor.shape) >= 2 and tensor.size_bytes >= _LEAST_BYTES and is_matrix(tensor)
 

@@ -182,7 +182,7 @@ class _Checker:
         if before and not (isinstance(own, str) and before == own.rstrip("#")):
             raise Refusal(
                 pointer,
-                f"{shown(text)} lies outside of the schema; only references such as #/$defs/name hold",
+                f"{shown(text)} lies outside of the schema; write a reference into it: #/$defs/name",
             )
         return self._pointer(urllib.parse.unquote(fragment), pointer)
 

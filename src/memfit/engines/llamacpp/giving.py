@@ -24,7 +24,7 @@ class Giving:
     """Which streamed tensor has its address now: one at most."""
 
     def __init__(self, names: Mapping[int, str], largest_bytes: int, *, has_devices: bool) -> None:
-        """`names` of the streamed tensors by their address, of which the largest takes so many bytes."""
+        """`names` of the streamed tensors by their address; `largest_bytes` is the size of the largest."""
         self._names = names
         self._by_name = {name.encode(): address for address, name in names.items()}
         self._has_devices = has_devices
