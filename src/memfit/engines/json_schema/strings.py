@@ -20,7 +20,6 @@ from memfit.strict_json import shown
 __all__ = ["FormatRule", "encoding_pattern", "format_rule", "media_type_rule"]
 
 _LONGEST = {"hostname": 253, "duration": 40}  # the standard's; and beyond what anybody means
-# Tuples, since a stranger's value may be one that no set can be asked about.
 _ENCODINGS = ("base64", "base64url", "base16")  # each a format of that name
 _PLAIN_ENCODINGS = ("7bit", "8bit", "binary")
 _PLAIN_MEDIA_TYPES = ("text/plain", "application/octet-stream")
