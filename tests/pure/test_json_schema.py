@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from memfit.engines.json_schema import check_schema
+from memfit.engines.json_schema.keywords import ENFORCED
 from memfit.engines.json_schema.pattern import PatternError, translate_pattern
 from memfit.errors import UsageError
 
@@ -153,6 +155,27 @@ def test_hostile_schemas_are_refused_at_once(schema: Any) -> None:
     with pytest.raises(UsageError, match="JSON schema"):
         check_schema(schema)
     assert time.process_time() - began < 1
+
+
+_SILLY: list[Any] = [
+    *(None, True, -1, 2.5, 10**400, "a", "#", "(", [], ["a"], [["a"]], [{}], [3], {}, {"a": 3}, {"a": []}),
+    *({"$ref": "#"}, {"$ref": "#/propertyNames"}, {"type": "string"}, {"enum": ["a"]}, {"enum": [[]]}),
+]
+
+
+@pytest.mark.parametrize("word", sorted({*ENFORCED, "$id", "$schema", "$anchor", "$defs"}))
+def test_whatever_a_keyword_says_is_taken_or_refused(word: str) -> None:
+    for value in _SILLY:
+        for schema in (
+            {word: value},
+            {"type": "string", word: value},
+            {"propertyNames": {word: value}},
+            {"propertyNames": {"enum": ["a"]}, word: value},
+            {"minProperties": 1, word: value},
+            {"$defs": {"a": {word: value}}, "$ref": "#/$defs/a", "type": "object"},
+        ):
+            with contextlib.suppress(UsageError):
+                assert isinstance(check_schema(schema).schema, dict | bool)
 
 
 def test_annotations_ask_for_nothing() -> None:
