@@ -22,8 +22,8 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 PROCESSORS = ("x86_64", "aarch64")
 PARTS = ("build", "run", "test")
 _LOCKS = Path(__file__).resolve().parents[1] / "locks"
-# pip takes these literally, not as "or older": glibc 2.28 is Debian 10's, PyTorch's own bound.
-_GLIBCS = ("2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
+# pip takes these literally, not as "or older". glibc 2.31 is Debian 11's and Ubuntu 20.04's.
+_GLIBCS = ("2_31", "2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
 
 
 def main() -> int:
