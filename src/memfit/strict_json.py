@@ -28,8 +28,11 @@ def read_bytes(path: Path, where: str, hint: str = "") -> bytes:
         UsageError: there is none, it is too large or cannot be read.
     """
     try:
+        if path.is_dir():
+            raise UsageError(f"cannot read {where}: it is a folder{hint}")
         if not path.is_file():  # opening a pipe would wait for a writer
-            raise UsageError(f"no {where}: there is no such file{hint}")
+            found = "it is no plain file" if path.exists() else "there is no such file"
+            raise UsageError(f"no {where}: {found}{hint}")
         with path.open("rb") as file:
             content = file.read(_FILE_LIMIT_BYTES + 1)
     except OSError as error:
@@ -40,14 +43,15 @@ def read_bytes(path: Path, where: str, hint: str = "") -> bytes:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """The value, without NaN, infinities or a key that is there twice.
+    """The value, without NaN, infinities or a key that is there twice; a mark before it, which some editors
+    write, is no part of it.
 
     Raises:
         UsageError: not JSON.
     """
     try:
         return json.loads(
-            content.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+            content.decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
         )
     except UnicodeDecodeError as error:
         raise UsageError(f"cannot read {where}: byte {error.start} is not UTF-8") from None

@@ -141,6 +141,11 @@ def test_response_formats() -> None:
     named = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}}
     assert _line(_chat(response_format=named)).request.schema == schema
     assert _line(_chat(response_format={"type": "json_object"})).request.schema == {"type": "object"}
+    dumped = {"type": "json_object", "json_schema": None}  # as clients write a model's fields
+    assert _line(_chat(response_format=dumped)).request.schema == {"type": "object"}
+    part = {"type": "text", "text": "p", "cache_control": None}
+    [message] = _line(_chat(messages=[{"role": "user", "content": [part]}])).request.messages
+    assert message["content"] == "p"
     ours = {"type": "array"}
     assert _line(_chat(), schema=ours).request.schema == ours
     assert _line(_chat(response_format=None), schema=ours).request.schema == ours

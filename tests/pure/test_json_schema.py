@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from memfit.cli.schema import read_schema
 from memfit.engines.json_schema import check_schema
 from memfit.engines.json_schema.keywords import ENFORCED
 from memfit.engines.json_schema.pattern import PatternError, translate_pattern
@@ -51,8 +54,6 @@ def _nested(depth: int) -> Any:
         ({"type": "number", "format": "price"}, "#/format", "no format of numbers"),
         ({"type": "string", "format": "iri"}, "#/format", "write a pattern"),
         ({"x-guidance": {"lenient": True}}, "#/x-guidance", "leave it out"),
-        ({"contentEncoding": ["base64"]}, "#/contentEncoding", "needed a text"),
-        ({"items": {"contentMediaType": {}}}, "#/items/contentMediaType", "needed a text"),
         ({"type": "text"}, "#/type", "needed one of null"),
         ({"type": []}, "#/type", "needed a type"),
         ({"enum": []}, "#/enum", "needed a list"),
@@ -343,3 +344,16 @@ def test_regular_expressions_of_one_dialect(pattern: str, translated: str) -> No
 def test_regular_expressions_that_are_refused(pattern: str) -> None:
     with pytest.raises(PatternError):
         translate_pattern(pattern)
+
+
+def test_a_schema_file_as_editors_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    path.write_bytes(b'\xef\xbb\xbf{"type": "integer"}\r\n')
+    assert read_schema(str(path)) == _INTEGER
+
+
+def test_what_is_no_schema_file_is_called_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, why in {"": "it is a folder", "none": "there is no such file", "pipe": "no plain file"}.items():
+        with pytest.raises(UsageError, match=f"--schema {tmp_path / name}: .*{why}"):
+            read_schema(str(tmp_path / name))

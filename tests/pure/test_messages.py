@@ -79,10 +79,31 @@ def test_both_messages_arrive(template: str, prompt: str | None) -> None:
         "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}",
         "{{ messages[-1].content | trim }}",  # earlier ones may be left out
         "{% for m in messages %}{{ (m.content | trim).split() | join(' ') }}{% endfor %}",
+        "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
     ],
 )
 def test_what_a_template_does_to_texts_is_its_own_business(template: str) -> None:
     assert "4" in _render(template, *_TALK)
+
+
+@pytest.mark.parametrize("where", ["user", "system"])
+def test_a_command_that_a_template_takes_away_is_no_loss(where: str) -> None:
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ (m.content.replace('/no_think', '') if m.role == '"
+        + where
+        + "' else m.content) | trim }}{% endfor %}"
+    )
+    system, user = ({**one, "content": f"{one['content'].strip()} /no_think"} for one in (_SYSTEM, _ASKED))
+    given = {"system": (system, _ASKED), "user": (_SYSTEM, user)}[where]
+    assert _render(template, *given) == f"[system]Be brief.[user]{_QUESTION}"
+    alone = {"role": "system", "content": "/no_think"}
+    if where == "system":
+        assert _render(template, alone, _ASKED) == f"[system][user]{_QUESTION}"
+
+
+def test_what_is_dropped_is_said_where_parts_fail() -> None:
+    with pytest.raises(UsageError, match="drops the user message"):
+        _render("{% for m in messages %}{{ m.content.replace('a', '')[:3] }}{% endfor %}", _ASKED)
 
 
 def test_texts_are_taken_as_they_are_where_that_works() -> None:

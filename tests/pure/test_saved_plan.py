@@ -416,8 +416,8 @@ def test_what_is_no_plan(world: _World, content: bytes, said: str) -> None:
 def test_no_file_and_a_pipe(world: _World) -> None:
     assert "no such file" in _refusal(str(world.folder / "none.json"))
     os.mkfifo(world.folder / "pipe")
-    assert "no such file" in _refusal(str(world.folder / "pipe"))
-    assert "no such file" in _refusal(str(world.folder))
+    assert "no plain file" in _refusal(str(world.folder / "pipe"))
+    assert "a folder" in _refusal(str(world.folder))
 
 
 _WRONG: list[tuple[str, object, str]] = [

@@ -351,7 +351,7 @@ def _same(value: Any, allowed: Any) -> bool:
 
 def _only(value: Mapping[str, Any], keys: set[str], path: str) -> None:
     for name in value:
-        if name not in keys:
+        if name not in keys and value[name] is not None:  # clients write null for what they leave out
             raise UsageError(f"{path}.{_named(name)} is not a field that memfit knows")
 
 

@@ -7,6 +7,7 @@ they do not know without a word. So the text that comes out is looked into. Both
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from memfit.errors import MemfitError, UsageError
 __all__ = ["render_messages"]
 
 _Messages = Sequence[Mapping[str, Any]]
+# "/no_think", which templates of thinking models obey and take away.
+_COMMAND = re.compile(r"(?<!\S)/[a-z_]+(?!\S)")
 
 
 def render_messages(render: Callable[[_Messages], str], messages: _Messages) -> str:
@@ -37,7 +40,8 @@ def render_messages(render: Callable[[_Messages], str], messages: _Messages) -> 
             try:
                 text = render(as_form(prepared))
             except MemfitError as error:
-                first_error = first_error or error
+                if not lost:  # parts, which it does not take, say nothing of a text that it has dropped
+                    first_error = first_error or error
                 continue
             missing = [role for role, content in needed if not _holds(text, content)]
             if not missing:
@@ -70,12 +74,14 @@ def _merged(messages: _Messages) -> _Messages | None:
 
 
 def _holds(prompt: str, content: str) -> bool:
-    """Whether a content is in a prompt: as it is, as JSON writes it, or but for spaces and signs."""
+    """Whether a content is in a prompt: as it is, as JSON writes it, or but for spaces, signs, capitals and
+    commands to the template."""
     wanted = content.strip()
     if wanted in prompt or json.dumps(wanted, ensure_ascii=False)[1:-1] in prompt:
         return True
-    return _letters(wanted) in _letters(prompt)
+    found = _letters(prompt)
+    return _letters(wanted) in found or _letters(_COMMAND.sub("", wanted)) in found
 
 
 def _letters(text: str) -> str:
-    return "".join(filter(str.isalnum, text))
+    return "".join(filter(str.isalnum, text.casefold()))

@@ -58,8 +58,6 @@ def format_rule(value: Any, types: Sequence[str], has_pattern: bool, pointer: st
 
 
 def encoding_pattern(value: Any, pointer: str) -> str | None:
-    if not isinstance(value, str):
-        raise Refusal(pointer, f"got {shown(value)}, needed a text")
     if value in _ENCODINGS:
         return PATTERNS_OF_FORMATS[value]
     if value in _PLAIN_ENCODINGS:
@@ -69,7 +67,5 @@ def encoding_pattern(value: Any, pointer: str) -> str | None:
 
 
 def media_type_rule(value: Any, pointer: str) -> None:
-    if not isinstance(value, str):
-        raise Refusal(pointer, f"got {shown(value)}, needed a text")
     if value not in _PLAIN_MEDIA_TYPES:
         raise Refusal(pointer, f"what is inside of a text, {shown(value)}, is not enforced; leave it out")
