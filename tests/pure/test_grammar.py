@@ -120,6 +120,18 @@ def test_what_is_refused_is_found_beside_what_nothing_satisfies(grammars: Gramma
         grammars.grammar({"properties": {"a": never, "b": refused}})
 
 
+@pytest.mark.parametrize("pattern", ["^\\s*$", "^[\\s]", "^[^\\S]$"])
+def test_a_name_of_wide_space_matches_its_pattern(grammars: Grammars, pattern: str) -> None:
+    """Of a name that did not match, the value would be another."""
+    others = {"additionalProperties": {"type": "boolean"}}
+    with grammars.grammar(
+        {"patternProperties": {pattern: {"type": "null"}}, "type": "object", **others}
+    ) as one:
+        for byte in '{"\u00a0": '.encode():
+            one.take(byte + 1)
+        assert one.allows(b"n"[0] + 1) and not one.allows(b"t"[0] + 1)
+
+
 @pytest.mark.parametrize("name", programs())
 def test_what_programs_write_is_answered(grammars: Grammars, name: str) -> None:
     schema = programs()[name]

@@ -33,22 +33,29 @@ _WIDE_SPACE = (
     r" \t\n\r\f\v\x{1c}-\x{1f}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
     r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}"
 )
+# What ECMA-262 does.
+_ECMA_SPACE = r" \t\n\r\f\v\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}"
 _CLASSES = {"d": "0-9", "w": "0-9A-Za-z_"}
 _QUANTIFIER = re.compile(r"\{([0-9]+)(,([0-9]+)?)?\}")
 _GROUP = re.compile(r"\(\?(?:P?<([A-Za-z_][A-Za-z0-9_]*)>|:)")
 
 
-def translate_pattern(pattern: str) -> str:
-    """Raises PatternError."""
+def translate_pattern(pattern: str, *, exact: bool = False) -> str:
+    """`exact`: as ECMA-262 reads it, and not what all dialects read; of a name that does not match, something
+    else holds.
+
+    Raises PatternError.
+    """
     pattern = _KNOWN.get(pattern, pattern)
     if len(pattern) > _MOST_CHARACTERS:
         raise PatternError(f"it has more than {_MOST_CHARACTERS} characters")
-    return _Reader(pattern).read()
+    return _Reader(pattern, exact).read()
 
 
 class _Reader:
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, exact: bool) -> None:
         self._text = pattern
+        self._exact = exact
         self._at = 0
         self._out: list[str] = []
         # Repetitions inside each open group, the outermost first.
@@ -163,7 +170,7 @@ class _Reader:
             raise PatternError("it ends in a backslash")
         self._at += 2
         if sign in "dDwWsS":
-            return _set_of(sign, in_class=in_class, negated=negated)
+            return _set_of(sign, in_class=in_class, negated=negated, exact=self._exact)
         if sign in "tnrfv":
             return f"\\{sign}"
         if sign in "pP":
@@ -213,11 +220,13 @@ _HEX = {"x": r"[0-9a-fA-F]{2}", "u": r"\{[0-9a-fA-F]{1,6}\}|[0-9a-fA-F]{4}"}
 _LOW = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 
 
-def _set_of(sign: str, *, in_class: bool, negated: bool) -> str:
+def _set_of(sign: str, *, in_class: bool, negated: bool, exact: bool) -> str:
     """\\d, \\w and \\s and their opposites. Where dialects differ, what all of them mean."""
     inside = _CLASSES.get(sign.lower(), "")
     is_opposite = sign.isupper()
-    if not inside:
+    if not inside and exact:
+        inside = _ECMA_SPACE
+    elif not inside:
         # Of white space the least is allowed and the most is excluded.
         inside = _WIDE_SPACE if is_opposite != (in_class and negated) else _SPACE
     if is_opposite:
@@ -225,4 +234,9 @@ def _set_of(sign: str, *, in_class: bool, negated: bool) -> str:
     return inside if in_class else f"[{inside}]"
 
 
-_SETS = {_set_of(sign, in_class=True, negated=negated) for sign in "dDwWsS" for negated in (False, True)}
+_SETS = {
+    _set_of(sign, in_class=True, negated=negated, exact=exact)
+    for sign in "dDwWsS"
+    for negated in (False, True)
+    for exact in (False, True)
+}

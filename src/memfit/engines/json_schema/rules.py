@@ -178,7 +178,7 @@ class _Rules:
     def _pattern_properties(self, value: Any, pointer: str) -> None:
         made: dict[str, Any] = {}
         for pattern, one in self._named(value, pointer).items():
-            key = _translated(pattern, f"{pointer}/{escaped(pattern)}")
+            key = _translated(pattern, f"{pointer}/{escaped(pattern)}", exact=True)
             if key in made:
                 raise Refusal(pointer, f"{shown(pattern)} is there twice")
             made[key] = one
@@ -388,9 +388,9 @@ def _names_pattern(names: Any, pointer: str) -> str:
     raise Refusal(pointer, "of names only a list, a pattern or a length is enforced")
 
 
-def _translated(pattern: str, pointer: str) -> str:
+def _translated(pattern: str, pointer: str, *, exact: bool = False) -> str:
     try:
-        return translate_pattern(pattern)
+        return translate_pattern(pattern, exact=exact)
     except PatternError as error:
         raise Refusal(pointer, str(error)) from None
 
