@@ -12,6 +12,7 @@ Needs jsonschema and pydantic (the extra "test"). CPU time, since it is the same
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import sys
@@ -253,9 +254,25 @@ def batch(model: str, ram: str) -> None:
         )
 
 
+def hostile(model: str, ram: str) -> None:
+    """How soon schemas that are meant to do harm are refused, those of the tests."""
+    del model, ram
+    from test_json_schema import HOSTILE
+
+    from memfit.engines.json_schema import check_schema
+    from memfit.errors import UsageError
+
+    for name, schema in HOSTILE.items():
+        began = time.process_time()
+        with contextlib.suppress(UsageError):
+            check_schema(schema)
+        print(f"{time.process_time() - began:6.2f} s of CPU  {name}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     tasks = {"answers": answers, "cost": cost, "masks": masks, "batch": batch, "vocabulary": vocabulary}
+    tasks["hostile"] = hostile
     parser.add_argument("task", choices=tasks)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--ram", default="700MiB")

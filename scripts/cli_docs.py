@@ -20,11 +20,11 @@ def text() -> str:
     context = click.Context(cli, info_name="memfit", terminal_width=100, max_content_width=100)
     pieces = [
         "# The command line\n",
-        "Written by `scripts/cli_docs.py`. Every option also comes from `MEMFIT_<OPTION>`, such as",
+        "Written by `scripts/cli_docs.py`. Every option also comes from `MEMFIT_<OPTION>`:",
         "`MEMFIT_RAM=8GiB`. Results go to stdout, everything else to stderr; what `--json` prints is in",
-        "[json.md](json.md). Exit codes: 0 done · 2 wrong",
-        "usage · 3 does not fit the budget · 4 the model is missing or cannot be read · 5 the engine",
-        "failed · 130 interrupted.\n",
+        "[json.md](json.md). Exit codes: 0 done · 2 wrong usage · 3 does not fit the budget · 4 the model",
+        "is missing or cannot be read · 5 the engine failed · 6 the result could not be written ·",
+        "130 interrupted · 141 the reader of the result left.\n",
         _block(cli.get_help(context)),
     ]
     for name in cli.list_commands(context):

@@ -169,7 +169,9 @@ def test_bad_input_is_said_clearly(
 
 
 def test_bench_measures_and_reports(demo: str) -> None:
-    run = run_memfit("bench", demo, *_SHORT, "--prompt-tokens", "32", "--gen-tokens", "4", "--json")
+    run = run_memfit(
+        *("bench", demo, *_SHORT, "--prompt-tokens", "32", "--gen-tokens", "4", "--ram", "300MiB", "--json")
+    )
     assert run.code == 0, run.err
     measured = run.json["measured"]
     assert measured["prompt_tokens_per_second"] > 0
@@ -247,7 +249,7 @@ def test_ctrl_c_while_loading_leaves_nothing(gemma: str) -> None:
 
 
 def test_two_at_once_do_not_disturb_each_others_figures(demo: str) -> None:
-    options = ("run", demo, *_SHORT, *_PROMPT, "--max-tokens", "48", "--json")
+    options = ("run", demo, *_SHORT, *_PROMPT, "--max-tokens", "48", "--ram", "300MiB", "--json")
     alone = run_memfit(*options).json["measured"]["tiers"][0]["peak_bytes"]
     with _start(*options) as first, _start(*options) as second:
         outputs = [process.communicate(timeout=300)[0] for process in (first, second)]

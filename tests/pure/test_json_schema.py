@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def _deep_tag(number: int) -> Any:
     return {"properties": {"a": tag}, "required": ["a"]}
 
 
-_HOSTILE: dict[str, Any] = {
+HOSTILE: dict[str, Any] = {
     "5,000 chained references": {
         "$defs": {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(5000)} | {"d5000": _INTEGER},
         "$ref": "#/$defs/d0",
@@ -150,12 +149,11 @@ _HOSTILE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("schema", _HOSTILE.values(), ids=_HOSTILE)
-def test_hostile_schemas_are_refused_at_once(schema: Any) -> None:
-    began = time.process_time()
+@pytest.mark.parametrize("schema", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_schemas_are_refused(schema: Any) -> None:
+    """How soon: benchmarks/schemas.py hostile."""
     with pytest.raises(UsageError, match="JSON schema"):
         check_schema(schema)
-    assert time.process_time() - began < 1
 
 
 _SILLY: list[Any] = [

@@ -12,8 +12,9 @@ __all__ = ["cause_of_death", "last_words"]
 
 _CAUSES: Mapping[int, str] = {
     signal.SIGKILL: "was killed; most often by the kernel when memory ran out",
-    signal.SIGILL: "met an instruction that this CPU lacks: the engine was built for another CPU; "
-    "memfit doctor gives the command that mends it",
+    signal.SIGILL: "met an instruction that this CPU lacks: the engine was built for another CPU, for which "
+    "memfit doctor gives the command that mends it, or GCC spoilt its AMX kernels (README, Your own engine "
+    "build)",
     signal.SIGBUS: "found that a file it had mapped became shorter, or that its disk failed",
 }
 _LINES = 3  # of a log's end
