@@ -177,7 +177,7 @@ def test_an_illegal_instruction_is_told(here: _Here, tmp_path: Path, monkeypatch
     assert check is not None
     assert (check.ok, check.required) == (False, True)
     assert "an instruction that this CPU lacks" in check.detail
-    assert check.detail.endswith("memfit doctor gives the command that mends it")
+    assert check.detail.endswith("GCC spoilt its AMX kernels (README, Your own engine build)")
 
 
 def test_a_library_that_does_not_load_is_told(here: _Here) -> None:
