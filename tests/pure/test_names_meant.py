@@ -169,8 +169,14 @@ def test_a_part_or_a_shard_of_a_checkpoint_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"part2of2 is a part of a\.gguf; .* join them: cat "):
         resolve(f"{folder}/a.gguf.part2of2")
     other = _folder(tmp_path / "b", "model.safetensors", "config.json")
+    weights = Path(other, "model.safetensors")
+    weights.write_bytes(b"\2\0\0\0\0\0\0\0{}")
     with pytest.raises(ModelError, match=r"is a file of a checkpoint; name its folder: .*/b$"):
         resolve(f"{other}/model.safetensors")
+    for head, what in {b"GGUF\3\0\0\0": "a GGUF file", b"<!doctype html>": "a web page"}.items():
+        weights.write_bytes(head)
+        with pytest.raises(ModelError, match=f"is not a safetensors file but {what}"):
+            resolve(f"{other}/model.safetensors")
 
 
 # --- parts ---

@@ -1,6 +1,7 @@
 """What a MODEL on the command line names: a local file, or the model that ships in a package.
 
-Knows names and places, not what is inside the files; nothing is downloaded or imported here.
+Knows names and places, and of what is inside the files only whether it is something else than the name says;
+nothing is downloaded or imported here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from memfit.errors import ModelError, ModelNotFoundError
 from memfit.headers.folders import what_a_folder_holds
+from memfit.headers.impostors import HEAD_BYTES, impostor
 from memfit.headers.names_meant import what_was_meant
 from memfit.headers.remote.parts import as_part, how_to_join
 
@@ -67,17 +69,29 @@ def _refuse_parts(path: Path) -> None:
     """What is a part of a model by its name.
 
     Raises:
-        ModelError: names the whole.
+        ModelError: names the whole, or what the file is instead.
     """
     if part := as_part(path.name):
         joined = how_to_join([each.name for each in path.parent.iterdir()], str(path.parent))
         raise ModelError(f"{_shown(path)} is a part of {part.whole}; {_shown(path.parent)} holds {joined}")
     if path.name.endswith((".safetensors", ".safetensors.index.json")):
+        if path.suffix == ".safetensors" and (found := _impostor(path)):
+            raise ModelError(f"{_shown(path)} is not a safetensors file but {found}")
         what = what_a_folder_holds(path.parent) if not _holds_checkpoint(path.parent) else ""
         raise ModelError(
             f"{_shown(path)} is a file of a checkpoint; name its folder: {_shown(path.parent)}"
             + (f", but {what}" if what else "")
         )
+
+
+def _impostor(path: Path) -> str | None:
+    """What a file named .safetensors is, where it is none."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return None  # whoever reads its folder says so
+    return None if head[8:9] == b"{" else impostor(head)
 
 
 def _shown(path: Path | str) -> str:
