@@ -254,7 +254,8 @@ def test_without_a_tokenizer_there_are_no_texts(copied: Path) -> None:
 def test_a_planned_cache_is_upstreams_own_beyond_a_sliding_window() -> None:
     transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
     cache_utils = importlib.import_module("transformers.cache_utils")
-    planned_cache = importlib.import_module("memfit.engines.transformers.kv_cache").planned_cache
+    kv_cache = importlib.import_module("memfit.engines.transformers.kv_cache")
+    planned_cache, with_cache = kv_cache.planned_cache, kv_cache.with_cache
     torch.manual_seed(0)
     config = transformers.Gemma3TextConfig(
         hidden_size=64,
@@ -275,7 +276,7 @@ def test_a_planned_cache_is_upstreams_own_beyond_a_sliding_window() -> None:
             at = 0
             for count in (8, 8, 8, 3, *[1] * 30, 8, 8, *[1] * 17):
                 piece = tokens[:, at : at + count]
-                found = [model(piece, past_key_values=cache).logits for cache in (theirs, ours)]
+                found = [model(piece, **with_cache(model, cache)).logits for cache in (theirs, ours)]
                 assert torch.equal(*found)
                 at += count
             assert at == 90

@@ -15,6 +15,7 @@ from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCrit
 from memfit.engines.messages import render_messages
 from memfit.engines.protocol import Sampling
 from memfit.engines.text import TextAssembler, TextSender
+from memfit.engines.transformers.kv_cache import with_cache
 from memfit.engines.transformers.model import Aborted, Model, explained
 from memfit.errors import ModelError, UsageError, readable
 
@@ -84,9 +85,9 @@ class Answer(BaseStreamer, StoppingCriteria):
                     ids,
                     attention_mask=torch.ones_like(ids),
                     generation_config=settings,
-                    past_key_values=model.cache,
                     streamer=self,
                     stopping_criteria=StoppingCriteriaList([self]),
+                    **with_cache(model.model, model.cache),
                 )
         except Aborted:
             self._cancelled = True

@@ -6,6 +6,7 @@ write into memory that is large enough from the start; keys and values, masks an
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -16,7 +17,13 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-__all__ = ["planned_cache"]
+__all__ = ["planned_cache", "with_cache"]
+
+
+def with_cache(model: Any, cache: Cache) -> dict[str, Cache]:
+    """`cache` as an argument of a model's pass or generation: it has another name since transformers 5.24."""
+    renamed = "cache" in inspect.signature(model.forward).parameters
+    return {"cache" if renamed else "past_key_values": cache}
 
 
 def planned_cache(config: Any, *, context: int, micro_batch: int) -> Cache:

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from memfit.engines.channel import OverBudgetError
-from memfit.engines.transformers.kv_cache import planned_cache
+from memfit.engines.transformers.kv_cache import planned_cache, with_cache
 from memfit.engines.transformers.offloading import stream_offloaded
 from memfit.engines.transformers.reading import lazy_tensors
 from memfit.errors import EngineError, MemfitError, ModelError, readable
@@ -145,7 +145,9 @@ class Model:
         with explained("the engine failed"):
             for start in range(0, len(tokens), size):
                 ids = torch.tensor([tokens[start : start + size]], device=self.model.device)
-                self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+                self.model(
+                    input_ids=ids, use_cache=True, logits_to_keep=1, **with_cache(self.model, self.cache)
+                )
 
     def keep(self, tokens: Sequence[int]) -> int:
         """Leave in the cache what `tokens` begins with; returns how many those are. The last token is always
