@@ -167,7 +167,8 @@ def test_a_gated_checkpoint_says_how_to_be_let_in(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hub.tokens.add("hf_right")
-    hub.add_repo("org/gated", {"config.json": b"{}", "model.safetensors": b"x"}, gated=True)
+    files = {"config.json": b"{}", "model.safetensors": b"\2\0\0\0\0\0\0\0{}"}
+    hub.add_repo("org/gated", files, gated=True)
     refused = run_memfit("plan", "hf:org/gated", "--load-in", "nf4")
     assert refused.code == 4 and "accept its terms" in refused.err and "hf auth login" in refused.err
     token = tmp_path / "huggingface" / "token"  # where `hf auth login` puts it
