@@ -59,7 +59,7 @@ def impostor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str],
 
     def put(script: str) -> None:
         path = tmp_path / "solver"
-        path.write_text(f"#!/bin/sh\nproblems=/dev/fd/${{3%,*}} answers=/dev/fd/${{3#*,}}\n{script}\n")
+        path.write_text(f"#!/bin/sh\nproblems=/dev/fd/${{4%,*}} answers=/dev/fd/${{4#*,}}\n{script}\n")
         path.chmod(0o700)
         monkeypatch.setattr(helper.sys, "executable", str(path))
 
