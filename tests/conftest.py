@@ -25,6 +25,13 @@ settings.load_profile("memfit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What is measured of this machine is kept for all tests, and apart from what the user's own runs or other
+    # checkouts measure: a file holds the figures of one environment, and each would replace the others'.
+    os.environ["XDG_CACHE_HOME"] = str(config.rootpath / ".pytest_cache" / "caches")
+    _keep_to_own_cpus()
+
+
+def _keep_to_own_cpus() -> None:
     """Side by side, each worker and the programs it starts keep to CPUs of their own: threads of two
     engines on one CPU wait for each other at every barrier, a hundred times slower than alone."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")

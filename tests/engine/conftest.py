@@ -89,16 +89,19 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-_MEASURED = cache_folder()  # before a test sets XDG_CACHE_HOME
+@pytest.fixture(scope="session")
+def measured() -> Path:
+    """Where what was measured of this machine is kept, whatever a test makes of XDG_CACHE_HOME."""
+    return cache_folder()
 
 
 @pytest.fixture
-def hub(hub: HubServer) -> HubServer:
+def hub(measured: Path, hub: HubServer) -> HubServer:
     """With empty caches, but for what was measured of this machine: not every test has to measure it anew."""
     cache_folder().mkdir(parents=True)
     for name in ("calibration.json", "transformers.json"):
-        if (_MEASURED / name).exists():
-            shutil.copy(_MEASURED / name, cache_folder() / name)
+        if (measured / name).exists():
+            shutil.copy(measured / name, cache_folder() / name)
     return hub
 
 

@@ -77,7 +77,7 @@ def test_a_worker_killed_at_random_moments(demo: str) -> None:
     with lend(90 * MIB) as worker:
         plan = planned(demo, **{worker.endpoint: None})
         port = str(worker.port)
-    kills = times(6, 20)
+    kills = times(4, 20)
     for _ in range(kills):
         with lend(90 * MIB, "--port", port) as worker:
             timer = threading.Timer(moments.uniform(0, 2.5), os.kill, (worker.server_pid, signal.SIGKILL))

@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = pytest.mark.engine
 
-_PLANNED = "--ram 384MiB --ctx 512 --repack off"
+_PLANNED = "--ram 384MiB --ctx 128 --repack off"
 _RUN = f"run demo {_PLANNED} --max-tokens 8 -p Hello"
 _BATCH = "batch demo --ram 384MiB --repack off --max-tokens 8 --input REQUESTS --output -"
 _SECONDS = 120  # after which it hangs
