@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
+from memfit.engines.allocator import EXACT
 from memfit.errors import EngineError, WorkerDiedError
 from memfit.processes.carried_errors import rebuild_error
 from memfit.processes.helper import Helper
@@ -89,10 +90,7 @@ class WorkerProcess(Helper):
         """`environment` is what the engine wants beside this process's own."""
         full = {
             **os.environ,
-            # A freed staging buffer goes back to the system at once, whatever its size: glibc would
-            # raise these thresholds by itself and keep up to 64 MiB.
-            "MALLOC_MMAP_THRESHOLD_": "1048576",
-            "MALLOC_TRIM_THRESHOLD_": "1048576",
+            **EXACT,
             "MALLOC_ARENA_MAX": "2",
             **environment,
         }

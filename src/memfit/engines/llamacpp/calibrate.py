@@ -65,7 +65,7 @@ class Measured:
     disks: Mapping[str, DiskSpeed]  # by where they are mounted
 
 
-_FORMAT = 2  # of what is cached; counted up when measurements are added
+_FORMAT = 3  # of what is cached; counted up when measurements are added
 
 
 class Calibration:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memfit.engines.allocator import trim
 from memfit.engines.json_schema import CheckedSchema, check_schema
 from memfit.errors import EngineError, EngineMissingError, UsageError, readable
 from memfit.units import format_bytes
@@ -127,7 +128,7 @@ class Grammars:
             return
         held = _heap_bytes() - self._empty_bytes
         del self._known[text]
-        _trim()
+        trim()
         raise UsageError(
             f"the JSON schema needs {format_bytes(held)} as a grammar, and "
             f"{format_bytes(self._limit_bytes)} were planned for it; describe less of it"
@@ -143,7 +144,7 @@ class Grammars:
             held = _heap_bytes() - self._empty_bytes
             if held < self._limit_bytes:
                 break
-        _trim()
+        trim()
         return held
 
     def close(self) -> None:
@@ -340,7 +341,3 @@ def _heap_bytes() -> int:
     ask.restype = _HeapInfo
     info = ask()
     return int(info.uordblks + info.hblkhd)
-
-
-def _trim() -> None:
-    ctypes.CDLL(None).malloc_trim(0)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memfit.engines.allocator import EXACT
 from memfit.errors import EngineError, MemfitError, UsageError
 from memfit.hardware.cgroup import read_cgroup
 from memfit.hardware.cpu import read_cpu
@@ -186,9 +187,6 @@ def _environment() -> dict[str, str]:
         **os.environ,
         "GGML_NO_BACKTRACE": "1",  # an abort would try to attach gdb
         "OMP_STACKSIZE": f"{_STACK_BYTES // KIB}K",
-        # Freed memory goes back to the system at once; what is mapped leaves no holes, whose sizes nobody
-        # could foresee.
-        "MALLOC_MMAP_THRESHOLD_": "131072",
-        "MALLOC_TRIM_THRESHOLD_": "131072",
+        **EXACT,
         "MALLOC_ARENA_MAX": "1",
     }

@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from memfit.engines.allocator import trim
 from memfit.engines.llamacpp.library import Library, load_library
 from memfit.errors import EngineError, EngineMissingError, MemfitError, UsageError
 from memfit.memory.lending import LATER_BYTES, Lent, encode_lending, whole_pages
@@ -109,7 +110,7 @@ class _HostMemory:
             self._libc.free(scratch)  # `new uint8_t[]`, which is malloc
             scratch.value = None
             ctypes.c_size_t.from_address(self._context + _SCRATCH_SIZE_OFFSET).value = 0
-        self._libc.malloc_trim(0)
+        trim()
 
     def forget_peak(self) -> None:
         """Let the high-water mark begin anew; where the kernel refuses, that since the start goes on."""

@@ -6,7 +6,6 @@ of plans and nothing of terminals. It imports neither rich nor click, and numpy 
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from memfit.engines.allocator import keep_fast, trim
 from memfit.engines.channel import Channel, run_worker
 from memfit.engines.llamacpp.batching import Batcher
 from memfit.engines.llamacpp.devices import Devices
@@ -30,6 +30,7 @@ from memfit.errors import MemfitError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.process import process_memory
+from memfit.units import MIB
 
 _MOST_THREADS = 64  # of a worker whose work buffer is foreseen
 _CANDIDATE_BYTES = 12  # llama_token_data: id, logit, probability
@@ -103,7 +104,7 @@ class Worker:
         model.open_context(wanted)
         if wanted.grammar_bytes and without_vocabulary is None:
             self._grammars().rehearse()
-        ctypes.CDLL(None).malloc_trim(0)  # earlier questions must not count in this one
+        trim()  # earlier questions must not count in this one
         memory = process_memory()
         breakdown = model.memory_breakdown().values()
         scratch, most, more = model.work_buffer_bytes(wanted.threads, _MOST_THREADS, 2 * _MOST_THREADS)
@@ -172,6 +173,7 @@ class Worker:
         if wanted.grammar_bytes:
             self._grammars().wait()  # before the context is there: it takes more memory for a moment
         self.model.open_resident_context(wanted, more_bytes)
+        keep_fast(MIB)  # logits come and go with every token
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
         with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
             self.model.rehearse(sampler)

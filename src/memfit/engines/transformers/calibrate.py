@@ -37,7 +37,7 @@ _QUANTIZING, _READING_GGUF = "bitsandbytes", "gguf"
 # What kernels for larger matrices keep beyond those for the small ones: up to 12 MiB in
 # benchmarks/transformers_engine.py.
 _LARGER_BYTES = 8 * MIB
-_FORMAT = 5  # of what is cached
+_FORMAT = 6  # of what is cached
 # A program of its own: the caller's process may hold anything. Named, not imported: it lies above here.
 _REHEARSAL = "memfit.cli.rehearse_checkpoint"
 
@@ -175,6 +175,7 @@ def _rehearse(parameters: TransformersParameters, gpus: Sequence[tuple[Gpu, int]
             micro_batch=512,
             device_map=(("", "cpu"),),
             gpus=tuple(gpu.index for gpu, _ in gpus[:1]),
+            gguf=None,  # the small model is a checkpoint already
         )
         try:
             return ask_helper(_REHEARSAL, json.dumps(small.to_json()), name="its process")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import transformers
 
+from memfit.engines.allocator import keep_exact, keep_fast, trim
 from memfit.engines.channel import Channel, run_worker
 from memfit.engines.protocol import Sampling
 from memfit.engines.text import TextSender
-from memfit.engines.transformers.allocator import keep_exact, keep_fast, trim
 from memfit.engines.transformers.generation import Answer, prompt_tokens
 from memfit.engines.transformers.gguf_reading import convert_gguf, describe_gguf
 from memfit.engines.transformers.kernels import measure_kernels
@@ -26,7 +26,9 @@ from memfit.engines.transformers.rehearsal import write_small_checkpoint
 from memfit.errors import UsageError
 from memfit.memory.checkpoint import TransformersParameters
 from memfit.memory.process import process_status
+from memfit.units import MIB
 
+_TENSOR_BYTES = 32 * MIB  # the most that the allocator takes
 _SEED = 2**32 - 1  # protocol.py's word for "a random one"
 
 
@@ -78,7 +80,7 @@ class Worker:
         memory = process_status()
         self.model.warm_up()
         trim()
-        keep_fast()
+        keep_fast(_TENSOR_BYTES)
         tokenizer = self.model.tokenizer
         return {
             "load_seconds": time.monotonic() - started,
