@@ -21,7 +21,7 @@ _PROMPTS = (
     "Once upon a time, in a small village by the sea,",
     "def fibonacci(n):",
 )
-_GREEDY = memfit.Sampling(temperature=0, max_tokens=48)
+_GREEDY = memfit.Sampling(temperature=0, max_tokens=24)
 
 
 def _plan(model: str, ram: str, repack: str) -> LlamaPlan:

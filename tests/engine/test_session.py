@@ -71,7 +71,7 @@ def test_a_conversation_is_not_processed_twice(plan: LlamaPlan, session: memfit.
 
 def test_a_sliding_window_conversation_is_right(gemma: str) -> None:
     """Past its window the cache cannot go back; the answer must be that of a fresh session all the same."""
-    long = "The cat sat on the mat. " * 200
+    long = "The cat sat on the mat. " * 100
     with memfit.load(gemma, budget=memfit.Budget(ram="600MiB")) as session:
         session.generate(long + "Then", _GREEDY)
         again = session.generate(long + "But", _GREEDY)
