@@ -5,7 +5,10 @@
     python benchmarks/schemas.py batch [--ram 700MiB]        1,500 requests with a schema each, and without
     python benchmarks/schemas.py masks [--model demo]        of a grammar alone, with every token masked too
     python benchmarks/schemas.py vocabulary [--model demo]   seconds and bytes until the first grammar
+    python benchmarks/schemas.py first [--model demo]        seconds from a command to its first token
 
+With `--tokens qwen.tiktoken` (151,643 tokens; the package dashscope has it) instead of `--model`, on random
+weights of Qwen2.5-0.5B's shape with these tokens.
 Needs jsonschema and pydantic (the extra "test"). CPU time, since it is the same beside other programs.
 """
 
@@ -15,7 +18,9 @@ import argparse
 import contextlib
 import ctypes
 import json
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from shapes import Shape
 
 import memfit
-from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.protocol import Answer, Request, Sampling
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pure"))
@@ -54,6 +59,18 @@ _STORY = {  # free texts, as an extraction or a report has them
     },
     "required": ["title", "summary", "characters", "text"],
 }
+
+# Qwen2.5-0.5B's, in Q4_0.
+_QWEN = Shape(
+    architecture="llama",
+    mix="Q4_0",
+    layers=24,
+    width=896,
+    feed_forward=4864,
+    heads=14,
+    kv_heads=2,
+    vocabulary=151936,
+)
 
 
 def _plan(model: str, ram: str, **workload: Any) -> Any:
@@ -214,19 +231,45 @@ def _pieces(api: Any, words: Any, tokens: Sequence[int]) -> list[bytes]:
 def vocabulary(model: str, ram: str) -> None:
     del ram
     spec = memfit.plan(model).spec
-    from dataclasses import replace
+    from memfit.engines.llamacpp.oracle import grammar_memory
 
-    from memfit.engines.llamacpp.oracle import small_parameters
+    began = time.monotonic()
+    held = grammar_memory(spec).total_bytes
+    wall = time.monotonic() - began
+    print(f"{spec.vocabulary} tokens: {held / 2**20:.1f} MiB, measured in {wall:.2f} s")
 
-    with LlamaWorker() as worker:
-        small = small_parameters(spec, False)
-        before = worker.ask("simulate", parameters=small.to_json())
-        process = psutil.Process(worker.pid)
-        began, cpu = time.monotonic(), sum(process.cpu_times()[:2])
-        after = worker.ask("simulate", parameters=replace(small, grammar_bytes=1 << 23).to_json())
-        wall, spent = time.monotonic() - began, sum(process.cpu_times()[:2]) - cpu
-    held = after["anonymous_bytes"] - before["anonymous_bytes"]
-    print(f"{spec.vocabulary} tokens: {wall:.2f} s, {spent:.2f} s of CPU, {held / 2**20:.1f} MiB")
+
+def first(model: str, ram: str) -> None:
+    """Of whole commands, in turns: what of a grammar is not hidden behind loading."""
+    schema = Path(tempfile.mkstemp(suffix=".json")[1])
+    schema.write_text(json.dumps(_STORY))
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(7):
+        for with_schema, found in seconds.items():
+            more = ["--schema", str(schema)] if with_schema else []
+            command = [
+                sys.executable,
+                "-m",
+                "memfit",
+                "run",
+                model,
+                "-p",
+                "Tell a story.",
+                "--raw",
+                "--ram",
+                ram,
+            ]
+            began = time.monotonic()
+            with subprocess.Popen([*command, "--max-tokens", "4", *more], stdout=subprocess.PIPE) as process:
+                assert process.stdout is not None
+                process.stdout.read(1)
+                found.append(time.monotonic() - began)
+                process.stdout.read()
+    schema.unlink()
+    plain, bound = (sorted(found)[len(found) // 2] for found in seconds.values())
+    print(
+        f"first token after {plain:.2f} s, with a schema {bound:.2f} s (medians of 7): {bound - plain:+.2f} s"
+    )
 
 
 def batch(model: str, ram: str) -> None:
@@ -272,12 +315,19 @@ def hostile(model: str, ram: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     tasks = {"answers": answers, "cost": cost, "masks": masks, "batch": batch, "vocabulary": vocabulary}
-    tasks["hostile"] = hostile
+    tasks |= {"first": first, "hostile": hostile}
     parser.add_argument("task", choices=tasks)
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--tokens", type=Path)
     parser.add_argument("--ram", default="700MiB")
     options = parser.parse_args()
-    tasks[options.task](options.model, options.ram)
+    with tempfile.TemporaryDirectory(prefix="memfit-") as folder:
+        if options.tokens:
+            from synthetic import write_model
+
+            options.model = str(Path(folder) / "qwen.gguf")
+            write_model(Path(options.model), _QWEN, values="random", tiktoken=options.tokens)
+        tasks[options.task](options.model, options.ram)
 
 
 if __name__ == "__main__":

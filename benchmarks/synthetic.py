@@ -12,8 +12,10 @@ of shapes.py are headers only: right to the byte for a planner, of no use to any
 from __future__ import annotations
 
 import argparse
+import base64
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from math import prod, sqrt
 from pathlib import Path
 
@@ -85,11 +87,14 @@ def write_moe(
     write_model(path, shape, values=values)
 
 
-def write_model(path: Path, shape: Shape, *, values: str = "zeros", seed: int = 0) -> None:
-    """A model that takes and gives text. The same seed gives the same bytes."""
+def write_model(
+    path: Path, shape: Shape, *, values: str = "zeros", seed: int = 0, tiktoken: Path | None = None
+) -> None:
+    """A model that takes and gives text, with the tokens of a .tiktoken file where one is given. The same
+    seed gives the same bytes."""
     if values not in ("zeros", "random"):
         raise ValueError(f"values are zeros or random, not {values!r}")
-    ((_, end),) = _write_headers(path, shape, words=True)
+    ((_, end),) = _write_headers(path, shape, words=True, tiktoken=tiktoken)
     if values == "zeros":
         _stretch(path, end)
         return
@@ -121,7 +126,9 @@ def _stretch(path: Path, file_bytes: int) -> None:
 # -- the header ----------------------------------------------------------------------------------------
 
 
-def _write_headers(path: Path, shape: Shape, *, words: bool, split_bytes: int = 0) -> list[tuple[Path, int]]:
+def _write_headers(
+    path: Path, shape: Shape, *, words: bool, split_bytes: int = 0, tiktoken: Path | None = None
+) -> list[tuple[Path, int]]:
     """Everything before the data; the files, and the number of bytes that each must have."""
     writer = GGUFWriter(path, shape.architecture, split_max_size=split_bytes)
     number = file_type(shape)
@@ -130,7 +137,9 @@ def _write_headers(path: Path, shape: Shape, *, words: bool, split_bytes: int = 
     for key, value in _metadata(shape).items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
         add(f"{shape.architecture}.{key}", value)
-    if words:
+    if tiktoken:
+        _add_byte_pairs(writer, tiktoken, shape.vocabulary)
+    elif words:
         _add_words(writer, shape.vocabulary)
     else:
         writer.add_tokenizer_model("none")
@@ -198,6 +207,32 @@ def _add_words(writer: GGUFWriter, vocabulary: int) -> None:
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+
+
+def _add_byte_pairs(writer: GGUFWriter, tiktoken: Path, vocabulary: int) -> None:
+    """A byte-pair vocabulary as GPT-2 writes it, by a file of lines "base64 rank", as Qwen's is."""
+    ranks = {base64.b64decode(line.split()[0]): rank for rank, line in enumerate(tiktoken.open("rb"))}
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable} | {one: chr(256 + at) for at, one in enumerate(others)}
+    merges = []
+    for token, rank in ranks.items():
+        if len(token) > 1:
+            parts = [bytes([byte]) for byte in token]
+            while len(parts) > 2:  # by the pair of the lowest rank, as a text is
+                pairs = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
+                at = pairs.index(min(pairs))
+                parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            merges.append(" ".join("".join(letters[byte] for byte in part) for part in parts))
+    words = ["".join(letters[byte] for byte in token) for token in ranks]
+    special = ["<|endoftext|>", *(f"<|unused{number}|>" for number in range(vocabulary - len(words) - 1))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([*words, *special])
+    writer.add_token_types([TokenType.NORMAL] * len(words) + [TokenType.CONTROL] * len(special))
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(len(words))
+    writer.add_add_bos_token(False)
 
 
 # -- random weights ------------------------------------------------------------------------------------

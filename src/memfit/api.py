@@ -164,9 +164,10 @@ def _planning(
     calibration = Calibration(cpu_model=probe().cpu.model, say=say or _say_nothing)
     devices = imagined_devices(profile) if profile else find_devices(here, budget, calibration)
     baseline = calibration.baseline(count_parent=count_parent)
+    grammar = calibration.grammar(spec) if workload.grammars else None
     modes = repack_modes(workload)
     with (
-        LlamaOracle(spec, baseline, repack_modes=modes, verbose=verbose) as oracle,
+        LlamaOracle(spec, baseline, repack_modes=modes, grammar=grammar, verbose=verbose) as oracle,
         SolverProcess() as solver,
     ):
         if profile:

@@ -34,6 +34,19 @@ class ProcessMemory:
     def total_bytes(self) -> int:
         return self.anonymous_bytes + sum(self.files.values())
 
+    def plus(self, more: ProcessMemory) -> ProcessMemory:
+        return self._with(more, 1)
+
+    def minus(self, less: ProcessMemory) -> ProcessMemory:
+        return self._with(less, -1)
+
+    def _with(self, other: ProcessMemory, sign: int) -> ProcessMemory:
+        names = {**self.files, **other.files}
+        return ProcessMemory(
+            anonymous_bytes=self.anonymous_bytes + sign * other.anonymous_bytes,
+            files={name: self.files.get(name, 0) + sign * other.files.get(name, 0) for name in names},
+        )
+
 
 def process_memory(pid: int | str = "self") -> ProcessMemory:
     """Exact, from smaps: the kernel walks the page tables, about 5 ms per GiB, so not for a 20 Hz loop.

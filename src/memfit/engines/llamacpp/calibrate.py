@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit import __version__
+from memfit.engines.llamacpp.oracle import grammar_memory
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError, EngineMissingError, MemfitError
 from memfit.hardware.disk_speed import DiskSpeed, measure_reads
@@ -25,6 +26,7 @@ from memfit.hardware.disks import mount_of
 from memfit.hardware.folders import cache_folder, read_cached, write_cached
 from memfit.hardware.machine import Gpu, is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
+from memfit.headers.model_spec import ModelSpec
 from memfit.memory.baseline import Baseline
 from memfit.memory.process import ProcessMemory
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed, attention_key
@@ -89,6 +91,17 @@ class Calibration:
             parent=ProcessMemory(**values["parent"]) if count_parent else None,
             decode_bytes=values["decode_bytes"],
         )
+
+    def grammar(self, spec: ModelSpec) -> ProcessMemory:
+        """What a worker holds more where answers follow JSON schemas; measured once for each vocabulary."""
+        known = self._values.setdefault("grammars", {})
+        # A header ends where its vocabulary's text makes it end; models of one family share it but for names.
+        key = f"{spec.metadata.get('tokenizer.ggml.pre')} {spec.vocabulary} {spec.data_offset_bytes[0]}"
+        if key not in known:
+            self._say("measuring what JSON schemas take with this model's vocabulary, once")
+            known[key] = vars(grammar_memory(spec))
+            self._write()
+        return ProcessMemory(**known[key])
 
     def ram_speeds(
         self, types: Sequence[str], attention: Sequence[str], *, repack_modes: Sequence[bool], threads: int

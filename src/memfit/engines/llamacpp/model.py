@@ -50,9 +50,11 @@ class Model:
         tensors: Sequence[TensorSpec] = (),
         limit_bytes: int | None = None,
         on_progress: Callable[[float], None] | None = None,
+        on_vocabulary: Callable[[int], None] | None = None,
     ) -> None:
         """Load. `limit_bytes` caps this process's memory, checked before every tensor; `overrides` is an
         array of llama_model_kv_override; `tensors` are the file's, needed for load mode "own".
+        `on_vocabulary` is given the vocabulary as soon as it is there, in that mode before the weights are.
 
         Raises:
             EngineError: the engine refuses the file; its last words are in the worker's log.
@@ -63,7 +65,7 @@ class Model:
         self._devices = devices
         self.device_addresses = devices.find(parameters.devices)
         self._limit_bytes = limit_bytes
-        self._on_progress = on_progress
+        self._on_progress, self._on_vocabulary = on_progress, on_vocabulary
         self._overrun: OverBudgetError | None = None
         self._context: int | None = None
         self._abort_flag = ctypes.create_string_buffer(2)
@@ -74,8 +76,6 @@ class Model:
         self._simulates = simulate
         self._undo_retype: Callable[[], None] = lambda: None
         self._pointer = self._load(parameters, simulate, overrides)
-        self.vocabulary = self._api.llama_model_get_vocab(self._pointer)
-        self.vocabulary_size: int = self._api.llama_vocab_n_tokens(self.vocabulary)
 
     def _load(self, parameters: EngineParameters, simulate: bool, overrides: Any) -> int:
         api = self._api
@@ -111,6 +111,10 @@ class Model:
             raise self._overrun
         if not pointer:
             raise EngineError(f"the engine cannot load {parameters.paths[0]}")
+        self.vocabulary = api.llama_model_get_vocab(pointer)
+        self.vocabulary_size: int = api.llama_vocab_n_tokens(self.vocabulary)
+        if self._on_vocabulary:
+            self._on_vocabulary(self.vocabulary)
         if is_ours:
             self._library.retype(pointer, parameters.dequantized)
             self._library.allow_contexts(pointer)

@@ -11,10 +11,11 @@ from memfit.engines.protocol import Request
 from memfit.hardware.machine import is_remote
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.baseline import Baseline
+from memfit.memory.grammars import grammar_bytes
 from memfit.memory.oracle import RAM, Answer, DeviceBytes, EngineParameters, Graph, Operation
 from memfit.memory.process import ProcessMemory
 
-__all__ = ["LlamaOracle", "small_parameters"]
+__all__ = ["LlamaOracle", "grammar_memory", "small_parameters"]
 
 
 class LlamaOracle:
@@ -26,9 +27,17 @@ class LlamaOracle:
     """
 
     def __init__(
-        self, spec: ModelSpec, baseline: Baseline, *, repack_modes: tuple[bool, ...], verbose: bool = False
+        self,
+        spec: ModelSpec,
+        baseline: Baseline,
+        *,
+        repack_modes: tuple[bool, ...],
+        grammar: ProcessMemory | None = None,
+        verbose: bool = False,
     ) -> None:
+        """`grammar` is what the model's vocabulary takes as the ground of grammars: `grammar_memory`'s."""
         self._baseline = baseline
+        self._grammar = grammar
         self._spec = spec
         self._verbose = verbose
         self._workers = {repack: LlamaWorker(verbose=verbose) for repack in repack_modes}
@@ -71,7 +80,10 @@ class LlamaOracle:
             twin = self._question(replace(parameters, kv_unified=True))
             graphs = worker.ask("simulate", **twin)
             reply |= {name: graphs[name] for name in ("generation", "prompt")}
-        held = ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
+        held = _memory(reply)
+        if parameters.grammar_bytes:
+            assert self._grammar, "whoever plans grammars measures the vocabulary"
+            held = held.plus(self._grammar)
         ram, *devices = reply["bytes"]
         messages = reply["prompt"]["message_bytes"]
         remote = [is_remote(name) for name in parameters.devices]
@@ -110,6 +122,21 @@ class LlamaOracle:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def grammar_memory(spec: ModelSpec) -> ProcessMemory:
+    """What a worker holds more where answers follow grammars: their library, and the vocabulary it reads."""
+    # As where they are planned for: numpy, which they need as several sequences do, is counted there.
+    parameters = replace(small_parameters(spec, False), grammar_bytes=grammar_bytes(1)).to_json()
+    with LlamaWorker() as worker:
+        without, with_one = (
+            _memory(worker.ask("simulate", parameters=parameters, with_grammar=it)) for it in (False, True)
+        )
+    return with_one.minus(without)
+
+
+def _memory(reply: Mapping[str, Any]) -> ProcessMemory:
+    return ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
 
 
 def small_parameters(spec: ModelSpec, repack: bool) -> EngineParameters:

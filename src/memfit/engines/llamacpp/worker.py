@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from memfit.engines.allocator import keep_fast, trim
@@ -83,27 +85,29 @@ class Worker:
     # -- requests --------------------------------------------------------------------------------
 
     def simulate(
-        self, parameters: dict[str, Any], without_vocabulary: list[Any] | None = None
+        self,
+        parameters: dict[str, Any],
+        without_vocabulary: list[Any] | None = None,
+        with_grammar: bool = False,
     ) -> dict[str, Any]:
         """Bytes of a configuration, without its weights. `without_vocabulary` is the architecture and
-        the number of tokens, which then stand in for the vocabulary's text."""
+        the number of tokens, which then stand in for the vocabulary's text; `with_grammar` makes one over
+        the vocabulary, which stays."""
         wanted = _parameters(parameters)
         _import_for(wanted)
         placement = replace(wanted, **_CONTEXT_ONLY)
         if self.model is None or self._simulated != placement:
             if self.model is not None:
-                self._drop_grammars()
                 self.model.close()
             overrides = _no_vocabulary(self.library.api, *without_vocabulary) if without_vocabulary else None
             devices = self._devices or Devices(self.library, stand_ins=True)
             self._devices, self._simulated = devices, placement
             self.model = Model(self.library, devices, wanted, simulate=True, overrides=overrides)
         model = self.model
-        if not wanted.grammar_bytes:
-            self._drop_grammars()
         model.open_context(wanted)
-        if wanted.grammar_bytes and without_vocabulary is None:
-            self._grammars().rehearse()
+        if with_grammar:
+            self._begin_grammars(wanted.grammar_bytes, model.vocabulary)
+            self._grammars.rehearse()
         trim()  # earlier questions must not count in this one
         memory = process_memory()
         breakdown = model.memory_breakdown().values()
@@ -159,8 +163,9 @@ class Worker:
         """Load for real; `more_bytes` is what the context will add to the weights, `tensors` are the file's
         where the weights are ours to read."""
         wanted = _parameters(parameters)
-        _import_for(wanted)
         started = time.monotonic()
+        importing = threading.Thread(target=_import_for, args=(wanted,))  # beside the engine's own work
+        importing.start()
         self._devices = Devices(self.library, stand_ins=False)
         self.model = Model(
             self.library,
@@ -169,9 +174,11 @@ class Worker:
             tensors=[TensorSpec(**{**one, "shape": tuple(one["shape"])}) for one in tensors],
             limit_bytes=limit_bytes,
             on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
+            on_vocabulary=partial(self._begin_grammars, wanted.grammar_bytes),
         )
+        importing.join()
         if wanted.grammar_bytes:
-            self._grammars().wait()  # before the context is there: it takes more memory for a moment
+            self._grammars.wait()  # before the context is there: it takes more memory for a moment
         self.model.open_resident_context(wanted, more_bytes)
         keep_fast(MIB)  # logits come and go with every token
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
@@ -196,7 +203,7 @@ class Worker:
         settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
         tokens = prompt_tokens(model, prompt, messages)
         room = room_after(model, tokens)
-        grammar = None if schema is None else self._grammars().grammar(schema)
+        grammar = None if schema is None else self._grammars.grammar(schema)
         sampler = Sampler(self.library.api, settings, model.vocabulary_size, grammar)
         started = time.monotonic()
         generated: list[int] = []
@@ -257,7 +264,7 @@ class Worker:
         """Answer requests that are added while it runs, side by side: see batching.py."""
         model = self._loaded()
         self._forget()
-        return Batcher(model, self.library.api, self.channel, self._grammars(), expected=expected).run()
+        return Batcher(model, self.library.api, self.channel, self._grammars, expected=expected).run()
 
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
         """Time decoding alone, as llama-bench does: fixed tokens, no sampling, `depth` of them before."""
@@ -330,19 +337,17 @@ class Worker:
         assert self.model is not None, "the parent loads before it asks"
         return self.model
 
+    def _begin_grammars(self, limit_bytes: int, vocabulary: int) -> None:
+        """Where grammars are planned, their vocabulary is read beside the weights."""
+        self._known_grammars = Grammars(self.library.api, vocabulary, limit_bytes=limit_bytes)
+        if limit_bytes:
+            self._known_grammars.prepare()
+
+    @property
     def _grammars(self) -> Grammars:
         """Of the model that is loaded."""
-        model = self._loaded()
-        if self._known_grammars is None:
-            self._known_grammars = Grammars(
-                self.library.api, model.vocabulary, limit_bytes=model.parameters.grammar_bytes
-            )
+        assert self._known_grammars is not None, "the parent loads before it asks"
         return self._known_grammars
-
-    def _drop_grammars(self) -> None:
-        if self._known_grammars is not None:
-            self._known_grammars.close()
-            self._known_grammars = None
 
     def _forget(self) -> None:
         self._loaded().cache.clear()
