@@ -1,6 +1,6 @@
 """Measures on this machine, once, what the oracle cannot say; keeps it in a cache file.
 
-The baseline comes from a model of a few kilobytes, written here, simulated and really loaded: what the
+The baseline comes from a model of a megabyte, written here, simulated and really loaded: what the
 second holds beyond the first is what every worker holds. Kernel speeds come from the worker's bench, the
 disk's from reading a file of its own.
 """
@@ -344,19 +344,23 @@ def _measure_baseline() -> dict[str, Any]:
 
 
 def _tiny_model() -> bytes:
-    """A llama of one layer, all zeros, as a GGUF file of a few kilobytes."""
-    embedding, feed_forward, vocabulary = 32, 32, 64
+    """A llama of as many layers as usual, all zeros, as a GGUF file of a megabyte: what describes them takes
+    memory too."""
+    embedding, feed_forward, vocabulary, layers = 32, 32, 64, 32
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd": (embedding, vocabulary),
         "output": (embedding, vocabulary),
     }
-    for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"):
-        shapes[f"blk.0.{part}"] = (embedding, feed_forward)
-    shapes["blk.0.ffn_down"] = (feed_forward, embedding)
-    for part in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
-        shapes[part] = (embedding,)
+    for layer in range(layers):
+        block = f"blk.{layer}."
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"):
+            shapes[block + part] = (embedding, feed_forward)
+        shapes[block + "ffn_down"] = (feed_forward, embedding)
+        for part in ("attn_norm", "ffn_norm"):
+            shapes[block + part] = (embedding,)
+    shapes["output_norm"] = (embedding,)
     numbers = {
-        "block_count": 1,
+        "block_count": layers,
         "context_length": 256,
         "embedding_length": embedding,
         "feed_forward_length": feed_forward,
