@@ -256,16 +256,16 @@ def test_nothing_is_left_beside_the_cache(bench: _Bench) -> None:
 
 
 def test_the_tiny_model_is_a_gguf_file(tmp_path: Path) -> None:
-    """32 x 64 twice, 32 x 32 seven times and three vectors of 32, all F32."""
+    """32 x 64 twice and a vector of 32; in each of 32 layers, 32 x 32 seven times and two such vectors; all F32."""
     path = tmp_path / "tiny.gguf"
     path.write_bytes(calibrate._tiny_model())
     spec = read_model(path)
     assert spec.architecture == "llama"
-    assert spec.parameters == 2 * 2048 + 7 * 1024 + 3 * 32
-    assert spec.weights_bytes == 4 * spec.parameters == 45_440
-    assert spec.file_bytes < 64 * 1024
+    assert spec.parameters == 2 * 2048 + 32 + 32 * (7 * 1024 + 2 * 32)
+    assert spec.weights_bytes == 4 * spec.parameters == 942_208
+    assert spec.file_bytes < 1 << 20
     theirs = GGUFReader(path)
     assert {tensor.name: list(tensor.shape) for tensor in theirs.tensors} == {
         tensor.name: list(tensor.shape) for tensor in spec.tensors
     }
-    assert sum(int(tensor.n_bytes) for tensor in theirs.tensors) == 45_440
+    assert sum(int(tensor.n_bytes) for tensor in theirs.tensors) == 942_208
