@@ -14,6 +14,8 @@ from hub_server import HubServer
 from printing import write_printing_libraries
 from thorough import times
 
+_OURS = ("MEMFIT_SOAK", "MEMFIT_THOROUGH")  # variables of the tests themselves
+
 # No test is timed: on a busy machine any example may take long.
 settings.register_profile(
     "memfit",
@@ -28,6 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # What is measured of this machine is kept for all tests, and apart from what the user's own runs or other
     # checkouts measure: a file holds the figures of one environment, and each would replace the others'.
     os.environ["XDG_CACHE_HOME"] = str(config.rootpath / ".pytest_cache" / "caches")
+    # What a user has set for memfit is not for the tests of its defaults.
+    for name in [one for one in os.environ if one.startswith("MEMFIT_") and not one.startswith(_OURS)]:
+        del os.environ[name]
     _keep_to_own_cpus()
 
 

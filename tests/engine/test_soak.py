@@ -46,20 +46,18 @@ def test_any_options(number: int, tmp_path: Path, request: pytest.FixtureRequest
         (tmp_path / "plan.json").write_text(planned.stdout, encoding="utf-8")
         plan = ["--plan", str(tmp_path / "plan.json")]
         words = [one.command, *plan, *_of_run(options), *(["--json"] * one.as_json)]
-    _check(one, _run(words, by_plan=one.saved))
+    _check(one, _run(words))
 
 
-def _run(words: list[str], *, by_plan: bool = False) -> subprocess.CompletedProcess[str]:
+def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
     mark = f"{os.getpid()} {time.monotonic_ns()}"
-    # Threads that were chosen for all runs are in the plan already.
-    kept = {name: value for name, value in os.environ.items() if not (by_plan and name == "MEMFIT_THREADS")}
     done = subprocess.run(
         [sys.executable, "-m", "memfit", *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=_SECONDS,
-        env={**kept, _MARK: mark},
+        env={**os.environ, _MARK: mark},
     )
     until = time.monotonic() + 10
     while (left := _started_by(mark)) and time.monotonic() < until:

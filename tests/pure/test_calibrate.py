@@ -256,7 +256,7 @@ def test_nothing_is_left_beside_the_cache(bench: _Bench) -> None:
 
 
 def test_the_tiny_model_is_a_gguf_file(tmp_path: Path) -> None:
-    """32 x 64 twice and a vector of 32; in each of 32 layers, 32 x 32 seven times and two vectors; all F32."""
+    """32 x 64 twice and a vector of 32; in each of 32 layers 32 x 32 seven times, two vectors; all F32."""
     path = tmp_path / "tiny.gguf"
     path.write_bytes(calibrate._tiny_model())
     spec = read_model(path)
