@@ -40,7 +40,7 @@ def test_a_grammar_is_given_back_when_its_prompt_ends_early(
     def process(_: Sequence[int]) -> int:
         raise failure
 
-    monkeypatch.setattr(worker, "_grammars", lambda: SimpleNamespace(grammar=lambda _: grammar))
+    monkeypatch.setattr(worker, "_known_grammars", SimpleNamespace(grammar=lambda _: grammar), raising=False)
     monkeypatch.setattr(worker, "_process_prompt", process)
     monkeypatch.setattr(worker, "_forget", lambda: None)
     monkeypatch.setattr(worker_module, "prompt_tokens", lambda *_: [1])
