@@ -30,6 +30,7 @@ from memfit.engines.protocol import Sampling
 from memfit.engines.text import TextAssembler, TextSender
 from memfit.errors import MemfitError
 from memfit.headers.model_spec import TensorSpec
+from memfit.memory.grammars import grammar_limit_bytes
 from memfit.memory.oracle import EngineParameters
 from memfit.memory.process import process_memory
 from memfit.units import MIB
@@ -106,7 +107,7 @@ class Worker:
         model = self.model
         model.open_context(wanted)
         if with_grammar:
-            self._begin_grammars(wanted.grammar_bytes, model.vocabulary)
+            self._begin_grammars(wanted, model.vocabulary)
             self._grammars.rehearse()
         trim()  # earlier questions must not count in this one
         memory = process_memory()
@@ -174,7 +175,7 @@ class Worker:
             tensors=[TensorSpec(**{**one, "shape": tuple(one["shape"])}) for one in tensors],
             limit_bytes=limit_bytes,
             on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
-            on_vocabulary=partial(self._begin_grammars, wanted.grammar_bytes),
+            on_vocabulary=partial(self._begin_grammars, wanted),
         )
         importing.join()
         if wanted.grammar_bytes:
@@ -337,10 +338,11 @@ class Worker:
         assert self.model is not None, "the parent loads before it asks"
         return self.model
 
-    def _begin_grammars(self, limit_bytes: int, vocabulary: int) -> None:
+    def _begin_grammars(self, wanted: EngineParameters, vocabulary: int) -> None:
         """Where grammars are planned, their vocabulary is read beside the weights."""
+        limit_bytes = grammar_limit_bytes(wanted.parallel)
         self._known_grammars = Grammars(self.library.api, vocabulary, limit_bytes=limit_bytes)
-        if limit_bytes:
+        if wanted.grammar_bytes:
             self._known_grammars.prepare()
 
     @property
