@@ -247,20 +247,10 @@ def first(model: str, ram: str) -> None:
     for _ in range(7):
         for with_schema, found in seconds.items():
             more = ["--schema", str(schema)] if with_schema else []
-            command = [
-                sys.executable,
-                "-m",
-                "memfit",
-                "run",
-                model,
-                "-p",
-                "Tell a story.",
-                "--raw",
-                "--ram",
-                ram,
-            ]
+            words = ["run", model, "-p", "Tell a story.", "--raw", "--ram", ram, "--max-tokens", "4", *more]
+            command = [sys.executable, "-m", "memfit", *words]
             began = time.monotonic()
-            with subprocess.Popen([*command, "--max-tokens", "4", *more], stdout=subprocess.PIPE) as process:
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
                 assert process.stdout is not None
                 process.stdout.read(1)
                 found.append(time.monotonic() - began)

@@ -4,8 +4,8 @@
 
 A grammar of an object with 40 properties takes 0.2 MiB, and 0.3 once it was used; one that is larger leaves
 room for fewer side by side. Between them lies what was freed and cannot be given back: 8 to 10 MiB in a batch
-of 16 sequences with a schema each (benchmarks/schemas.py batch).
-What the vocabulary takes is not in it: the oracle holds one and is measured.
+of 16 sequences with a schema each (benchmarks/schemas.py batch). What the vocabulary takes is not in it: that
+is measured (engines/llamacpp/oracle.py).
 """
 
 from __future__ import annotations

@@ -147,13 +147,6 @@ class Grammars:
         trim()
         return held
 
-    def close(self) -> None:
-        """Forget all: they must not outlive the model."""
-        if self._preparing:
-            self._preparing.join()
-        self._known.clear()
-        self._tokenizer = None
-
     # -- compiling ---------------------------------------------------------------------------------
 
     def _compile(self, checked: CheckedSchema) -> Any:
