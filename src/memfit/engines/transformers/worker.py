@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from memfit.engines.allocator import keep_exact, keep_fast, trim
+from memfit.engines.allocator import keep_fast, trim
 from memfit.engines.channel import Channel, run_worker
 from memfit.engines.protocol import Sampling
 from memfit.engines.text import TextSender
@@ -68,7 +68,6 @@ class Worker:
         self, parameters: dict[str, Any], limit_bytes: int | None, offload_folder: str | None
     ) -> dict[str, Any]:
         started = time.monotonic()
-        keep_exact()
         self.model = Model(
             TransformersParameters.from_json(parameters),
             limit_bytes=limit_bytes,
