@@ -39,7 +39,7 @@ import memfit
 from memfit.api import plan_batch
 from memfit.batch.input import Lengths as ByteLengths
 from memfit.batch.lengths import lengths_in_tokens
-from memfit.engines.protocol import Answer, Request, Sampling
+from memfit.engines.protocol import Request, RequestResult, Sampling
 
 MIB = 1 << 20
 REQUESTS, TOKENS = int(os.environ.get("REQUESTS", "256")), 64
@@ -101,8 +101,8 @@ def answered(path: str, prompts: list[str], name: str, sequences: int | None = N
     rate = tokens / totals.seconds
     row(
         name,
-        "memfit, " + held(plan.parameters),
-        plan.parameters.parallel,
+        "memfit, " + held(plan.config),
+        plan.config.parallel,
         f"{totals.seconds:.1f}",
         f"{rate:.1f} (predicted {plan.prediction.together.value:.0f} without prompts)",
         f"{1 - totals.decode_seconds / totals.seconds:.1%}",
@@ -111,11 +111,11 @@ def answered(path: str, prompts: list[str], name: str, sequences: int | None = N
     return rate
 
 
-def held(parameters: Any) -> str:
+def held(config: Any) -> str:
     """How weights are held."""
-    if parameters.dequantized:
-        return f"{len(parameters.dequantized)} matrices as BF16"
-    return "repack " + ("on" if parameters.repack else "off")
+    if config.dequantized:
+        return f"{len(config.dequantized)} matrices as BF16"
+    return "repack " + ("on" if config.repack else "off")
 
 
 def planned(
@@ -152,7 +152,7 @@ def work(plan: Any, requests: list[Request]) -> tuple[Any, Any, int, dict[int, i
         for request in requests:
             batch.add(request)
         batch.end()
-        found = [event for event in batch.events() if isinstance(event, Answer)]
+        found = [event for event in batch.events() if isinstance(event, RequestResult)]
         report = session.report()
     done = {one.number: one.completion for one in found if one.completion}
     assert len(done) == len(requests)
@@ -245,7 +245,7 @@ def streaming(folder: Path) -> int:
         error = report.tiers[0].error_bytes / MIB
         row(
             "",
-            plan.parameters.parallel,
+            plan.config.parallel,
             plan.streamed_bytes // 10**6,
             f"{totals.seconds:.1f}",
             f"{rates[sequences]:.2f}",
@@ -285,9 +285,9 @@ def divergence(folder: Path) -> int:
     for name, path in models().items():
         exact = str(rewrite(path, folder / "f32.gguf", kind="F32")[0])
         saved = {
-            (way, side_by_side): log_probabilities(folder, exact if way == "f32" else path, way, side_by_side)
+            (way, parallel): log_probabilities(folder, exact if way == "f32" else path, way, parallel)
             for way in ("f32", "file", "repacked", "bf16")
-            for side_by_side in (False, True)
+            for parallel in (False, True)
         }
         for way, with_way, bar in (
             ("file", "file", 1e-3),
@@ -334,14 +334,14 @@ def log_probabilities(folder: Path, model: str, way: str, together: bool) -> Pat
 LOG_PROBABILITIES = """
 import sys
 import numpy as np
-from memfit.engines.llamacpp.batching import _Batch
+from memfit.engines.llamacpp.request_loop import _Batch
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.library import load_library
 from memfit.engines.llamacpp.model import Model
 from memfit.engines.scheduler import Pass
-from memfit.headers.find import find_model
-from memfit.memory.oracle import EngineParameters
-from memfit.planner.dequantizing import may_dequantize
+from memfit.hub.resolve import find_model
+from memfit.memory.estimate import LlamaConfig
+from memfit.planner.llamacpp.dequantizing import may_dequantize
 
 path, way, together, output = sys.argv[1], sys.argv[2], sys.argv[3] == "1", sys.argv[4]
 library = load_library()
@@ -351,12 +351,12 @@ api.llama_log_set(quiet, None)
 api.llama_backend_init()
 spec = find_model(path, None)
 larger = tuple(one.name for one in spec.tensors if way == "bf16" and may_dequantize(one, spec))
-parameters = EngineParameters(
-    paths=spec.paths, context=2048, parallel=16, kv_type="f16", micro_batch=256, threads=2,
+config = LlamaConfig(
+    paths=spec.paths, context=2048, parallel=16, kv_type="f16", ubatch=256, threads=2,
     repack=way == "repacked", load_mode="own" if larger else "read", dequantized=larger,
 )
-model = Model(library, Devices(library, stand_ins=False), parameters, tensors=spec.tensors)
-model.open_context(parameters)
+model = Model(library, Devices(library, dummies=False), config, tensors=spec.tensors)
+model.open_context(config)
 batch = _Batch(api, 256)
 text = "The quick brown fox jumps over the lazy dog, and nobody knows why it did so that day. " * 40
 tokens = model.tokenize(text, add_special=False)
@@ -425,7 +425,7 @@ def prepare(source: Path, output: Path, count: int) -> None:
     from memfit.batch.input import open_input
     from memfit.batch.output import open_sink
     from memfit.engines.protocol import Completion, Speed
-    from memfit.headers.find import find_model
+    from memfit.hub.resolve import find_model
 
     with source.open("w") as file:
         for n in range(count):

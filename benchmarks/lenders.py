@@ -21,7 +21,7 @@ def lenders(*budgets: int, threads: int = 2) -> Iterator[list[str]]:
                 subprocess.Popen(
                     [
                         *MEMFIT,
-                        "worker",
+                        "rpc-server",
                         "--port",
                         "0",
                         "--memory",

@@ -69,7 +69,7 @@ def main() -> int:
             ratio = median(mine / other for mine, other in pairs)
             slower += ratio > 1.05
             print(
-                f"| {name} | {plan.parameters.layers[0]} | {split.parameters.layers[0]} | "
+                f"| {name} | {plan.config.layers[0]} | {split.config.layers[0]} | "
                 f"{median(mine for mine, _ in pairs):.2f} | {median(other for _, other in pairs):.2f} | "
                 f"{ratio:.3f} | {plan.prediction.basis} |",
                 flush=True,
@@ -85,10 +85,10 @@ def split_of(plan: LlamaPlan) -> LlamaPlan:
     layers = int(str(plan.spec.architecture_value("block_count")))
     with LlamaOracle(plan.spec, nothing, repack_modes=(False,)) as oracle:
         for count in range(layers, -1, -1):
-            parameters = replace(plan.parameters, layers=(count,), overrides=())
-            (held,) = oracle.ask(parameters).devices
+            config = replace(plan.config, layers=(count,), overrides=())
+            (held,) = oracle.ask(config).devices
             if held.total_bytes + tier.overhead_bytes + 2 * MIB <= tier.limit_bytes:
-                return replace(plan, parameters=parameters)
+                return replace(plan, config=config)
     raise SystemExit("not one layer fits")
 
 

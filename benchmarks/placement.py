@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Iterator
 
-from memfit.planner.placement import Layer, Piece, Place, Problem, layer_split, solve
+from memfit.planner.llamacpp.placement import Layer, Piece, Place, Problem, layer_split, solve
 
 _MB, _GIB = 1_000_000, 2**30
 _PASSES = 129  # 128 generated tokens and a prompt of 512
@@ -35,7 +35,7 @@ def _problem(
     richer_mb: float = 0,  # what every other layer's last block has more: a mixed quantization
     active: float = 1.0,  # share of the blocks that a token reads
     kv_mb: float = 5,
-    enter_seconds: float = 40e-6,
+    split_seconds: float = 40e-6,
     spread: float = 0.0,  # of sizes, so that no two layers are equal
     kv_in_ram: bool = False,
 ) -> Problem:
@@ -55,7 +55,7 @@ def _problem(
         made.append(Layer(core=core, kv_bytes=kv_bytes, blocks=tuple(blocks)))
     return Problem(
         places=tuple(
-            Place(name=str(index), room_bytes=room, enter_seconds=enter_seconds * _PASSES)
+            Place(name=str(index), room_bytes=room, split_seconds=split_seconds * _PASSES)
             for index, (room, _) in enumerate(places)
         ),
         layers=tuple(made),
@@ -82,7 +82,7 @@ def _cases() -> Iterator[tuple[str, Problem]]:
         yield f"  KV in RAM, {on}", _problem(devices=devices, kv_in_ram=True, **moe)
     alike = (_DEVICES[0],) * 3
     yield "dense 80x(1+3), 3 equal devices", _problem(layers=80, devices=alike)
-    yield "  entries 20 times as dear", _problem(layers=80, devices=alike, enter_seconds=800e-6)
+    yield "  entries 20 times as dear", _problem(layers=80, devices=alike, split_seconds=800e-6)
     for count in (1, 2, 3):
         yield (
             f"80x(1+3), all layers differ, {count} devices",

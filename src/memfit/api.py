@@ -10,30 +10,30 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 from memfit.engines.llamacpp.calibrate import Calibration
-from memfit.engines.llamacpp.lookup import find_devices, imagined_devices
-from memfit.engines.llamacpp.oracle import LlamaOracle, small_parameters
+from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
+from memfit.engines.llamacpp.oracle import LlamaOracle, small_config
 from memfit.engines.llamacpp.session import LlamaSession
 from memfit.engines.protocol import Request
-from memfit.engines.session import WorkerSession
+from memfit.engines.worker_session import WorkerSession
 from memfit.errors import EngineError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Machine
 from memfit.hardware.profile import read_profile
-from memfit.headers.find import find_model, is_checkpoint
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_writes
-from memfit.headers.remote.stand_in import is_stand_in
+from memfit.hub.header_only import is_header_only
+from memfit.hub.resolve import find_model, is_checkpoint
 from memfit.memory.streaming import DEQUANTIZED
-from memfit.planner.apart import SolverProcess
-from memfit.planner.checkpoint import TransformersPlan
+from memfit.planner.llamacpp.parallel import Lengths, plan_parallel
+from memfit.planner.llamacpp.planner import make_plan, repack_modes, thread_count
+from memfit.planner.llamacpp.profile_speed import profile_speeds
+from memfit.planner.llamacpp.solver_process import SolverProcess
+from memfit.planner.llamacpp.streaming import ASSUMED_DISK
 from memfit.planner.plan import LlamaPlan, Plan
-from memfit.planner.planner import make_plan, repack_modes, thread_count
-from memfit.planner.profile_speed import profile_speeds
 from memfit.planner.request import Budget, Workload
-from memfit.planner.side_by_side import Lengths, plan_side_by_side
 from memfit.planner.speed import DeviceSpeed, needed_rates
-from memfit.planner.streaming import ASSUMED_DISK
+from memfit.planner.transformers.planner import TransformersPlan
 from memfit.saved_plan import require_this_machine, take_fingerprint
 
 __all__ = ["ENGINES", "load", "plan", "plan_batch"]
@@ -99,7 +99,7 @@ def plan(
         )
     workload = workload or Workload()
     many = workload.parallel > 1
-    with _planning(model, budget, workload, machine, count_parent, say, verbose, side_by_side=many) as one:
+    with _planning(model, budget, workload, machine, count_parent, say, verbose, parallel=many) as one:
         return one.make(workload)
 
 
@@ -122,10 +122,10 @@ def plan_batch(
     is longer than what the model was trained for is left to fail alone. Everything else as in `plan`.
     """
     workload = workload or Workload()
-    with _planning(model, budget, workload, None, count_parent, say, verbose, side_by_side=True) as one:
+    with _planning(model, budget, workload, None, count_parent, say, verbose, parallel=True) as one:
         found = lengths(one.oracle.count_tokens(sample))
         found = replace(found, longest=min(found.longest, one.spec.context_length))
-        return plan_side_by_side(found, workload, one.make, sequences)
+        return plan_parallel(found, workload, one.make, sequences)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ def _planning(
     say: Callable[[str], None] | None,
     verbose: bool,
     *,
-    side_by_side: bool,
+    parallel: bool,
 ) -> Iterator[_Planning]:
     """What makes plans of a model, for workloads with the same threads and repacking as `workload`."""
     if sys.platform != "linux":
@@ -162,7 +162,7 @@ def _planning(
     _require_devices(budget, here, imagined=profile is not None)
     threads = thread_count(here, workload)
     calibration = Calibration(cpu_model=probe().cpu.model, say=say or _say_nothing)
-    devices = imagined_devices(profile) if profile else find_devices(here, budget, calibration)
+    devices = dummy_devices(profile) if profile else find_devices(here, budget, calibration)
     baseline = calibration.baseline(count_parent=count_parent)
     grammar = calibration.grammar(spec) if workload.grammars else None
     modes = repack_modes(workload)
@@ -175,8 +175,8 @@ def _planning(
             device_speeds: list[DeviceSpeed | None] = [*imagined]
             speeds: Mapping[bool, DeviceSpeed] | None = dict.fromkeys(modes, ram_speed)
         else:
-            small = oracle.ask(small_parameters(spec, modes[0]))
-            may_dequantize = side_by_side and workload.repack == "auto" and not devices
+            small = oracle.ask(small_config(spec, modes[0]))
+            may_dequantize = parallel and workload.repack == "auto" and not devices
             types, attention = needed_rates(small, instead=DEQUANTIZED if may_dequantize else None)
             speeds = calibration.ram_speeds(types, attention, repack_modes=modes, threads=threads)
             device_speeds = [
@@ -186,13 +186,13 @@ def _planning(
 
         @functools.cache
         def disk_speed() -> tuple[float, float]:
-            if profile or is_stand_in(spec.paths[0]):
+            if profile or is_header_only(spec.paths[0]):
                 return ASSUMED_DISK
             return measure_file(max(spec.paths, key=lambda path: path.stat().st_size))
 
         def make(wanted: Workload) -> LlamaPlan:
             planned = make_plan(spec, here, budget, wanted, oracle, speeds, lent, solver.solve, disk_speed)
-            used = [device for device in devices if device.engine_name in planned.parameters.devices]
+            used = [device for device in devices if device.engine_name in planned.config.devices]
             fingerprint = take_fingerprint(
                 spec,
                 here,

@@ -20,9 +20,9 @@ from memfit.errors import ModelError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.machine import Device, Machine
 from memfit.headers import read_model
-from memfit.headers.find import find_file
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_writes
+from memfit.hub.resolve import find_file
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
 from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget
@@ -93,9 +93,9 @@ def read_plan(
     plan = plan_from_json(values, where, spec)
     require_this_machine(plan)
     if model is None and source != "demo" and plan.spec.paths != paths:
-        raise UsageError(f"{where}: parameters.paths are not the files of the model {paths[0]}")
+        raise UsageError(f"{where}: config.paths are not the files of the model {paths[0]}")
     # From here on nothing hangs on the paths in the JSON.
-    plan = replace(plan, parameters=replace(plan.parameters, paths=plan.spec.paths))
+    plan = replace(plan, config=replace(plan.config, paths=plan.spec.paths))
     return _ready(plan, where, count_parent, say or _say_nothing)
 
 
@@ -139,7 +139,7 @@ def _require_same(plan: LlamaPlan, now: Fingerprint, where: str) -> None:
 
 def _find_again(plan: LlamaPlan, here: Machine, calibration: Calibration, where: str) -> list[Device]:
     """The devices that the plan uses, in its order."""
-    if not plan.parameters.devices:
+    if not plan.config.devices:
         return []
     tiers = plan.tiers[1:]
     budget = Budget(
@@ -147,7 +147,7 @@ def _find_again(plan: LlamaPlan, here: Machine, calibration: Calibration, where:
         rpc={tier.name: None for tier in tiers if ":" in tier.name},
     )
     found = find_devices(here, budget, calibration)
-    wanted = list(zip((tier.name for tier in tiers), plan.parameters.devices, strict=True))
+    wanted = list(zip((tier.name for tier in tiers), plan.config.devices, strict=True))
     if [(device.name, device.engine_name) for device in found] != wanted:
         there = ", ".join(f"{device.name} as {device.engine_name}" for device in found) or "none"
         raise UsageError(

@@ -18,7 +18,7 @@ import pytest
 
 import memfit
 from conftest import children_of, run_memfit
-from memfit.engines.protocol import Answer, Request, Sampling, TextPiece
+from memfit.engines.protocol import Request, RequestResult, Sampling, TextDelta
 from thorough import times
 
 pytestmark = pytest.mark.engine
@@ -44,12 +44,12 @@ def ask(number: int, words: str, **sampling: Any) -> Request:
     return Request(number=number, prompt=words, sampling=settings)
 
 
-def answers(session: Any, requests: list[Request]) -> tuple[dict[int, Answer], Any]:
+def answers(session: Any, requests: list[Request]) -> tuple[dict[int, RequestResult], Any]:
     batch = session.batch()
     for request in requests:
         batch.add(request)
     batch.end()
-    found = {event.number: event for event in batch.events() if isinstance(event, Answer)}
+    found = {event.number: event for event in batch.events() if isinstance(event, RequestResult)}
     return found, batch.totals
 
 
@@ -134,7 +134,7 @@ def test_a_batch_that_is_left_early_leaves_the_session_usable(session: memfit.Se
     batch.add(ask(0, "Once upon a time", max_tokens=3))
     batch.add(ask(1, "Count: 1, 2, 3,", max_tokens=2000))
     with closing(batch.events()) as events:
-        assert next(one for one in events if isinstance(one, Answer)).number == 0
+        assert next(one for one in events if isinstance(one, RequestResult)).number == 0
     again = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
     batch = session.batch()
     batch.add(ask(2, "Count: 1, 2, 3,", max_tokens=2000))
@@ -149,12 +149,12 @@ def test_requests_come_and_go_while_others_run(session: memfit.Session) -> None:
     batch.add(ask(1, "Once upon a time", max_tokens=400))
     pieces, ended = [], []
     for event in batch.events():
-        if isinstance(event, TextPiece):
+        if isinstance(event, TextDelta):
             if not pieces:
                 batch.add(ask(2, "The sea is", max_tokens=5))
                 batch.drop(1)
             pieces.append(event)
-        elif isinstance(event, Answer):
+        elif isinstance(event, RequestResult):
             ended.append(event)
             if len(ended) == 2:
                 batch.end()

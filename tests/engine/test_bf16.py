@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import memfit
-from memfit.engines.protocol import Answer, Request
-from memfit.planner.dequantizing import may_dequantize
+from memfit.engines.protocol import Request, RequestResult
+from memfit.planner.llamacpp.dequantizing import may_dequantize
+from memfit.planner.llamacpp.streaming import held_bytes
 from memfit.planner.plan import LlamaPlan
-from memfit.planner.streaming import held_bytes
 
 pytestmark = pytest.mark.engine
 
@@ -41,10 +41,10 @@ def test_the_text_is_that_of_a_file_of_bf16(demo: str, tmp_path: Path, benchmark
     """Whatever this CPU's kernels are best at: the plan is told."""
     whole = _plan(demo, "700MiB", "off")
     names = tuple(one.name for one in whole.spec.tensors if may_dequantize(one, whole.spec))
-    parameters = replace(whole.parameters, load_mode="own", dequantized=names)
-    tier = replace(whole.ram, weights_bytes=held_bytes(whole.spec, parameters))
+    config = replace(whole.config, load_mode="own", dequantized=names)
+    tier = replace(whole.ram, weights_bytes=held_bytes(whole.spec, config))
     (file,) = importlib.import_module("rewrite").rewrite(demo, tmp_path / "bf16.gguf", kind="BF16")
-    texts = _texts(replace(whole, parameters=parameters, tiers=(tier,)))
+    texts = _texts(replace(whole, config=config, tiers=(tier,)))
     assert texts == _texts(_plan(str(file), "700MiB", "off"))
     assert len(set(texts)) == 3
     file.unlink()
@@ -58,7 +58,7 @@ def test_a_batch_holds_its_budget_with_whatever_was_chosen(demo: str) -> None:
             for number, prompt in enumerate(_PROMPTS):
                 batch.add(Request(number=number, prompt=prompt, sampling=_GREEDY))
             batch.end()
-            answers = [one for one in batch.events() if isinstance(one, Answer)]
+            answers = [one for one in batch.events() if isinstance(one, RequestResult)]
             report = session.report()
         assert len(answers) == 3 and all(one.completion for one in answers)
         assert report.within_budget and abs(report.tiers[0].error_bytes or 0) <= 16 << 20

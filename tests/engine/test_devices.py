@@ -13,7 +13,7 @@ import pytest
 import memfit
 from conftest import children_of, lend, run_memfit
 from memfit.errors import EngineError
-from memfit.planner.places import places_of
+from memfit.planner.llamacpp.tensor_devices import places_of
 from memfit.units import MIB
 from thorough import times
 
@@ -46,8 +46,8 @@ def test_budgets_are_held_and_filled_and_the_text_is_the_cpus(
             report = session.report()
     assert text == alone
     assert report.within_budget
-    assert plan.parameters.load_mode == "own" and plan.streamed_bytes == 0
-    places = places_of(plan.spec, plan.parameters)
+    assert plan.config.load_mode == "own" and plan.streamed_bytes == 0
+    places = places_of(plan.spec, plan.config)
     for place, (tier, use) in enumerate(zip(report.tiers, plan.tiers, strict=True)):
         assert tier.peak_bytes is not None and tier.error_bytes is not None
         assert tier.peak_bytes <= tier.budget_bytes
@@ -65,7 +65,7 @@ def test_nothing_answers(demo: str) -> None:
         port = free.getsockname()[1]
     outcome = run_memfit("run", demo, "--rpc", f"127.0.0.1:{port}", "-p", "x")
     assert outcome.code == 5
-    assert f"memfit worker --host 127.0.0.1 --port {port}" in outcome.err
+    assert f"memfit rpc-server --host 127.0.0.1 --port {port}" in outcome.err
 
 
 def test_a_worker_killed_at_random_moments(demo: str) -> None:

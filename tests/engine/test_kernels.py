@@ -28,7 +28,7 @@ kernels._QUIET_PREEMPTIONS, kernels._CLEAN_RUNS, kernels._LEAST_SECONDS = 1e12, 
 library = load_library()
 library.api.llama_backend_init()
 asked = json.loads(sys.argv[1])
-devices = Devices(library, stand_ins=False)
+devices = Devices(library, dummies=False)
 device, threads = (devices.find([asked["device"]])[0], None) if asked["device"] else (devices.cpu, 1)
 with kernels.Bench(library, device, threads=threads, repack=asked["repack"]) as bench:
     found = [bench.weights(name) for name in asked["types"]]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import memfit
-from memfit.engines.protocol import Answer, Request, Sampling
+from memfit.engines.protocol import Request, RequestResult, Sampling
 from memfit.errors import EngineError
 
 pytestmark = pytest.mark.engine
@@ -92,7 +92,7 @@ def test_the_requests_beside_it_are_answered(models: tuple[Path, Path], unified:
                 prompt = f"<s> w{_WORDS}{_WORDS}" if number == 3 else f" w{200 + number}{_WORDS}"
                 batch.add(Request(number=number, prompt=prompt, sampling=_GREEDY))
             batch.end()
-            answers = [event for event in batch.events() if isinstance(event, Answer)]
+            answers = [event for event in batch.events() if isinstance(event, RequestResult)]
         found.append(
             {one.number: one.completion.text if one.completion else str(one.error) for one in answers}
         )

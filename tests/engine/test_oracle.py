@@ -12,9 +12,9 @@ from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError
 from memfit.headers import read_model
 from memfit.memory.baseline import Baseline
-from memfit.memory.oracle import EngineParameters
-from memfit.memory.process import process_memory
-from memfit.planner.places import places_of
+from memfit.memory.estimate import LlamaConfig
+from memfit.memory.process_memory import process_memory
+from memfit.planner.llamacpp.tensor_devices import places_of
 from memfit.units import MIB
 from thorough import THOROUGH
 
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.engine
 _NOTHING = Baseline(parent=None, decode_bytes=0)
 
 
-def _parameters(path: str, **changes: object) -> EngineParameters:
-    base = EngineParameters(
+def _config(path: str, **changes: object) -> LlamaConfig:
+    base = LlamaConfig(
         paths=(Path(path),),
         context=4096,
         parallel=1,
         kv_type="f16",
-        micro_batch=512,
+        ubatch=512,
         threads=2,
         repack=False,
         load_mode="mmap",
@@ -45,9 +45,9 @@ def test_kv_cache_and_weights_by_hand(demo: str) -> None:
     """SmolLM2-135M: 30 layers, 3 KV heads of 64, keys and values."""
     elements = 30 * 3 * 64 * 2 * 4096
     with _oracle(demo) as oracle:
-        f16 = oracle.ask(_parameters(demo))
-        q8 = oracle.ask(_parameters(demo, kv_type="q8_0"))
-        q4 = oracle.ask(_parameters(demo, kv_type="q4_0"))
+        f16 = oracle.ask(_config(demo))
+        q8 = oracle.ask(_config(demo, kv_type="q8_0"))
+        q4 = oracle.ask(_config(demo, kv_type="q4_0"))
     assert f16.kv_cache_bytes == elements * 2
     assert q8.kv_cache_bytes == elements // 32 * 34  # 32 values and a scale
     assert q4.kv_cache_bytes == elements // 32 * 18
@@ -60,7 +60,7 @@ def test_sliding_window_is_not_counted_in_full(gemma: str) -> None:
     """Gemma-3-270M: 15 of 18 layers see 512 tokens; their caches do not grow with the context."""
     with _oracle(gemma) as oracle:
         short, long = (
-            oracle.ask(_parameters(gemma, context=context)).kv_cache_bytes for context in (8192, 16384)
+            oracle.ask(_config(gemma, context=context)).kv_cache_bytes for context in (8192, 16384)
         )
     per_token_and_layer = 2 * 256 * 2  # one KV head of 256, f16
     assert long - short == 3 * per_token_and_layer * 8192
@@ -76,11 +76,11 @@ def test_a_real_load_holds_what_the_oracle_said(
 ) -> None:
     """Buffers to the byte are the engine's own check; here the process as a whole."""
     path = request.getfixturevalue(model)
-    parameters = _parameters(path, context=context, repack=repack, load_mode="read" if repack else "mmap")
+    config = _config(path, context=context, repack=repack, load_mode="read" if repack else "mmap")
     with _oracle(path, repack) as oracle:
-        predicted = oracle.ask(parameters).total_bytes
+        predicted = oracle.ask(config).total_bytes
     with LlamaWorker() as worker:
-        worker.ask("load", parameters=parameters.to_json(), limit_bytes=None, more_bytes=0)
+        worker.ask("load", config=config.to_json(), limit_bytes=None, more_bytes=0)
         held = process_memory(worker.pid).total_bytes
     assert abs(held - predicted) < 4 * MIB  # what is left is the part that calibration measures
 
@@ -89,12 +89,10 @@ def test_every_byte_lies_where_it_was_asked_to(demo: str) -> None:
     """Layers, single tensors and the output on two devices, and what each then computes."""
     spec = read_model(demo)
     overrides = ((r"^blk\.(20|21)\.(ffn_up|ffn_down)\.", 0), (r"^blk\.3\.ffn_gate\.", 2))
-    parameters = _parameters(
-        demo, devices=("one:1", "two:2"), layers=(8, 6), overrides=overrides, load_mode="read"
-    )
+    config = _config(demo, devices=("one:1", "two:2"), layers=(8, 6), overrides=overrides, load_mode="read")
     with _oracle(demo) as oracle:
-        alone, placed = oracle.ask(_parameters(demo)), oracle.ask(parameters)
-    places = places_of(spec, parameters)
+        alone, placed = oracle.ask(_config(demo)), oracle.ask(config)
+    places = places_of(spec, config)
     for place, device in enumerate(placed.devices, start=1):
         here = sum(one.size_bytes for one in spec.tensors if places[one.name] == place)
         assert 0 <= device.weights_bytes - here <= 32 * len(spec.tensors)
@@ -118,11 +116,11 @@ def test_what_a_device_with_more_threads_needs(model: str, request: pytest.Fixtu
     """Its scratch is the engine's own figure for 2 threads, and no less than that for 3, 8 or 64."""
     path = request.getfixturevalue(model)
     with _oracle(path) as oracle:
-        layers = len(oracle.ask(_parameters(path)).layer_kv_bytes)
+        layers = len(oracle.ask(_config(path)).layer_kv_bytes)
         device = {"devices": ("one:1",), "layers": (layers,), "load_mode": "read"}
-        (few,) = oracle.ask(_parameters(path, threads=2, **device)).devices
+        (few,) = oracle.ask(_config(path, threads=2, **device)).devices
         for threads in (3, 8, 64):
-            (more,) = oracle.ask(_parameters(path, threads=threads, **device)).devices
+            (more,) = oracle.ask(_config(path, threads=threads, **device)).devices
             assert more.thread_bytes == few.thread_bytes > 0
             assert few.scratch_bytes <= more.scratch_bytes
             assert more.scratch_bytes <= few.scratch_bytes + (threads - 2) * few.thread_bytes
@@ -131,10 +129,10 @@ def test_what_a_device_with_more_threads_needs(model: str, request: pytest.Fixtu
 def test_what_a_device_is_told_of_its_graph(demo: str) -> None:
     """A layer has 31 nodes, and 42 tensors with their sources. In the message a node takes 8 bytes and a
     tensor 296; each becomes a tensor of 368 there and an entry of 40; the graph takes 34 for a node."""
-    few: dict[str, object] = {"devices": ("one:1",), "load_mode": "read", "micro_batch": 1, "context": 256}
+    few: dict[str, object] = {"devices": ("one:1",), "load_mode": "read", "ubatch": 1, "context": 256}
     with _oracle(demo) as oracle:
         five, ten, fifteen = (
-            oracle.ask(_parameters(demo, layers=(layers,), **few)).devices[0].scratch_bytes
+            oracle.ask(_config(demo, layers=(layers,), **few)).devices[0].scratch_bytes
             for layers in (5, 10, 15)
         )
     by_hand = 5 * (31 * (8 + 368 + 40 + 34) + 42 * (296 + 368 + 40))
@@ -145,11 +143,11 @@ def test_what_a_device_is_told_of_its_graph(demo: str) -> None:
 def test_questions_do_not_add_up(demo: str) -> None:
     """The hundredth context is answered like the first."""
     with _oracle(demo) as oracle:
-        first = oracle.ask(_parameters(demo, context=2048))
+        first = oracle.ask(_config(demo, context=2048))
         for context in range(4096, 14096, 256):
-            oracle.ask(_parameters(demo, context=context))
+            oracle.ask(_config(demo, context=context))
         oracle._answers.clear()
-        again = oracle.ask(_parameters(demo, context=2048))
+        again = oracle.ask(_config(demo, context=2048))
     assert again.kv_cache_bytes == first.kv_cache_bytes
     assert abs(again.process_bytes - first.process_bytes) < 4 * MIB
 
@@ -157,8 +155,8 @@ def test_questions_do_not_add_up(demo: str) -> None:
 def test_a_refused_configuration_is_an_error_not_a_death(demo: str) -> None:
     with _oracle(demo) as oracle:
         with pytest.raises(EngineError, match="context"):
-            oracle.ask(_parameters(demo, parallel=300))
-        assert oracle.ask(_parameters(demo)).weights_bytes > 0
+            oracle.ask(_config(demo, parallel=300))
+        assert oracle.ask(_config(demo)).weights_bytes > 0
 
 
 @pytest.mark.parametrize("model", ["demo", "gemma"])
@@ -166,7 +164,7 @@ def test_the_worker_without_a_vocabulary_says_the_same(model: str, request: pyte
     """The second way of holding weights is asked of a worker that read no vocabulary."""
     path = request.getfixturevalue(model)
     with _oracle(path, False, True) as both, _oracle(path, True) as whole:
-        second = both.ask(_parameters(path, repack=True))
-        alone = whole.ask(_parameters(path, repack=True))
+        second = both.ask(_config(path, repack=True))
+        alone = whole.ask(_config(path, repack=True))
     assert abs(second.process_bytes - alone.process_bytes) < 4 * MIB
     assert replace(second, process_bytes=0) == replace(alone, process_bytes=0)

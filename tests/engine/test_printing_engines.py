@@ -8,11 +8,11 @@ import pytest
 
 import memfit
 from memfit.engines.llamacpp import calibrate as llama_calibrate
-from memfit.engines.llamacpp.lender import Lender
+from memfit.engines.llamacpp.rpc_supervisor import RpcSupervisor
 from memfit.engines.protocol import Sampling
 from memfit.engines.transformers import calibrate as transformers_calibrate
 from memfit.engines.transformers.process import TransformersWorker
-from memfit.memory.checkpoint import TransformersParameters
+from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.request import Budget, Workload
 from memfit.units import MIB
 
@@ -35,22 +35,22 @@ def test_the_rehearsal_of_llamacpp() -> None:
 
 
 def test_the_process_that_lends_a_device() -> None:
-    with Lender(host="127.0.0.1", port=0, memory="200MiB") as lender:
+    with RpcSupervisor(host="127.0.0.1", port=0, memory="200MiB") as lender:
         lending = lender.start()
         assert (lending.memory_bytes, lending.device) == (200 * MIB, "CPU") and lending.port > 0
 
 
 def test_the_transformers_worker_and_its_rehearsal(llama: Path) -> None:
-    parameters = TransformersParameters(
+    config = TransformersConfig(
         folder=llama,
         paths=tuple(sorted(llama.glob("*.safetensors"))),
         load_in="fp32",
         double_quant=False,
         context=256,
-        micro_batch=256,
+        ubatch=256,
         threads=1,
     )
-    found = transformers_calibrate._rehearse(parameters, ())
+    found = transformers_calibrate._rehearse(config, ())
     assert found["layer_seconds"] > 0 and found["worker"]["anonymous_bytes"] > MIB
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import children_of, run_memfit
 from memfit.cli.main import main
-from memfit.headers.source import resolve
+from memfit.hub.source import resolve
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine

@@ -11,7 +11,7 @@ import pytest
 import memfit
 from conftest import children_of
 from memfit.engines.client import WorkerProcess
-from memfit.memory.process import process_memory
+from memfit.memory.process_memory import process_memory
 from memfit.planner.plan import LlamaPlan
 from memfit.units import MIB
 

@@ -55,7 +55,7 @@ def test_text_budget_and_reads(demo: str, resident: tuple[memfit.Plan, list[str]
     whole, texts = resident
     budget = whole.ram.total_bytes - int((1 - share) * whole.ram.weights_bytes)
     plan = _plan(demo, str(budget))
-    assert plan.fits and plan.parameters.load_mode == "own" and plan.streamed_bytes > 0
+    assert plan.fits and plan.config.load_mode == "own" and plan.streamed_bytes > 0
     assert plan.ram.weights_bytes + plan.streamed_bytes >= 0.98 * whole.ram.weights_bytes
     with memfit.load(plan) as session:
         assert [session.generate(prompt, _GREEDY).text for prompt in _PROMPTS] == texts
@@ -74,7 +74,7 @@ def test_a_prompt_is_one_pass(demo: str) -> None:
         before = session.report().disk_read_bytes
         session.measure(512, 0)
         read = session.report().disk_read_bytes - before
-    assert plan.parameters.micro_batch == 512
+    assert plan.config.ubatch == 512
     assert plan.streamed_bytes * 0.9 <= read <= 2 * plan.streamed_bytes
 
 
@@ -236,7 +236,7 @@ def test_experts_stream_whole(tmp_path: Path, benchmarks: None) -> None:
     synthetic.write_model(path, replace(shapes.MOE, layers=6), values="random")
     whole = _plan(str(path))
     plan = _plan(str(path), str(whole.ram.total_bytes - whole.ram.weights_bytes // 2))
-    assert any("_exps" in name for name in plan.parameters.streamed)
+    assert any("_exps" in name for name in plan.config.streamed)
     texts = []
     for one in (whole, plan):
         with memfit.load(one) as session:
@@ -255,7 +255,7 @@ def test_a_split_model(
     assert len(files) == 3
     plan = _plan(str(files[1]), "150MiB")
     assert plan.spec.paths == tuple(files)
-    streamed = {one.file_index for one in plan.spec.tensors if one.name in set(plan.parameters.streamed)}
+    streamed = {one.file_index for one in plan.spec.tensors if one.name in set(plan.config.streamed)}
     assert streamed == {0, 1, 2}
     with memfit.load(plan) as session:
         assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]
@@ -270,8 +270,8 @@ def test_with_layers_on_a_device(demo: str, resident: tuple[memfit.Plan, list[st
     with lend("70MiB") as worker:
         budget = memfit.Budget(ram="125MiB", rpc={worker.endpoint: None})
         plan = memfit.plan(demo, budget=budget, workload=workload)
-        assert plan.parameters.load_mode == "own" and plan.streamed_bytes > 0
-        assert plan.parameters.layers[0] > 0
+        assert plan.config.load_mode == "own" and plan.streamed_bytes > 0
+        assert plan.config.layers[0] > 0
         with memfit.load(plan) as session:
             assert session.generate(_PROMPTS[0], _GREEDY).text == resident[1][0]
             report = session.report()
@@ -287,15 +287,15 @@ from memfit.engines.llamacpp.library import load_library
 from memfit.engines.llamacpp.model import Model
 from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
-from memfit.memory.oracle import EngineParameters
+from memfit.memory.estimate import LlamaConfig
 
 values = json.load(sys.stdin)
-parameters = EngineParameters.from_json(values["parameters"])
+config = LlamaConfig.from_json(values["config"])
 library = load_library()
 library.api.llama_backend_init()
 tensors = [TensorSpec(**{**one, "shape": tuple(one["shape"])}) for one in values["tensors"]]
-model = Model(library, Devices(library, stand_ins=False), parameters, tensors=tensors)
-model.open_context(parameters)
+model = Model(library, Devices(library, dummies=False), config, tensors=tensors)
+model.open_context(config)
 model.decode([1])
 print("decoded", flush=True)
 address = next(one for one, index in model._weights._indices.items() if index == 3)
@@ -312,7 +312,7 @@ for prompt in ([1], [1] * 40):
 def test_a_matrix_that_was_never_given_is_not_computed_with(demo: str) -> None:
     plan = _plan(demo, "150MiB")
     values = {
-        "parameters": plan.parameters.to_json(),
+        "config": plan.config.to_json(),
         "tensors": [asdict(one) for one in plan.spec.tensors],
     }
     done = subprocess.run(

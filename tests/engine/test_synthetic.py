@@ -17,7 +17,7 @@ from conftest import run_memfit
 from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.headers import read_model
 from memfit.memory.baseline import Baseline
-from memfit.memory.oracle import EngineParameters
+from memfit.memory.estimate import LlamaConfig
 
 pytestmark = pytest.mark.engine
 
@@ -34,7 +34,7 @@ _REAL = {
     "gpt-oss-120b": (63.39, 18 * 8 * 64),
 }
 _WINDOWED = {"gpt-oss-120b": 18 * 8 * 64}  # the other half of the layers, with 128 tokens in view
-_CONTEXT, _MICRO_BATCH = 4096, 512
+_CONTEXT, _UBATCH = 4096, 512
 
 
 @pytest.fixture
@@ -63,20 +63,20 @@ def test_a_header_has_the_published_size_and_the_engine_accepts_it(
     assert path.stat().st_size == pytest.approx(published * 1e9, rel=0.003)
     assert path.stat().st_blocks * 512 < 1 << 20  # the rest is a hole
     spec = read_model(path)
-    parameters = EngineParameters(
+    config = LlamaConfig(
         paths=(path,),
         context=_CONTEXT,
         parallel=1,
         kv_type="f16",
-        micro_batch=_MICRO_BATCH,
+        ubatch=_UBATCH,
         threads=2,
         repack=False,
         load_mode="mmap",
     )
     with LlamaOracle(spec, Baseline(parent=None, decode_bytes=0), repack_modes=(False,)) as oracle:
-        answer = oracle.ask(parameters)
+        answer = oracle.ask(config)
     assert 0 <= answer.weights_bytes - spec.weights_bytes <= 32 * len(spec.tensors)
-    # Keys and values in f16. A window takes itself and a micro-batch, rounded up to 256 tokens.
+    # Keys and values in f16. A window takes itself and a ubatch, rounded up to 256 tokens.
     windowed = _WINDOWED.get(name, 0) * 768
     assert answer.kv_cache_bytes == (elements * _CONTEXT + windowed) * 2 * 2
 

@@ -19,7 +19,7 @@ import pytest
 
 from memfit import Budget, Sampling, Session, Workload, load, plan
 from memfit.errors import DoesNotFitError, EngineError, ModelError, UsageError
-from memfit.planner.checkpoint import TransformersPlan
+from memfit.planner.transformers.planner import TransformersPlan
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -269,7 +269,7 @@ def test_a_planned_cache_is_upstreams_own_beyond_a_sliding_window() -> None:
     )
     model = transformers.Gemma3ForCausalLM(config).eval()
     theirs = cache_utils.DynamicCache(config=config)
-    ours = planned_cache(config, context=128, micro_batch=8)
+    ours = planned_cache(config, context=128, ubatch=8)
     tokens = torch.randint(0, 100, (1, 90))
     with torch.no_grad():
         for _ in range(2):  # the second time in memory that has been used
@@ -289,9 +289,9 @@ def test_a_gguf_file_becomes_a_checkpoint_at_its_first_run(demo: str, tmp_path: 
     shutil.copyfile(demo, path)
     settings: dict[str, Any] = {"engine": "transformers", "load_in": "bf16", "workload": _WORKLOAD}
     planned = plan(str(path), **settings)
-    place = planned.parameters.folder.parent
+    place = planned.config.folder.parent
     try:
-        assert planned.parameters.gguf == path and any("becomes a checkpoint" in why for why in planned.why)
+        assert planned.config.gguf == path and any("becomes a checkpoint" in why for why in planned.why)
         assert planned.spec.quantization == "Q4_1" and planned.ram.weights_bytes > 2 * 134e6
         small = plan(str(path), budget=Budget(ram=planned.loading_bytes - 50 * MIB), **settings)
         with pytest.raises(DoesNotFitError):
@@ -303,7 +303,7 @@ def test_a_gguf_file_becomes_a_checkpoint_at_its_first_run(demo: str, tmp_path: 
         assert "Paris" in text and report.within_budget and report.model is not None
         assert report.model.loading_bytes == pytest.approx(planned.loading_bytes, rel=0.05)
         again = plan(str(path), **settings)
-        assert again.parameters.gguf is None and again.loading_bytes < planned.loading_bytes
+        assert again.config.gguf is None and again.loading_bytes < planned.loading_bytes
         assert sorted(one.name for one in place.iterdir()) == ["planned", "whole"]
     finally:
         shutil.rmtree(place)

@@ -1,4 +1,4 @@
-"""`memfit worker`: a real server, its budget, its peak, its clients' faults, its deaths.
+"""`memfit rpc-server`: a real server, its budget, its peak, its clients' faults, its deaths.
 
 Clients through the engine run in processes of their own, since a failed assertion in its RPC aborts them;
 where bytes have to be wrong, or counted, a client of a few lines speaks the protocol here.
@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from conftest import MOST_SECONDS, WAIT_SECONDS, Worker, lend, run_memfit
-from memfit.memory.lending import Lent, decode_lending
-from memfit.memory.process import process_status
+from memfit.memory.process_memory import process_status
+from memfit.memory.rpc_memory import RpcMemory, decode_rpc_memory
 from memfit.units import KIB, MIB
 
 pytestmark = pytest.mark.engine
@@ -64,8 +64,8 @@ class _Client:
             data += more
         return data
 
-    def lending(self) -> Lent:
-        found = decode_lending(*struct.unpack("<QQ", self.ask(_GET_MEMORY, struct.pack("<I", 0))))
+    def lending(self) -> RpcMemory:
+        found = decode_rpc_memory(*struct.unpack("<QQ", self.ask(_GET_MEMORY, struct.pack("<I", 0))))
         assert found is not None
         return found
 
@@ -166,7 +166,7 @@ def test_ready_says_what_is_lent(worker: Worker) -> None:
 
 
 def test_the_engines_client_sees_our_budget(worker: Worker) -> None:
-    lending = decode_lending(*_engine(worker.port, "print(*memory())"))
+    lending = decode_rpc_memory(*_engine(worker.port, "print(*memory())"))
     assert lending is not None
     budget, overhead, threads = lending
     assert budget == _MEMORY and threads >= 1
@@ -234,7 +234,7 @@ print(live, *overhead, *memory())
 """
     with lend("400MiB", "--threads", "1") as worker:
         live, *answers = _engine(worker.port, code, demo)
-        before, after = decode_lending(*answers[:2]), decode_lending(*answers[2:])
+        before, after = decode_rpc_memory(*answers[:2]), decode_rpc_memory(*answers[2:])
         assert before is not None and after is not None
         assert live > 128 * MIB
         # Beyond the buffers: the graph and its scratch, one message, pages of the kernels' code.
@@ -354,7 +354,7 @@ def test_no_server_outlives_its_parent() -> None:
 
 
 def test_two_workers_cannot_have_one_port(worker: Worker) -> None:
-    second = run_memfit("worker", "--port", str(worker.port))
+    second = run_memfit("rpc-server", "--port", str(worker.port))
     assert (second.code, second.out) == (2, "")
     assert "already in use" in second.err and str(worker.port) in second.err
 
@@ -373,7 +373,7 @@ def test_two_workers_cannot_have_one_port(worker: Worker) -> None:
     ],
 )
 def test_bad_requests_are_said_clearly(options: tuple[str, ...], words: tuple[str, ...]) -> None:
-    run = run_memfit("worker", "--port", "0", *options)
+    run = run_memfit("rpc-server", "--port", "0", *options)
     assert (run.code, run.out) == (2, "")
     assert "Traceback" not in run.err
     assert all(word in run.err for word in words), run.err
@@ -381,7 +381,18 @@ def test_bad_requests_are_said_clearly(options: tuple[str, ...], words: tuple[st
 
 def test_a_host_that_others_reach_is_warned_of() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "memfit", "worker", "--host", "0.0.0.0", "--port", "0", "--memory", "99MiB"],
+        [
+            sys.executable,
+            "-m",
+            "memfit",
+            "rpc-server",
+            "--host",
+            "0.0.0.0",
+            "--port",
+            "0",
+            "--memory",
+            "99MiB",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -394,7 +405,7 @@ def test_a_host_that_others_reach_is_warned_of() -> None:
         watchdog.cancel()
         process.terminate()
         _, err = process.communicate(timeout=WAIT_SECONDS)
-    assert line.startswith("memfit worker: lending CPU, 99.00 MiB, at 0.0.0.0:")
+    assert line.startswith("memfit rpc-server: lending CPU, 99.00 MiB, at 0.0.0.0:")
     assert "no encryption" in err and "tunnel" in err
 
 

@@ -12,7 +12,7 @@ from memfit.engines.report import Report, TierReport
 from memfit.errors import EngineError
 from memfit.hardware.machine import Cpu, Device, Gpu, Machine, Ram
 from memfit.headers.model_spec import MetadataValue, ModelSpec, TensorSpec
-from memfit.memory.oracle import RAM, Answer, DeviceBytes, EngineParameters, Graph, Operation
+from memfit.memory.estimate import RAM, DeviceBytes, Graph, LlamaConfig, MemoryEstimate, Operation
 from memfit.planner.plan import LlamaPlan, TierUse
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, Prediction, Rate, WeightSpeed
 from memfit.units import GIB, KIB, MIB
@@ -43,7 +43,7 @@ def make_spec(
         architecture=architecture,
         name=name,
         quantization="Q8_0",
-        parameters=sum(tensor.elements for tensor in tensors),
+        n_params=sum(tensor.elements for tensor in tensors),
         context_length=context_length,
         vocabulary=10,
         metadata=metadata or {},
@@ -108,7 +108,7 @@ def make_device(name: str = "gpu0", free_bytes: int = GIB, overhead_bytes: int =
         total_bytes=free_bytes,
         free_bytes=free_bytes,
         overhead_bytes=overhead_bytes,
-        lends=":" in name,
+        is_memfit_server=":" in name,
     )
 
 
@@ -122,8 +122,8 @@ def make_speed(factor: float = 1e9, **changes: object) -> DeviceSpeed:
         attention={"F16/64": AttentionSpeed(generation=2 * factor, prompt=2 * factor)},
         activation_bytes_per_second=factor,
         node_seconds=1 / factor,
-        entering_seconds=0.0,
-        entering_bytes_per_second=1e12,
+        split_seconds=0.0,
+        split_bytes_per_second=1e12,
         basis="calibrated",
     )
     return replace(speed, **changes)  # type: ignore[arg-type]
@@ -140,9 +140,7 @@ def make_device_bytes(count: int) -> tuple[DeviceBytes, ...]:
 
 
 def make_graph(*operations: Operation, tokens: int = 1, entries: tuple[int, ...] = (0,)) -> Graph:
-    return Graph(
-        tokens=tokens, operations=operations, entries=entries, entered_bytes=tuple(0 for _ in entries)
-    )
+    return Graph(tokens=tokens, operations=operations, entries=entries, split_bytes=tuple(0 for _ in entries))
 
 
 def make_operation(kind: str = "matmul", type_name: str = "Q8_0", **changes: int) -> Operation:
@@ -153,7 +151,7 @@ def make_operation(kind: str = "matmul", type_name: str = "Q8_0", **changes: int
 
 
 class FakeOracle:
-    """weights 100 MiB (112 repacked) + KV + micro-batch x 60 KiB + 1 MiB + 20 MiB + 2 MiB per sequence.
+    """weights 100 MiB (112 repacked) + KV + ubatch x 60 KiB + 1 MiB + 20 MiB + 2 MiB per sequence.
 
     KV per token of context, which is rounded up to 256: f16 16 KiB, q8_0 8.5 KiB, q4_0 4.5 KiB.
     Its graph is one matrix of 100 Mi weights of a byte each: 2 operations a weight and token.
@@ -162,24 +160,24 @@ class FakeOracle:
     weights_bytes = 100 * MIB
     kv_bytes = {"f16": 16 * KIB, "q8_0": 8 * KIB + 512, "q4_0": 4 * KIB + 512}  # noqa: RUF012
 
-    def __init__(self, refuses: Callable[[EngineParameters], bool] = lambda _: False) -> None:
+    def __init__(self, refuses: Callable[[LlamaConfig], bool] = lambda _: False) -> None:
         self._refuses = refuses
-        self.asked: list[EngineParameters] = []
+        self.asked: list[LlamaConfig] = []
 
-    def ask(self, parameters: EngineParameters) -> Answer:
-        self.asked.append(parameters)
-        if self._refuses(parameters):
-            raise EngineError(f"the engine cannot do {parameters.kv_type}")
-        context = -(-parameters.context // 256) * 256
-        return Answer(
+    def ask(self, config: LlamaConfig) -> MemoryEstimate:
+        self.asked.append(config)
+        if self._refuses(config):
+            raise EngineError(f"the engine cannot do {config.kv_type}")
+        context = -(-config.context // 256) * 256
+        return MemoryEstimate(
             context=context,
-            weights_bytes=self.weights_bytes + 12 * MIB * parameters.repack,
-            kv_cache_bytes=self.kv_bytes[parameters.kv_type] * context,
-            compute_bytes=60 * KIB * parameters.micro_batch,
+            weights_bytes=self.weights_bytes + 12 * MIB * config.repack,
+            kv_cache_bytes=self.kv_bytes[config.kv_type] * context,
+            compute_bytes=60 * KIB * config.ubatch,
             scratch_bytes=MIB,
-            process_bytes=20 * MIB + 2 * MIB * parameters.parallel,
+            process_bytes=20 * MIB + 2 * MIB * config.parallel,
             generation=self._graph(1),
-            prompt=self._graph(min(parameters.micro_batch, parameters.context)),
+            prompt=self._graph(min(config.ubatch, config.context)),
         )
 
     def _graph(self, tokens: int) -> Graph:
@@ -223,7 +221,7 @@ def _one_after_another(tensors: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
         offset += tensor.size_bytes
 
 
-def engine_places(spec: ModelSpec, parameters: EngineParameters) -> Iterator[tuple[TensorSpec, int]]:
+def engine_places(spec: ModelSpec, config: LlamaConfig) -> Iterator[tuple[TensorSpec, int]]:
     """Where llama.cpp puts each tensor (llama-model.cpp, `create_tensor`), written from its source.
 
     The first pattern that is found in a name decides; else the input lies in RAM, the last layers lie on
@@ -231,13 +229,13 @@ def engine_places(spec: ModelSpec, parameters: EngineParameters) -> Iterator[tup
     embedding, a second time where it lies elsewhere.
     """
     count = 1 + max(int(one.name.split(".")[1]) for one in spec.tensors if one.name.startswith("blk."))
-    homes = [RAM] * (count - sum(parameters.layers))
-    for device, layers in enumerate(parameters.layers):
+    homes = [RAM] * (count - sum(config.layers))
+    for device, layers in enumerate(config.layers):
         homes += [device + 1] * layers
-    output = homes[-1] or len(parameters.devices)
+    output = homes[-1] or len(config.devices)
 
     def place(name: str, home: int) -> int:
-        found = (target for pattern, target in parameters.overrides if re.search(pattern, name))
+        found = (target for pattern, target in config.overrides if re.search(pattern, name))
         return next(found, home)
 
     tied = all(one.name != "output.weight" for one in spec.tensors)
@@ -266,25 +264,25 @@ class DeviceOracle:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
 
-    def ask(self, parameters: EngineParameters) -> Answer:
-        assert len(parameters.layers) == len(parameters.devices)
-        context = -(-parameters.context // 256) * 256
-        kv_bytes = self.kv_bytes[parameters.kv_type] * context
-        places = list(engine_places(self._spec, parameters))
-        homes = self._homes(parameters)
-        weights = [0] * (1 + len(parameters.devices))
+    def ask(self, config: LlamaConfig) -> MemoryEstimate:
+        assert len(config.layers) == len(config.devices)
+        context = -(-config.context // 256) * 256
+        kv_bytes = self.kv_bytes[config.kv_type] * context
+        places = list(engine_places(self._spec, config))
+        homes = self._homes(config)
+        weights = [0] * (1 + len(config.devices))
         for tensor, place in places:
             weights[place] += tensor.size_bytes
         caches = [homes.count(place) * kv_bytes for place in range(len(weights))]
-        return Answer(
+        return MemoryEstimate(
             context=context,
             weights_bytes=weights[RAM],
             kv_cache_bytes=caches[RAM],
             compute_bytes=4 * MIB,
             scratch_bytes=MIB,
             process_bytes=20 * MIB,
-            generation=self._graph(parameters, 1, context, kv_bytes),
-            prompt=self._graph(parameters, min(parameters.micro_batch, context), context, kv_bytes),
+            generation=self._graph(config, 1, context, kv_bytes),
+            prompt=self._graph(config, min(config.ubatch, context), context, kv_bytes),
             layer_kv_bytes=(kv_bytes,) * len(homes),
             devices=tuple(
                 DeviceBytes(
@@ -298,19 +296,19 @@ class DeviceOracle:
             ),
         )
 
-    def _homes(self, parameters: EngineParameters) -> list[int]:
+    def _homes(self, config: LlamaConfig) -> list[int]:
         """The KV cache does not heed overrides."""
-        plain = replace(parameters, overrides=())
+        plain = replace(config, overrides=())
         layers: dict[int, int] = {}
         for tensor, place in engine_places(self._spec, plain):
             if tensor.name.startswith("blk."):
                 layers[int(tensor.name.split(".")[1])] = place
         return [layers[layer] for layer in sorted(layers)]
 
-    def _graph(self, parameters: EngineParameters, tokens: int, context: int, kv_bytes: int) -> Graph:
-        entries, here = [0] * (1 + len(parameters.devices)), RAM
+    def _graph(self, config: LlamaConfig, tokens: int, context: int, kv_bytes: int) -> Graph:
+        entries, here = [0] * (1 + len(config.devices)), RAM
         operations = []
-        for operation in self._operations(parameters, tokens, context, kv_bytes):
+        for operation in self._operations(config, tokens, context, kv_bytes):
             operations.append(operation)
             if operation.place != here:
                 entries[operation.place] += 1
@@ -320,14 +318,14 @@ class DeviceOracle:
             tokens=tokens,
             operations=tuple(operations),
             entries=tuple(entries),
-            entered_bytes=tuple(4096 * tokens * count for count in entries),
+            split_bytes=tuple(4096 * tokens * count for count in entries),
         )
 
     def _operations(
-        self, parameters: EngineParameters, tokens: int, context: int, kv_bytes: int
+        self, config: LlamaConfig, tokens: int, context: int, kv_bytes: int
     ) -> Iterator[Operation]:
         """In order of execution."""
-        placed = {one.name: (one, place) for one, place in engine_places(self._spec, parameters)}
+        placed = {one.name: (one, place) for one, place in engine_places(self._spec, config)}
         metadata = self._spec.metadata
         share = 2 / int(str(metadata["llama.expert_count"])) if "llama.expert_count" in metadata else 1.0
 
@@ -343,7 +341,7 @@ class DeviceOracle:
                 operations=int(2 * tensor.elements * routed * rows),
             )
 
-        for layer, home in enumerate(self._homes(parameters)):
+        for layer, home in enumerate(self._homes(config)):
             yield multiply(f"blk.{layer}.attn_q.weight", tokens)
             yield make_operation(
                 "attention",
@@ -394,12 +392,12 @@ def make_plan_value(
     tier = tier or make_tier(100 * MIB, 64 * MIB, 31 * MIB, 22 * MIB, GIB)
     return LlamaPlan(
         spec=spec,
-        parameters=EngineParameters(
+        config=LlamaConfig(
             paths=spec.paths,
             context=4096,
             parallel=1,
             kv_type="f16",
-            micro_batch=512,
+            ubatch=512,
             threads=6,
             repack=False,
             load_mode="mmap",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit.errors import DoesNotFitError, UsageError
-from memfit.planner.planner import make_plan, repack_modes
+from memfit.planner.llamacpp.planner import make_plan, repack_modes
 from memfit.planner.request import Budget, Workload
 from memfit.units import MIB
 
@@ -81,10 +81,10 @@ def test_any_request_is_planned(
         return
     document = json.loads(json.dumps(plan.to_json(), allow_nan=False))
     assert document["fits"] is plan.fits
-    if plan.parameters.streamed:
-        assert disk and not plan.parameters.repack
+    if plan.config.streamed:
+        assert disk and not plan.config.repack
     if repack != "auto":
-        assert plan.parameters.repack is (repack == "on")
+        assert plan.config.repack is (repack == "on")
     if plan.fits:
         assert all(tier.needs_bytes <= tier.limit_bytes for tier in plan.tiers)
         assert "error" not in document and document["why"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from memfit.errors import EngineError
-from memfit.planner.apart import SolverProcess
-from memfit.planner.placement import Layer, Piece, Place, Problem, solve
+from memfit.planner.llamacpp.placement import Layer, Piece, Place, Problem, solve
+from memfit.planner.llamacpp.solver_process import SolverProcess
 from memfit.processes import helper
 from memfit.processes.helper import Helper
 
@@ -26,8 +26,8 @@ def _problem(device_bytes: int, ram_bytes: int = 100) -> Problem:
         blocks=(Piece(name="block", size_bytes=10, seconds=(2.0, 1.0)),),
     )
     places = (
-        Place(name="ram", room_bytes=ram_bytes, enter_seconds=0.0),
-        Place(name="gpu", room_bytes=device_bytes, enter_seconds=0.0),
+        Place(name="ram", room_bytes=ram_bytes, split_seconds=0.0),
+        Place(name="gpu", room_bytes=device_bytes, split_seconds=0.0),
     )
     return Problem(places=places, layers=(layer, layer), output=None)
 

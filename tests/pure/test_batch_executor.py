@@ -14,7 +14,7 @@ from memfit.batch.executor import Executor, Progress
 from memfit.batch.input import open_input
 from memfit.batch.output import open_sink
 from memfit.engines.fake import FakeBatch, FakeSession
-from memfit.engines.protocol import Answer, Nothing, Request, Sampling, TextPiece
+from memfit.engines.protocol import Idle, Request, RequestResult, Sampling, TextDelta
 from memfit.errors import InterruptedByUser, ModelError, WorkerDiedError
 
 
@@ -43,7 +43,7 @@ class RandomBatch(FakeBatch):
         super().add(request, sends_text=sends_text)
         self._world.most_open = max(self._world.most_open, len(self._requests))
 
-    def events(self) -> Generator[Answer | TextPiece | Nothing]:
+    def events(self) -> Generator[RequestResult | TextDelta | Idle]:
         world = self._world
         while self._requests:
             words = [one.messages[0]["content"] for one in self._requests]
@@ -58,10 +58,10 @@ class RandomBatch(FakeBatch):
             world.answers += 1
             text = request.messages[0]["content"]
             if "refused" in text:
-                yield Answer(number=request.number, completion=None, error=ModelError("refused"))
+                yield RequestResult(number=request.number, completion=None, error=ModelError("refused"))
                 continue
             self._session._answers.append(text)
-            yield Answer(number=request.number, completion=self._session.chat(request.messages))
+            yield RequestResult(number=request.number, completion=self._session.chat(request.messages))
         assert self._ended, "the executor says when no more requests come"
 
 

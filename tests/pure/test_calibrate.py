@@ -17,7 +17,7 @@ from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.errors import EngineError
 from memfit.headers import read_model
 from memfit.memory.baseline import Baseline
-from memfit.memory.process import ProcessMemory
+from memfit.memory.process_memory import ProcessMemory
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed
 
 _BASELINE = {
@@ -30,8 +30,8 @@ _ATTENTION = {"generation": 3e9, "prompt": 4e9}
 _BASICS = {
     "activation_bytes_per_second": 5e9,
     "node_seconds": 1e-6,
-    "entering_seconds": 0.0,
-    "entering_bytes_per_second": 1e12,
+    "split_seconds": 0.0,
+    "split_bytes_per_second": 1e12,
 }
 
 
@@ -126,8 +126,8 @@ def test_a_speed_is_what_was_measured(bench: _Bench) -> None:
             attention={"F16/64": AttentionSpeed(generation=3e9, prompt=4e9)},
             activation_bytes_per_second=5e9,
             node_seconds=1e-6,
-            entering_seconds=0.0,
-            entering_bytes_per_second=1e12,
+            split_seconds=0.0,
+            split_bytes_per_second=1e12,
             basis="calibrated",
         )
     }
@@ -261,8 +261,8 @@ def test_the_tiny_model_is_a_gguf_file(tmp_path: Path) -> None:
     path.write_bytes(calibrate._tiny_model())
     spec = read_model(path)
     assert spec.architecture == "llama"
-    assert spec.parameters == 2 * 2048 + 32 + 32 * (7 * 1024 + 2 * 32)
-    assert spec.weights_bytes == 4 * spec.parameters == 942_208
+    assert spec.n_params == 2 * 2048 + 32 + 32 * (7 * 1024 + 2 * 32)
+    assert spec.weights_bytes == 4 * spec.n_params == 942_208
     assert spec.file_bytes < 1 << 20
     theirs = GGUFReader(path)
     assert {tensor.name: list(tensor.shape) for tensor in theirs.tensors} == {

@@ -15,17 +15,17 @@ from memfit.errors import UsageError
 from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import HfModel, model_from_config
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.checkpoint import (
-    TransformersParameters,
+from memfit.memory.loaded_checkpoint import (
+    TransformersConfig,
     layer_bytes,
     layer_kv_bytes,
     loading_peak_bytes,
     packed_state_bytes,
     refused_layer,
 )
-from memfit.planner.checkpoint import GpuRuntime, Runtime, TransformersPlan, plan_checkpoint
-from memfit.planner.layers import LayerCosts, counts_on_gpus, device_map, place_of
 from memfit.planner.request import Budget, Workload
+from memfit.planner.transformers.layers import LayerCosts, counts_on_gpus, device_map, place_of
+from memfit.planner.transformers.planner import GpuRuntime, Runtime, TransformersPlan, plan_checkpoint
 from memfit.units import MIB
 
 # Per layer: q and o 64 x 64, k and v 32 x 64, three of 128 x 64, two norms of 64.
@@ -78,38 +78,38 @@ def _plan(
         architecture="llama",
         name="folder",
         quantization="F32",
-        parameters=0,
+        n_params=0,
         context_length=8192,
         vocabulary=1000,
         metadata={},
         tensors=(),
     )
-    parameters = TransformersParameters(
+    config = TransformersConfig(
         folder=Path("folder"),
         paths=(),
         load_in=load_in,
         double_quant=False,
         context=0,
-        micro_batch=0,
+        ubatch=0,
         threads=2,
     )
     budget, workload = Budget(ram=ram, disk=disk), Workload(context=context, **asked)
-    return plan_checkpoint(spec, model, parameters, make_machine(), budget, workload, runtimes)
+    return plan_checkpoint(spec, model, config, make_machine(), budget, workload, runtimes)
 
 
 def test_bytes_of_a_resident_checkpoint(tmp_path: Path) -> None:
     plan = _plan(_model(tmp_path), ram=200 * MIB)
     buffers = plan.row.buffers_bytes or 0
-    assert plan.fits and plan.streamed_bytes == 0 and plan.micro_batch == 256
+    assert plan.fits and plan.streamed_bytes == 0 and plan.ubatch == 256
     assert plan.ram.weights_bytes == 4 * (1000 * 64 + 11 * _LAYER + 64) + buffers
     assert plan.ram.kv_cache_bytes == 11 * 2 * 256 * 32 * 4
     assert plan.steady_bytes == 100 * MIB + plan.ram.weights_bytes + plan.ram.kv_cache_bytes
     assert plan.to_json()["engine"] == "transformers"
 
 
-def test_a_window_keeps_room_for_itself_and_a_micro_batch(tmp_path: Path) -> None:
+def test_a_window_keeps_room_for_itself_and_a_ubatch(tmp_path: Path) -> None:
     model = _model(tmp_path, model_type="mistral", sliding_window=100)
-    config = model.config
+    config = model.hf_config
     assert sum(layer_kv_bytes(config, 4096, 64, 2)) == 11 * (99 + 64) * 2 * 32 * 2
     assert sum(layer_kv_bytes(config, 120, 64, 2)) == 11 * 120 * 2 * 32 * 2
 
@@ -130,11 +130,11 @@ def test_as_few_layers_as_will_do_stay_on_the_disk(tmp_path: Path) -> None:
     whole = _plan(model, ram=4096 * MIB, context=32)
     smallest = _plan(model, ram=whole.ram.total_bytes - 2 * sizes[0], context=32)
     assert smallest.fits
-    streamed = [module for module, place in smallest.parameters.device_map if place == "disk"]
+    streamed = [module for module, place in smallest.config.device_map if place == "disk"]
     assert streamed == [f"model.layers.{index}" for index in range(11 - len(streamed), 11)]
     assert smallest.streamed_bytes == sum(sizes[-len(streamed) :])
     fewer = _plan(model, ram=smallest.ram.needs_bytes + sizes[0], context=32)
-    assert len(fewer.parameters.device_map) == len(smallest.parameters.device_map)
+    assert len(fewer.config.device_map) == len(smallest.config.device_map)
     assert fewer.streamed_bytes == smallest.streamed_bytes - sizes[0]
     assert not _plan(model, ram=smallest.ram.needs_bytes, disk=False, context=32).fits
 
@@ -161,17 +161,17 @@ def test_4_bit_layers_that_this_cpu_cannot_pack_are_refused(tmp_path: Path) -> N
 
 
 def test_parameters_survive_being_json() -> None:
-    one = TransformersParameters(
+    one = TransformersConfig(
         folder=Path("/folder"),
         paths=(Path("/folder/model.safetensors"),),
         load_in="nf4",
         double_quant=True,
         context=4096,
-        micro_batch=512,
+        ubatch=512,
         threads=2,
         device_map=(("model.layers.0", "cpu"), ("model.layers.1", "disk")),
     )
-    assert TransformersParameters.from_json(json.loads(json.dumps(one.to_json()))) == one
+    assert TransformersConfig.from_json(json.loads(json.dumps(one.to_json()))) == one
     assert one.precision == "nf4-dq" and replace(one, double_quant=False).precision == "nf4"
 
 
@@ -221,10 +221,10 @@ def test_all_of_it_on_a_gpu_that_holds_it(tmp_path: Path) -> None:
     model = _model(tmp_path)
     plan = _plan(model, ram=200 * MIB, load_in="nf4", runtimes=[_with_gpus(200 * MIB), _RUNTIME])
     vram, ram = plan.tiers
-    assert plan.fits and dict(plan.parameters.device_map) == {"": "gpu0"}
+    assert plan.fits and dict(plan.config.device_map) == {"": "gpu0"}
     assert (vram.name, vram.weights_bytes) == ("gpu0", plan.row.resident_bytes)
     assert (ram.weights_bytes, ram.kv_cache_bytes) == (0, 0)
-    assert plan.parameters.gpus == (0,) and plan.parameters.gpu_limits == (150 * MIB,)
+    assert plan.config.gpus == (0,) and plan.config.gpu_limits == (150 * MIB,)
 
 
 def test_what_a_gpu_does_not_hold_lies_in_ram_and_its_kv_cache_does_not(tmp_path: Path) -> None:
@@ -245,16 +245,16 @@ def test_what_a_gpu_does_not_hold_lies_in_ram_and_its_kv_cache_does_not(tmp_path
 def test_a_gpu_that_is_no_faster_or_too_small_is_not_used(tmp_path: Path) -> None:
     model = _model(tmp_path)
     slow = _plan(model, ram=200 * MIB, runtimes=[_with_gpus(200 * MIB, faster=0.1), _RUNTIME])
-    assert slow.parameters.gpus == () and slow.fits
+    assert slow.config.gpus == () and slow.fits
     small = _plan(model, ram=200 * MIB, load_in="fp32", runtimes=[_with_gpus(51 * MIB), _RUNTIME])
-    assert small.parameters.gpus == () and small.fits
+    assert small.config.gpus == () and small.fits
 
 
 def test_a_quantized_model_is_not_split_between_a_gpu_and_ram(tmp_path: Path) -> None:
     model = _model(tmp_path, intermediate_size=64 * 1024)
     runtime = replace(_with_gpus(100 * MIB), operations_per_second={"nf4": 1e12, "bf16": 1e12})
     plan = _plan(model, ram=4000 * MIB, load_in="nf4", runtimes=[runtime])
-    assert not plan.fits and set(dict(plan.parameters.device_map).values()) == {"gpu0"}
+    assert not plan.fits and set(dict(plan.config.device_map).values()) == {"gpu0"}
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 from fakes import FakeOracle, make_graph, make_machine, make_operation, make_spec, make_speed, make_tensor
 
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.oracle import Answer, EngineParameters
-from memfit.planner.dequantizing import dequantize, may_dequantize
+from memfit.memory.estimate import LlamaConfig, MemoryEstimate
+from memfit.planner.llamacpp.dequantizing import dequantize, may_dequantize
+from memfit.planner.llamacpp.planner import make_plan
+from memfit.planner.llamacpp.streaming import held_bytes
 from memfit.planner.plan import LlamaPlan
-from memfit.planner.planner import make_plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import WeightSpeed
-from memfit.planner.streaming import held_bytes
 from memfit.units import MIB
 
 _LONG = 2048  # elements of a row: no shorter ones have speeds of their own
@@ -51,12 +51,12 @@ _SPEED = make_speed(
         "BF16": WeightSpeed(bytes_per_second=1e9, operations_per_second=4e9, batch_operations_per_second=3e9),
     }
 )
-_PARAMETERS = EngineParameters(
+_PARAMETERS = LlamaConfig(
     paths=_spec().paths,
     context=1024,
     parallel=8,
     kv_type="f16",
-    micro_batch=32,
+    ubatch=32,
     threads=1,
     repack=False,
     load_mode="own",
@@ -123,9 +123,9 @@ class _Oracle(FakeOracle):
         super().__init__()
         self._more_bytes = more_bytes
 
-    def ask(self, parameters: EngineParameters) -> Answer:
-        answer = super().ask(parameters)
-        if not parameters.dequantized:
+    def ask(self, config: LlamaConfig) -> MemoryEstimate:
+        answer = super().ask(config)
+        if not config.dequantized:
             return answer
 
         def graph(tokens: int) -> Any:
@@ -155,16 +155,16 @@ def _plan(ram: float, *, oracle: FakeOracle | None = None, **workload: Any) -> L
 
 def test_a_plan_for_many_sequences_takes_them() -> None:
     plan = _plan(500)
-    assert len(plan.parameters.dequantized) == 3 and plan.parameters.load_mode == "own"
-    assert not plan.parameters.repack
+    assert len(plan.config.dequantized) == 3 and plan.config.load_mode == "own"
+    assert not plan.config.repack
     assert any("3 matrices held as BF16, for 3.50 MiB more" in line for line in plan.why)
-    assert plan.to_json()["parameters"]["dequantized"] == plan.parameters.dequantized
-    assert EngineParameters.from_json(plan.parameters.to_json()) == plan.parameters
+    assert plan.to_json()["config"]["dequantized"] == plan.config.dequantized
+    assert LlamaConfig.from_json(plan.config.to_json()) == plan.config
 
 
 @pytest.mark.parametrize("workload", [{"parallel": 1}, {"repack": "off"}, {"repack": "on"}])
 def test_other_plans_do_not(workload: dict[str, Any]) -> None:
-    assert _plan(500, **workload).parameters.dequantized == ()
+    assert _plan(500, **workload).config.dequantized == ()
 
 
 @pytest.mark.parametrize(("more", "count"), [(2.5, 0), (4.0, 1), (4.6, 2), (5.6, 3)])
@@ -173,7 +173,7 @@ def test_the_budget_holds_with_the_larger_work_buffer(more: float, count: int) -
     least = _plan(500, repack="off").ram.needs_bytes / MIB
     plan = _plan(least + 4 + more, oracle=_Oracle(2 * MIB))
     assert plan.fits and plan.ram.needs_bytes <= plan.ram.limit_bytes - 4 * MIB
-    assert len(plan.parameters.dequantized) == count
+    assert len(plan.config.dequantized) == count
 
 
 def test_pages_that_neighbours_share_are_counted() -> None:

@@ -253,7 +253,7 @@ def test_exit_code_0_although_something_optional_is_missing(
     assert found["RPC devices"] == {
         "name": "RPC devices",
         "ok": False,
-        "detail": "the engine was built without them: no --rpc, no memfit worker",
+        "detail": "the engine was built without them: no --rpc, no memfit rpc-server",
         "fix": doctor._REBUILD,
         "required": False,
     }

@@ -23,12 +23,12 @@ import pytest
 from hub_server import HubServer
 from memfit.errors import ModelError, ModelNotFoundError
 from memfit.headers.impostors import HEAD_BYTES
-from memfit.headers.remote.download import missing_bytes, pull
-from memfit.headers.remote.hub import find_remote
-from memfit.headers.remote.library import local_files
-from memfit.headers.remote.names import RemoteFile, RemoteModel
-from memfit.headers.remote.places import hub_cache, place_of, urls_folder
-from memfit.headers.remote.transfer import Patience
+from memfit.hub.cache_layout import hub_cache, place_of, urls_folder
+from memfit.hub.download import missing_bytes, pull
+from memfit.hub.library import local_files
+from memfit.hub.names import RemoteFile, RemoteModel
+from memfit.hub.repository import find_remote
+from memfit.hub.transfer import Patience
 from memfit.units import MIB
 from thorough import times
 

@@ -16,7 +16,7 @@ from gguf_files import ARRAY, STRING, GgufFile, Tensor, Value, number, text, tin
 from memfit.errors import HeaderError
 from memfit.headers.gguf import read_header
 from memfit.headers.model_spec import SkippedArray
-from memfit.headers.source import resolve
+from memfit.hub.source import resolve
 
 _SCALARS = {
     "uint8": (gguf.GGUFValueType.UINT8, 200),

@@ -17,7 +17,7 @@ from memfit.engines.llamacpp.options import context_options
 from memfit.engines.llamacpp.weights import OwnWeights
 from memfit.errors import EngineError
 from memfit.hardware.direct_file import StreamError
-from memfit.memory.oracle import EngineParameters
+from memfit.memory.estimate import LlamaConfig
 
 _BYTES = 3 * 4096
 _KEPT: list[Node] = []  # a node knows its sources by address only
@@ -212,16 +212,16 @@ def test_a_disk_that_fails_ends_the_request() -> None:
 @pytest.mark.parametrize(("mode", "offloads"), [("own", False), ("mmap", True), ("read", True)])
 def test_no_device_takes_matrices_out_of_ram_where_weights_stream(mode: str, offloads: bool) -> None:
     api = SimpleNamespace(llama_context_default_params=lambda: SimpleNamespace(op_offload=True))
-    parameters = EngineParameters(
+    config = LlamaConfig(
         paths=(),
         context=512,
         parallel=1,
         kv_type="f16",
-        micro_batch=64,
+        ubatch=64,
         threads=1,
         repack=False,
         load_mode=mode,
         devices=("Vulkan0",),
         layers=(1,),
     )
-    assert context_options(api, parameters).op_offload is offloads
+    assert context_options(api, config).op_offload is offloads

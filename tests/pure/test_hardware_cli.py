@@ -148,8 +148,8 @@ class _FakeWorker:
         basics = {
             "activation_bytes_per_second": 6 * self.rate,
             "node_seconds": 7e-6,
-            "entering_seconds": 8e-6,
-            "entering_bytes_per_second": 9 * self.rate,
+            "split_seconds": 8e-6,
+            "split_bytes_per_second": 9 * self.rate,
         }
         return {
             "speeds": {
@@ -219,7 +219,7 @@ def test_json_has_whole_rates_under_names_with_units(engine: type[_FakeWorker]) 
         "prompt_operations_per_second": 50_000_000_000,
     }
     assert (cpu["activation_bytes_per_second"], cpu["node_seconds"]) == (6_000_000_000, 7e-6)
-    assert "entering_seconds" not in cpu  # nobody enters RAM
+    assert "split_seconds" not in cpu  # nobody enters RAM
     assert found["disks"] == [
         {
             "mount": "/mnt",
@@ -238,7 +238,7 @@ def test_a_remote_device_is_measured_too(engine: type[_FakeWorker], monkeypatch:
     assert (remote["name"], remote["threads"]) == ("10.0.0.7:50052", None)
     assert list(remote["weights"]) == list(cpu["weights"])
     assert remote["repacked_weights"] == {}
-    assert (remote["entering_seconds"], remote["entering_bytes_per_second"]) == (8e-6, 9_000_000_000)
+    assert (remote["split_seconds"], remote["split_bytes_per_second"]) == (8e-6, 9_000_000_000)
     asked = [one for one in engine.asked if one["device"]]
     assert {(one["device"], one["threads"], one["repack"]) for one in asked} == {
         ("10.0.0.7:50052", None, False)

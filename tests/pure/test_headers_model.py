@@ -33,7 +33,7 @@ def test_a_tiny_model_by_hand(tmp_path: Path) -> None:
     assert spec.paths == (path,)
     assert spec.file_bytes == path.stat().st_size
     assert (spec.architecture, spec.name, spec.quantization) == ("llama", "Tiny", "Q8_0")
-    assert spec.parameters == 64 * 3 + 64 + 64 * 64
+    assert spec.n_params == 64 * 3 + 64 + 64 * 64
     assert spec.weights_bytes == 204 + 256 + 8192
     assert (spec.context_length, spec.vocabulary) == (512, 3)
     assert spec.architecture_value("block_count") == 2

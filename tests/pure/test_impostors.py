@@ -20,8 +20,8 @@ from memfit.errors import HeaderError, ModelError
 from memfit.headers import read_model
 from memfit.headers.hf_config import read_config
 from memfit.headers.impostors import HEAD_BYTES, impostor
-from memfit.headers.remote.found import find_paths
 from memfit.headers.safetensors import read_checkpoint, read_safetensors_header
+from memfit.hub.found import find_paths
 
 _POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"

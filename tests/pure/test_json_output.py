@@ -135,7 +135,7 @@ def test_an_error_after_the_object_adds_no_second_one(
         (["run", "demo", "--ctx=many"], "--ctx", "many", "integer"),
         (["run", "demo", "--ctx", "1", "--ctx", "x"], "--ctx", "x", "integer"),
         (["run", "demo", "--kv-type", "q5"], "--kv-type", "q5", "one of auto, f16, q8_0, q4_0"),
-        (["worker", "--port", "99999"], "--port", "99999", "integer between 0 and 65535"),
+        (["rpc-server", "--port", "99999"], "--port", "99999", "integer between 0 and 65535"),
         (["run", "demo", "--temperature", "warm"], "--temperature", "warm", "float"),
         (["run", "demo", "--no-such"], "--no-such", None, None),
         (["run", "demo", "--ctx"], "--ctx", None, None),

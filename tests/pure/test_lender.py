@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from memfit.engines.llamacpp.lender import _CAUSES, Lender, Restarts
+from memfit.engines.llamacpp.rpc_supervisor import _CAUSES, Restarts, RpcSupervisor
 from memfit.errors import UsageError
 from memfit.processes.death import cause_of_death
 
@@ -39,23 +39,23 @@ def test_a_death_has_a_cause(code: int, word: str) -> None:
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)])
 def test_only_loopback_is_local(host: str, local: bool) -> None:
-    assert Lender(host=host, port=0).is_local is local
+    assert RpcSupervisor(host=host, port=0).is_local is local
 
 
 @pytest.mark.parametrize("host", ["::1", "192.0.2.1", "", "a" * 300])  # 192.0.2.1 is nobody's, RFC 5737
 def test_an_address_that_is_not_here_is_refused(host: str) -> None:
     with pytest.raises(UsageError, match=r"--host|cannot listen"):
-        Lender(host=host, port=0)
+        RpcSupervisor(host=host, port=0)
 
 
 def test_a_port_in_use_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"127.0.0.1:{port}: Address already in use"):
-            Lender(host="127.0.0.1", port=port)
+            RpcSupervisor(host="127.0.0.1", port=port)
 
 
 @pytest.mark.parametrize("memory", ["", "0", "-1", "4GiBB", "101%", "nan"])
 def test_nonsense_sizes_are_refused(memory: str) -> None:
     with pytest.raises(UsageError, match="--memory"):
-        Lender(host="127.0.0.1", port=0, memory=memory)
+        RpcSupervisor(host="127.0.0.1", port=0, memory=memory)

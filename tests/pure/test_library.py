@@ -17,11 +17,11 @@ from hub_server import HubServer
 from memfit.cli import remove as remove_command
 from memfit.cli.main import main
 from memfit.errors import ModelError, ModelNotFoundError, UsageError
-from memfit.headers.remote.download import pull
-from memfit.headers.remote.hub import find_remote
-from memfit.headers.remote.library import find_local, local_files, local_models, matching, remove
-from memfit.headers.remote.places import hub_cache, place_of, urls_folder
-from memfit.headers.remote.transfer import Patience
+from memfit.hub.cache_layout import hub_cache, place_of, urls_folder
+from memfit.hub.download import pull
+from memfit.hub.library import find_local, local_files, local_models, matching, remove
+from memfit.hub.repository import find_remote
+from memfit.hub.transfer import Patience
 from memfit.units import MIB
 
 _Q4 = random.Random(1).randbytes(100_000)

@@ -18,7 +18,7 @@ import ctypes, os, resource, sys
 from pathlib import Path
 from memfit.engines.llamacpp.stream import own_memory
 from memfit.memory import locked
-from memfit.memory.process import process_status
+from memfit.memory.process_memory import process_status
 locked._SWAPS = Path(sys.argv[1])
 before = process_status().locked_bytes
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 << 10, 96 << 10))

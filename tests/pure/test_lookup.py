@@ -11,11 +11,11 @@ import pytest
 from fakes import make_gpu, make_machine
 
 from memfit.engines.llamacpp import lookup
-from memfit.engines.llamacpp.lookup import find_devices, imagined_devices
+from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
 from memfit.errors import EngineError, UsageError, WorkerDiedError
 from memfit.hardware.machine import Device
 from memfit.hardware.profile import read_profile
-from memfit.memory.lending import Lent, encode_lending
+from memfit.memory.rpc_memory import RpcMemory, encode_rpc_memory
 from memfit.planner.request import Budget
 from memfit.units import GIB, MIB
 
@@ -88,7 +88,7 @@ def test_every_gpu_is_found_with_its_runtime() -> None:
     assert (first.name, first.engine_name, first.overhead_bytes) == ("gpu0", "CUDA0", 300)
     assert (second.name, second.engine_name, second.overhead_bytes) == ("gpu1", "CUDA1", 400)
     assert (second.total_bytes, second.free_bytes) == (9 * GIB, 9 * GIB)
-    assert (second.lends, second.imagined, second.is_remote) == (False, False, False)
+    assert (second.is_memfit_server, second.is_dummy, second.is_remote) == (False, False, False)
 
 
 def test_a_gpu_that_the_budget_leaves_out_is_not_looked_at() -> None:
@@ -118,19 +118,21 @@ def test_a_gpu_that_the_engine_does_not_see() -> None:
 
 def test_a_worker_that_lends(endpoint: str) -> None:
     """Of 6 GiB lent it holds 40 MiB idle, and 1.25 more once it computes."""
-    _Engine.memory = {endpoint: encode_lending(Lent(budget_bytes=6 * GIB, peak_bytes=40 * MIB, threads=8))}
+    _Engine.memory = {
+        endpoint: encode_rpc_memory(RpcMemory(budget_bytes=6 * GIB, peak_bytes=40 * MIB, threads=8))
+    }
     (device,) = _find(Budget(rpc={endpoint: None}))
     assert (device.name, device.engine_name) == (endpoint, endpoint)
     assert (device.free_bytes, device.total_bytes) == (6 * GIB, 6 * GIB)
     assert device.overhead_bytes == 41.25 * MIB
-    assert (device.lends, device.is_remote, device.threads) == (True, True, 8)
+    assert (device.is_memfit_server, device.is_remote, device.threads) == (True, True, 8)
 
 
 def test_another_rpc_server_says_only_what_is_free(endpoint: str) -> None:
     _Engine.memory = {endpoint: (5 * GIB, 8 * GIB)}
     (device,) = _find(Budget(rpc={endpoint: None}))
     assert (device.free_bytes, device.total_bytes, device.overhead_bytes) == (5 * GIB, 8 * GIB, 0)
-    assert (device.lends, device.is_remote) == (False, True)
+    assert (device.is_memfit_server, device.is_remote) == (False, True)
 
 
 def test_nobody_answers() -> None:
@@ -141,7 +143,7 @@ def test_nobody_answers() -> None:
             _find(Budget(rpc={f"127.0.0.1:{port}": None}))
     assert str(caught.value) == (
         f"--rpc 127.0.0.1:{port}: nothing answers there (Connection refused); "
-        f"start it with: memfit worker --host 127.0.0.1 --port {port}"
+        f"start it with: memfit rpc-server --host 127.0.0.1 --port {port}"
     )
 
 
@@ -195,9 +197,9 @@ def test_gpus_come_before_remote_devices(endpoint: str) -> None:
 
 
 def test_the_gpus_of_a_profile_are_imagined() -> None:
-    (device,) = imagined_devices(read_profile("colab-t4"))
+    (device,) = dummy_devices(read_profile("colab-t4"))
     assert (device.name, device.engine_name, device.description) == ("gpu0", "profile:0", "Tesla T4")
     assert (device.total_bytes, device.free_bytes) == (16106127360, 16106127360 - 469762048)
-    assert (device.overhead_bytes, device.lends) == (300 * MIB, False)
-    assert (device.imagined, device.is_remote) == (True, False)
-    assert imagined_devices(read_profile("pi-8gb")) == []
+    assert (device.overhead_bytes, device.is_memfit_server) == (300 * MIB, False)
+    assert (device.is_dummy, device.is_remote) == (True, False)
+    assert dummy_devices(read_profile("pi-8gb")) == []

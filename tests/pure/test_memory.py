@@ -17,8 +17,8 @@ import pytest
 from fakes import make_graph
 
 from memfit.memory.baseline import Baseline
-from memfit.memory.oracle import Answer, DeviceBytes, EngineParameters
-from memfit.memory.process import (
+from memfit.memory.estimate import DeviceBytes, LlamaConfig, MemoryEstimate
+from memfit.memory.process_memory import (
     ProcessMemory,
     disk_read_bytes,
     group_bytes,
@@ -46,7 +46,7 @@ def _child(code: str) -> Iterator[int]:
 
 def test_an_answers_total_by_hand() -> None:
     device = DeviceBytes(weights_bytes=10**6, kv_cache_bytes=0, compute_bytes=0, scratch_bytes=0)
-    answer = Answer(
+    answer = MemoryEstimate(
         context=256,
         weights_bytes=1,
         kv_cache_bytes=20,
@@ -65,19 +65,19 @@ def test_a_devices_total_by_hand() -> None:
     assert device.total_bytes == 4321
 
 
-def _parameters(**changes: Any) -> EngineParameters:
+def _parameters(**changes: Any) -> LlamaConfig:
     values: dict[str, Any] = {
         "paths": (Path("/models/one.gguf"), Path("/models/two.gguf")),
         "context": 4096,
         "parallel": 2,
         "kv_type": "q8_0",
-        "micro_batch": 512,
+        "ubatch": 512,
         "threads": 6,
         "repack": True,
         "load_mode": "read",
         **changes,
     }
-    return EngineParameters(**values)
+    return LlamaConfig(**values)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def _parameters(**changes: Any) -> EngineParameters:
         ),
     ],
 )
-def test_parameters_survive_json(parameters: EngineParameters) -> None:
+def test_parameters_survive_json(parameters: LlamaConfig) -> None:
     """They are keys of what was asked before, so they must be equal and hashable again."""
-    again = EngineParameters.from_json(json.loads(json.dumps(parameters.to_json())))
+    again = LlamaConfig.from_json(json.loads(json.dumps(parameters.to_json())))
     assert again == parameters
     assert hash(again) == hash(parameters)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from memfit.memory.meter import Meter
-from memfit.memory.process import ProcessStatus, group_bytes, process_memory, process_status
+from memfit.memory.process_memory import ProcessStatus, group_bytes, process_memory, process_status
 from memfit.units import GIB, MIB
 
 # Holds so many MiB for each number it reads, and answers when it does.

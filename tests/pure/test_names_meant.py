@@ -10,9 +10,9 @@ import pytest
 from gguf_files import tiny_model
 
 from memfit.errors import MemfitError, ModelError, ModelNotFoundError
-from memfit.headers.names_meant import hub_name
-from memfit.headers.remote.parts import as_part, how_to_join
-from memfit.headers.source import resolve
+from memfit.hub.names_meant import hub_name
+from memfit.hub.parts import as_part, how_to_join
+from memfit.hub.source import resolve
 
 
 @pytest.fixture

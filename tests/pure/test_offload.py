@@ -25,18 +25,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.oracle import EngineParameters
-from memfit.planner.offload import Offloader, _Found, _problem
-from memfit.planner.placement import Place, Placement, Problem, cost, solve
-from memfit.planner.places import (
-    engine_parameters,
+from memfit.memory.estimate import LlamaConfig
+from memfit.planner.llamacpp.cost_model import CostModel
+from memfit.planner.llamacpp.offload import Offloader, _Found, _problem
+from memfit.planner.llamacpp.placement import Place, Placement, Problem, cost, solve
+from memfit.planner.llamacpp.tensor_devices import (
     exceptions_of,
+    op_offload_bytes,
+    placed_config,
     places_of,
     sent_bytes,
-    taken_over_bytes,
 )
 from memfit.planner.plan import TierUse
-from memfit.planner.prices import Prices
 from memfit.planner.request import Workload
 from memfit.planner.speed import (
     _GENERATION_EFFICIENCY,
@@ -57,13 +57,13 @@ _FAST = make_speed(1e11)
 _ALIKE = make_speed(attention={"F16/64": AttentionSpeed(generation=1e12, prompt=1e12)})
 
 
-def _parameters(spec: ModelSpec) -> EngineParameters:
-    return EngineParameters(
+def _config(spec: ModelSpec) -> LlamaConfig:
+    return LlamaConfig(
         paths=spec.paths,
         context=4096,
         parallel=1,
         kv_type="f16",
-        micro_batch=512,
+        ubatch=512,
         threads=4,
         repack=False,
         load_mode="mmap",
@@ -83,8 +83,8 @@ def _offloader(
     devices = [make_device(f"gpu{index}", limit) for index, limit in enumerate(limits[1:])]
     oracle = DeviceOracle(spec)
 
-    def tiers(parameters: EngineParameters) -> list[TierUse]:
-        answer = oracle.ask(parameters)
+    def tiers(config: LlamaConfig) -> list[TierUse]:
+        answer = oracle.ask(config)
         held = answer.devices or [None] * len(devices)
         names = ["ram", *(device.name for device in devices)]
         found = [
@@ -115,11 +115,11 @@ def _place(
     workload: Workload | None = None,
     asked: bool = False,
     reserved: int = 0,
-) -> EngineParameters | None:
-    parameters = _parameters(spec)
-    base = DeviceOracle(spec).ask(parameters)
+) -> LlamaConfig | None:
+    config = _config(spec)
+    base = DeviceOracle(spec).ask(config)
     offloader = _offloader(spec, *limits, speeds=speeds, workload=workload, asked=asked, reserved=reserved)
-    return offloader.place(parameters, base)
+    return offloader.place(config, base)
 
 
 def _placed(
@@ -129,17 +129,17 @@ def _placed(
     workload: Workload | None = None,
     asked: bool = False,
     reserved: int = 0,
-) -> EngineParameters:
+) -> LlamaConfig:
     found = _place(spec, *limits, speeds=speeds, workload=workload, asked=asked, reserved=reserved)
     assert found is not None
     return found
 
 
-def _there(spec: ModelSpec, parameters: EngineParameters, place: int = 1) -> set[str]:
+def _there(spec: ModelSpec, config: LlamaConfig, place: int = 1) -> set[str]:
     """Names of the matrices in a place."""
     return {
         one.name.removesuffix(".weight")
-        for one, where in engine_places(spec, parameters)
+        for one, where in engine_places(spec, config)
         if where == place and len(one.shape) > 1
     }
 
@@ -250,7 +250,7 @@ def test_a_place_that_is_slow_to_enter_is_entered_once() -> None:
     """An entry costs 129 passes of 200 s, a MiB in RAM 670 s: 145 MiB are worth one entry, for two layers
     and a block beside them, and not another for the rest. Which of their blocks stay is all the same."""
     spec = make_layered_spec(4)
-    slow = replace(_FAST, entering_seconds=200.0)
+    slow = replace(_FAST, split_seconds=200.0)
     home = make_speed(1e6)
     placed = _placed(spec, _LARGE, 150 * MIB, speeds=[home, slow])
     assert DeviceOracle(spec).ask(placed).generation.entries[1] == 1
@@ -259,7 +259,7 @@ def test_a_place_that_is_slow_to_enter_is_entered_once() -> None:
     blocks = {name.split(".")[1] for name in there if "ffn" in name}
     assert len(there) == 2 + 7 and blocks == {"1", "2", "3"}
     unused = _placed(spec, _LARGE, 150 * MIB, speeds=[make_speed(1e11), slow])
-    assert unused == _parameters(spec)
+    assert unused == _config(spec)
 
 
 # --- several devices ---
@@ -267,7 +267,7 @@ def test_a_place_that_is_slow_to_enter_is_entered_once() -> None:
 
 def test_a_device_slower_than_ram_is_left_unused() -> None:
     spec = make_layered_spec()
-    assert _placed(spec, _LARGE, _LARGE, speeds=[_FAST, make_speed(1e9)]) == _parameters(spec)
+    assert _placed(spec, _LARGE, _LARGE, speeds=[_FAST, make_speed(1e9)]) == _config(spec)
 
 
 @pytest.mark.parametrize("blocks", range(1, 9))
@@ -294,14 +294,14 @@ def test_a_large_output_does_not_keep_a_worker_from_being_filled(
     offloader = _offloader(spec, _LARGE, limit, speeds=[_FAST, make_speed(1e9)], asked=True)
     plain = offloader._tiers
 
-    def tiers(parameters: EngineParameters) -> list[TierUse]:
-        ram, worker = plain(parameters)
-        sent = sent_bytes(spec, parameters).get(1, [0])
+    def tiers(config: LlamaConfig) -> list[TierUse]:
+        ram, worker = plain(config)
+        sent = sent_bytes(spec, config).get(1, [0])
         return [ram, replace(worker, reserved_bytes=sum(sent) + sent[0])]
 
     offloader._tiers = tiers
-    parameters = _parameters(spec)
-    placed = offloader.place(parameters, DeviceOracle(spec).ask(parameters))
+    config = _config(spec)
+    placed = offloader.place(config, DeviceOracle(spec).ask(config))
     assert placed is not None
     _, worker = tiers(placed)
     assert least * limit <= worker.total_bytes <= worker.needs_bytes <= limit
@@ -312,13 +312,13 @@ def test_a_large_output_does_not_keep_a_worker_from_being_filled(
 def _half_placed(offloader: Offloader, spec: ModelSpec) -> _Found:
     """The second of two layers at home on the device, with its output, gate and up, and the first one's gate:
     8 + 4 + 12 + 3 * 16 MiB; up and down of the first and down of the second lie in RAM."""
-    parameters, oracle = _parameters(spec), DeviceOracle(spec)
-    pieces = Prices(spec, Workload(), [_FAST, _FAST]).pieces(parameters, oracle.ask(parameters))
+    config, oracle = _config(spec), DeviceOracle(spec)
+    pieces = CostModel(spec, Workload(), [_FAST, _FAST]).pieces(config, oracle.ask(config))
     problem = _problem(pieces, [_LARGE, _LARGE], [0.0, 0.0])
     placement = Placement(
         homes=(0, 1), blocks=((1, 0, 0), (1, 1, 0)), output=1, seconds=0.0, used_bytes=(0, 0), exact=True
     )
-    return offloader._look(parameters, problem, placement)
+    return offloader._look(config, problem, placement)
 
 
 @pytest.mark.parametrize(
@@ -358,17 +358,17 @@ def test_a_tensor_for_which_a_device_needs_more_than_its_bytes() -> None:
     found = _half_placed(offloader, spec)
     plain = offloader._tiers
 
-    def tiers(parameters: EngineParameters) -> list[TierUse]:
-        ram, device = plain(parameters)
+    def tiers(config: LlamaConfig) -> list[TierUse]:
+        ram, device = plain(config)
         more = 5 * MIB if device.weights_bytes > found.needs[1] else 0
         return [ram, replace(device, compute_bytes=device.compute_bytes + more)]
 
     assert limit - found.needs[1] == 33 * MIB
     offloader._tiers = tiers
-    fuller = offloader._adjust(_parameters(spec), found)
+    fuller = offloader._adjust(_config(spec), found)
     assert fuller is not None and fuller.fits
     assert sum(map(sum, fuller.placement.blocks)) == 4
-    assert offloader._adjust(_parameters(spec), fuller) is None
+    assert offloader._adjust(_config(spec), fuller) is None
 
 
 def test_a_placement_that_just_misses_is_mended() -> None:
@@ -377,7 +377,7 @@ def test_a_placement_that_just_misses_is_mended() -> None:
     offloader = _offloader(spec, _LARGE, limit, asked=True)
     found = _half_placed(offloader, spec)
     assert not found.fits
-    mended = offloader._adjust(_parameters(spec), found)
+    mended = offloader._adjust(_config(spec), found)
     assert mended is not None and mended.fits
     assert mended.placement.blocks == ((0, 0, 0), (1, 1, 0))
 
@@ -429,11 +429,11 @@ def test_what_fits_ram_alone_is_placed_whatever_the_devices(asked: bool) -> None
     """A second device of 4 MiB has no room for its 5 of buffers: opening any would open it."""
     spec = make_layered_spec()
     speeds = [make_speed(), make_speed(1e11), make_speed(1e11)]
-    parameters = _parameters(spec)
-    whole = DeviceOracle(spec).ask(parameters).total_bytes
-    for ram, expected in ((whole, parameters), (whole - 1, None)):
+    config = _config(spec)
+    whole = DeviceOracle(spec).ask(config).total_bytes
+    for ram, expected in ((whole, config), (whole - 1, None)):
         offloader = _offloader(spec, ram, 100 * MIB, 4 * MIB, speeds=speeds, asked=asked)
-        assert offloader.place(parameters, DeviceOracle(spec).ask(parameters)) == expected
+        assert offloader.place(config, DeviceOracle(spec).ask(config)) == expected
 
 
 def test_dense_and_routed_blocks_of_one_layer_keep_their_order() -> None:
@@ -443,9 +443,9 @@ def test_dense_and_routed_blocks_of_one_layer_keep_their_order() -> None:
         make_tensor(f"blk.0.ffn_{kind}_exps.weight", (1024, 64 * KIB), "Q8_0", 64 * MIB) for kind in kinds
     )
     spec = make_layered_spec(1, more=routed)
-    parameters = _parameters(spec)
-    prices = Prices(spec, Workload(), [_SLOW_ATTENTION, _FAST])
-    pieces = prices.pieces(parameters, DeviceOracle(spec).ask(parameters))
+    config = _config(spec)
+    prices = CostModel(spec, Workload(), [_SLOW_ATTENTION, _FAST])
+    pieces = prices.pieces(config, DeviceOracle(spec).ask(config))
     names = [block.name for block in pieces.layers[0].blocks]
     assert names == [f"blk.0.ffn_{kind}{suffix}" for kind in kinds for suffix in ("", "_exps")]
     for chosen, name in enumerate(names):
@@ -477,7 +477,7 @@ def test_no_limit_is_ever_exceeded(
     limits = [ram * MIB, *(room * MIB for room in rooms)]
     speeds = [make_speed(), *(make_speed(fast) for _ in rooms)]
     placed = _place(spec, *limits, speeds=speeds, asked=asked, reserved=reserved)
-    alone = DeviceOracle(spec).ask(_parameters(spec)).total_bytes
+    alone = DeviceOracle(spec).ask(_config(spec)).total_bytes
     if placed is None:
         assert alone > limits[0]
         return
@@ -491,9 +491,9 @@ def test_no_limit_is_ever_exceeded(
 # --- into the engine's words ---
 
 
-def _engine_parameters(spec: ModelSpec, devices: int, placement: Placement) -> EngineParameters:
+def _engine_parameters(spec: ModelSpec, devices: int, placement: Placement) -> LlamaConfig:
     opened = [make_device(f"gpu{index}") for index in range(devices)]
-    return engine_parameters(spec, _parameters(spec), placement, opened)
+    return placed_config(spec, _config(spec), placement, opened)
 
 
 @given(data=st.data(), tied=st.booleans(), devices=st.integers(1, 3))
@@ -515,12 +515,12 @@ def test_every_tensor_lies_where_the_placement_says(data: st.DataObject, tied: b
     blocks = tuple(data.draw(st.tuples(place, place, place)) for _ in range(12))
     output = data.draw(st.sampled_from(sorted({0, homes[-1]})))
     placement = Placement(homes=homes, blocks=blocks, output=output, seconds=0.0, used_bytes=(), exact=False)
-    parameters = _engine_parameters(spec, devices, placement)
+    config = _engine_parameters(spec, devices, placement)
     if not any((*homes, output, *(where for one in blocks for where in one))):
-        assert parameters == _parameters(spec)  # no device is opened
+        assert config == _config(spec)  # no device is opened
         return
-    assert parameters.load_mode == "read"
-    for tensor, where in engine_places(spec, parameters):
+    assert config.load_mode == "read"
+    for tensor, where in engine_places(spec, config):
         layer = re.match(r"blk\.(\d+)\.", tensor.name)
         block = re.match(r"blk\.\d+\.ffn_(gate|up|down)(_exps)?\.(weight|bias)", tensor.name)
         if block and layer:
@@ -533,7 +533,7 @@ def test_every_tensor_lies_where_the_placement_says(data: st.DataObject, tied: b
             expected = {output}
         assert where in expected, tensor.name
     if tied and output:
-        names = [(one.name, where) for one, where in engine_places(spec, parameters)]
+        names = [(one.name, where) for one, where in engine_places(spec, config)]
         assert ("token_embd.weight", 0) in names and ("token_embd.weight", output) in names
 
 
@@ -547,14 +547,14 @@ def test_the_patterns_by_hand() -> None:
         used_bytes=(),
         exact=True,
     )
-    parameters = _engine_parameters(spec, 1, placement)
-    assert (parameters.devices, parameters.layers) == (("CUDA0",), (2,))
-    assert sorted(parameters.overrides) == [
+    config = _engine_parameters(spec, 1, placement)
+    assert (config.devices, config.layers) == (("CUDA0",), (2,))
+    assert sorted(config.overrides) == [
         (r"^(output|token_embd)", 0),
         (r"^blk\.(0)\.(ffn_gate)\.", 1),
         (r"^blk\.(1|2)\.(ffn_up|ffn_down)\.", 0),
     ]
-    assert exceptions_of(spec, parameters) == {
+    assert exceptions_of(spec, config) == {
         (1, "ffn_gate"): [0],
         (0, "ffn_up"): [1, 2],
         (0, "ffn_down"): [1, 2],
@@ -568,9 +568,9 @@ def test_the_patterns_by_hand() -> None:
 def test_least_ram_is_the_least(room: int) -> None:
     """Against every placement of two layers: homes go up, the output in RAM or with the last layer."""
     spec = make_layered_spec(2)
-    oracle, parameters = DeviceOracle(spec), _parameters(spec)
+    oracle, config = DeviceOracle(spec), _config(spec)
     limit = room * MIB + _BESIDE + _VECTORS
-    found = oracle.ask(_offloader(spec, MIB, limit).least_ram(parameters, oracle.ask(parameters)))
+    found = oracle.ask(_offloader(spec, MIB, limit).least_ram(config, oracle.ask(config)))
 
     def in_ram(homes: tuple[int, ...], blocks: tuple[int, ...], output: int) -> int:
         there = 12 * output + sum(12 * home for home in homes) + 16 * sum(blocks)
@@ -589,15 +589,15 @@ def test_least_ram_is_the_least(room: int) -> None:
 # --- what loading takes ---
 
 
-def _with(spec: ModelSpec, layers: tuple[int, ...], *overrides: tuple[str, int]) -> EngineParameters:
+def _with(spec: ModelSpec, layers: tuple[int, ...], *overrides: tuple[str, int]) -> LlamaConfig:
     devices = tuple(f"CUDA{index}" for index in range(len(layers)))
-    return replace(_parameters(spec), devices=devices, layers=layers, overrides=overrides)
+    return replace(_config(spec), devices=devices, layers=layers, overrides=overrides)
 
 
 def test_what_is_sent_by_hand() -> None:
     """The largest first, as the engine sends them: three blocks of 16, the output's 12, attention's 8."""
     spec = make_layered_spec(1)
-    assert sent_bytes(spec, _parameters(spec)) == {}
+    assert sent_bytes(spec, _config(spec)) == {}
     assert sent_bytes(spec, _with(spec, (1,), (r"ffn_|output", 0))) == {1: [8 * MIB, 256]}
     assert sent_bytes(spec, _with(spec, (1,))) == {
         1: [16 * MIB, 16 * MIB, 16 * MIB, 12 * MIB, 8 * MIB, 256, 256]
@@ -628,7 +628,7 @@ def test_what_is_sent_of_a_tied_output() -> None:
     layers=st.lists(st.integers(0, 2), min_size=1, max_size=2),
 )
 def test_what_lies_where_is_what_the_engine_does(data: st.DataObject, tied: bool, layers: list[int]) -> None:
-    """places_of, sent_bytes and taken_over_bytes against the engine's rules, whatever the patterns."""
+    """places_of, sent_bytes and op_offload_bytes against the engine's rules, whatever the patterns."""
     spec = make_layered_spec(4, tied=tied)
     pattern = st.sampled_from([r"ffn_up", r"^blk\.(0|3)\.", r"^(output|token_embd)", "attn", "norm", "^$"])
     places = {pattern: 0 if "token_embd" in pattern else None for pattern in data.draw(st.lists(pattern))}
@@ -636,23 +636,23 @@ def test_what_lies_where_is_what_the_engine_does(data: st.DataObject, tied: bool
         (pattern, data.draw(st.integers(0, len(layers))) if place is None else place)
         for pattern, place in places.items()
     )
-    parameters = _with(spec, tuple(layers), *overrides)
-    engine = list(engine_places(spec, parameters))
+    config = _with(spec, tuple(layers), *overrides)
+    engine = list(engine_places(spec, config))
     # A tied table that lies twice is listed where the output is, which comes second here.
-    assert places_of(spec, parameters) == {one.name: place for one, place in engine}
+    assert places_of(spec, config) == {one.name: place for one, place in engine}
     sent = {
         device: sorted((one.size_bytes for one, place in engine if place == device), reverse=True)
         for device in range(1, 1 + len(layers))
     }
-    assert sent_bytes(spec, parameters) == {device: sizes for device, sizes in sent.items() if sizes}
+    assert sent_bytes(spec, config) == {device: sizes for device, sizes in sent.items() if sizes}
     kept = [one.size_bytes for one, place in engine if place == 0 and one.name.startswith("blk.")]
-    assert taken_over_bytes(spec, parameters) == max(kept, default=0)
+    assert op_offload_bytes(spec, config) == max(kept, default=0)
 
 
 def test_without_devices_everything_lies_in_ram() -> None:
     spec = make_layered_spec(1)
-    assert set(places_of(spec, _parameters(spec)).values()) == {0}
-    assert taken_over_bytes(spec, _parameters(spec)) == 16 * MIB
+    assert set(places_of(spec, _config(spec)).values()) == {0}
+    assert op_offload_bytes(spec, _config(spec)) == 16 * MIB
 
 
 # --- one idea of speed ---
@@ -672,14 +672,13 @@ def test_what_is_minimised_is_what_is_predicted(
     prompt_tokens, generated_tokens, depth = lengths
     workload = Workload(prompt_tokens=prompt_tokens, generated_tokens=generated_tokens, depth=depth)
     spec = make_layered_spec(4, experts=dict.fromkeys(range(1, 4), 8) if experts else None)
-    speeds = [make_speed(1e9), make_speed(2e10, entering_seconds=entering)]
-    parameters, oracle = _parameters(spec), DeviceOracle(spec)
-    pieces = Prices(spec, workload, speeds).pieces(parameters, oracle.ask(parameters))
-    passes = generated_tokens + -(-prompt_tokens // parameters.micro_batch)
+    speeds = [make_speed(1e9), make_speed(2e10, split_seconds=entering)]
+    config, oracle = _config(spec), DeviceOracle(spec)
+    pieces = CostModel(spec, workload, speeds).pieces(config, oracle.ask(config))
+    passes = generated_tokens + -(-prompt_tokens // config.ubatch)
     problem = Problem(
         places=tuple(
-            Place(name="", room_bytes=_LARGE, enter_seconds=passes * speed.entering_seconds)
-            for speed in speeds
+            Place(name="", room_bytes=_LARGE, split_seconds=passes * speed.split_seconds) for speed in speeds
         ),
         layers=pieces.layers,
         output=pieces.output,

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from memfit.planner.placement import (
+from memfit.planner.llamacpp.placement import (
     GAP,
     Layer,
     Piece,
@@ -24,9 +24,9 @@ def _piece(size_bytes: int, *seconds: float) -> Piece:
     return Piece(name="piece", size_bytes=size_bytes, seconds=seconds)
 
 
-def _places(*rooms: int, enter_seconds: float = 0.0) -> tuple[Place, ...]:
+def _places(*rooms: int, split_seconds: float = 0.0) -> tuple[Place, ...]:
     return tuple(
-        Place(name=str(index), room_bytes=room, enter_seconds=enter_seconds)
+        Place(name=str(index), room_bytes=room, split_seconds=split_seconds)
         for index, room in enumerate(rooms)
     )
 
@@ -47,16 +47,16 @@ def _layer(*, kv_bytes: int = 0) -> Layer:
     return Layer(core=_piece(10, 10, 1), kv_bytes=kv_bytes, blocks=(_piece(10, 2, 1),))
 
 
-def _two_layers(enter_seconds: float) -> Problem:
+def _two_layers(split_seconds: float) -> Problem:
     return Problem(
-        places=_places(100, 20, enter_seconds=enter_seconds), layers=(_layer(), _layer()), output=None
+        places=_places(100, 20, split_seconds=split_seconds), layers=(_layer(), _layer()), output=None
     )
 
 
 def test_cost_counts_pieces_kv_and_every_entry() -> None:
     places = (
-        Place(name="ram", room_bytes=0, enter_seconds=0.5),
-        Place(name="gpu", room_bytes=0, enter_seconds=0.25),
+        Place(name="ram", room_bytes=0, split_seconds=0.5),
+        Place(name="gpu", room_bytes=0, split_seconds=0.25),
     )
     layers = (_layer(kv_bytes=3), _layer(kv_bytes=4))
     problem = Problem(places=places, layers=layers, output=_piece(7, 5, 3))
@@ -267,7 +267,7 @@ def test_blocks_before_the_whole_layers_by_hand(
 def test_blocks_before_the_whole_layers_cost_no_entry(more: int) -> None:
     """The device is entered once and left once, at 100 s each, however many blocks go with its layers."""
     layers = (_blocks_layer(2, 1),) * 3
-    problem = Problem(places=_places(1000, 33 + more, enter_seconds=100), layers=layers, output=None)
+    problem = Problem(places=_places(1000, 33 + more, split_seconds=100), layers=layers, output=None)
     # 28 bytes of weights in a layer, at 2 s in RAM and 1 s there.
     assert _partial(problem).seconds == 3 * 28 * 2 - (28 + more) + 2 * 100
 
@@ -339,7 +339,7 @@ def test_blocks_on_a_device_may_be_what_ram_lacks() -> None:
 def test_a_device_that_must_hold_more_than_whole_layers() -> None:
     layers = (_blocks_layer(2, 1),) * 2
     for least, fits in ((33 + 14, True), (33 + 15, False)):
-        device = Place(name="1", room_bytes=33 + 17, enter_seconds=0.0, least_bytes=least)
+        device = Place(name="1", room_bytes=33 + 17, split_seconds=0.0, least_bytes=least)
         problem = Problem(places=(*_places(1000), device), layers=layers, output=None)
         assert layer_split(problem) is None
         assert (layer_split(problem, partial=True) is not None) is fits
@@ -397,7 +397,7 @@ def _random_problem(chance: random.Random) -> Problem:
         Place(
             name=str(index),
             room_bytes=int(whole * chance.random() * (0.9 if index else 1.3)),
-            enter_seconds=chance.choice((0.0, chance.random())),
+            split_seconds=chance.choice((0.0, chance.random())),
         )
         for index in range(count)
     )
@@ -421,7 +421,7 @@ def _least_seconds(problem: Problem) -> float | None:
 
 @pytest.mark.parametrize("few_layers", [8, 0], ids=["at once", "near the relaxed one"])
 def test_random_problems_against_every_assignment(few_layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memfit.planner.placement._FEW_LAYERS", few_layers)
+    monkeypatch.setattr("memfit.planner.llamacpp.placement._FEW_LAYERS", few_layers)
     infeasible = 0
     for seed in range(200):
         problem = _random_problem(random.Random(seed))

@@ -1,7 +1,7 @@
 """The planner against an oracle whose bytes are a formula (fakes.FakeOracle), worked out by hand.
 
 4,096 tokens, one sequence, plain weights, in MiB: 100 weights + 64 KV + 1 scratch + 22 processes
-= 187, and for the micro-batch 30, 15, 7.5, 3.75 or 1.875 (512 down to 32). Repacked: 12 more.
+= 187, and for the ubatch 30, 15, 7.5, 3.75 or 1.875 (512 down to 32). Repacked: 12 more.
 With q8_0 the KV cache is 34 instead of 64, with q4_0 18.
 """
 
@@ -34,12 +34,12 @@ from hypothesis import strategies as st
 from memfit.errors import DoesNotFitError, EngineError, UsageError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
-from memfit.planner.placement import Placement, Problem, solve
+from memfit.planner.llamacpp.placement import Placement, Problem, solve
+from memfit.planner.llamacpp.planner import make_plan, repack_modes, thread_count
+from memfit.planner.llamacpp.tiers import _receiving
 from memfit.planner.plan import LlamaPlan
-from memfit.planner.planner import make_plan, repack_modes, thread_count
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, WeightSpeed
-from memfit.planner.tiers import _receiving
 from memfit.units import GIB, KIB, MIB
 from thorough import times
 
@@ -72,7 +72,7 @@ def _mib(number: float) -> int:
 
 
 @pytest.mark.parametrize(
-    ("budget", "kv_type", "micro_batch", "total"),
+    ("budget", "kv_type", "ubatch", "total"),
     [
         # 4 MiB of room for the prediction's error
         (1000, "f16", 512, 217),
@@ -90,31 +90,31 @@ def _mib(number: float) -> int:
         (158.875, "q8_0", 32, 158.875),
     ],
 )
-def test_the_micro_batch_shrinks_before_the_kv_cache_is_quantized(
-    budget: float, kv_type: str, micro_batch: int, total: float
+def test_the_ubatch_shrinks_before_the_kv_cache_is_quantized(
+    budget: float, kv_type: str, ubatch: int, total: float
 ) -> None:
     plan = _plan(_mib(budget))
     assert plan.fits
-    assert (plan.parameters.kv_type, plan.parameters.micro_batch) == (kv_type, micro_batch)
+    assert (plan.config.kv_type, plan.config.ubatch) == (kv_type, ubatch)
     assert plan.ram.total_bytes == _mib(total)
     assert plan.suggestions == ()
     reason = "KV cache f16: it fits unquantized" if kv_type == "f16" else "f16 does not fit the budget"
     assert any(reason in line for line in plan.why)
 
 
-def test_a_smaller_micro_batch_is_said() -> None:
-    assert "micro-batch 512: full speed on prompts" in _plan(GIB).why
-    assert "micro-batch 256: a larger one does not fit" in _plan(_mib(210)).why
-    assert "micro-batch 64: full speed on prompts" in _plan(GIB, context=100).why
+def test_a_smaller_ubatch_is_said() -> None:
+    assert "ubatch 512: full speed on prompts" in _plan(GIB).why
+    assert "ubatch 256: a larger one does not fit" in _plan(_mib(210)).why
+    assert "ubatch 64: full speed on prompts" in _plan(GIB, context=100).why
 
 
-def test_no_micro_batch_is_larger_than_the_context() -> None:
+def test_no_ubatch_is_larger_than_the_context() -> None:
     oracle = FakeOracle()
     _plan(1, oracle=oracle, context=100)
-    assert {one.micro_batch for one in oracle.asked} <= {64, 32}
+    assert {one.ubatch for one in oracle.asked} <= {64, 32}
     tiny = FakeOracle()
     _plan(GIB, oracle=tiny, context=7)
-    assert {one.micro_batch for one in tiny.asked} == {7}
+    assert {one.ubatch for one in tiny.asked} == {7}
 
 
 def test_each_part_of_the_tier_by_hand() -> None:
@@ -142,8 +142,8 @@ def test_each_part_of_the_tier_by_hand() -> None:
 )
 def test_repacking_follows_the_measured_kernels(plain: float, repacked: float, expected: bool) -> None:
     plan = _plan(GIB, repack="auto", speeds=make_speeds(plain, repacked))
-    assert plan.parameters.repack is expected
-    assert plan.parameters.load_mode == ("read" if expected else "mmap")
+    assert plan.config.repack is expected
+    assert plan.config.load_mode == ("read" if expected else "mmap")
     assert plan.ram.weights_bytes == (112 if expected else 100) * MIB
     state = "on" if expected else "off"
     assert any(line.startswith(f"repack {state}: prompt ") and "against" in line for line in plan.why)
@@ -151,8 +151,8 @@ def test_repacking_follows_the_measured_kernels(plain: float, repacked: float, e
 
 def test_repacking_that_does_not_fit_is_left_out_and_said() -> None:
     plan = _plan(_mib(224), repack="auto", speeds=make_speeds(1e9, 9e9))  # repacked would be 229
-    assert not plan.parameters.repack
-    assert plan.parameters.micro_batch == 512
+    assert not plan.config.repack
+    assert plan.config.ubatch == 512
     assert "repack off: the other way does not fit" in plan.why
 
 
@@ -172,7 +172,7 @@ def test_the_workload_weighs_prompt_against_generation() -> None:
             prompt_tokens=prompt,
             generated_tokens=generated,
         )
-        assert plan.parameters.repack is expected
+        assert plan.config.repack is expected
 
 
 # --- what was asked for is obeyed ---
@@ -192,22 +192,22 @@ def test_an_explicit_kv_type_is_obeyed(kv_type: str) -> None:
     oracle = FakeOracle()
     plan = _plan(GIB, oracle=oracle, kv_type=kv_type)
     assert {one.kv_type for one in oracle.asked} == {kv_type}
-    assert plan.parameters.kv_type == kv_type
+    assert plan.config.kv_type == kv_type
     assert not any("KV cache" in line for line in plan.why)
 
 
 def test_context_parallel_and_threads_are_obeyed() -> None:
     plan = _plan(GIB, context=1000, parallel=4, threads=5)
-    assert (plan.parameters.context, plan.parameters.parallel, plan.parameters.threads) == (1000, 4, 5)
+    assert (plan.config.context, plan.config.parallel, plan.config.threads) == (1000, 4, 5)
     assert plan.context == 1024
     assert "context 1000 becomes 1024: the engine rounds up" in plan.why
     assert "5 threads: as asked" in plan.why
 
 
-def test_a_micro_batch_holds_a_token_of_every_sequence() -> None:
+def test_a_ubatch_holds_a_token_of_every_sequence() -> None:
     oracle = FakeOracle()
     _plan(1, oracle=oracle, parallel=100)
-    tried = [one.micro_batch for one in oracle.asked if one.parallel == 100]  # a suggestion asks for 1
+    tried = [one.ubatch for one in oracle.asked if one.parallel == 100]  # a suggestion asks for 1
     assert set(tried) == {512, 100}  # the least does not fit, so nothing between is asked
 
 
@@ -228,7 +228,7 @@ def test_repack_modes(repack: str, modes: tuple[bool, ...]) -> None:
 @pytest.mark.parametrize(("trained", "context"), [(32768, 4096), (4096, 4096), (2048, 2048), (512, 512)])
 def test_the_default_context(trained: int, context: int) -> None:
     plan = _plan(GIB, spec=make_spec(context_length=trained))
-    assert plan.parameters.context == plan.context == context
+    assert plan.config.context == plan.context == context
     assert f"context {context}: the default; --ctx sets it" in plan.why
 
 
@@ -241,14 +241,14 @@ def test_a_context_beyond_the_trained_one_is_obeyed_with_a_warning() -> None:
 # --- configurations that the engine refuses ---
 
 
-def _no_q8(parameters: Any) -> bool:
-    return bool(parameters.kv_type == "q8_0")
+def _no_q8(config: Any) -> bool:
+    return bool(config.kv_type == "q8_0")
 
 
 def test_a_refused_kv_type_is_passed_over_under_auto() -> None:
     plan = _plan(_mib(188), oracle=FakeOracle(_no_q8))
     assert not plan.fits
-    assert plan.parameters.kv_type == "f16"
+    assert plan.config.kv_type == "f16"
     assert plan.ram.total_bytes == _mib(188.875)
     assert "--kv-type q8_0" not in plan.suggestions
 
@@ -313,7 +313,7 @@ def test_needs_and_short_by_hand() -> None:
 
 
 def test_suggestions_by_hand() -> None:
-    """150 MiB: q8_0 with micro-batch 32 and 4 MiB of room for the
+    """150 MiB: q8_0 with ubatch 32 and 4 MiB of room for the
     prediction's error leaves 150 - 128.875 = 21.125 MiB for the KV cache: 9.9 steps of 256 tokens (2.125 MiB
     each), so 2,304 tokens; q4_0 needs 142.875; 158.875 and the room round up to 176."""
     assert _plan(_mib(150)).suggestions == ("--ctx 2304", "--kv-type q4_0", "--ram 176MiB")
@@ -384,9 +384,9 @@ def test_every_suggestion_really_fits(
         if suggestion.startswith("--ctx"):
             value = int(suggestion.split()[1])
             assert value % 256 == 0
-            assert value < plan.parameters.context
+            assert value < plan.config.context
             larger = value + 256
-            if larger < plan.parameters.context:
+            if larger < plan.config.context:
                 more = _plan(budget, machine=machine, **{**asked, "context": larger})
                 room = 4 * MIB  # suggestions leave it for the prediction's error
                 assert more.ram.total_bytes + room > more.ram.limit_bytes
@@ -403,11 +403,9 @@ def test_a_plan_fits_exactly_if_the_smallest_configuration_does(
 ) -> None:
     plan = _plan(budget, context=context, parallel=parallel, repack=repack)
     rounded = -(-context // 256) * 256
-    micro_batch = max(min(32, context), parallel)
+    ubatch = max(min(32, context), parallel)
     smallest = (
-        (121 + 2 * parallel + 12 * (repack == "on")) * MIB
-        + rounded * (8 * KIB + 512)
-        + micro_batch * 60 * KIB
+        (121 + 2 * parallel + 12 * (repack == "on")) * MIB + rounded * (8 * KIB + 512) + ubatch * 60 * KIB
     )
     assert plan.fits == (smallest <= budget)
     assert plan.fits == (plan.ram.total_bytes <= budget)
@@ -544,7 +542,7 @@ def _device_plan(
 ) -> LlamaPlan:
     spec = spec or make_layered_spec()
     lent = tuple(zip(devices, speeds or (make_speed(1e11),) * len(devices), strict=True))
-    remote = {one.name: None for one in devices if one.lends} if rpc is None else rpc
+    remote = {one.name: None for one in devices if one.is_memfit_server} if rpc is None else rpc
     return make_plan(
         spec,
         make_machine(available, gpus=(make_gpu(),)),
@@ -573,8 +571,8 @@ def test_a_model_that_fits_a_device_lies_there_whole(
     the weights. Our pieces of 1 MiB are less than either; and of the embedding we hold 2 pages a row, for
     512 rows."""
     plan = _device_plan(GIB, make_device(name, GIB, 7 * MIB), repack=repack)
-    assert (len(plan.parameters.devices), plan.parameters.layers) == (1, (3,))
-    assert (plan.parameters.overrides, plan.parameters.load_mode) == ((), mode)
+    assert (len(plan.config.devices), plan.config.layers) == (1, (3,))
+    assert (plan.config.overrides, plan.config.load_mode) == ((), mode)
     ram, device = plan.tiers
     assert (device.name, device.kind) == (name, "vram")
     assert device.weights_bytes == (3 * 56 + 12) * MIB + 4 * 256
@@ -595,7 +593,7 @@ def test_an_imagined_gpu_holds_a_copy_of_what_it_multiplies() -> None:
     """Its stand-in does not take over prompts, so the 16 MiB of a block in RAM are added by rule."""
     imagined = replace(make_device("gpu0", 120 * MIB), engine_name="profile:0")
     plan = _device_plan(GIB, imagined, vram="100%")
-    assert plan.parameters.overrides
+    assert plan.config.overrides
     assert plan.tiers[1].compute_bytes == (5 + 16) * MIB
     assert plan.tiers[1].total_bytes <= 120 * MIB
     whole = _device_plan(GIB, replace(imagined, total_bytes=GIB, free_bytes=GIB))
@@ -617,7 +615,7 @@ def test_the_budgets_of_devices() -> None:
     assert [tier.budget_bytes for tier in both.tiers] == [GIB, 256 * MIB, 256 * MIB]
     one = _device_plan(GIB, *gpus, vram={1: "200MiB"})
     assert [tier.name for tier in one.tiers] == ["ram", "gpu1"]
-    assert one.parameters.devices == ("CUDA1",)
+    assert one.config.devices == ("CUDA1",)
     free = _device_plan(GIB, *gpus)
     assert [tier.budget_bytes for tier in free.tiers] == [GIB, 960 * MIB, 960 * MIB]  # less the reserve
     remote = _device_plan(GIB, make_device("host:1"))
@@ -642,8 +640,8 @@ def test_a_budget_below_a_devices_runtime_is_refused() -> None:
 
 def test_a_device_that_is_slower_than_ram_is_left_alone_and_said() -> None:
     plan = _device_plan(GIB, make_device(), speeds=(make_speed(1e8),))
-    assert (plan.parameters.devices, plan.parameters.layers, plan.parameters.overrides) == ((), (), ())
-    assert plan.parameters.load_mode == "mmap"
+    assert (plan.config.devices, plan.config.layers, plan.config.overrides) == ((), (), ())
+    assert plan.config.load_mode == "mmap"
     assert plan.tiers[1].total_bytes == 0
     assert "gpu0 is not used: with it the model would be slower, and RAM suffices" in plan.why
 
@@ -656,7 +654,7 @@ def test_a_device_that_is_slower_than_ram_takes_what_ram_does_not_hold() -> None
 
 def test_a_device_that_could_not_be_measured_is_assumed() -> None:
     plan = _device_plan(GIB, make_device(), speeds=(None,))
-    assert plan.parameters.devices
+    assert plan.config.devices
     assert plan.prediction.basis == "assumed"
 
 
@@ -668,7 +666,7 @@ def test_a_lender_needs_room_for_what_is_on_its_way(repack: str, needs: float) -
     total = int(needs * MIB) + 4 * 256
     for budget, whole in ((total + 2 * MIB, True), (total, False)):
         plan = _device_plan(GIB, make_device("host:1", budget), context=256, repack=repack)
-        assert (plan.parameters.layers == (3,) and not plan.parameters.overrides) is whole
+        assert (plan.config.layers == (3,) and not plan.config.overrides) is whole
 
 
 @pytest.mark.parametrize(
@@ -679,7 +677,7 @@ def test_a_lender_needs_room_for_what_is_on_its_way(repack: str, needs: float) -
         ((make_device("host:1"),), "on", "read"),
         ((make_device("gpu0"),), "off", "read"),
         ((make_device("gpu0"), make_device("host:1")), "off", "read"),
-        ((replace(make_device("host:1"), lends=False),), "off", "read"),
+        ((replace(make_device("host:1"), is_memfit_server=False),), "off", "read"),
     ],
 )
 def test_workers_are_sent_plain_weights_by_ourselves(
@@ -687,8 +685,8 @@ def test_workers_are_sent_plain_weights_by_ourselves(
 ) -> None:
     rpc = {one.name: None for one in devices if one.is_remote}
     plan = _device_plan(GIB, *devices, repack=repack, rpc=rpc)
-    assert (bool(plan.parameters.devices), plan.parameters.load_mode) == (True, mode)
-    assert (plan.parameters.streamed, plan.parameters.ring_bytes, plan.streamed_bytes) == ((), 0, 0)
+    assert (bool(plan.config.devices), plan.config.load_mode) == (True, mode)
+    assert (plan.config.streamed, plan.config.ring_bytes, plan.streamed_bytes) == ((), 0, 0)
     assert sum(line.startswith(f"load mode {mode}: ") for line in plan.why) == 1
     assert not any("from the disk" in line for line in plan.why)
 
@@ -708,13 +706,13 @@ def test_a_model_larger_than_ram_and_device_names_ram_and_what_helps() -> None:
     vram=st.lists(st.integers(10, 220), min_size=1, max_size=2),
     context=st.sampled_from([256, 4096, 16384]),
     tied=st.booleans(),
-    lends=st.booleans(),
+    is_memfit_server=st.booleans(),
 )
 def test_no_plan_with_devices_exceeds_a_budget(
-    ram: int, vram: list[int], context: int, tied: bool, lends: bool
+    ram: int, vram: list[int], context: int, tied: bool, is_memfit_server: bool
 ) -> None:
     """And what RAM alone holds, RAM and devices hold too."""
-    names = [f"host:{index + 1}" if lends else f"gpu{index}" for index in range(len(vram))]
+    names = [f"host:{index + 1}" if is_memfit_server else f"gpu{index}" for index in range(len(vram))]
     devices = [make_device(name, size * MIB, MIB) for name, size in zip(names, vram, strict=True)]
     spec = make_layered_spec(tied=tied)
     oracle = DeviceOracle(spec)
@@ -722,22 +720,22 @@ def test_no_plan_with_devices_exceeds_a_budget(
     plan = _device_plan(ram * MIB, *devices, vram="100%", **asked)
     if plan.fits:
         assert all(tier.total_bytes <= tier.limit_bytes for tier in plan.tiers)
-        answer = oracle.ask(plan.parameters)
-        own = plan.parameters.load_mode == "own"
-        assert own == (lends and bool(plan.parameters.devices))
-        # We map a table that is read by row, and hold two pages of each row of a micro-batch.
-        mapped = 10 * MIB - plan.parameters.micro_batch * 2 * 4096 if own and not tied else 0
+        answer = oracle.ask(plan.config)
+        own = plan.config.load_mode == "own"
+        assert own == (is_memfit_server and bool(plan.config.devices))
+        # We map a table that is read by row, and hold two pages of each row of a ubatch.
+        mapped = 10 * MIB - plan.config.ubatch * 2 * 4096 if own and not tied else 0
         assert plan.ram.total_bytes >= answer.total_bytes - mapped
         for tier, device in zip(plan.tiers[1:], answer.devices, strict=bool(answer.devices)):
             assert tier.total_bytes >= device.total_bytes + MIB
         # A worker's own wall: its runtime, all it is sent, and a piece of that once more.
         found = not plan.suggestions  # and so not merely the smallest configuration
         for place, tier in enumerate(plan.tiers[1:], start=1):
-            if lends and answer.devices and found:
-                there = engine_places(spec, plan.parameters)
+            if is_memfit_server and answer.devices and found:
+                there = engine_places(spec, plan.config)
                 sizes = [one.size_bytes for one, where in there if where == place]
                 assert MIB + sum(sizes) + min(MIB, max(sizes, default=0)) <= tier.limit_bytes
-    alone = oracle.ask(replace(plan.parameters, devices=(), layers=(), overrides=(), micro_batch=32))
+    alone = oracle.ask(replace(plan.config, devices=(), layers=(), overrides=(), ubatch=32))
     assert plan.fits or alone.total_bytes > ram * MIB
 
 
@@ -774,12 +772,12 @@ def test_a_device_too_small_for_compute_buffers_is_left_out_and_said(small: int)
     gpu0, gpu1 = make_device("gpu0", 181 * MIB), make_device("gpu1", small * MIB)
     without = _device_plan(120 * MIB, gpu0, vram="100%")
     plan = _device_plan(120 * MIB, gpu0, gpu1, vram="100%")
-    assert (plan.fits, plan.parameters) == (True, without.parameters)
+    assert (plan.fits, plan.config) == (True, without.config)
     assert [tier.name for tier in plan.tiers] == ["ram", "gpu0"]
     said = "gpu1 is not used: its budget holds little more than compute buffers"
     assert said in plan.why and said not in without.why
     alone = _device_plan(GIB, gpu1, vram="100%", spec=spec)
-    assert (alone.parameters.devices, said in alone.why) == ((), True)
+    assert (alone.config.devices, said in alone.why) == ((), True)
 
 
 def test_a_device_with_a_little_more_room_is_used() -> None:
@@ -804,11 +802,11 @@ def test_a_plan_that_opens_no_gpu_gets_no_help_from_it() -> None:
     spec = make_layered_spec()
     gpu = make_speed(
         1e8,
-        takes_over_prompts=True,
+        op_offload=True,
         weights={"Q8_0": WeightSpeed(bytes_per_second=1e8, operations_per_second=1e15)},
     )
     plan = _device_plan(GIB, make_device(), spec=spec, speeds=(gpu,))
-    assert plan.parameters.devices == ()
+    assert plan.config.devices == ()
     alone = _plan(GIB, spec=spec, oracle=DeviceOracle(spec))  # type: ignore[arg-type]
     assert plan.prediction == alone.prediction
 
@@ -839,10 +837,10 @@ def test_a_worker_keeps_room_for_what_comes_to_it_and_not_to_another(repack: str
     devices = [make_device("host:1", 130 * MIB, MIB), make_device("host:2", 100 * MIB, MIB)]
     spec = make_layered_spec()
     plan = _device_plan(100 * MIB, *devices, spec=spec, context=256, repack=repack)
-    assert plan.fits and len(plan.parameters.devices) == 2
-    answer = DeviceOracle(spec).ask(plan.parameters)
+    assert plan.fits and len(plan.config.devices) == 2
+    answer = DeviceOracle(spec).ask(plan.config)
     for place, (tier, held) in enumerate(zip(plan.tiers[1:], answer.devices, strict=True), start=1):
-        there = engine_places(spec, plan.parameters)
+        there = engine_places(spec, plan.config)
         sizes = sorted((one.size_bytes for one, where in there if where == place), reverse=True)
         assert sizes
         peak = max(sum(sizes[:index]) + size + min(size, piece) for index, size in enumerate(sizes))
@@ -855,16 +853,16 @@ def test_a_worker_with_more_threads_needs_more_scratch(threads: int, scratch: fl
     """This side has 4; each thread beyond them takes half a MiB there, and nothing here."""
     device = replace(make_device("host:1"), threads=threads)
     plan = _device_plan(GIB, device, threads=4)
-    assert plan.parameters.layers == (3,)
+    assert plan.config.layers == (3,)
     assert plan.tiers[1].compute_bytes == (4 + scratch) * MIB
     assert plan.ram.compute_bytes == (4 + 1 + 4) * MIB
 
 
 def test_another_rpc_server_receives_into_its_own_account() -> None:
-    """Only a memfit worker counts what is on its way; this side's copies are counted for both."""
-    server = replace(make_device("host:1", GIB), lends=False)
+    """Only a memfit rpc-server counts what is on its way; this side's copies are counted for both."""
+    server = replace(make_device("host:1", GIB), is_memfit_server=False)
     plan = _device_plan(GIB, server, rpc={"host:1": None}, context=256)
-    assert plan.parameters.layers == (3,)
+    assert plan.config.layers == (3,)
     assert plan.tiers[1].overhead_bytes == 0
     assert plan.ram.overhead_bytes == (20 + 32 - 5) * MIB
 
@@ -888,7 +886,7 @@ def test_the_solver_may_be_another() -> None:
         ((make_device(), make_speed(1e11)),),
         solver,
     )
-    assert plan.parameters.devices == ("CUDA0",)
+    assert plan.config.devices == ("CUDA0",)
     assert problems and all(len(one.places) == 2 for one in problems)
 
 

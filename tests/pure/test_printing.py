@@ -15,9 +15,9 @@ from gguf_files import tiny_model
 from hub_server import HubServer
 from memfit.cli import doctor
 from memfit.errors import ModelNotFoundError
-from memfit.headers.find import find_model
-from memfit.planner.apart import SolverProcess
-from memfit.planner.placement import Layer, Piece, Place, Problem, solve
+from memfit.hub.resolve import find_model
+from memfit.planner.llamacpp.placement import Layer, Piece, Place, Problem, solve
+from memfit.planner.llamacpp.solver_process import SolverProcess
 
 pytestmark = pytest.mark.usefixtures("printing_libraries")
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("printing_libraries")
 def test_the_placement_solver() -> None:
     layer = Layer(core=Piece(name="core", size_bytes=10, seconds=(10.0, 1.0)), kv_bytes=0, blocks=())
     places = (
-        Place(name="ram", room_bytes=100, enter_seconds=0.0),
-        Place(name="gpu", room_bytes=15, enter_seconds=0.0),
+        Place(name="ram", room_bytes=100, split_seconds=0.0),
+        Place(name="gpu", room_bytes=15, split_seconds=0.0),
     )
     problem = Problem(places=places, layers=(layer, layer), output=None)
     with SolverProcess() as solver:

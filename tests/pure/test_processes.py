@@ -276,7 +276,7 @@ def test_closing_twice_and_while_an_answer_comes(worker: WorkerProcess) -> None:
 
 
 def test_a_helper_that_keeps_silent() -> None:
-    with Helper("memfit.planner.apart", name="a solver that has no problem") as helper:
+    with Helper("memfit.planner.llamacpp.solver_process", name="a solver that has no problem") as helper:
         with pytest.raises(TimeoutError):
             helper.receive(0.05)
         helper.kill()

@@ -17,8 +17,8 @@ from memfit.hardware.profile import (
     profile_names,
     read_profile,
 )
-from memfit.memory.oracle import Answer
-from memfit.planner.profile_speed import profile_speeds
+from memfit.memory.estimate import MemoryEstimate
+from memfit.planner.llamacpp.profile_speed import profile_speeds
 from memfit.planner.speed import (
     ASSUMED_DEVICE,
     DeviceSpeed,
@@ -74,8 +74,8 @@ def _predict(profile: Profile, place: int, *, link_bytes: int = 0) -> Prediction
     )
     if link_bytes:
         moved = (0, link_bytes, *(0 for _ in gpus[1:]))
-        prompt = replace(prompt, entered_bytes=moved)
-    answer = Answer(
+        prompt = replace(prompt, split_bytes=moved)
+    answer = MemoryEstimate(
         context=4096,
         weights_bytes=0,
         kv_cache_bytes=0,
@@ -157,8 +157,8 @@ def test_half_the_link_doubles_what_crosses_it() -> None:
 
 def test_a_gpu_takes_over_prompts_and_ram_is_entered_for_nothing() -> None:
     ram, (gpu,) = profile_speeds(_profile(_GPU))
-    assert (ram.takes_over_prompts, gpu.takes_over_prompts) == (False, True)
-    assert ram.entering_seconds == 0.0 < gpu.entering_seconds
+    assert (ram.op_offload, gpu.op_offload) == (False, True)
+    assert ram.split_seconds == 0.0 < gpu.split_seconds
     assert (ram.basis, gpu.basis) == ("profile", "profile")
 
 
@@ -168,7 +168,7 @@ def test_a_gpu_takes_over_prompts_and_ram_is_entered_for_nothing() -> None:
 def test_a_gpu_of_which_a_figure_is_unknown_is_assumed(field: str) -> None:
     profile = _profile(replace(_GPU, **{field: None}))  # type: ignore[arg-type]
     _, (gpu,) = profile_speeds(profile)
-    assert gpu == replace(ASSUMED_DEVICE, takes_over_prompts=True)
+    assert gpu == replace(ASSUMED_DEVICE, op_offload=True)
     assert _predict(profile, 1).basis == "assumed"
     assert _predict(profile, 0).basis == "profile"  # nothing lies on that GPU
 
@@ -188,7 +188,7 @@ def test_a_ram_of_which_a_figure_is_unknown_is_assumed(unknown: str) -> None:
 
 
 def _rates(speed: DeviceSpeed) -> list[float]:
-    rates = [speed.activation_bytes_per_second, speed.entering_bytes_per_second]
+    rates = [speed.activation_bytes_per_second, speed.split_bytes_per_second]
     for weight in speed.weights.values():
         rates += [weight.bytes_per_second, weight.operations_per_second]
     for attention in speed.attention.values():

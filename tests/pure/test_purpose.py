@@ -24,7 +24,7 @@ from gguf_files import (
 from memfit.cli.main import main
 from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.errors import HeaderError, ModelError
-from memfit.headers.model import read_model
+from memfit.headers.gguf_model import read_model
 from memfit.headers.purpose import require_checkpoint_writes, require_writes
 
 

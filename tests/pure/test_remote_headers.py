@@ -12,12 +12,12 @@ from hub_server import HubServer, Sparse
 from memfit.errors import HeaderError, MemfitError, ModelError, ModelNotFoundError, UsageError
 from memfit.hardware.folders import cache_folder
 from memfit.headers import read_model
-from memfit.headers.find import find_model as find_model_apart
 from memfit.headers.model_spec import ModelSpec
-from memfit.headers.remote import http
-from memfit.headers.remote.found import find_paths, list_choices
-from memfit.headers.remote.hub import find_remote, repositories_of
-from memfit.headers.remote.stand_in import is_stand_in
+from memfit.hub import http
+from memfit.hub.found import find_paths, list_choices
+from memfit.hub.header_only import is_header_only
+from memfit.hub.repository import find_remote, repositories_of
+from memfit.hub.resolve import find_model as find_model_apart
 
 _ROWS = 1 << 20  # of 32 numbers each: 34 MiB
 
@@ -63,7 +63,7 @@ def test_a_header_is_all_that_is_read(hub: HubServer, tmp_path: Path) -> None:
         file.truncate(content.size_bytes)
     local = read_model(here, source="hf:org/model-GGUF")
     assert (spec.tensors, spec.metadata, spec.file_bytes) == (local.tensors, local.metadata, local.file_bytes)
-    assert all(map(is_stand_in, spec.paths)) and not is_stand_in(here)
+    assert all(map(is_header_only, spec.paths)) and not is_header_only(here)
     assert spec.paths[0].stat().st_blocks * 512 < 1 << 20  # a hole where the weights would be
     assert sum(size for path, size in hub.bytes_sent.items() if path.endswith(".gguf")) <= 128 * 1024
     before = len(hub.requests_of("*.gguf"))

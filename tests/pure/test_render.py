@@ -37,7 +37,7 @@ def test_a_plan_by_hand() -> None:
     9.14 and 10.17 cells."""
     assert _shown(make_plan_value()) == [
         "Toy  llama · 0 M parameters · Q8_0 · 100.00 MiB",
-        "context 4096 · 1 sequence · KV f16 · micro-batch 512 · 6 threads · repack off · mmap",
+        "context 4096 · 1 sequence · KV f16 · ubatch 512 · 6 threads · repack off · mmap",
         "",
         "RAM  217.00 MiB of 1.00 GiB",
         "  " + "█" * 5 + "▓" * 3 + "▒" * 1 + "░" * 1 + "·" * 38,

@@ -29,8 +29,8 @@ from memfit.cli.main import main
 from memfit.errors import DoesNotFitError, MemfitError, ModelNotFoundError, UsageError
 from memfit.hardware.machine import Device, Gpu, Machine
 from memfit.headers import read_model
+from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.plan import LlamaPlan
-from memfit.planner.planner import make_plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.saved import _PATTERN, plan_from_json
 from memfit.planner.speed import AttentionSpeed, Term
@@ -80,7 +80,7 @@ class _World:
             ),
         )
         plan = replace(plan, **changes)
-        names = plan.parameters.devices
+        names = plan.config.devices
         devices = [_device(name, name, self.lent_bytes, self.free_bytes) for name in names if ":" in name]
         return replace(plan, fingerprint=self.fingerprint(plan, devices))
 
@@ -91,14 +91,14 @@ class _World:
     def with_devices(self, *names: str, engine_names: tuple[str, ...] = ()) -> LlamaPlan:
         tiers = tuple(make_tier(50 * MIB, 8 * MIB, MIB, MIB, 700 * MIB, name=name) for name in names)
         base = make_plan_value(read_model(self.model))
-        parameters = replace(
-            base.parameters,
+        config = replace(
+            base.config,
             devices=engine_names or names,
             layers=tuple(range(1, len(names) + 1)),
             overrides=((_BLOCKS, 0), (_OUTPUT, len(names))),
             load_mode="read",
         )
-        return self.plan(parameters=parameters, tiers=(*base.tiers, *tiers))
+        return self.plan(config=config, tiers=(*base.tiers, *tiers))
 
     def write(self, document: object, name: str = "plan.json") -> str:
         path = self.folder / name
@@ -117,7 +117,7 @@ def _device(name: str, engine_name: str, total: int, free: int) -> Device:
         total_bytes=total,
         free_bytes=free,
         overhead_bytes=0,
-        lends=":" in name,
+        is_memfit_server=":" in name,
     )
 
 
@@ -189,16 +189,16 @@ def test_the_model_may_lie_elsewhere_by_now(world: _World) -> None:
     with pytest.raises(ModelNotFoundError):
         read_plan(path)
     plan = read_plan(path, model=str(moved))
-    assert plan.parameters.paths == plan.spec.paths == (moved,)
+    assert plan.config.paths == plan.spec.paths == (moved,)
 
 
 def test_another_working_directory_finds_the_model(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world.folder)
     spec = read_model("tiny.gguf")
     plan = world.plan()
-    path = world.save(replace(plan, spec=spec, parameters=replace(plan.parameters, paths=spec.paths)))
+    path = world.save(replace(plan, spec=spec, config=replace(plan.config, paths=spec.paths)))
     monkeypatch.chdir("/")
-    assert read_plan(path).parameters.paths == (world.model,)
+    assert read_plan(path).config.paths == (world.model,)
 
 
 def test_nothing_in_a_plan_is_what_is_free(world: _World) -> None:
@@ -399,8 +399,8 @@ def test_a_plan_that_never_fitted(world: _World) -> None:
         (b"[]", "no saved plan"),
         (b"null", "no saved plan"),
         (b'{"model": {}}', "no saved plan"),
-        (b'{"fingerprint": null, "parameters": {}}', "no saved plan"),
-        (b'{"fingerprint": {"memfit": "0.1.0"}, "parameters": {}}', "model"),
+        (b'{"fingerprint": null, "config": {}}', "no saved plan"),
+        (b'{"fingerprint": {"memfit": "0.1.0"}, "config": {}}', "model"),
         (b'{"a": NaN}', "NaN"),
         (b'{"a": 1, "a": 2}', "twice"),
         (b"\xff", "UTF-8"),
@@ -421,28 +421,28 @@ def test_no_file_and_a_pipe(world: _World) -> None:
 
 
 _WRONG: list[tuple[str, object, str]] = [
-    ("parameters.paths", ["/etc/passwd"], "paths"),
-    ("parameters.paths", [], "paths"),
-    ("parameters.paths", ["tiny.gguf"], "absolute"),
-    ("parameters.overrides", [["(a+)+$", 0]], "parameters.overrides"),
-    ("parameters.overrides", [[r"^blk\.(0|1)\.(ffn_up)\.", 9]], "overrides"),
-    ("parameters.overrides", [[r"^blk\.(0|1)\.(ffn_up)\."]], "list of two"),
-    ("parameters.overrides", [{"0": "a", "1": 0}], "list"),
-    ("parameters.overrides", "^$", "list"),
-    ("parameters.devices", ["CUDA0", _ENDPOINT], "layers"),
-    ("parameters.devices", ["10.0.0.1:1"], "tiers"),
-    ("parameters.devices", [], "layers"),
-    ("parameters.layers", [-1], "layers"),
-    ("parameters.layers", [True], "layers"),
-    ("parameters.kv_type", "q4_1", "one of f16"),
-    ("parameters.load_mode", "exec", "one of mmap"),
-    ("parameters.repack", 0, "true or false"),
-    ("parameters.dequantized", ["blk.0.attn_q.weight"], "dequantized"),  # not beside devices
-    ("parameters.threads", 10**6, "threads"),
-    ("parameters.threads", 2.0, "threads"),
-    ("parameters.parallel", 0, "parallel"),
-    ("parameters.micro_batch", 2**31, "micro_batch"),
-    ("parameters.context", 2**31, "context"),
+    ("config.paths", ["/etc/passwd"], "paths"),
+    ("config.paths", [], "paths"),
+    ("config.paths", ["tiny.gguf"], "absolute"),
+    ("config.overrides", [["(a+)+$", 0]], "config.overrides"),
+    ("config.overrides", [[r"^blk\.(0|1)\.(ffn_up)\.", 9]], "overrides"),
+    ("config.overrides", [[r"^blk\.(0|1)\.(ffn_up)\."]], "list of two"),
+    ("config.overrides", [{"0": "a", "1": 0}], "list"),
+    ("config.overrides", "^$", "list"),
+    ("config.devices", ["CUDA0", _ENDPOINT], "layers"),
+    ("config.devices", ["10.0.0.1:1"], "tiers"),
+    ("config.devices", [], "layers"),
+    ("config.layers", [-1], "layers"),
+    ("config.layers", [True], "layers"),
+    ("config.kv_type", "q4_1", "one of f16"),
+    ("config.load_mode", "exec", "one of mmap"),
+    ("config.repack", 0, "true or false"),
+    ("config.dequantized", ["blk.0.attn_q.weight"], "dequantized"),  # not beside devices
+    ("config.threads", 10**6, "threads"),
+    ("config.threads", 2.0, "threads"),
+    ("config.parallel", 0, "parallel"),
+    ("config.ubatch", 2**31, "ubatch"),
+    ("config.context", 2**31, "context"),
     ("context", "4096", "context"),
     ("context", 8192.5, "context"),
     ("model.source", "other.gguf", "source"),
@@ -503,10 +503,10 @@ def test_only_what_may_be_dequantized_is(
 ) -> None:
     """The engine would read the bytes of another type, and beyond them."""
     plan = world.plan()
-    parameters = replace(plan.parameters, load_mode=mode, repack=repack, dequantized=tuple(names))
-    path = world.save(replace(plan, parameters=parameters))
+    config = replace(plan.config, load_mode=mode, repack=repack, dequantized=tuple(names))
+    path = world.save(replace(plan, config=config))
     if fine:
-        assert read_plan(path).parameters == parameters
+        assert read_plan(path).config == config
     else:
         assert "dequantized" in _refusal(path)
 
@@ -541,17 +541,15 @@ def test_anything_anywhere_is_read_or_refused(world: _World, value: object) -> N
             found = read_plan(path)
         except MemfitError:
             continue
-        assert found.parameters == plan.parameters, field
+        assert found.config == plan.config, field
         assert found.workload == plan.workload or field.startswith("workload."), field
 
 
-@pytest.mark.parametrize(
-    "key", ["tiers", "parameters", "fingerprint", "workload", "prediction", "why", "model"]
-)
+@pytest.mark.parametrize("key", ["tiers", "config", "fingerprint", "workload", "prediction", "why", "model"])
 def test_a_missing_field_is_named(world: _World, key: str) -> None:
     document = world.plan().to_json()
     del document[key]
-    assert key in _refusal(world.write(document)) or key in ("parameters", "fingerprint")
+    assert key in _refusal(world.write(document)) or key in ("config", "fingerprint")
 
 
 @pytest.mark.parametrize(
@@ -584,7 +582,7 @@ def test_the_planners_own_patterns_are_among_them() -> None:
         {False: make_speed(attention=attention)},
         [(make_device(_ENDPOINT), make_speed(1e11))],
     )
-    patterns = [pattern for pattern, _ in plan.parameters.overrides]
+    patterns = [pattern for pattern, _ in plan.config.overrides]
     assert len(patterns) >= 2
     assert all(map(_PATTERN.fullmatch, patterns)), patterns
 

@@ -69,13 +69,13 @@ def run(scheduler: Scheduler, cache: FakeCache, jobs: list[Job]) -> int:
 
 
 def make(
-    cache: FakeCache, *, sequences: int, micro_batch: int = 32, expected: float = 0, mixes: bool = True
+    cache: FakeCache, *, sequences: int, ubatch: int = 32, expected: float = 0, mixes: bool = True
 ) -> Scheduler:
     return Scheduler(
         cache,
         cells=cache.cells,
         sequences=sequences,
-        micro_batch=micro_batch,
+        ubatch=ubatch,
         expected=expected,
         mixes=mixes,
     )
@@ -83,7 +83,7 @@ def make(
 
 def test_one_job_alone() -> None:
     cache = FakeCache(cells=100)
-    scheduler = make(cache, sequences=4, micro_batch=8)
+    scheduler = make(cache, sequences=4, ubatch=8)
     # 20 tokens of prompt in pieces of 8, 8, 4; the last pass gives the first of 5 tokens.
     assert run(scheduler, cache, [Job(number=1, prompt=list(range(20)), limit=5)]) == 3 + 4
     assert scheduler.prompt_tokens == 20
@@ -91,7 +91,7 @@ def test_one_job_alone() -> None:
 
 def test_a_prompt_is_computed_beside_generation() -> None:
     cache = FakeCache(cells=200)
-    scheduler = make(cache, sequences=2, micro_batch=16)
+    scheduler = make(cache, sequences=2, ubatch=16)
     first, second = (
         Job(number=1, prompt=[1] * 4, limit=10),
         Job(number=2, prompt=list(range(100, 140)), limit=1),
@@ -108,7 +108,7 @@ def test_a_prompt_is_computed_beside_generation() -> None:
 
 def test_where_they_do_not_mix_prompts_and_generation_take_turns() -> None:
     cache = FakeCache(cells=2000)
-    scheduler = make(cache, sequences=4, micro_batch=256, mixes=False)
+    scheduler = make(cache, sequences=4, ubatch=256, mixes=False)
     jobs = [Job(number=n, prompt=[n] * 100, limit=50) for n in range(4)]
     for job in jobs:
         scheduler.add(job)
@@ -127,7 +127,7 @@ def test_where_they_do_not_mix_prompts_and_generation_take_turns() -> None:
 def test_tokens_that_come_at_once_are_computed_beside_those_of_others(mixes: bool) -> None:
     """A grammar leaves no choice about them; who has one token is not to wait for who has many."""
     cache = FakeCache(cells=500)
-    scheduler = make(cache, sequences=3, micro_batch=8, mixes=mixes)
+    scheduler = make(cache, sequences=3, ubatch=8, mixes=mixes)
     jobs = [Job(number=n, prompt=[n] * 2, limit=90) for n in range(3)]
     for job in jobs:
         scheduler.add(job)
@@ -149,7 +149,7 @@ def test_tokens_that_come_at_once_are_computed_beside_those_of_others(mixes: boo
 
 def test_a_common_beginning_is_computed_once() -> None:
     cache = FakeCache(cells=4000)
-    scheduler = make(cache, sequences=8, micro_batch=256, expected=10)
+    scheduler = make(cache, sequences=8, ubatch=256, expected=10)
     prefix = list(range(1000))
     jobs = [Job(number=n, prompt=[*prefix, 5000 + n, 1, 2], limit=10) for n in range(100)]
     run(scheduler, cache, jobs)
@@ -159,7 +159,7 @@ def test_a_common_beginning_is_computed_once() -> None:
 
 def test_a_common_beginning_under_a_sliding_window_is_computed_once_for_those_that_run_together() -> None:
     cache = FakeCache(cells=4000, window=50)
-    scheduler = make(cache, sequences=8, micro_batch=256, expected=10)
+    scheduler = make(cache, sequences=8, ubatch=256, expected=10)
     prefix = list(range(1000))
     jobs = [Job(number=n, prompt=[*prefix, *[5000 + n] * 60], limit=10) for n in range(8)]
     run(scheduler, cache, jobs)
@@ -222,7 +222,7 @@ def test_random_jobs(seed: int) -> None:
     scheduler = make(
         cache,
         sequences=random.choice((1, 2, 5, 16)),
-        micro_batch=random.choice((16, 32, 64)),
+        ubatch=random.choice((16, 32, 64)),
         expected=random.choice((0, 1, 20)),
         mixes=random.choice((True, False)),
     )
@@ -238,7 +238,7 @@ def test_random_jobs(seed: int) -> None:
 def test_all_begins_anew() -> None:
     """What the cache holds went bad: nothing of it is used again, and jobs go on in their order."""
     cache = FakeCache(cells=400)
-    scheduler = make(cache, sequences=2, micro_batch=64)
+    scheduler = make(cache, sequences=2, ubatch=64)
     jobs = [Job(number=number, prompt=[1, 2, number] + [5] * 30, limit=6) for number in range(4)]
     open_jobs = {job: list(job.prompt) for job in jobs}
     for job in jobs:

@@ -10,9 +10,9 @@ from fakes import make_plan_value, make_tier
 from memfit.batch.input import Lengths as ByteLengths
 from memfit.batch.lengths import lengths_in_tokens
 from memfit.engines.protocol import Request
+from memfit.planner.llamacpp.parallel import Lengths, plan_parallel, request_seconds
 from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Workload
-from memfit.planner.side_by_side import Lengths, plan_side_by_side, request_seconds
 from memfit.planner.speed import Rate
 from memfit.units import MIB
 
@@ -35,16 +35,16 @@ class Maker:
             plan,
             workload=workload,
             context=workload.context or 0,
-            parameters=replace(plan.parameters, parallel=workload.parallel, kv_unified=workload.kv_unified),
+            config=replace(plan.config, parallel=workload.parallel, kv_unified=workload.kv_unified),
             prediction=replace(plan.prediction, together=rate),
         )
 
 
 def test_as_many_as_pay_off() -> None:
     make = Maker(budget_mib=1600)
-    plan = plan_side_by_side(_LENGTHS, Workload(), make)
+    plan = plan_parallel(_LENGTHS, Workload(), make)
     assert [one.parallel for one in make.asked] == [32, 16, 32]
-    assert plan.parameters.parallel == 32 and plan.workload.kv_unified
+    assert plan.config.parallel == 32 and plan.workload.kv_unified
     # A tenth more than 32 * (100 + 50) cells, rounded up to 256.
     assert plan.workload.context == 5376
     assert (plan.workload.prompt_tokens, plan.workload.generated_tokens) == (100, 50)
@@ -53,51 +53,51 @@ def test_as_many_as_pay_off() -> None:
 
 def test_each_sequence_has_its_own_part_where_there_is_memory() -> None:
     """The longest request's 400 tokens are 2 * 256, and 32 times that takes 1,638 MiB."""
-    plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=1638))
+    plan = plan_parallel(_LENGTHS, Workload(), Maker(budget_mib=1638))
     assert not plan.workload.kv_unified and plan.workload.context == 32 * 512
-    assert plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=1637)).workload.kv_unified
+    assert plan_parallel(_LENGTHS, Workload(), Maker(budget_mib=1637)).workload.kv_unified
     asked = Workload(context=2047)  # less than 4 * 512
-    assert plan_side_by_side(_LENGTHS, asked, Maker(), 4).workload.kv_unified
+    assert plan_parallel(_LENGTHS, asked, Maker(), 4).workload.kv_unified
     asked = Workload(context=2048)
-    assert plan_side_by_side(_LENGTHS, asked, Maker(), 4).workload == replace(
+    assert plan_parallel(_LENGTHS, asked, Maker(), 4).workload == replace(
         asked, parallel=4, kv_unified=False, prompt_tokens=100, generated_tokens=50
     )
 
 
 def test_no_more_than_fit() -> None:
-    plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=200))  # 2,000 cells
-    assert plan.parameters.parallel == 8 and plan.fits  # 16 want 2,640
+    plan = plan_parallel(_LENGTHS, Workload(), Maker(budget_mib=200))  # 2,000 cells
+    assert plan.config.parallel == 8 and plan.fits  # 16 want 2,640
 
 
 def test_one_request_that_is_too_long_does_not_keep_the_others_waiting() -> None:
     """5,000 cells fit: not the 20 * 256 of 5,000 tokens, but those of half as many."""
     lengths = replace(_LENGTHS, longest=40_000)
-    plan = plan_side_by_side(lengths, Workload(), Maker(budget_mib=500))
-    assert plan.fits and plan.parameters.parallel == 16 and plan.context == 2816
+    plan = plan_parallel(lengths, Workload(), Maker(budget_mib=500))
+    assert plan.fits and plan.config.parallel == 16 and plan.context == 2816
     assert plan.why[-1] == "requests of more than 2816 tokens fail: the longest, of 40000, does not fit"
-    asked = plan_side_by_side(lengths, Workload(context=6000), Maker(budget_mib=500))
+    asked = plan_parallel(lengths, Workload(context=6000), Maker(budget_mib=500))
     assert not asked.fits
 
 
 def test_more_where_it_makes_no_difference_and_one_where_nothing_fits() -> None:
-    assert plan_side_by_side(_LENGTHS, Workload(), Maker(gain=False)).parameters.parallel == 32
-    plan = plan_side_by_side(_LENGTHS, Workload(), Maker(budget_mib=1))
-    assert plan.parameters.parallel == 1 and not plan.fits
+    assert plan_parallel(_LENGTHS, Workload(), Maker(gain=False)).config.parallel == 32
+    plan = plan_parallel(_LENGTHS, Workload(), Maker(budget_mib=1))
+    assert plan.config.parallel == 1 and not plan.fits
 
 
 def test_no_more_than_there_are_requests() -> None:
-    plan = plan_side_by_side(replace(_LENGTHS, requests=3), Workload(), Maker())
-    assert plan.parameters.parallel == 3
+    plan = plan_parallel(replace(_LENGTHS, requests=3), Workload(), Maker())
+    assert plan.config.parallel == 3
     assert plan.workload.context == 3 * 512
 
 
 def test_what_was_asked_for_is_obeyed() -> None:
     make = Maker()
-    plan = plan_side_by_side(_LENGTHS, Workload(context=3000), make, 5)
+    plan = plan_parallel(_LENGTHS, Workload(context=3000), make, 5)
     assert {one.parallel for one in make.asked} == {5} and plan.workload.context == 3000
-    assert plan_side_by_side(_LENGTHS, Workload(), Maker(), 1).parameters.parallel == 1
-    plan = plan_side_by_side(_LENGTHS, Workload(context=700), Maker())
-    assert plan.parameters.parallel == 4  # 8 * 150 tokens have no room in 700
+    assert plan_parallel(_LENGTHS, Workload(), Maker(), 1).config.parallel == 1
+    plan = plan_parallel(_LENGTHS, Workload(context=700), Maker())
+    assert plan.config.parallel == 4  # 8 * 150 tokens have no room in 700
 
 
 def test_tokens_are_estimated_by_those_counted() -> None:

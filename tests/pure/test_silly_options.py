@@ -16,7 +16,7 @@ from gguf_files import tiny_model
 
 from memfit import api
 from memfit.cli.main import cli, main
-from memfit.engines.llamacpp.lender import Lender
+from memfit.engines.llamacpp.rpc_supervisor import RpcSupervisor
 from memfit.errors import EngineError
 from memfit.planner.request import Budget, Workload
 
@@ -40,7 +40,7 @@ _COMMANDS = {
     "run": ("tiny.gguf", "-p", "x"),
     "bench": ("tiny.gguf",),
     "batch": ("tiny.gguf", "--input", "in.jsonl", "--output", "out.jsonl"),
-    "worker": (),
+    "rpc-server": (),
 }
 _SIZES = ("--ram", "--vram", "--memory")
 _TEXTS = ("--prompt", "--system", "--stop", "--host", "--machine", "--rpc")
@@ -64,7 +64,7 @@ def _accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
     monkeypatch.setattr(api, "plan", plan)
     monkeypatch.setattr(api, "plan_batch", plan)
-    monkeypatch.setattr(Lender, "start", reached)
+    monkeypatch.setattr(RpcSupervisor, "start", reached)
 
 
 def _options() -> Iterator[tuple[str, str, click.ParamType]]:

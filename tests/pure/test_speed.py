@@ -10,13 +10,13 @@ from fakes import make_device_bytes, make_graph, make_operation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfit.memory.oracle import Answer, Graph, Operation
+from memfit.memory.estimate import Graph, MemoryEstimate, Operation
 from memfit.planner.speed import (
     _GENERATION_EFFICIENCY,
     _PROMPT_EFFICIENCY,
     ASSUMED,
     ASSUMED_DEVICE,
-    OFFLOADED_TOKENS,
+    OP_OFFLOAD_TOKENS,
     AttentionSpeed,
     DeviceSpeed,
     Prediction,
@@ -39,8 +39,8 @@ _RAM = DeviceSpeed(
     },
     activation_bytes_per_second=500,
     node_seconds=0.001,
-    entering_seconds=0.0,
-    entering_bytes_per_second=1e12,
+    split_seconds=0.0,
+    split_bytes_per_second=1e12,
     basis="calibrated",
 )
 # Ten times as fast; handing over to it takes 0.1 s, and 100 bytes a second pass.
@@ -49,13 +49,13 @@ _DEVICE = replace(
     weights={name: WeightSpeed(bytes_per_second=20_000, operations_per_second=40_000) for name in ("Q8_0",)},
     activation_bytes_per_second=5000,
     node_seconds=0.0,
-    entering_seconds=0.1,
-    entering_bytes_per_second=100,
+    split_seconds=0.1,
+    split_bytes_per_second=100,
 )
 
 
-def _answer(generation: Graph, prompt: Graph | None = None, *, devices: int = 0) -> Answer:
-    return Answer(
+def _answer(generation: Graph, prompt: Graph | None = None, *, devices: int = 0) -> MemoryEstimate:
+    return MemoryEstimate(
         context=4096,
         weights_bytes=0,
         kv_cache_bytes=0,
@@ -233,7 +233,7 @@ def test_attention_key() -> None:
         (1, 0.101),
     ],
 )
-def test_a_prompt_is_passes_of_a_micro_batch(tokens: int, seconds: float) -> None:
+def test_a_prompt_is_passes_of_a_ubatch(tokens: int, seconds: float) -> None:
     assert _predict(prompt_tokens=tokens).prompt.value == pytest.approx(_PROMPT_EFFICIENCY * tokens / seconds)
 
 
@@ -265,23 +265,23 @@ def test_entering_a_place_costs_time_and_what_is_copied() -> None:
         tokens=1,
         operations=(make_operation(bytes=2000),),
         entries=(2, 2),
-        entered_bytes=(5_000_000, 30),
+        split_bytes=(5_000_000, 30),
     )
     lengths = {"prompt_tokens": 10, "generated_tokens": 20}
     prediction = predict(_answer(graph, devices=1), (_RAM, _DEVICE), **lengths)
     assert _seconds(prediction) == pytest.approx(1.001 + 0.2 + 0.3)
-    waiting = replace(_RAM, entering_seconds=0.25)  # but its bytes are the other place's
+    waiting = replace(_RAM, split_seconds=0.25)  # but its bytes are the other place's
     slower = predict(_answer(graph, devices=1), (waiting, _DEVICE), **lengths)
     assert _seconds(slower) == pytest.approx(1.001 + 0.2 + 0.3 + 0.5)
 
 
 def test_the_copies_of_a_half_full_pass_are_half() -> None:
-    prompt = Graph(tokens=10, operations=(), entries=(1, 1), entered_bytes=(0, 40))
+    prompt = Graph(tokens=10, operations=(), entries=(1, 1), split_bytes=(0, 40))
     prediction = _predict(prompt=prompt, speeds=(_RAM, _DEVICE), prompt_tokens=5)
     assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 5 / (0.1 + 0.2))
 
 
-_TAKING = replace(_DEVICE, takes_over_prompts=True)
+_TAKING = replace(_DEVICE, op_offload=True)
 
 
 @pytest.mark.parametrize(
@@ -397,8 +397,8 @@ def _scaled(speed: DeviceSpeed, factor: float) -> DeviceSpeed:
         },
         activation_bytes_per_second=speed.activation_bytes_per_second * factor,
         node_seconds=speed.node_seconds / factor,
-        entering_seconds=speed.entering_seconds / factor,
-        entering_bytes_per_second=speed.entering_bytes_per_second * factor,
+        split_seconds=speed.split_seconds / factor,
+        split_bytes_per_second=speed.split_bytes_per_second * factor,
     )
 
 
@@ -421,7 +421,7 @@ def test_a_machine_so_much_faster_takes_so_much_less_time(
     kinds = [make_operation(kind, place=place, **values) for kind in ("matmul", "other") for place in (0, 1)]
     operations = (*kinds, _attention(operations=7, bytes=3), make_operation(bytes=1))
     prompt = make_graph(*operations, tokens=512, entries=(2, 2))
-    speeds = (_RAM, replace(_DEVICE, takes_over_prompts=taking))
+    speeds = (_RAM, replace(_DEVICE, op_offload=taking))
     before, after = (
         _predict(
             *operations,
@@ -469,9 +469,9 @@ def test_the_types_and_heads_that_decide() -> None:
 
 
 def test_only_a_device_is_assumed_to_be_entered_for_a_price() -> None:
-    assert ASSUMED.entering_seconds == 0.0 < ASSUMED_DEVICE.entering_seconds
-    assert replace(ASSUMED, entering_seconds=ASSUMED_DEVICE.entering_seconds) == ASSUMED_DEVICE
-    assert OFFLOADED_TOKENS == 32  # min_batch_size in ggml-cuda.cu
+    assert ASSUMED.split_seconds == 0.0 < ASSUMED_DEVICE.split_seconds
+    assert replace(ASSUMED, split_seconds=ASSUMED_DEVICE.split_seconds) == ASSUMED_DEVICE
+    assert OP_OFFLOAD_TOKENS == 32  # min_batch_size in ggml-cuda.cu
 
 
 def test_the_assumed_machine_knows_every_type() -> None:

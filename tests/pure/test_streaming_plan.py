@@ -9,24 +9,24 @@ import pytest
 from fakes import FakeOracle, make_machine, make_spec, make_speeds
 
 from memfit.headers.model_spec import ModelSpec, TensorSpec
-from memfit.memory.oracle import RAM, EngineParameters
+from memfit.memory.estimate import RAM, LlamaConfig
 from memfit.memory.streaming import ring_bytes, streamed_bytes
-from memfit.planner.places import places_of
+from memfit.planner.llamacpp.planner import make_plan
+from memfit.planner.llamacpp.streaming import held_bytes, row_bytes, slowed, stream_out
+from memfit.planner.llamacpp.tensor_devices import places_of
 from memfit.planner.plan import LlamaPlan
-from memfit.planner.planner import make_plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import Prediction, Rate
-from memfit.planner.streaming import held_bytes, row_bytes, slowed, stream_out
 from memfit.units import MIB
 
 _LAYERS = 10
 _KINDS = ("attn_q", "ffn_gate", "ffn_up", "ffn_down")
-_PARAMETERS = EngineParameters(
+_PARAMETERS = LlamaConfig(
     paths=(Path("/models/toy.gguf"),),
     context=1024,
     parallel=1,
     kv_type="f16",
-    micro_batch=32,
+    ubatch=32,
     threads=1,
     repack=False,
     load_mode="own",
@@ -130,7 +130,7 @@ def test_the_slower_of_computing_and_reading() -> None:
 
 
 def test_a_plan_streams_only_where_it_must() -> None:
-    """Beside the weights: 16 MiB of KV cache, 30 of compute for a micro-batch of 512, 1 + 22 of the rest."""
+    """Beside the weights: 16 MiB of KV cache, 30 of compute for a ubatch of 512, 1 + 22 of the rest."""
     oracle = FakeOracle()
 
     def plan(ram: int, *, disk: bool = True) -> LlamaPlan:
@@ -145,12 +145,12 @@ def test_a_plan_streams_only_where_it_must() -> None:
         )
 
     roomy = plan(1024)
-    assert roomy.fits and roomy.parameters.load_mode == "mmap" and roomy.streamed_bytes == 0
+    assert roomy.fits and roomy.config.load_mode == "mmap" and roomy.streamed_bytes == 0
     tight = plan(100)
-    assert tight.fits and tight.parameters.load_mode == "own"
-    assert tight.parameters.micro_batch == 512  # each one reads everything once
+    assert tight.fits and tight.config.load_mode == "own"
+    assert tight.config.ubatch == 512  # each one reads everything once
     assert 94 * MIB <= tight.ram.total_bytes <= 96 * MIB  # with room for what reality adds
-    seconds = tight.streamed_bytes / 1e6 + 0.5e-3 * len(tight.parameters.streamed)
+    seconds = tight.streamed_bytes / 1e6 + 0.5e-3 * len(tight.config.streamed)
     assert tight.prediction.generation.value == pytest.approx(1 / seconds)
     assert any("read from the disk for every pass" in line for line in tight.why)
     assert not plan(100, disk=False).fits
@@ -179,7 +179,7 @@ def _refused_to_stream(ram: int, *, disk: bool = True) -> LlamaPlan:
 def test_weights_to_be_rewritten_are_never_streamed() -> None:
     plan = _refused_to_stream(100 * MIB)
     assert not plan.fits
-    assert plan.parameters.repack and plan.parameters.streamed == ()
+    assert plan.config.repack and plan.config.streamed == ()
     # 112 of weights, 2.125 of cache, 1.875 + 1 to compute with, 20 + 2 of processes
     assert plan.ram.needs_bytes == 139 * MIB
     assert plan.suggestions == ("--repack auto", "--ram 144MiB")

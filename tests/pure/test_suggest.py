@@ -10,28 +10,28 @@ from pathlib import Path
 
 import pytest
 
-from memfit.memory.oracle import EngineParameters
-from memfit.planner.suggest import suggestions
+from memfit.memory.estimate import LlamaConfig
+from memfit.planner.llamacpp.suggest import suggestions
 from memfit.units import GIB, KIB, MIB
 
-_SMALLEST = EngineParameters(
+_SMALLEST = LlamaConfig(
     paths=(Path("/models/toy.gguf"),),
     context=4096,
     parallel=1,
     kv_type="f16",
-    micro_batch=32,
+    ubatch=32,
     threads=4,
     repack=False,
     load_mode="mmap",
 )
 
 
-def _needs(one: EngineParameters) -> int:
+def _needs(one: LlamaConfig) -> int:
     token = {"f16": 4, "q8_0": 2, "q4_0": 1}[one.kv_type] * KIB
     return 10 * MIB + one.context * one.parallel * token
 
 
-def _suggested(one: EngineParameters, limit_mib: int, free: int = GIB, *, room: int = 0) -> list[str]:
+def _suggested(one: LlamaConfig, limit_mib: int, free: int = GIB, *, room: int = 0) -> list[str]:
     found = suggestions(
         one,
         lambda changed, ram: _needs(changed) + room <= ram,
@@ -76,7 +76,7 @@ def test_where_the_larger_budget_needs_more_a_larger_one_yet_is_tried() -> None:
     """Another placement is found there, which may need more of it."""
     tried: list[int] = []
 
-    def fits(one: EngineParameters, ram: int) -> bool:
+    def fits(one: LlamaConfig, ram: int) -> bool:
         tried.append(ram)
         return ram >= 1100 * MIB
 

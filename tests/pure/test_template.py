@@ -210,7 +210,7 @@ def test_a_templates_message_is_fit_for_a_terminal(argument: str) -> None:
 _DRIVER = """
 import sys
 from memfit.engines.llamacpp import template
-from memfit.memory.process import process_status
+from memfit.memory.process_memory import process_status
 template._SECONDS_LIMIT = 0.3
 template._PROCESSOR_SECONDS_LIMIT = 1.0
 try:

@@ -16,7 +16,7 @@ from memfit.batch.answers import answer_line, failure_line
 from memfit.batch.input import Input
 from memfit.batch.lines import Line, LineError
 from memfit.batch.sink import Sink
-from memfit.engines.protocol import Answer, BatchSession, BatchTotals
+from memfit.engines.protocol import BatchSession, BatchTotals, RequestResult
 from memfit.engines.report import Report
 from memfit.errors import InterruptedByUser, MemfitError, WorkerDiedError
 
@@ -79,7 +79,7 @@ class Executor:
         self._suspects = _Suspects()
 
     def run(self) -> tuple[Report, BatchTotals]:
-        """Answer every line that is not done; returns the last session's report, and what all came to.
+        """RequestResult every line that is not done; returns the last session's report, and what all came to.
 
         Raises:
             InterruptedByUser: Ctrl-C; what is finished is kept.
@@ -123,7 +123,7 @@ class Executor:
             feed()
             for event in events:
                 self._totals = before + batch.totals
-                if isinstance(event, Answer):
+                if isinstance(event, RequestResult):
                     self._take(event)
                     feed()
                 now = time.monotonic()
@@ -137,7 +137,7 @@ class Executor:
         if batch.was_cancelled:
             raise InterruptedByUser
 
-    def _take(self, answer: Answer) -> None:
+    def _take(self, answer: RequestResult) -> None:
         line = self._open.pop(answer.number)
         if answer.completion is None:
             assert answer.error is not None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from memfit.batch.input import Lengths as ByteLengths
 from memfit.engines.protocol import Request
-from memfit.planner.side_by_side import Lengths
+from memfit.planner.llamacpp.parallel import Lengths
 
 __all__ = ["lengths_in_tokens"]
 

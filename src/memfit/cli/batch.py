@@ -72,7 +72,7 @@ def command(
     verbose: bool,
     **options: Any,
 ) -> int:
-    """Answer every request of a file inside a memory budget.
+    """RequestResult every request of a file inside a memory budget.
 
     A line is a request of OpenAI's batch format, or {"prompt": "…"} or {"messages": […]} with an id of your
     own; the options for sampling hold where a line does not say otherwise. Answers come in OpenAI's form.
@@ -129,7 +129,7 @@ class _Shown:
 def _work_off(
     planned: LlamaPlan, lines: Input, sink: Sink, shown: _Shown, *, hard_cap: bool, verbose: bool
 ) -> None:
-    """Answer what is not answered yet, and tell what became of it."""
+    """RequestResult what is not answered yet, and tell what became of it."""
     from memfit.cli.render import print_advice, print_memory, print_plan
     from memfit.engines.protocol import BatchTotals
 
@@ -185,7 +185,7 @@ def _answer(
             sink,
             open_session,
             model=planned.spec.name,
-            ahead=2 * planned.parameters.parallel + 2,
+            ahead=2 * planned.config.parallel + 2,
             expected_tokens=planned.workload.generated_tokens,
             on_progress=bar.show,
             say=say,

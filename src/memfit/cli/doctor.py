@@ -207,7 +207,7 @@ def _rpc(here: _Here) -> Check | None:
         return None
     if here.library("ggml-rpc"):
         return Check(name="RPC devices", ok=True, detail="the engine can use and lend them")
-    detail = "the engine was built without them: no --rpc, no memfit worker"
+    detail = "the engine was built without them: no --rpc, no memfit rpc-server"
     return Check(name="RPC devices", ok=False, detail=detail, fix=_REBUILD)
 
 

@@ -43,11 +43,11 @@ def ready_plan(make_plan: MakePlan[_Plan], out: Console, *, yes: bool) -> _Plan:
         ModelError: the download fails.
     """
     from memfit.cli.render import print_plan
-    from memfit.headers.remote.stand_in import is_stand_in
+    from memfit.hub.header_only import is_header_only
 
     planned = make_plan()
     planned.require_fit()
-    if not any(map(is_stand_in, planned.spec.paths)):
+    if not any(map(is_header_only, planned.spec.paths)):
         return planned
     source, size = planned.spec.source, format_bytes(planned.spec.file_bytes)
     print_plan(planned, out)
@@ -62,7 +62,7 @@ def ready_plan(make_plan: MakePlan[_Plan], out: Console, *, yes: bool) -> _Plan:
             raise InterruptedByUser from None
         if not agreed:
             raise UsageError(f"{source} was not downloaded")
-    # Apart, as in headers/remote/apart.py; it shows its own progress, and says what went wrong.
+    # Apart, as in hub/subprocess.py; it shows its own progress, and says what went wrong.
     code = subprocess.run([*python_module("memfit"), "pull", source], stdout=subprocess.DEVNULL).returncode
     if code:
         raise ModelError(

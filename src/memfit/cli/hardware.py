@@ -37,7 +37,7 @@ __all__ = ["command"]
     "--rpc",
     multiple=True,
     metavar="HOST:PORT",
-    help="With --calibrate: measure also the device that `memfit worker` lends there; repeatable.",
+    help="With --calibrate: measure also the device that `memfit rpc-server` lends there; repeatable.",
 )
 @json_option
 @click.pass_context
@@ -75,7 +75,7 @@ def _say_nothing(text: str) -> None:
 def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
     from memfit.cli.render import console
     from memfit.engines.llamacpp.lookup import find_devices
-    from memfit.planner.planner import thread_count
+    from memfit.planner.llamacpp.planner import thread_count
     from memfit.planner.request import Budget, Workload
 
     if sys.platform != "linux":

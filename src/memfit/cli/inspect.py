@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memfit.cli.json_output import json_option, write_json
-from memfit.headers.find import find_file
-from memfit.headers.model import read_model
+from memfit.headers.gguf_model import read_model
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec
 from memfit.headers.safetensors import SafetensorsTensor
+from memfit.hub.resolve import find_file
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _facts(spec: ModelSpec, *, tensors: bool) -> dict[str, Any]:
         "quantization": spec.quantization,
         "file_bytes": spec.file_bytes,
         "weights_bytes": spec.weights_bytes,
-        "parameters": spec.parameters,
+        "parameters": spec.n_params,
         "context_length": spec.context_length,
         "vocabulary": spec.vocabulary,
         "layers": _json_value(spec.architecture_value("block_count")),
@@ -128,13 +128,13 @@ def _print_tables(spec: ModelSpec, *, tensors: bool) -> None:
 def _summary(spec: ModelSpec) -> Table:
     files = f" in {len(spec.paths)} files" if len(spec.paths) > 1 else ""
     layers = spec.architecture_value("block_count")
-    bits = spec.weights_bytes * 8 / spec.parameters
+    bits = spec.weights_bytes * 8 / spec.n_params
     rows = {
         "model": spec.source,
         "name": spec.name,
         "architecture": spec.architecture,
         "quantization": f"{spec.quantization} ({bits:.2f} bits per weight)",
-        "parameters": f"{spec.parameters:,}",
+        "parameters": f"{spec.n_params:,}",
         "file": format_bytes(spec.file_bytes) + files,
         "weights": format_bytes(spec.weights_bytes),
         "context length": f"{spec.context_length:,} tokens",

@@ -33,8 +33,10 @@ _COMMANDS = {
     "pull": ("pull", "Download a model from the Hugging Face hub or a URL, and verify it."),
     "models": ("models", "The models on this disk that need no path."),
     "remove": ("remove", "Delete a downloaded model."),
-    "worker": ("worker", "Lend this machine's device to others over RPC."),
+    "rpc-server": ("rpc_server", "Lend this machine's device to others over RPC."),
 }
+
+_ALIASES = {"worker": "rpc-server"}  # as it was called before
 
 
 class _LazyGroup(click.Group):
@@ -42,9 +44,10 @@ class _LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        found = _COMMANDS.get(_ALIASES.get(cmd_name, cmd_name))
+        if found is None:
             return None
-        module = importlib.import_module(f"memfit.cli.{_COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(f"memfit.cli.{found[0]}")
         command: click.Command = module.command
         _read_environment(command)
         return command

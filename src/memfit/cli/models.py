@@ -8,7 +8,7 @@ import click
 
 from memfit.cli.json_output import json_option, write_json
 from memfit.errors import readable
-from memfit.headers.remote.library import LocalModel, local_models
+from memfit.hub.library import LocalModel, local_models
 from memfit.units import format_bytes
 
 __all__ = ["command"]

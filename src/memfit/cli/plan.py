@@ -59,8 +59,8 @@ def command(
     from memfit.cli.compare import print_advice
     from memfit.cli.precision import show_precisions
     from memfit.cli.render import console, print_machine, print_plan, print_why
-    from memfit.headers.find import find_checkpoint
-    from memfit.headers.source import is_checkpoint_here
+    from memfit.hub.resolve import find_checkpoint
+    from memfit.hub.source import is_checkpoint_here
 
     err = console(stderr=True)
     request: dict[str, Any] = {

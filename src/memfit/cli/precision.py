@@ -18,7 +18,7 @@ _DEFAULT_CONTEXT = 4096
 
 def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_json: bool) -> int:
     """Print every precision; the exit code."""
-    longest = checkpoint.config.max_position_embeddings or _DEFAULT_CONTEXT
+    longest = checkpoint.hf_config.max_position_embeddings or _DEFAULT_CONTEXT
     context = workload.context or min(_DEFAULT_CONTEXT, longest)
     rows = precision_table(checkpoint, context)
     parameters = sum(one.elements for one in checkpoint.parameters)
@@ -26,7 +26,7 @@ def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_j
         facts = {
             "model": {
                 "source": model,
-                "architecture": checkpoint.config.model_type,
+                "architecture": checkpoint.hf_config.model_type,
                 "parameters": parameters,
                 "file_bytes": checkpoint.checkpoint_bytes,
             },
@@ -40,7 +40,7 @@ def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_j
     out = console()
     if not out.is_terminal:
         out.width = PIPE_WIDTH
-    out.print(plain(f"{model}  {checkpoint.config.model_type} · {parameters / 1e6:,.0f} M parameters"))
+    out.print(plain(f"{model}  {checkpoint.hf_config.model_type} · {parameters / 1e6:,.0f} M parameters"))
     table = Table(box=None, pad_edge=False)
     for name in ("", "resident", "quantized", "kept", "state", "KV cache", "loading"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)

@@ -20,8 +20,8 @@ from memfit.units import GIB, format_bytes
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from memfit.headers.remote.download import Progress
-    from memfit.headers.remote.names import RemoteModel
+    from memfit.hub.download import Progress
+    from memfit.hub.names import RemoteModel
 
 __all__ = ["command", "download"]
 
@@ -37,10 +37,10 @@ def command(model: str, as_json: bool) -> None:
 
     Interrupted, it goes on from there when it is run again. Prints the path of the model's first file.
     """
-    from memfit.headers.names_meant import hub_name
-    from memfit.headers.remote.download import missing_bytes
-    from memfit.headers.remote.hub import find_remote
-    from memfit.headers.source import is_remote_name
+    from memfit.hub.download import missing_bytes
+    from memfit.hub.names_meant import hub_name
+    from memfit.hub.repository import find_remote
+    from memfit.hub.source import is_remote_name
 
     if not is_remote_name(model):
         meant = hub_name(model)
@@ -69,8 +69,8 @@ def command(model: str, as_json: bool) -> None:
 
 def download(remote: RemoteModel) -> tuple[Path, ...]:
     """Pull, with the plan and the progress on stderr. Errors as `headers.remote.download.pull`."""
-    from memfit.headers.remote.download import missing_bytes, pull
-    from memfit.headers.remote.places import model_root
+    from memfit.hub.cache_layout import model_root
+    from memfit.hub.download import missing_bytes, pull
 
     err = console(stderr=True)
 

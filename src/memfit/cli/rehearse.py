@@ -18,8 +18,8 @@ from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.hardware import probe
 from memfit.headers import read_model
 from memfit.memory.baseline import Baseline
-from memfit.memory.process import process_memory
-from memfit.planner.planner import make_plan
+from memfit.memory.process_memory import process_memory
+from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import ASSUMED
 from memfit.processes.child import Parent, answer

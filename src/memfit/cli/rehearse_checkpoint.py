@@ -20,14 +20,14 @@ from memfit.engines.report import TierReport
 from memfit.engines.transformers.session import TransformersSession
 from memfit.hardware import probe
 from memfit.hardware.machine import Gpu
-from memfit.headers.find import find_weights
 from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
-from memfit.memory.checkpoint import TransformersParameters
-from memfit.memory.process import process_memory
-from memfit.planner.checkpoint import GpuRuntime, Runtime, plan_checkpoint
+from memfit.hub.resolve import find_weights
+from memfit.memory.loaded_checkpoint import TransformersConfig
+from memfit.memory.process_memory import process_memory
 from memfit.planner.request import Budget, Workload
+from memfit.planner.transformers.planner import GpuRuntime, Runtime, plan_checkpoint
 from memfit.processes.child import Parent, answer
 from memfit.units import MIB
 
@@ -38,28 +38,28 @@ _PROMPT_TOKENS, _TOKENS = 512, 16
 
 
 def _rehearse(_: Parent) -> dict[str, Any]:
-    parameters = TransformersParameters.from_json(json.loads(sys.argv[1]))
-    path = parameters.folder / "config.json"
-    config, weights = read_config(path), find_weights(path)
+    config = TransformersConfig.from_json(json.loads(sys.argv[1]))
+    path = config.folder / "config.json"
+    hf_config, weights = read_config(path), find_weights(path)
     assert weights is not None
-    model = model_from_checkpoint(config, weights)
-    spec = spec_of_checkpoint(str(parameters.folder), config, weights, model)
+    model = model_from_checkpoint(hf_config, weights)
+    spec = spec_of_checkpoint(str(config.folder), hf_config, weights, model)
     rates = dict.fromkeys(("fp32", "bf16", "fp16", "int8", "nf4", "fp4"), 1e9)  # of no interest here
     machine = probe()
     runtime = Runtime(
         process_bytes=0,
         loading_process_bytes=0,
         starting_bytes=0,
-        packs_4bit="avx512_bf16" in machine.cpu.instruction_sets and not parameters.gpus,
+        packs_4bit="avx512_bf16" in machine.cpu.instruction_sets and not config.gpus,
         layer_seconds=1e-3,
         elements_per_second=rates,
         operations_per_second=rates,
         disk_bytes_per_second=1e9,
-        gpus=tuple(_gpu(gpu) for gpu in machine.gpus if gpu.index in parameters.gpus),
+        gpus=tuple(_gpu(gpu) for gpu in machine.gpus if gpu.index in config.gpus),
         link_bytes_per_second=1e9,
     )
-    workload = Workload(context=parameters.context, prompt_tokens=_PROMPT_TOKENS, generated_tokens=_TOKENS)
-    plan = plan_checkpoint(spec, model, parameters, machine, Budget(), workload, [runtime])
+    workload = Workload(context=config.context, prompt_tokens=_PROMPT_TOKENS, generated_tokens=_TOKENS)
+    plan = plan_checkpoint(spec, model, config, machine, Budget(), workload, [runtime])
     with open(os.devnull, "w", encoding="utf-8") as sink:  # noqa: PTH123 - not a file
         out = console(file=sink)
         print_plan(plan, out)
@@ -83,7 +83,7 @@ def _rehearse(_: Parent) -> dict[str, Any]:
         "starting_bytes": report.model.loading_bytes,
         "model_bytes": 0 if in_torch else sum(report.model.by_dtype.values()) + plan.ram.kv_cache_bytes,
         "gpu_process_bytes": _context_bytes(report.tiers, in_torch),
-        "layer_seconds": seconds / config.num_hidden_layers,
+        "layer_seconds": seconds / hf_config.num_hidden_layers,
     }
 
 

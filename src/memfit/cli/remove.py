@@ -12,8 +12,8 @@ import click
 
 from memfit.cli.json_output import json_option, write_json
 from memfit.errors import UsageError, readable
-from memfit.headers.names_meant import hub_name
-from memfit.headers.remote import library
+from memfit.hub import library
+from memfit.hub.names_meant import hub_name
 from memfit.units import format_bytes
 
 __all__ = ["command"]

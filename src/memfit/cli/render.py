@@ -66,7 +66,7 @@ def write(text: str) -> None:
 def print_plan(plan: Plan, out: Console) -> None:
     """What lies where, against the budget, and how fast it will run."""
     spec = plan.spec
-    facts = f"{spec.architecture} · {spec.parameters / 1e6:,.0f} M parameters · {spec.quantization}"
+    facts = f"{spec.architecture} · {spec.n_params / 1e6:,.0f} M parameters · {spec.quantization}"
     title = Text().append(plain(spec.name)).append("  ").append(plain(facts))
     title.stylize("bold", 0, len(plain(spec.name)))
     out.print(title.append(f" · {format_bytes(spec.file_bytes)}"))
@@ -102,7 +102,7 @@ def print_why(plan: Plan, out: Console) -> None:
         out.print(Text("  · "), plain(reason), sep="")
     names = [_tier_name(tier.name) for tier in plan.tiers]
     for what, terms in (
-        (f"a prompt's pass of {plan.micro_batch} tokens", plan.prediction.prompt_terms),
+        (f"a prompt's pass of {plan.ubatch} tokens", plan.prediction.prompt_terms),
         ("one token", plan.prediction.generation_terms),
     ):
         if not terms:

@@ -48,7 +48,7 @@ def _device_json(device: MeasuredDevice) -> dict[str, Any]:
         **{
             key: value if key.endswith("_seconds") else round(value)
             for key, value in device.basics.items()
-            if device.threads is None or not key.startswith("entering")  # nobody enters RAM
+            if device.threads is None or not key.startswith("split")  # nobody enters RAM
         },
     }
 
@@ -95,8 +95,8 @@ def print_speeds(measured: Measured, out: Console) -> None:
         )
         if device.threads is None:
             out.print(
-                f"entering it {1e6 * basics['entering_seconds']:.0f} µs and "
-                f"{_bytes(basics['entering_bytes_per_second'])}"
+                f"entering it {1e6 * basics['split_seconds']:.0f} µs and "
+                f"{_bytes(basics['split_bytes_per_second'])}"
             )
         out.print()
     for mount, disk in measured.disks.items():

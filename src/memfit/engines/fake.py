@@ -7,15 +7,15 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from memfit.engines.protocol import (
-    Answer,
     BatchTotals,
     Completion,
+    Idle,
     Message,
-    Nothing,
     Request,
+    RequestResult,
     Sampling,
     Speed,
-    TextPiece,
+    TextDelta,
 )
 from memfit.engines.report import Report
 from memfit.errors import MemfitError, WorkerDiedError
@@ -44,7 +44,7 @@ class FakeBatch:
     def end(self) -> None:
         """`events` ends by itself, once nothing is left."""
 
-    def events(self) -> Generator[Answer | TextPiece | Nothing]:
+    def events(self) -> Generator[RequestResult | TextDelta | Idle]:
         while self._requests:
             request = self._requests.popleft()
             try:
@@ -56,9 +56,9 @@ class FakeBatch:
             except WorkerDiedError:
                 raise
             except MemfitError as error:
-                yield Answer(number=request.number, completion=None, error=error)
+                yield RequestResult(number=request.number, completion=None, error=error)
             else:
-                yield Answer(number=request.number, completion=done)
+                yield RequestResult(number=request.number, completion=done)
 
 
 class FakeSession:

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from memfit.engines.report import Report
 
 __all__ = [
-    "Answer",
     "Batch",
     "BatchSession",
     "BatchTotals",
     "Completion",
+    "Idle",
     "Message",
-    "Nothing",
     "Request",
+    "RequestResult",
     "Sampling",
     "Session",
     "Speed",
-    "TextPiece",
+    "TextDelta",
 ]
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -115,7 +115,7 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class RequestResult:
     """What came of one of many requests."""
 
     number: int  # the request's
@@ -124,7 +124,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextPiece:
+class TextDelta:
     """A part of an answer to come."""
 
     number: int
@@ -132,7 +132,7 @@ class TextPiece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nothing:
+class Idle:
     """Nothing came for a while: time to do what can wait."""
 
 
@@ -170,8 +170,8 @@ class Batch(Protocol):
         """No more requests come: `events` ends with the last answer."""
         ...
 
-    def events(self) -> Generator[Answer | TextPiece | Nothing]:
-        """Answers as they are ready, and Nothing about once a second without any.
+    def events(self) -> Generator[RequestResult | TextDelta | Idle]:
+        """Answers as they are ready, and Idle about once a second without any.
 
         Ctrl-C ends them early and sets `was_cancelled`. Closed early, it cancels what still runs.
         """
@@ -202,7 +202,7 @@ class Session(Protocol):
         *,
         schema: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """Answer messages through the model's chat template."""
+        """RequestResult messages through the model's chat template."""
         ...
 
     def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:

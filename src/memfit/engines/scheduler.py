@@ -108,7 +108,7 @@ class Scheduler:
         *,
         cells: int,
         sequences: int,
-        micro_batch: int,
+        ubatch: int,
         expected: float = 0.0,
         mixes: bool = True,
     ) -> None:
@@ -119,7 +119,7 @@ class Scheduler:
         """
         self._cache = cache
         self._cells = cells
-        self._micro_batch = micro_batch
+        self._ubatch = ubatch
         self._expected = expected
         self._slots = [_Slot(index) for index in range(sequences)]
         self._in_use = SharedCells(sequences)
@@ -285,7 +285,7 @@ class Scheduler:
     def _make_room(self) -> None:
         """Cells for one token of every running job: finished sequences go first, then the newest jobs wait
         again."""
-        wanted = min(self._micro_batch, sum(slot.pending for slot in self._running.values()))
+        wanted = min(self._ubatch, sum(slot.pending for slot in self._running.values()))
         for slot in sorted(self._slots, key=lambda one: one.used_at):
             if self._in_use.used + wanted <= self._cells:
                 return
@@ -300,10 +300,10 @@ class Scheduler:
     def _shares(self) -> dict[_Slot, int]:
         """Up to which token each sequence is computed now.
 
-        Each that generates has its token, as no more of them run than a micro-batch holds.
+        Each that generates has its token, as no more of them run than a ubatch holds.
         """
         ends: dict[_Slot, int] = {}
-        room = whole = min(self._micro_batch, self._cells - self._in_use.used)
+        room = whole = min(self._ubatch, self._cells - self._in_use.used)
         turn = self._turn()
         waiting = sum(slot.generates for slot in turn)  # for a token of their own
         for slot in turn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["IMAGINED", "Cpu", "Device", "Disk", "Gpu", "Machine", "Ram", "is_remote"]
+__all__ = ["DUMMY", "Cpu", "Device", "Disk", "Gpu", "Machine", "Ram", "is_remote"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,12 @@ class Gpu:
     link: str | None  # "PCIe 4.0 x16", the link's maximum
 
 
-IMAGINED = "profile:"  # how the engine's names of a profile's GPUs begin
+DUMMY = "profile:"  # how the engine's names of a profile's GPUs begin
 
 
 def is_remote(engine_name: str) -> bool:
     """Whether an engine's device is reached through RPC: "HOST:PORT"."""
-    return ":" in engine_name and not engine_name.startswith(IMAGINED)
+    return ":" in engine_name and not engine_name.startswith(DUMMY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,13 @@ class Device:
     total_bytes: int
     free_bytes: int  # before memfit takes any
     overhead_bytes: int  # what running there takes beyond buffers: driver context, the worker's process
-    lends: bool  # a memfit worker, which measures its own peak
+    is_memfit_server: bool  # a memfit rpc-server, which measures its own peak
     threads: int = 0  # of a worker that computes on a CPU
 
     @property
-    def imagined(self) -> bool:
+    def is_dummy(self) -> bool:
         """A profile's GPU, which the engine can only imitate."""
-        return self.engine_name.startswith(IMAGINED)
+        return self.engine_name.startswith(DUMMY)
 
     @property
     def is_remote(self) -> bool:

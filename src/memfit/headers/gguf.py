@@ -23,7 +23,7 @@ from memfit.errors import ModelError
 from memfit.headers.bounded_reader import BoundedReader, Readable
 from memfit.headers.impostors import HEAD_BYTES, impostor
 from memfit.headers.model_spec import MetadataValue, SkippedArray, TensorSpec
-from memfit.headers.source import require_file
+from memfit.headers.regular_file import require_file
 from memfit.headers.tensor_types import TENSOR_TYPES
 from memfit.units import MIB
 

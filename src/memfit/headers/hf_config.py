@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from memfit.errors import HeaderError, UsageError
 from memfit.headers.impostors import HEAD_BYTES, impostor
-from memfit.headers.source import require_file
+from memfit.headers.regular_file import require_file
 from memfit.strict_json import parse_json, read_bytes, shown
 
 __all__ = ["HfConfig", "VisionConfig", "read_config"]

@@ -72,7 +72,7 @@ class HfBuffer:
 class HfModel:
     """What transformers holds of a model, before any precision is chosen."""
 
-    config: HfConfig
+    hf_config: HfConfig
     parameters: tuple[HfParameter, ...] = field(repr=False)
     buffers: tuple[HfBuffer, ...] | None = field(repr=False)  # None: this model type's are not known
     checkpoint_bytes: int | None  # all files; None where there is only a config.json
@@ -139,7 +139,7 @@ def model_from_config(config: HfConfig) -> HfModel:
         name = "model.vision_tower.embeddings.position_ids"
         buffers.append(HfBuffer(name=name, shape=(1, vision.patches), dtype="int64"))
     return HfModel(
-        config=config,
+        hf_config=config,
         parameters=tuple(parameters),
         buffers=tuple(buffers),
         checkpoint_bytes=None,
@@ -167,7 +167,7 @@ def model_from_checkpoint(config: HfConfig, checkpoint: Checkpoint) -> HfModel:
     model = model_from_config(config)
     _check_shapes(config, model.parameters, stored)
     return HfModel(
-        config=config,
+        hf_config=config,
         parameters=model.parameters,
         buffers=model.buffers,
         checkpoint_bytes=checkpoint.file_bytes,
@@ -339,7 +339,7 @@ def _model_by_names(config: HfConfig, checkpoint: Checkpoint, stored: list[Safet
         for tensor in stored
     )
     return HfModel(
-        config=config,
+        hf_config=config,
         parameters=parameters,
         buffers=None,
         checkpoint_bytes=checkpoint.file_bytes,

@@ -27,7 +27,7 @@ def spec_of_checkpoint(source: str, config: HfConfig, weights: Checkpoint, model
         architecture=config.model_type,
         name=folder.name if Path(source).exists() else source.removeprefix("hf:"),
         quantization=bytes_by_type.most_common(1)[0][0],
-        parameters=sum(one.elements for one in model.parameters),
+        n_params=sum(one.elements for one in model.parameters),
         context_length=config.max_position_embeddings or 0,
         vocabulary=config.vocab_size,
         metadata={},

@@ -51,7 +51,7 @@ class ModelSpec:
     architecture: str  # general.architecture, such as "llama"
     name: str
     quantization: str  # llama.cpp's name of general.file_type: "Q4_K_M"; else of most bytes' type
-    parameters: int  # elements of all tensors
+    n_params: int  # elements of all tensors
     context_length: int  # the longest context it was trained for, in tokens
     vocabulary: int  # tokens
     metadata: Mapping[str, MetadataValue] = field(repr=False)

@@ -18,7 +18,7 @@ from typing import Any
 
 from memfit.errors import HeaderError, ModelError, ModelNotFoundError, UsageError
 from memfit.headers.impostors import HEAD_BYTES, impostor
-from memfit.headers.source import require_file
+from memfit.headers.regular_file import require_file
 from memfit.strict_json import parse_json, shown
 from memfit.units import MIB
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memfit.memory.process import ProcessMemory, group_bytes
+from memfit.memory.process_memory import ProcessMemory, group_bytes
 
 __all__ = ["Baseline"]
 

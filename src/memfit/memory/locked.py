@@ -7,7 +7,7 @@ import mmap
 import resource
 from pathlib import Path
 
-from memfit.memory.process import process_status
+from memfit.memory.process_memory import process_status
 
 __all__ = ["lock_memory"]
 

@@ -156,7 +156,7 @@ def precision_row(model: HfModel, name: str, context: int) -> PrecisionRow:
         buffers_bytes=None if model.buffers is None else _buffers_bytes(model.buffers, precision),
         reported_bytes=_reported(model, precision, quantized_bytes + unquantized_bytes),
         context=context,
-        kv_cache_bytes=kv_cache_bytes(model.config, context, element_bytes=precision.plain_bytes),
+        kv_cache_bytes=kv_cache_bytes(model.hf_config, context, element_bytes=precision.plain_bytes),
         loading_extra_bytes=_loading_extra(model, precision),
         checkpoint_bytes=model.checkpoint_bytes,
     )
@@ -252,7 +252,7 @@ def _loading_extra(model: HfModel, precision: _Precision) -> dict[str, int]:
             both = parameter.elements * precision.plain_bytes
             found = {"cpu": both, "cuda": both}
         elif _is_quantized(parameter, precision):
-            found = _quantizing_extra(parameter, precision, model.config.dtype == "bfloat16")
+            found = _quantizing_extra(parameter, precision, model.hf_config.dtype == "bfloat16")
         else:
             continue
         extra = {device: max(most, found[device]) for device, most in extra.items()}

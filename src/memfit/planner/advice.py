@@ -128,7 +128,7 @@ def recommend(options: Sequence[Option]) -> Option | None:
 
 def _parameters(option: Option) -> int:
     assert option.plan is not None
-    return option.plan.spec.parameters
+    return option.plan.spec.n_params
 
 
 def _generation(option: Option) -> float:

@@ -1,4 +1,4 @@
-"""A Plan: what will lie where, with which parameters, how fast, and why. A value; it runs nothing."""
+"""A Plan: what will lie where, with which config, how fast, and why. A value; it runs nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from memfit.errors import DoesNotFitError, UsageError
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.oracle import EngineParameters
+from memfit.memory.estimate import LlamaConfig
 from memfit.memory.streaming import streamed_bytes
 from memfit.planner.fingerprint import Fingerprint
 from memfit.planner.request import Workload
@@ -78,7 +78,7 @@ class Plan:
         return 1
 
     @property
-    def micro_batch(self) -> int:
+    def ubatch(self) -> int:
         """Tokens of a prompt per pass."""
         raise NotImplementedError
 
@@ -147,13 +147,13 @@ class Plan:
                 "architecture": self.spec.architecture,
                 "name": self.spec.name,
                 "file_bytes": self.spec.file_bytes,
-                "parameters": self.spec.parameters,
+                "parameters": self.spec.n_params,
                 "quantization": self.spec.quantization,
             },
             "engine": self.engine,
             "context": self.context,
             "parallel": self.parallel,
-            "micro_batch": self.micro_batch,
+            "ubatch": self.ubatch,
             **self.facts,
             "fits": self.fits,
             "why": list(self.why),
@@ -175,7 +175,7 @@ class Plan:
 class LlamaPlan(Plan):
     """For llama.cpp. saved.py makes an equal one of its JSON."""
 
-    parameters: EngineParameters
+    config: LlamaConfig
     fingerprint: Fingerprint | None = None  # of model and machine; None: cannot be saved
 
     @property
@@ -184,30 +184,30 @@ class LlamaPlan(Plan):
 
     @property
     def parallel(self) -> int:
-        return self.parameters.parallel
+        return self.config.parallel
 
     @property
-    def micro_batch(self) -> int:
-        return self.parameters.micro_batch
+    def ubatch(self) -> int:
+        return self.config.ubatch
 
     @property
     def streamed_bytes(self) -> int:
-        return streamed_bytes(self.spec.tensors, self.parameters.streamed)
+        return streamed_bytes(self.spec.tensors, self.config.streamed)
 
     @property
     def facts(self) -> Mapping[str, Any]:
         return {
-            "kv_type": self.parameters.kv_type,
-            "threads": self.parameters.threads,
-            "repack": self.parameters.repack,
-            "load_mode": self.parameters.load_mode,
-            "devices": list(self.parameters.devices),
-            "layers": list(self.parameters.layers),
-            "overrides": [list(one) for one in self.parameters.overrides],
+            "kv_type": self.config.kv_type,
+            "threads": self.config.threads,
+            "repack": self.config.repack,
+            "load_mode": self.config.load_mode,
+            "devices": list(self.config.devices),
+            "layers": list(self.config.layers),
+            "overrides": [list(one) for one in self.config.overrides],
         }
 
     def require_schemas(self) -> None:
-        if not self.parameters.grammar_bytes:
+        if not self.config.grammar_bytes:
             raise UsageError(
                 "this plan has no memory for JSON schemas; make one with --schema FILE, or in Python with "
                 "Workload(grammars=True)"
@@ -215,19 +215,19 @@ class LlamaPlan(Plan):
 
     @property
     def settings(self) -> str:
-        parameters = self.parameters
-        repack = "repack on" if parameters.repack else "repack off"
-        if parameters.dequantized:
-            repack = f"{len(parameters.dequantized)} matrices as BF16"
+        config = self.config
+        repack = "repack on" if config.repack else "repack off"
+        if config.dequantized:
+            repack = f"{len(config.dequantized)} matrices as BF16"
         return (
-            f"KV {parameters.kv_type} · micro-batch {parameters.micro_batch} · "
-            f"{parameters.threads} threads · {repack} · {parameters.load_mode}"
+            f"KV {config.kv_type} · ubatch {config.ubatch} · "
+            f"{config.threads} threads · {repack} · {config.load_mode}"
         )
 
     def to_json(self) -> dict[str, Any]:
         return {
             **super().to_json(),
-            "parameters": self.parameters.to_json(),
+            "config": self.config.to_json(),
             "fingerprint": self.fingerprint and self.fingerprint.to_json(),
         }
 

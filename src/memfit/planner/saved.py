@@ -13,9 +13,9 @@ from typing import Any
 from memfit import __version__
 from memfit.errors import UsageError, readable
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.oracle import RAM, EngineParameters
-from memfit.planner.dequantizing import may_dequantize
+from memfit.memory.estimate import RAM, LlamaConfig
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
+from memfit.planner.llamacpp.dequantizing import may_dequantize
 from memfit.planner.plan import LlamaPlan, TierUse
 from memfit.planner.request import KV_TYPES, Workload
 from memfit.planner.speed import Prediction, Rate, Term
@@ -29,7 +29,7 @@ _MOST_FILES = 1000
 _MOST_DEVICES = 64
 _MOST_ITEMS = 4096
 _LONGEST = 16_384  # characters: a path, or a pattern that names every layer
-_MOST_MICRO_BATCH = 65_536
+_MOST_UBATCH = 65_536
 _BASES = ("assumed", "profile", "calibrated")
 _TIER_NAME = re.compile(r"gpu\d{1,3}|[\w.:%\[\]-]{1,255}:\d{1,5}", re.ASCII)
 
@@ -41,9 +41,9 @@ _PATTERN = re.compile(
 )
 
 _PLAN = {
-    *("model", "engine", "context", "parallel", "kv_type", "micro_batch", "threads", "repack", "load_mode"),
+    *("model", "engine", "context", "parallel", "kv_type", "ubatch", "threads", "repack", "load_mode"),
     *("devices", "layers", "overrides", "fits", "why", "tiers", "streamed_bytes_per_pass", "predicted"),
-    *("workload", "parameters", "prediction", "fingerprint"),
+    *("workload", "config", "prediction", "fingerprint"),
 }
 _SHORT = {"needs_bytes", "budget_bytes", "short_bytes", "try", "error"}  # only where the plan does not fit
 _MODEL = {"source", "architecture", "name", "file_bytes", "parameters", "quantization"}
@@ -60,9 +60,9 @@ def named_model(values: Any, where: str) -> tuple[str, tuple[Path, ...]]:
     _check_version(values, where)
     fields = Fields(_child(values, "model"), where, "model", _MODEL)
     source = fields.text("source", most=_LONGEST)
-    paths = _paths(Fields(_child(values, "parameters"), where, "parameters", _keys(EngineParameters)))
+    paths = _paths(Fields(_child(values, "config"), where, "config", _keys(LlamaConfig)))
     if source != "demo" and Path(source).name not in {path.name for path in paths}:
-        fields.refuse("source", source, "the name of one of parameters.paths")
+        fields.refuse("source", source, "the name of one of config.paths")
     return source, paths
 
 
@@ -75,30 +75,30 @@ def plan_from_json(values: Any, where: str, spec: ModelSpec) -> LlamaPlan:
     _check_version(values, where)
     short = bool(_SHORT & values.keys())
     fields = Fields(values, where, "", _PLAN | _SHORT if short else _PLAN)
-    parameters = _parameters(fields.child("parameters", _keys(EngineParameters)))
+    config = _config(fields.child("config", _keys(LlamaConfig)))
     plan = LlamaPlan(
         spec=spec,
-        parameters=parameters,
+        config=config,
         context=fields.integer("context", 1, _MOST_TOKENS),
-        tiers=_tiers(fields, parameters),
-        prediction=_prediction(fields.child("prediction", _keys(Prediction)), len(parameters.devices)),
+        tiers=_tiers(fields, config),
+        prediction=_prediction(fields.child("prediction", _keys(Prediction)), len(config.devices)),
         why=_texts(fields, "why"),
         suggestions=_texts(fields, "try") if short else (),
         workload=_workload(fields.child("workload", _keys(Workload))),
         fingerprint=_fingerprint(fields.child("fingerprint", _keys(Fingerprint))),
     )
-    _check_dequantized(plan, fields.child("parameters", _keys(EngineParameters)))
+    _check_dequantized(plan, fields.child("config", _keys(LlamaConfig)))
     _check_agreement(plan, values, where)
     return plan
 
 
 def _check_dequantized(plan: LlamaPlan, fields: Fields) -> None:
     """The engine would read beyond a tensor whose type is not the one that it was told."""
-    parameters = plan.parameters
+    config = plan.config
     known = {one.name for one in plan.spec.tensors if may_dequantize(one, plan.spec)}
-    alone = parameters.load_mode == "own" and not (parameters.repack or parameters.devices)
-    if parameters.dequantized and not (alone and known.issuperset(parameters.dequantized)):
-        refused = next((name for name in parameters.dequantized if name not in known), "some")
+    alone = config.load_mode == "own" and not (config.repack or config.devices)
+    if config.dequantized and not (alone and known.issuperset(config.dequantized)):
+        refused = next((name for name in config.dequantized if name not in known), "some")
         fields.refuse("dequantized", refused, "quantized matrices, in RAM alone and with load_mode own")
 
 
@@ -107,7 +107,7 @@ def _check_version(values: Any, where: str) -> None:
         raise UsageError(f"{where} is a plan for transformers, which is made anew each time: name the model")
     fingerprint = _child(values, "fingerprint")
     version = _child(fingerprint, "memfit")
-    if not isinstance(version, str) or not isinstance(_child(values, "parameters"), dict):
+    if not isinstance(version, str) or not isinstance(_child(values, "config"), dict):
         raise UsageError(f"{where} is no saved plan; memfit plan MODEL --json > FILE writes one")
     if version != __version__:
         raise UsageError(
@@ -142,29 +142,27 @@ def _texts(fields: Fields, key: str) -> tuple[str, ...]:
     return tuple(items.text(index, most=_LONGEST) for index in indices)
 
 
-def _paths(parameters: Fields) -> tuple[Path, ...]:
-    items, indices = parameters.items("paths", most=_MOST_FILES)
+def _paths(config: Fields) -> tuple[Path, ...]:
+    items, indices = config.items("paths", most=_MOST_FILES)
     paths = tuple(Path(items.text(index, most=_LONGEST)) for index in indices)
     if not paths or not all(path.is_absolute() for path in paths):
-        parameters.refuse(
-            "paths", parameters.value("paths"), "the absolute path of each of the model's files"
-        )
+        config.refuse("paths", config.value("paths"), "the absolute path of each of the model's files")
     return paths
 
 
-def _parameters(fields: Fields) -> EngineParameters:
+def _config(fields: Fields) -> LlamaConfig:
     context = fields.integer("context", 1, _MOST_TOKENS)
     devices = _texts(fields, "devices")
     items, indices = fields.items("layers", most=_MOST_DEVICES)
     layers = tuple(items.integer(index, 0, _MOST_ITEMS) for index in indices)
     if len(layers) != len(devices):
-        fields.refuse("layers", fields.value("layers"), "one number for each of parameters.devices")
-    return EngineParameters(
+        fields.refuse("layers", fields.value("layers"), "one number for each of config.devices")
+    return LlamaConfig(
         paths=_paths(fields),
         context=context,
         parallel=fields.integer("parallel", 1, 256),  # LLAMA_MAX_SEQ
         kv_type=fields.choice("kv_type", KV_TYPES),
-        micro_batch=fields.integer("micro_batch", 1, _MOST_MICRO_BATCH),
+        ubatch=fields.integer("ubatch", 1, _MOST_UBATCH),
         threads=fields.integer("threads", 1, 512),  # GGML_MAX_N_THREADS
         repack=fields.boolean("repack"),
         load_mode=fields.choice("load_mode", ("mmap", "read", "own")),
@@ -179,9 +177,9 @@ def _parameters(fields: Fields) -> EngineParameters:
     )
 
 
-def _overrides(parameters: Fields, devices: int) -> tuple[tuple[str, int], ...]:
+def _overrides(config: Fields, devices: int) -> tuple[tuple[str, int], ...]:
     found = []
-    for pair in parameters.pairs("overrides", most=_MOST_ITEMS if devices else 0):
+    for pair in config.pairs("overrides", most=_MOST_ITEMS if devices else 0):
         pattern = pair.text("0", most=_LONGEST)
         if not _PATTERN.fullmatch(pattern):
             pair.refuse("0", pattern, "a pattern that the planner writes")
@@ -189,22 +187,22 @@ def _overrides(parameters: Fields, devices: int) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _tiers(plan: Fields, parameters: EngineParameters) -> tuple[TierUse, ...]:
-    """RAM, and then devices: those of the parameters, in their order, or some that the plan leaves alone."""
+def _tiers(plan: Fields, config: LlamaConfig) -> tuple[TierUse, ...]:
+    """RAM, and then devices: those of the config, in their order, or some that the plan leaves alone."""
     children = list(plan.children("tiers", _TIER, most=2 + _MOST_DEVICES))
-    if parameters.streamed and children and children[-1].value("kind") == "disk":
+    if config.streamed and children and children[-1].value("kind") == "disk":
         children.pop()  # it says of `streamed` what to_json says again
     tiers = tuple(_tier(fields, is_ram=index == 0) for index, fields in enumerate(children))
     names = [tier.name for tier in tiers]
     if not tiers or len(set(names)) != len(names):
         plan.refuse("tiers", plan.value("tiers"), "ram, and each device once")
-    if parameters.devices:
-        agree = len(names) == 1 + len(parameters.devices) and all(
+    if config.devices:
+        agree = len(names) == 1 + len(config.devices) and all(
             tier == device or tier.startswith("gpu")
-            for tier, device in zip(names[1:], parameters.devices, strict=True)
+            for tier, device in zip(names[1:], config.devices, strict=True)
         )
         if not agree:
-            plan.refuse("tiers", plan.value("tiers"), "ram, and one for each of parameters.devices")
+            plan.refuse("tiers", plan.value("tiers"), "ram, and one for each of config.devices")
     return tiers
 
 

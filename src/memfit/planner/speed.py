@@ -5,7 +5,7 @@
                       + bytes of activations / bytes per second + nodes * seconds per node
                       + entries into a place * seconds + bytes copied into it / bytes per second
 
-Counted: what one token, or one micro-batch of a prompt, passes through; of a mixture of experts those it
+Counted: what one token, or one ubatch of a prompt, passes through; of a mixture of experts those it
 is routed to; the KV cache as far as it is filled. Kernels run alone are faster than within a model, so
 measured rates are taken times an efficiency; published ones are of whole models already. Ignored: sampling,
 and caches that hold a share of the weights. benchmarks/prediction.py holds it to reality.
@@ -17,13 +17,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from memfit.memory.oracle import Answer, Graph, Operation
+from memfit.memory.estimate import Graph, MemoryEstimate, Operation
 
 __all__ = [
     "ASSUMED",
     "ASSUMED_DEVICE",
     "MANY_TOKENS",
-    "OFFLOADED_TOKENS",
+    "OP_OFFLOAD_TOKENS",
     "AttentionSpeed",
     "DeviceSpeed",
     "Prediction",
@@ -33,8 +33,8 @@ __all__ = [
     "attention_key",
     "cells_in_use",
     "needed_rates",
+    "offload_device",
     "predict",
-    "taking_over",
     "weight_key",
 ]
 
@@ -50,8 +50,8 @@ _GENERATION_EFFICIENCY = 0.85
 _PROMPT_EFFICIENCY = 0.95
 _COLUMNS = 1536  # from here on the length of a matrix's rows makes no difference to speed
 _MINOR = 0.02  # a type with a smaller share of the bytes needs no measuring of its own
-MANY_TOKENS = 64  # from here on kernels are as fast as with a micro-batch
-OFFLOADED_TOKENS = 32  # from here on the engine lets a GPU multiply matrices that lie in RAM
+MANY_TOKENS = 64  # from here on kernels are as fast as with a ubatch
+OP_OFFLOAD_TOKENS = 32  # from here on the engine lets a GPU multiply matrices that lie in RAM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class WeightSpeed:
     """Matrices of one quantization type."""
 
     bytes_per_second: float  # streamed past one token
-    operations_per_second: float  # multiplications and additions with a micro-batch of 512
+    operations_per_second: float  # multiplications and additions with a ubatch of 512
     batch_operations_per_second: float = 0.0  # with 16 tokens, one of each of 16 sequences; 0: as with 512
 
     def operations(self, *, many: bool) -> float:
@@ -83,11 +83,11 @@ class DeviceSpeed:
     attention: Mapping[str, AttentionSpeed]  # by `attention_key`
     activation_bytes_per_second: float
     node_seconds: float  # a graph node that does next to nothing
-    entering_seconds: float  # handing over a little input and taking the result back; 0 for RAM
-    entering_bytes_per_second: float
+    split_seconds: float  # handing over a little input and taking the result back; 0 for RAM
+    split_bytes_per_second: float
     basis: str  # "calibrated": measured there; "profile": from published figures; "assumed"
     # A local GPU multiplies a prompt with matrices that lie in RAM, sending them over for each pass.
-    takes_over_prompts: bool = False
+    op_offload: bool = False
 
     def weight(self, type_name: str, columns: int = _COLUMNS) -> WeightSpeed:
         """A type that was not measured is as fast as the slowest one that was."""
@@ -112,11 +112,11 @@ ASSUMED = DeviceSpeed(
     attention={"": AttentionSpeed(generation=10e9, prompt=50e9)},
     activation_bytes_per_second=20e9,
     node_seconds=2e-6,
-    entering_seconds=0.0,
-    entering_bytes_per_second=1e9,
+    split_seconds=0.0,
+    split_bytes_per_second=1e9,
     basis="assumed",
 )
-ASSUMED_DEVICE = replace(ASSUMED, entering_seconds=200e-6)
+ASSUMED_DEVICE = replace(ASSUMED, split_seconds=200e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class Prediction:
     generation: Rate  # of one sequence alone
     together: Rate  # of all sequences side by side, their tokens added up
     basis: str
-    prompt_terms: tuple[Term, ...] = ()  # of one micro-batch
+    prompt_terms: tuple[Term, ...] = ()  # of one ubatch
     generation_terms: tuple[Term, ...] = ()  # of one token
 
 
@@ -156,7 +156,7 @@ def attention_key(type_name: str, head: int) -> str:
     return f"{type_name}/{head}"
 
 
-def needed_rates(answer: Answer, *, instead: str | None = None) -> tuple[list[str], list[str]]:
+def needed_rates(answer: MemoryEstimate, *, instead: str | None = None) -> tuple[list[str], list[str]]:
     """The weights' types, and the keys of attention, whose speeds decide this model's; those of a type too
     that weights may be held as `instead`."""
     sizes: dict[str, int] = {}
@@ -184,13 +184,13 @@ def cells_in_use(prompt_tokens: int, generated_tokens: int, depth: int | None) -
     return (depth or 0) + prompt_tokens / 2, before_generation + generated_tokens / 2
 
 
-def taking_over(speeds: Sequence[DeviceSpeed]) -> DeviceSpeed | None:
+def offload_device(speeds: Sequence[DeviceSpeed]) -> DeviceSpeed | None:
     """The device, RAM's speed coming first, that multiplies prompts with matrices in RAM; mostly none."""
-    return next((speed for speed in speeds[1:] if speed.takes_over_prompts), None)
+    return next((speed for speed in speeds[1:] if speed.op_offload), None)
 
 
 def predict(
-    answer: Answer,
+    answer: MemoryEstimate,
     speeds: Sequence[DeviceSpeed],
     *,
     prompt_tokens: int,
@@ -208,8 +208,8 @@ def predict(
     prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated_tokens, depth)
     prompt = _terms(answer.prompt, speeds, cells=prompt_cells, filled=filled, many=True)
     generation = _terms(answer.generation, speeds, cells=generation_cells)
-    side_by_side = _repeated(answer, sequences)
-    all_together = _terms(side_by_side, speeds, cells=generation_cells, many=sequences >= MANY_TOKENS)
+    parallel = _repeated(answer, sequences)
+    all_together = _terms(parallel, speeds, cells=generation_cells, many=sequences >= MANY_TOKENS)
     used = {0} | {one.place for graph in (answer.prompt, answer.generation) for one in graph.operations}
     basis = min((speeds[place].basis for place in used), key=_BASES.index)
     return Prediction(
@@ -222,7 +222,7 @@ def predict(
     )
 
 
-def _repeated(answer: Answer, sequences: int) -> Graph:
+def _repeated(answer: MemoryEstimate, sequences: int) -> Graph:
     """A pass of one token for each of so many sequences: weights are read once, of experts all that are
     routed to, each token's by chance; caches and activations are each sequence's own."""
     if sequences == 1:
@@ -242,7 +242,7 @@ def _repeated(answer: Answer, sequences: int) -> Graph:
         graph,
         tokens=sequences,
         operations=tuple(map(repeat, graph.operations)),
-        entered_bytes=tuple(size * sequences for size in graph.entered_bytes),
+        split_bytes=tuple(size * sequences for size in graph.split_bytes),
     )
 
 
@@ -285,8 +285,8 @@ def _terms(
         seconds += one.count * speed.node_seconds
         add(one.place, f"{one.kind} {one.type}".strip(), seconds)
     for place, speed in enumerate(speeds[: len(graph.entries)]):
-        copied = graph.entered_bytes[place] * filled / speed.entering_bytes_per_second if place else 0.0
-        entering = graph.entries[place] * speed.entering_seconds + copied
+        copied = graph.split_bytes[place] * filled / speed.split_bytes_per_second if place else 0.0
+        entering = graph.entries[place] * speed.split_seconds + copied
         if entering:
             add(place, "entering", entering)
     return terms
@@ -296,9 +296,9 @@ def _multiplying(
     one: Operation, speeds: Sequence[DeviceSpeed], tokens: float, filled: float, *, many: bool
 ) -> float:
     own = speeds[one.place]
-    taking = taking_over(speeds)
-    if one.place == 0 and taking and tokens >= OFFLOADED_TOKENS:
-        sending = one.bytes / taking.entering_bytes_per_second
+    taking = offload_device(speeds)
+    if one.place == 0 and taking and tokens >= OP_OFFLOAD_TOKENS:
+        sending = one.bytes / taking.split_bytes_per_second
         return sending + one.operations * filled / taking.weight(one.type, one.width).operations(many=many)
     speed = own.weight(one.type, one.width)
     # An output matrix gives logits for one token whatever the pass, so its operations tell, not `tokens`.

@@ -28,7 +28,7 @@ from memfit.hardware.machine import Gpu, is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.baseline import Baseline
-from memfit.memory.process import ProcessMemory
+from memfit.memory.process_memory import ProcessMemory
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed, attention_key
 from memfit.processes.helper import ask_helper
 
@@ -67,7 +67,7 @@ class Measured:
     disks: Mapping[str, DiskSpeed]  # by where they are mounted
 
 
-_FORMAT = 3  # of what is cached; counted up when measurements are added
+_FORMAT = 4  # of what is cached; counted up when measurements are added
 
 
 class Calibration:
@@ -129,7 +129,7 @@ class Calibration:
         speeds = self._speeds(name, types, attention, repack=False, threads=None)
         if speeds is None:
             return None
-        return replace(_device_speed(speeds), takes_over_prompts=not is_remote(name))
+        return replace(_device_speed(speeds), op_offload=not is_remote(name))
 
     def gpu_runtime_bytes(self, name: str, gpu: Gpu) -> int:
         """What the driver's context and the engine's kernels take of a GPU; measured once per driver."""

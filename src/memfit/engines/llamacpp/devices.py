@@ -27,10 +27,10 @@ _START_SECONDS = 5.0
 class Devices:
     """Finds each device once; the engine keeps them until the process ends."""
 
-    def __init__(self, library: Library, *, stand_ins: bool) -> None:
-        """With `stand_ins`, remote devices and those of other machines are only imitated."""
+    def __init__(self, library: Library, *, dummies: bool) -> None:
+        """With `dummies`, remote devices and those of other machines are only imitated."""
         self._library = library
-        self._stand_ins = stand_ins
+        self._dummies = dummies
         self._imitated: list[int] = []
         ggml = library.ggml
         ggml.ggml_backend_dev_by_name.argtypes, ggml.ggml_backend_dev_by_name.restype = (
@@ -55,8 +55,8 @@ class Devices:
             device: int | None
             if ":" not in name:  # neither remote nor imagined
                 device = self._library.ggml.ggml_backend_dev_by_name(name.encode())
-            elif self._stand_ins:
-                device = self._stand_in(sum(":" in before for before in names[: len(found)]))
+            elif self._dummies:
+                device = self._dummy(sum(":" in before for before in names[: len(found)]))
             else:
                 device = self._remote(name)
             if not device:
@@ -101,7 +101,7 @@ class Devices:
         device: int | None = server and self._library.ggml_base.ggml_backend_reg_dev_get(server, 0)
         return device
 
-    def _stand_in(self, index: int) -> int:
+    def _dummy(self, index: int) -> int:
         while len(self._imitated) <= index:
             endpoint = self._serve()
             device = self._remote(endpoint)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from memfit.memory.oracle import RAM
+from memfit.memory.estimate import RAM
 
 __all__ = ["Node", "nodes_of", "read_graph"]
 
@@ -121,7 +121,7 @@ class _Reader:
                 dict(zip(keys, (*key, *sums), strict=True)) for key, sums in sorted(self._sums.items())
             ],
             "entries": self._entries,
-            "entered_bytes": self._entered_bytes,
+            "split_bytes": self._entered_bytes,
             "message_bytes": [
                 self._message_bytes[RAM],
                 *map(self._served_bytes, range(1, len(self._entries))),

@@ -1,7 +1,7 @@
 """How fast a device runs the engine's own kernels: this CPU, a GPU, or one behind RPC. In the worker.
 
 Measured: one multiplication per quantization type with a single token, weights streamed from memory
-(generation), and with a micro-batch of 512 (prompt); attention over a KV cache, likewise; activations
+(generation), and with a ubatch of 512 (prompt); attention over a KV cache, likewise; activations
 passing through memory; a graph node that does next to nothing; and what it costs to hand a device its
 input and take its result back.
 """
@@ -187,7 +187,7 @@ class Bench:
         return self._run(lambda context: self._chain(context, _EMPTY_NODES)) / _EMPTY_NODES
 
     def activation_bytes_per_second(self) -> float:
-        """Bytes read and written by norms, sums and products over a micro-batch."""
+        """Bytes read and written by norms, sums and products over a ubatch."""
         size = 4 * _COLUMNS * _TOKENS
 
         def build(context: int) -> int:

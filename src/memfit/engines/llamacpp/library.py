@@ -23,7 +23,7 @@ from typing import Any
 
 from memfit.engines.llamacpp.graph import Node, nodes_of, read_graph
 from memfit.errors import EngineError, EngineMissingError
-from memfit.memory.oracle import RAM
+from memfit.memory.estimate import RAM
 from memfit.memory.streaming import DEQUANTIZED
 
 __all__ = ["ENGINE_VERSION", "Breakdown", "Library", "load_library"]
@@ -186,7 +186,7 @@ class Library:
     def work_buffer_bytes(
         self, context: int, *, tokens: int, sequences: int, threads: Sequence[int]
     ) -> list[int]:
-        """Bytes that the CPU backend will allocate as scratch for a micro-batch of `tokens`, with each of
+        """Bytes that the CPU backend will allocate as scratch for a ubatch of `tokens`, with each of
         these numbers of threads, by the engine's own graph planner."""
         graph = self._split_graph(context, tokens, sequences)
         return [int(self.ggml_cpu.ggml_graph_plan(graph, one, None).work_size) for one in threads]
@@ -343,7 +343,7 @@ def load_library() -> Library:
 
 
 def _check_abi(api: Any) -> None:
-    """Version strings and default parameters: a shifted structure shows in the defaults."""
+    """Version strings and default config: a shifted structure shows in the defaults."""
     # Its own text says it; importlib.metadata would cost the worker 3 MiB.
     package = (Path(api.__file__).parent / "__init__.py").read_text()
     if f'__version__ = "{ENGINE_VERSION}"' not in package:

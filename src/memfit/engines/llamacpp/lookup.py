@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError, UsageError, WorkerDiedError
-from memfit.hardware.machine import IMAGINED, Device, Machine
+from memfit.hardware.machine import DUMMY, Device, Machine
 from memfit.hardware.profile import Profile
-from memfit.memory.lending import LATER_BYTES, decode_lending
+from memfit.memory.rpc_memory import LATER_BYTES, decode_rpc_memory
 from memfit.planner.request import Budget
 from memfit.units import MIB
 
-__all__ = ["find_devices", "imagined_devices"]
+__all__ = ["dummy_devices", "find_devices"]
 
 _CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 10.0
@@ -32,17 +32,17 @@ def find_devices(machine: Machine, budget: Budget, calibration: Calibration) -> 
     return [*_gpus(machine, budget, calibration), *(_remote(endpoint) for endpoint in budget.rpc)]
 
 
-def imagined_devices(profile: Profile) -> list[Device]:
+def dummy_devices(profile: Profile) -> list[Device]:
     """A profile's GPUs; the engine imitates them, being told a name with a colon."""
     return [
         Device(
             name=f"gpu{index}",
-            engine_name=f"{IMAGINED}{index}",
+            engine_name=f"{DUMMY}{index}",
             description=gpu.name,
             total_bytes=gpu.total_bytes,
             free_bytes=gpu.total_bytes - gpu.reserved_bytes,
             overhead_bytes=_CUDA_RUNTIME_BYTES,
-            lends=False,
+            is_memfit_server=False,
         )
         for index, gpu in enumerate(profile.gpus)
     ]
@@ -72,7 +72,7 @@ def _gpus(machine: Machine, budget: Budget, calibration: Calibration) -> Sequenc
                 total_bytes=gpu.total_bytes,
                 free_bytes=gpu.free_bytes,
                 overhead_bytes=calibration.gpu_runtime_bytes(names[gpu.index], gpu),
-                lends=False,
+                is_memfit_server=False,
             )
         )
     return found
@@ -85,7 +85,7 @@ def _remote(endpoint: str) -> Device:
     except OSError as error:
         raise EngineError(
             f"--rpc {endpoint}: nothing answers there ({error.strerror or error}); "
-            f"start it with: memfit worker --host {host} --port {port}"
+            f"start it with: memfit rpc-server --host {host} --port {port}"
         ) from None
     with LlamaWorker() as worker:
         too_late = threading.Event()  # set before the killing, which the answer's reader may notice first
@@ -107,14 +107,14 @@ def _remote(endpoint: str) -> Device:
             ) from None
         finally:
             alarm.cancel()
-    lent = decode_lending(free, total)
+    lent = decode_rpc_memory(free, total)
     return Device(
         name=endpoint,
         engine_name=endpoint,
-        description="memfit worker" if lent else "RPC server",
+        description="memfit rpc-server" if lent else "RPC server",
         total_bytes=lent.budget_bytes if lent else total,
         free_bytes=lent.budget_bytes if lent else free,
         overhead_bytes=lent.peak_bytes + LATER_BYTES if lent else 0,
         threads=lent.threads if lent else 0,
-        lends=lent is not None,
+        is_memfit_server=lent is not None,
     )

@@ -23,7 +23,7 @@ from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.llamacpp.weights import OwnWeights
 from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
-from memfit.memory.oracle import EngineParameters
+from memfit.memory.estimate import LlamaConfig
 from memfit.memory.page_cache import cached_bytes, drop_cached
 
 __all__ = ["Aborted", "Model"]
@@ -43,7 +43,7 @@ class Model:
         self,
         library: Library,
         devices: Devices,
-        parameters: EngineParameters,
+        config: LlamaConfig,
         *,
         simulate: bool = False,
         overrides: Any = None,
@@ -63,42 +63,42 @@ class Model:
         self._library = library
         self._api: Any = library.api
         self._devices = devices
-        self.device_addresses = devices.find(parameters.devices)
+        self.device_addresses = devices.find(config.devices)
         self._limit_bytes = limit_bytes
         self._on_progress, self._on_vocabulary = on_progress, on_vocabulary
         self._overrun: OverBudgetError | None = None
         self._context: int | None = None
         self._abort_flag = ctypes.create_string_buffer(2)
         self._drops_cache = False
-        self.parameters = parameters
+        self.config = config
         self._tensors = tensors
         self._weights: OwnWeights | None = None
         self._simulates = simulate
         self._undo_retype: Callable[[], None] = lambda: None
-        self._pointer = self._load(parameters, simulate, overrides)
+        self._pointer = self._load(config, simulate, overrides)
 
-    def _load(self, parameters: EngineParameters, simulate: bool, overrides: Any) -> int:
+    def _load(self, config: LlamaConfig, simulate: bool, overrides: Any) -> int:
         api = self._api
         options = api.llama_model_default_params()
-        kept = place_tensors(options, parameters, self._devices, self.device_addresses)
-        options.use_extra_bufts = parameters.repack
-        is_ours = parameters.load_mode == "own" and not simulate
+        kept = place_tensors(options, config, self._devices, self.device_addresses)
+        options.use_extra_bufts = config.repack
+        is_ours = config.load_mode == "own" and not simulate
         options.no_alloc = simulate or is_ours
         if overrides is not None:
             options.kv_overrides = overrides
-        mapped = parameters.load_mode == "mmap" and not simulate
+        mapped = config.load_mode == "mmap" and not simulate
         options.load_mode = api.LLAMA_LOAD_MODE_MMAP if mapped else api.LLAMA_LOAD_MODE_NONE
-        self._file_bytes = sum(path.stat().st_size for path in parameters.paths)
+        self._file_bytes = sum(path.stat().st_size for path in config.paths)
         if mapped:
             self._check_limit(self._file_bytes)  # the engine maps and populates the whole file first
         if not options.no_alloc:
             # Pages on their way through would stay cached; a file that lay there before stays.
-            cached = cached_bytes(parameters.paths) or 0
+            cached = cached_bytes(config.paths) or 0
             self._drops_cache = mapped or cached < _ALL_CACHED * self._file_bytes
             # Kept alive for the call: ctypes holds no reference of its own.
             callback = api.llama_progress_callback(self._progress)
             options.progress_callback = callback
-        names = [os.fsencode(path) for path in parameters.paths]
+        names = [os.fsencode(path) for path in config.paths]
         array = (ctypes.c_char_p * len(names))(*names)
         if len(names) == 1:
             pointer = api.llama_model_load_from_file(names[0], options)
@@ -106,19 +106,19 @@ class Model:
             pointer = api.llama_model_load_from_splits(array, len(names), options)
         del kept
         if self._drops_cache:
-            drop_cached(parameters.paths)  # what is mapped stays
+            drop_cached(config.paths)  # what is mapped stays
         if self._overrun:
             raise self._overrun
         if not pointer:
-            raise EngineError(f"the engine cannot load {parameters.paths[0]}")
+            raise EngineError(f"the engine cannot load {config.paths[0]}")
         self.vocabulary = api.llama_model_get_vocab(pointer)
         self.vocabulary_size: int = api.llama_vocab_n_tokens(self.vocabulary)
         if self._on_vocabulary:
             self._on_vocabulary(self.vocabulary)
         if is_ours:
-            self._library.retype(pointer, parameters.dequantized)
+            self._library.retype(pointer, config.dequantized)
             self._library.allow_contexts(pointer)
-            self._weights = self._read_weights(pointer, parameters)
+            self._weights = self._read_weights(pointer, config)
         return int(pointer)
 
     @property
@@ -126,14 +126,14 @@ class Model:
         """Of the weights, memory that cannot go to swap."""
         return self._weights.locked_bytes if self._weights else 0
 
-    def _read_weights(self, pointer: int, parameters: EngineParameters) -> OwnWeights:
+    def _read_weights(self, pointer: int, config: LlamaConfig) -> OwnWeights:
         def look(fraction: float) -> None:
             if self._on_progress:
                 self._on_progress(fraction)
             self._check_limit(0)
 
         return OwnWeights(
-            parameters,
+            config,
             self._tensors,
             self._library.model_tensors(pointer),
             library=self._library,
@@ -146,8 +146,8 @@ class Model:
         """Called by the engine before each tensor; False stops the loading."""
         if self._on_progress:
             self._on_progress(fraction)
-        if self._drops_cache and self.parameters.load_mode == "read":
-            drop_cached(self.parameters.paths)
+        if self._drops_cache and self.config.load_mode == "read":
+            drop_cached(self.config.paths)
         try:
             self._check_limit(0)
         except OverBudgetError as overrun:
@@ -164,8 +164,8 @@ class Model:
 
     # -- context ---------------------------------------------------------------------------------
 
-    def open_context(self, parameters: EngineParameters) -> None:
-        """Create the context that `parameters` describe, in place of an earlier one.
+    def open_context(self, config: LlamaConfig) -> None:
+        """Create the context that `config` describe, in place of an earlier one.
 
         Raises:
             EngineError: the engine refuses it.
@@ -174,34 +174,34 @@ class Model:
         api = self._api
         if self._simulates:
             self._undo_retype()
-            self._undo_retype = self._library.retype(self._pointer, parameters.dequantized)
-        options = context_options(api, parameters)
+            self._undo_retype = self._library.retype(self._pointer, config.dequantized)
+        options = context_options(api, config)
         # A C function as abort callback, so that no Python runs between graph nodes:
         # strlen(flag) is non-zero, hence true, as soon as the flag's first byte is set.
         options.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
         options.abort_callback_data = ctypes.addressof(self._abort_flag)
-        if self._weights and parameters.streamed:
+        if self._weights and config.streamed:
             options.cb_eval = ctypes.cast(self._weights.callback, api.ggml_backend_sched_eval_callback)
         context = api.llama_init_from_model(self._pointer, options)
         if not context:
             raise EngineError(
-                f"the engine cannot create a context of {parameters.context} tokens, "
-                f"{parameters.parallel} sequences and KV type {parameters.kv_type}"
+                f"the engine cannot create a context of {config.context} tokens, "
+                f"{config.parallel} sequences and KV type {config.kv_type}"
             )
         self._context = context
-        self.cache = KvCache(api, self._pointer, context, unified=parameters.kv_unified)
-        self.parameters = parameters
-        self.micro_batch: int = api.llama_n_ubatch(context)
+        self.cache = KvCache(api, self._pointer, context, unified=config.kv_unified)
+        self.config = config
+        self.ubatch: int = api.llama_n_ubatch(context)
         self.context_tokens: int = api.llama_n_ctx(context)
         self.sequence_tokens: int = api.llama_n_ctx_seq(context)  # of them at most one sequence's
         self.trained_tokens: int = api.llama_model_n_ctx_train(self._pointer)
-        if parameters.parallel > 1:  # a context that others share may be larger than what one was trained for
+        if config.parallel > 1:  # a context that others share may be larger than what one was trained for
             self.sequence_tokens = min(self.sequence_tokens, self.trained_tokens)
-        if self._weights and parameters.streamed:
-            count = 1 if parameters.kv_unified else parameters.parallel  # divided caches are used all at once
+        if self._weights and config.streamed:
+            count = 1 if config.kv_unified else config.parallel  # divided caches are used all at once
             # Of all passes devices take over most in the largest one, which is a prompt's.
             for tokens, look in (
-                (self.micro_batch, self._weights.require_turns),
+                (self.ubatch, self._weights.require_turns),
                 (count, self._weights.start),
             ):
                 look(self._library.graph_nodes(context, tokens=tokens, sequences=count))
@@ -225,7 +225,7 @@ class Model:
         """With each of these numbers of threads."""
         assert self._context is not None
         return self._library.work_buffer_bytes(
-            self._context, tokens=self.micro_batch, sequences=self.parameters.parallel, threads=threads
+            self._context, tokens=self.ubatch, sequences=self.config.parallel, threads=threads
         )
 
     def read_graph(self, *, tokens: int, sequences: int) -> dict[str, Any]:
@@ -235,25 +235,23 @@ class Model:
             self._context, tokens=tokens, sequences=sequences, devices=self.device_addresses
         )
 
-    def open_resident_context(self, parameters: EngineParameters, more_bytes: int) -> None:
+    def open_resident_context(self, config: LlamaConfig, more_bytes: int) -> None:
         """Create the context and touch all it will ever hold, so that the peak is reached now.
 
         `more_bytes` is what it will come to, checked against the limit before anything is allocated.
 
         Raises:
             OverBudgetError: the limit would be exceeded.
-            EngineError: the engine refuses it, or its first micro-batch.
+            EngineError: the engine refuses it, or its first ubatch.
         """
         self._check_limit(more_bytes)
-        self.open_context(parameters)
+        self.open_context(config)
         assert self._context is not None
         touched = self._library.touch_compute_buffers(self._context)
         counted = sum(part.compute_bytes for part in self.memory_breakdown().values())
         assert touched == counted, "the engine's compute buffers must be those that it counts"
-        if (
-            not parameters.streamed
-        ):  # a pass over the disk would cost more than the work buffer that it touches
-            self.decode([self._filler_token()] * min(self.micro_batch, self.sequence_tokens))
+        if not config.streamed:  # a pass over the disk would cost more than the work buffer that it touches
+            self.decode([self._filler_token()] * min(self.ubatch, self.sequence_tokens))
             self.cache.clear()
 
     def _filler_token(self) -> int:
@@ -271,21 +269,21 @@ class Model:
     # -- decoding --------------------------------------------------------------------------------
 
     def decode(self, tokens: Sequence[int]) -> None:
-        """Append tokens to sequence 0, micro-batch by micro-batch; the last one's logits are kept.
+        """Append tokens to sequence 0, ubatch by ubatch; the last one's logits are kept.
 
         Raises:
             Aborted: `abort()` was called meanwhile.
             EngineError: the engine failed; more tokens than the context holds are its usual reason.
         """
-        for start in range(0, len(tokens), self.micro_batch):
-            piece = tokens[start : start + self.micro_batch]
+        for start in range(0, len(tokens), self.ubatch):
+            piece = tokens[start : start + self.ubatch]
             array = (ctypes.c_int32 * len(piece))(*piece)
             # Positions and sequence 0 are the engine's defaults; only the last token gives logits.
             self._decode(self._api.llama_batch_get_one(array, len(piece)))
         self._api.llama_synchronize(self._context)  # a device may still be at work
 
     def decode_batch(self, batch: Any) -> None:
-        """Compute a llama_batch of at most a micro-batch, of any sequences. Errors as in `decode`."""
+        """Compute a llama_batch of at most a ubatch, of any sequences. Errors as in `decode`."""
         self._decode(batch)
         self._api.llama_synchronize(self._context)
 
@@ -324,7 +322,7 @@ class Model:
             self.cache.may_hold_nan = True
             raise EngineError(
                 "the model computes NaN, which is no number, for this prompt: its file is damaged, or it "
-                f"overflows with {self.parameters.kv_type} keys and values"
+                f"overflows with {self.config.kv_type} keys and values"
             )
         return token
 

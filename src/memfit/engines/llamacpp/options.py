@@ -1,4 +1,4 @@
-"""What models and contexts are made with: the engine's own options for the parameters of a plan.
+"""What models and contexts are made with: the engine's own options for the config of a plan.
 
 Simulated ones, which the oracle asks, and real ones take the same, so that their bytes agree. In the worker.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memfit.engines.llamacpp.devices import Devices
-from memfit.memory.oracle import EngineParameters
+from memfit.memory.estimate import LlamaConfig
 
 __all__ = ["context_options", "place_tensors"]
 
@@ -18,33 +18,33 @@ _MOST_DEVICES = 16  # llama_max_devices
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
 
 
-def context_options(api: Any, parameters: EngineParameters) -> Any:
+def context_options(api: Any, config: LlamaConfig) -> Any:
     """llama_context_params; callbacks are for the caller to add."""
     options = api.llama_context_default_params()
-    options.n_ctx = parameters.context
-    options.n_batch = options.n_ubatch = min(parameters.micro_batch, parameters.context)
-    options.n_seq_max = parameters.parallel
-    # Unset it would be n_batch: logits for every token of a micro-batch, 300 MiB on a 152k vocabulary.
-    options.n_outputs_max = parameters.parallel
-    options.kv_unified = parameters.kv_unified
+    options.n_ctx = config.context
+    options.n_batch = options.n_ubatch = min(config.ubatch, config.context)
+    options.n_seq_max = config.parallel
+    # Unset it would be n_batch: logits for every token of a ubatch, 300 MiB on a 152k vocabulary.
+    options.n_outputs_max = config.parallel
+    options.kv_unified = config.kv_unified
     options.swa_full = False
-    options.type_k = options.type_v = _KV_TYPES[parameters.kv_type]
-    options.n_threads = options.n_threads_batch = parameters.threads
+    options.type_k = options.type_v = _KV_TYPES[config.kv_type]
+    options.n_threads = options.n_threads_batch = config.threads
     # A device would copy a matrix out of RAM before our callback has given it an address (weights.py). Not by
     # `streamed` alone, since the oracle is asked about the same model with nothing streamed.
-    options.op_offload = parameters.load_mode != "own"
+    options.op_offload = config.load_mode != "own"
     return options
 
 
 def place_tensors(
-    options: Any, parameters: EngineParameters, devices: Devices, addresses: Sequence[int]
+    options: Any, config: LlamaConfig, devices: Devices, addresses: Sequence[int]
 ) -> tuple[object, ...]:
     """Say in llama_model_params where every tensor lies; returns what must stay alive while loading.
 
     The engine gives the last `n_gpu_layers` of its layers, the output counting as one, to the devices in
     shares of `tensor_split`; in whole layers as here, the shares come out exactly.
     """
-    layers = parameters.layers
+    layers = config.layers
     listed = (ctypes.c_void_p * (len(addresses) + 1))(*addresses, None)  # empty: none, whatever is there
     options.devices = ctypes.addressof(listed)
     used = [index for index, count in enumerate(layers) if count]
@@ -54,7 +54,7 @@ def place_tensors(
     shares[max(last, 0)] += 1  # the output
     options.tensor_split = ctypes.cast(shares, type(options.tensor_split))
     # One that matches nothing keeps several devices from holding every compute buffer four times.
-    overrides = (*parameters.overrides, ("^$", 0)) if addresses else ()
+    overrides = (*config.overrides, ("^$", 0)) if addresses else ()
     table = (_Override * (len(overrides) + 1))()
     for row, (pattern, place) in zip(table, overrides, strict=False):
         row.pattern = pattern.encode()

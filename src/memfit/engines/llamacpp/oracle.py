@@ -11,11 +11,11 @@ from memfit.engines.protocol import Request
 from memfit.hardware.machine import is_remote
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.baseline import Baseline
+from memfit.memory.estimate import RAM, DeviceBytes, Graph, LlamaConfig, MemoryEstimate, Operation
 from memfit.memory.grammars import grammar_bytes
-from memfit.memory.oracle import RAM, Answer, DeviceBytes, EngineParameters, Graph, Operation
-from memfit.memory.process import ProcessMemory
+from memfit.memory.process_memory import ProcessMemory
 
-__all__ = ["LlamaOracle", "grammar_memory", "small_parameters"]
+__all__ = ["LlamaOracle", "grammar_memory", "small_config"]
 
 
 class LlamaOracle:
@@ -42,15 +42,15 @@ class LlamaOracle:
         self._verbose = verbose
         self._workers = {repack: LlamaWorker(verbose=verbose) for repack in repack_modes}
         self._first = repack_modes[0]
-        self._answers: dict[EngineParameters, Answer] = {}
+        self._answers: dict[LlamaConfig, MemoryEstimate] = {}
         for repack, worker in self._workers.items():
             # Posted, not asked: the workers load side by side, and this answer is of no interest.
-            worker.post("simulate", **self._question(small_parameters(spec, repack)))
+            worker.post("simulate", **self._question(small_config(spec, repack)))
 
-    def ask(self, parameters: EngineParameters) -> Answer:
-        if parameters not in self._answers:
-            self._answers[parameters] = self._ask(parameters)
-        return self._answers[parameters]
+    def ask(self, config: LlamaConfig) -> MemoryEstimate:
+        if config not in self._answers:
+            self._answers[config] = self._ask(config)
+        return self._answers[config]
 
     def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
         """How many tokens each request's prompt has, template included; None where it makes no prompt."""
@@ -65,40 +65,40 @@ class LlamaOracle:
             self._workers[repack] = LlamaWorker(verbose=self._verbose)
         return self._workers[repack]
 
-    def _question(self, parameters: EngineParameters) -> dict[str, Any]:
-        whole = parameters.repack == self._first
+    def _question(self, config: LlamaConfig) -> dict[str, Any]:
+        whole = config.repack == self._first
         return {
-            "parameters": parameters.to_json(),
+            "config": config.to_json(),
             "without_vocabulary": None if whole else [self._spec.architecture, self._spec.vocabulary],
         }
 
-    def _ask(self, parameters: EngineParameters) -> Answer:
-        whole = parameters.repack == self._first
-        worker = self._worker(parameters.repack)
-        reply = worker.ask("simulate", **self._question(parameters))
-        if not parameters.kv_unified:  # what one token computes can only be told of a common cache
-            twin = self._question(replace(parameters, kv_unified=True))
+    def _ask(self, config: LlamaConfig) -> MemoryEstimate:
+        whole = config.repack == self._first
+        worker = self._worker(config.repack)
+        reply = worker.ask("simulate", **self._question(config))
+        if not config.kv_unified:  # what one token computes can only be told of a common cache
+            twin = self._question(replace(config, kv_unified=True))
             graphs = worker.ask("simulate", **twin)
             reply |= {name: graphs[name] for name in ("generation", "prompt")}
         held = _memory(reply)
-        if parameters.grammar_bytes:
+        if config.grammar_bytes:
             assert self._grammar, "whoever plans grammars measures the vocabulary"
             held = held.plus(self._grammar)
         ram, *devices = reply["bytes"]
         messages = reply["prompt"]["message_bytes"]
-        remote = [is_remote(name) for name in parameters.devices]
+        remote = [is_remote(name) for name in config.devices]
         layers = reply["prompt"]["layer_kv_bytes"]  # JSON made their numbers texts
-        return Answer(
+        return MemoryEstimate(
             context=reply["context"],
             **ram,
             scratch_bytes=reply["scratch_bytes"]
             + reply["candidate_bytes"]
             + (messages[RAM] if any(remote) else 0),
-            process_bytes=self._baseline.with_worker(held) + parameters.grammar_bytes
+            process_bytes=self._baseline.with_worker(held) + config.grammar_bytes
             if whole
-            else self.ask(replace(parameters, repack=self._first)).process_bytes,
+            else self.ask(replace(config, repack=self._first)).process_bytes,
             generation=_graph(reply["generation"], 1),
-            prompt=_graph(reply["prompt"], reply["micro_batch"]),
+            prompt=_graph(reply["prompt"], reply["ubatch"]),
             layer_kv_bytes=tuple(
                 layers.get(str(layer), 0) for layer in range(1 + max(map(int, layers), default=-1))
             ),
@@ -127,10 +127,10 @@ class LlamaOracle:
 def grammar_memory(spec: ModelSpec) -> ProcessMemory:
     """What a worker holds more where answers follow grammars: their library, and the vocabulary it reads."""
     # As where they are planned for: numpy, which they need as several sequences do, is counted there.
-    parameters = replace(small_parameters(spec, False), grammar_bytes=grammar_bytes(1)).to_json()
+    config = replace(small_config(spec, False), grammar_bytes=grammar_bytes(1)).to_json()
     with LlamaWorker() as worker:
         without, with_one = (
-            _memory(worker.ask("simulate", parameters=parameters, with_grammar=it)) for it in (False, True)
+            _memory(worker.ask("simulate", config=config, with_grammar=it)) for it in (False, True)
         )
     return with_one.minus(without)
 
@@ -139,14 +139,14 @@ def _memory(reply: Mapping[str, Any]) -> ProcessMemory:
     return ProcessMemory(anonymous_bytes=reply["anonymous_bytes"], files=reply["files"])
 
 
-def small_parameters(spec: ModelSpec, repack: bool) -> EngineParameters:
+def small_config(spec: ModelSpec, repack: bool) -> LlamaConfig:
     """A configuration that is quick to ask about, where any will do."""
-    return EngineParameters(
+    return LlamaConfig(
         paths=spec.paths,
         context=256,
         parallel=1,
         kv_type="f16",
-        micro_batch=32,
+        ubatch=32,
         threads=1,
         repack=repack,
         load_mode="read",
@@ -158,5 +158,5 @@ def _graph(values: Mapping[str, Any], tokens: int) -> Graph:
         tokens=tokens,
         operations=tuple(Operation(**operation) for operation in values["operations"]),
         entries=tuple(values["entries"]),
-        entered_bytes=tuple(values["entered_bytes"]),
+        split_bytes=tuple(values["split_bytes"]),
     )

@@ -43,9 +43,9 @@ def room_after(model: Model, tokens: Sequence[int]) -> int:
         UsageError: none.
     """
     room = model.sequence_tokens
-    parts = 1 if model.parameters.kv_unified else model.parameters.parallel
+    parts = 1 if model.config.kv_unified else model.config.parallel
     if len(tokens) >= room:
-        if model.parameters.parallel > 1 and room == model.trained_tokens:
+        if model.config.parallel > 1 and room == model.trained_tokens:
             raise UsageError(f"the prompt has {len(tokens)} tokens, the model was trained for {room}")
         needed = -(-(len(tokens) + 256) // 256) * 256 * parts
         where = "the context" if parts == 1 else f"each of {parts} sequences"

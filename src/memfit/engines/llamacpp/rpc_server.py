@@ -28,9 +28,9 @@ from typing import Any
 from memfit.engines.allocator import trim
 from memfit.engines.llamacpp.library import Library, load_library
 from memfit.errors import EngineError, EngineMissingError, MemfitError, UsageError
-from memfit.memory.lending import LATER_BYTES, Lent, encode_lending, whole_pages
-from memfit.memory.process import process_status
+from memfit.memory.process_memory import process_status
 from memfit.memory.reserve import reserve_bytes
+from memfit.memory.rpc_memory import LATER_BYTES, RpcMemory, encode_rpc_memory, whole_pages
 from memfit.processes.child import Parent
 from memfit.units import KIB, MIB, format_bytes, parse_size
 
@@ -90,8 +90,8 @@ class _HostMemory:
         self._engine_init_backend = _function(device + _INIT_BACKEND_OFFSET, _INIT_BACKEND)
         _replace(device + _INIT_BACKEND_OFFSET, self._ours)
 
-    def _init_backend(self, device: int, parameters: bytes | None) -> int | None:
-        backend: int | None = self._engine_init_backend(device, parameters)
+    def _init_backend(self, device: int, config: bytes | None) -> int | None:
+        backend: int | None = self._engine_init_backend(device, config)
         if backend:
             self._context = _POINTER.from_address(backend + _CONTEXT_OFFSET).value
         return backend
@@ -196,8 +196,10 @@ class _Budget:
 
     def _get_memory(self, _device: int, free: Any, total: Any) -> None:
         self._settle()
-        free[0], total[0] = encode_lending(
-            Lent(budget_bytes=self._budget_bytes, peak_bytes=self._memory.peak_bytes(), threads=self._threads)
+        free[0], total[0] = encode_rpc_memory(
+            RpcMemory(
+                budget_bytes=self._budget_bytes, peak_bytes=self._memory.peak_bytes(), threads=self._threads
+            )
         )
 
     def _allocate(self, buffer_type: int, size: int) -> int | None:
@@ -232,7 +234,7 @@ def _replace(address: int, function: Any) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"memfit worker: {text}", file=sys.stderr, flush=True)
+    print(f"memfit rpc-server: {text}", file=sys.stderr, flush=True)
 
 
 def serve(settings: dict[str, Any], parent: Parent) -> None:

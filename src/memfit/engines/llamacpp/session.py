@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from memfit.engines.llamacpp.batch import LlamaBatch, speed_of
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.protocol import BatchTotals
-from memfit.engines.session import WorkerSession
+from memfit.engines.request_stream import LlamaBatch, speed_of
+from memfit.engines.worker_session import WorkerSession
 from memfit.errors import WorkerDiedError
 from memfit.hardware.machine import is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
-from memfit.memory.lending import decode_lending
+from memfit.memory.rpc_memory import decode_rpc_memory
 from memfit.planner.plan import LlamaPlan
 
 __all__ = ["LlamaSession"]
@@ -37,7 +37,7 @@ class LlamaSession(WorkerSession):
         verbose: bool = False,
     ) -> None:
         """Load the model, as WorkerSession does."""
-        devices = plan.parameters.devices
+        devices = plan.config.devices
         super().__init__(
             plan,
             lambda: LlamaWorker(verbose=verbose, yields=bool(devices)),
@@ -62,29 +62,29 @@ class LlamaSession(WorkerSession):
         )
 
     def _load_request(self) -> dict[str, Any]:
-        tier, parameters = self.plan.ram, self.plan.parameters
+        tier, config = self.plan.ram, self.plan.config
         return {
-            "parameters": parameters.to_json(),
+            "config": config.to_json(),
             "more_bytes": tier.kv_cache_bytes + tier.compute_bytes,
             "tensors": [asdict(one) for one in self.plan.spec.tensors]
-            if parameters.load_mode == "own"  # read by us
+            if config.load_mode == "own"  # read by us
             else [],
         }
 
     def _device_peaks(self) -> dict[str, int | None]:
-        names = self.plan.parameters.devices
+        names = self.plan.config.devices
         if not names:
             return {tier.name: 0 for tier in self.plan.tiers if tier.kind == "vram"}
         peaks: dict[str, int | None] = {}
         answers = self._ask("device_memory", names=list(names))["devices"]
         for tier, name in zip((one for one in self.plan.tiers if one.kind == "vram"), names, strict=True):
-            lent = decode_lending(*answers[name])
+            lent = decode_rpc_memory(*answers[name])
             peaks[tier.name] = lent.peak_bytes if lent else self._meter.gpu_peak_bytes(tier.name)
         return peaks
 
     def _explain(self, error: WorkerDiedError) -> WorkerDiedError:
         """The engine aborts where a remote device is lost."""
-        remote = [name for name in self.plan.parameters.devices if is_remote(name)]
+        remote = [name for name in self.plan.config.devices if is_remote(name)]
         if not remote or not _LOST_DEVICE.search(str(error)):
             return error
         return WorkerDiedError(

@@ -23,8 +23,8 @@ from memfit.errors import EngineError
 from memfit.hardware.direct_file import DirectFile, StreamError
 from memfit.hardware.disk_speed import own_memory
 from memfit.headers.model_spec import TensorSpec
+from memfit.memory.estimate import LlamaConfig
 from memfit.memory.locked import lock_memory
-from memfit.memory.oracle import EngineParameters
 from memfit.memory.streaming import PAGE_BYTES, SENT_BYTES, Stretch, is_read_by_row, stretches
 
 __all__ = ["OwnWeights"]
@@ -40,7 +40,7 @@ class OwnWeights:
 
     def __init__(
         self,
-        parameters: EngineParameters,
+        config: LlamaConfig,
         tensors: Sequence[TensorSpec],
         used: Sequence[tuple[str, int]],
         *,
@@ -58,19 +58,19 @@ class OwnWeights:
         self.error: StreamError | EngineError | None = None
         self.locked_bytes = 0  # of the pinned ones, where there is swap that they could go to
         self._abort, self._is_aborted = abort, is_aborted
-        self._ring_bytes = parameters.ring_bytes
+        self._ring_bytes = config.ring_bytes
         self._ring: Ring | None = None
         self._kept: list[mmap.mmap] = []  # the engine's tensors point into them
         self._table: mmap.mmap | None = None
         self._table_file = self._table_start = -1
-        self._files = [DirectFile(path) for path in parameters.paths]
+        self._files = [DirectFile(path) for path in config.paths]
         self._streamed: dict[int, Stretch] = {}  # by tensor
         self._giving: Giving | None = None  # where any are
         self._indices: dict[int, int] = {}  # tensor → its number in the order of computation
         self._shifts: list[int] = []  # where in its pages each tensor begins
         self._ggml = ggml = library.ggml_base
         self._types = library.type_numbers
-        streamed, dequantized = set(parameters.streamed), set(parameters.dequantized)
+        streamed, dequantized = set(config.streamed), set(config.dequantized)
         known = {one.name: one for one in tensors}
         pinned, sent, larger = [], [], []
         for name, address in used:
@@ -82,7 +82,7 @@ class OwnWeights:
             elif name in streamed:
                 (self._streamed[address],) = stretches([tensor])
             elif is_read_by_row(tensor, tensors):
-                self._map(tensor, address, parameters.paths[tensor.file_index])
+                self._map(tensor, address, config.paths[tensor.file_index])
             else:
                 pinned.append((tensor, address))
         whole, done = sum(one.size_bytes for one, _ in (*sent, *pinned, *larger)) or 1, 0
@@ -103,7 +103,7 @@ class OwnWeights:
         if self._streamed:
             names = {address: part.tensors[0].name for address, part in self._streamed.items()}
             largest = max(part.size_bytes for part in self._streamed.values())
-            self._giving = Giving(names, largest, has_devices=bool(parameters.devices))
+            self._giving = Giving(names, largest, has_devices=bool(config.devices))
         self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
             self._evaluate
         )

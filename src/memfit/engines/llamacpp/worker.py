@@ -18,21 +18,21 @@ from typing import Any
 
 from memfit.engines.allocator import keep_fast, trim
 from memfit.engines.channel import Channel, run_worker
-from memfit.engines.llamacpp.batching import Batcher
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
 from memfit.engines.llamacpp.library import Library, load_library
 from memfit.engines.llamacpp.model import Aborted, Model
 from memfit.engines.llamacpp.prompt import prompt_tokens, room_after
+from memfit.engines.llamacpp.request_loop import Batcher
 from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.protocol import Sampling
 from memfit.engines.text import TextAssembler, TextSender
 from memfit.errors import MemfitError
 from memfit.headers.model_spec import TensorSpec
+from memfit.memory.estimate import LlamaConfig
 from memfit.memory.grammars import grammar_limit_bytes
-from memfit.memory.oracle import EngineParameters
-from memfit.memory.process import process_memory
+from memfit.memory.process_memory import process_memory
 from memfit.units import MIB
 
 _MOST_THREADS = 64  # of a worker whose work buffer is foreseen
@@ -45,7 +45,7 @@ class Worker:
     def __init__(self) -> None:
         self.model: Model | None = None
         self.channel = Channel(on_request=self.begin, on_cancel=self.cancel)
-        self._simulated: EngineParameters | None = None  # what of its parameters a loaded model depends on
+        self._simulated: LlamaConfig | None = None  # what of its config a loaded model depends on
         self._devices: Devices | None = None
         self._known_grammars: Grammars | None = None
         self.cached: list[int] = []  # tokens of sequence 0 in the KV cache, in order
@@ -87,21 +87,21 @@ class Worker:
 
     def simulate(
         self,
-        parameters: dict[str, Any],
+        config: dict[str, Any],
         without_vocabulary: list[Any] | None = None,
         with_grammar: bool = False,
     ) -> dict[str, Any]:
         """Bytes of a configuration, without its weights. `without_vocabulary` is the architecture and
         the number of tokens, which then stand in for the vocabulary's text; `with_grammar` makes one over
         the vocabulary, which stays."""
-        wanted = _parameters(parameters)
+        wanted = _config(config)
         _import_for(wanted)
         placement = replace(wanted, **_CONTEXT_ONLY)
         if self.model is None or self._simulated != placement:
             if self.model is not None:
                 self.model.close()
             overrides = _no_vocabulary(self.library.api, *without_vocabulary) if without_vocabulary else None
-            devices = self._devices or Devices(self.library, stand_ins=True)
+            devices = self._devices or Devices(self.library, dummies=True)
             self._devices, self._simulated = devices, placement
             self.model = Model(self.library, devices, wanted, simulate=True, overrides=overrides)
         model = self.model
@@ -126,17 +126,17 @@ class Worker:
             "thread_bytes": -(-(more - most) // _MOST_THREADS),  # grows with threads, if at all, ever faster
             "candidate_bytes": _CANDIDATE_BYTES * model.vocabulary_size,
             **(self._graphs(model) if wanted.kv_unified else {}),
-            "micro_batch": model.micro_batch,
+            "ubatch": model.ubatch,
             "anonymous_bytes": memory.anonymous_bytes,
             "files": dict(memory.files),
         }
 
     @staticmethod
     def _graphs(model: Model) -> dict[str, Any]:
-        """What one token and one micro-batch compute; of one sequence, so only where all share the cache."""
+        """What one token and one ubatch compute; of one sequence, so only where all share the cache."""
         return {
             "generation": model.read_graph(tokens=1, sequences=1),
-            "prompt": model.read_graph(tokens=model.micro_batch, sequences=1),
+            "prompt": model.read_graph(tokens=model.ubatch, sequences=1),
         }
 
     def count_tokens(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
@@ -151,23 +151,23 @@ class Worker:
 
     def device_memory(self, names: list[str]) -> dict[str, Any]:
         """Free and total bytes of devices; without names, of this machine's GPUs."""
-        devices = self._devices = self._devices or Devices(self.library, stand_ins=False)
+        devices = self._devices = self._devices or Devices(self.library, dummies=False)
         return {"devices": {name: devices.memory(name) for name in names or devices.gpus()}}
 
     def load(
         self,
-        parameters: dict[str, Any],
+        config: dict[str, Any],
         limit_bytes: int | None,
         more_bytes: int,
         tensors: Sequence[dict[str, Any]] = (),
     ) -> dict[str, Any]:
         """Load for real; `more_bytes` is what the context will add to the weights, `tensors` are the file's
         where the weights are ours to read."""
-        wanted = _parameters(parameters)
+        wanted = _config(config)
         started = time.monotonic()
         importing = threading.Thread(target=_import_for, args=(wanted,))  # beside the engine's own work
         importing.start()
-        self._devices = Devices(self.library, stand_ins=False)
+        self._devices = Devices(self.library, dummies=False)
         self.model = Model(
             self.library,
             self._devices,
@@ -262,7 +262,7 @@ class Worker:
             following = []
 
     def batch(self, expected: float) -> dict[str, Any]:
-        """Answer requests that are added while it runs, side by side: see batching.py."""
+        """RequestResult requests that are added while it runs, side by side: see batching.py."""
         model = self._loaded()
         self._forget()
         return Batcher(model, self.library.api, self.channel, self._grammars, expected=expected).run()
@@ -305,7 +305,7 @@ class Worker:
         basics: bool,
     ) -> dict[str, Any]:
         """Speeds of a device, or of this CPU; `attention` holds keys such as "F16/128"."""
-        devices = self._devices = self._devices or Devices(self.library, stand_ins=False)
+        devices = self._devices = self._devices or Devices(self.library, dummies=False)
         address = devices.cpu if device is None else devices.find([device])[0]
         room = None if device is None else devices.memory(device)[0]
         found: dict[str, Any] = {"weights": {}, "attention": {}, "basics": {}}
@@ -323,8 +323,8 @@ class Worker:
                     found["basics"] = {
                         "activation_bytes_per_second": bench.activation_bytes_per_second(),
                         "node_seconds": bench.node_seconds(),
-                        "entering_seconds": entering["seconds"],
-                        "entering_bytes_per_second": entering["bytes_per_second"],
+                        "split_seconds": entering["seconds"],
+                        "split_bytes_per_second": entering["bytes_per_second"],
                     }
         except BusyMachineError:
             return {"speeds": None, "why": "other programs keep this machine busy"}
@@ -338,7 +338,7 @@ class Worker:
         assert self.model is not None, "the parent loads before it asks"
         return self.model
 
-    def _begin_grammars(self, wanted: EngineParameters, vocabulary: int) -> None:
+    def _begin_grammars(self, wanted: LlamaConfig, vocabulary: int) -> None:
         """Where grammars are planned, their vocabulary is read beside the weights."""
         limit_bytes = grammar_limit_bytes(wanted.parallel)
         self._known_grammars = Grammars(self.library.api, vocabulary, limit_bytes=limit_bytes)
@@ -378,7 +378,7 @@ _CONTEXT_ONLY: dict[str, Any] = {
     "context": 0,
     "parallel": 0,
     "kv_type": "",
-    "micro_batch": 0,
+    "ubatch": 0,
     "threads": 0,
     "load_mode": "",
     "kv_unified": True,
@@ -400,14 +400,14 @@ def _no_vocabulary(api: Any, architecture: str, tokens: int) -> Any:
     return overrides
 
 
-def _import_for(parameters: EngineParameters) -> None:
+def _import_for(config: LlamaConfig) -> None:
     """Several sequences, and grammars, are answered with numpy, whose memory counts in a plan as in a run."""
-    if parameters.parallel > 1 or parameters.grammar_bytes:
+    if config.parallel > 1 or config.grammar_bytes:
         importlib.import_module("numpy")
 
 
-def _parameters(values: dict[str, Any]) -> EngineParameters:
-    return EngineParameters.from_json(values)
+def _config(values: dict[str, Any]) -> LlamaConfig:
+    return LlamaConfig.from_json(values)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from memfit.errors import EngineError, EngineMissingError, MemfitError
 from memfit.hardware.folders import cache_folder, read_cached, write_cached
 from memfit.hardware.machine import Cpu, Gpu
 from memfit.headers.hf_config import HfConfig
-from memfit.memory.checkpoint import TransformersParameters
-from memfit.memory.process import ProcessMemory, group_bytes
-from memfit.planner.checkpoint import GpuRuntime, Runtime
+from memfit.memory.loaded_checkpoint import TransformersConfig
+from memfit.memory.process_memory import ProcessMemory, group_bytes
+from memfit.planner.transformers.planner import GpuRuntime, Runtime
 from memfit.processes.helper import ask_helper
 from memfit.units import MIB
 
@@ -68,8 +68,8 @@ class Calibration:
 
     def runtime(
         self,
-        parameters: TransformersParameters,
-        config: HfConfig,
+        config: TransformersConfig,
+        hf_config: HfConfig,
         cpu: Cpu,
         *,
         gpus: Sequence[tuple[Gpu, int]] = (),
@@ -82,29 +82,29 @@ class Calibration:
             EngineMissingError: a library is not installed.
             EngineError: the small model cannot be run, or torch cannot use a GPU.
         """
-        quantizes = parameters.load_in in ("int8", "nf4", "fp4")
+        quantizes = config.load_in in ("int8", "nf4", "fp4")
         require_libraries(quantizes=quantizes)
         versions = [_version(name) for name in (*_LIBRARIES, _QUANTIZING)]
         key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), *versions])
         values = read_cached(self._path, key)
-        where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{parameters.threads} threads"
-        shape = tuple(-(-size // 64) * 64 for size in (config.intermediate_size, config.hidden_size))
+        where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{config.threads} threads"
+        shape = tuple(-(-size // 64) * 64 for size in (hf_config.intermediate_size, hf_config.hidden_size))
         speeds = {
             name: self._kept(
                 values,
                 key,
                 f"{name} {shape} {where}",
                 f"measuring how fast torch multiplies here in {name}, once",
-                partial(_speed, name, shape, parameters.threads, gpus),
+                partial(_speed, name, shape, config.threads, gpus),
             )
-            for name in (parameters.load_in, parameters.plain_type)
+            for name in (config.load_in, config.plain_type)
         }
         found = self._kept(
             values,
             key,
-            f"{parameters.precision} {_identity(parameters.folder)} {where}",
+            f"{config.precision} {_identity(config.folder)} {where}",
             "measuring what transformers itself needs for this kind of model, once",
-            partial(_rehearse, parameters, gpus),
+            partial(_rehearse, config, gpus),
         )
         processes = [ProcessMemory(**found["worker"])]
         if count_parent:
@@ -118,7 +118,7 @@ class Calibration:
             layer_seconds=found["layer_seconds"],
             elements_per_second={name: one["elements_per_second"] for name, one in speeds.items()},
             operations_per_second={name: one["operations_per_second"] for name, one in speeds.items()},
-            link_bytes_per_second=speeds[parameters.plain_type]["link_bytes_per_second"],
+            link_bytes_per_second=speeds[config.plain_type]["link_bytes_per_second"],
             disk_bytes_per_second=disk_bytes_per_second,
             gpus=tuple(
                 GpuRuntime(
@@ -158,21 +158,21 @@ def _identity(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _rehearse(parameters: TransformersParameters, gpus: Sequence[tuple[Gpu, int]]) -> dict[str, Any]:
+def _rehearse(config: TransformersConfig, gpus: Sequence[tuple[Gpu, int]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="memfit-") as folder:
-        with TransformersWorker(load_in="bf16", threads=parameters.threads) as worker:
+        with TransformersWorker(load_in="bf16", threads=config.threads) as worker:
             worker.ask(
                 "write_small_checkpoint",
-                source=str(parameters.folder),
+                source=str(config.folder),
                 folder=folder,
-                trust_remote_code=parameters.trust_remote_code,
+                trust_remote_code=config.trust_remote_code,
             )
         small = replace(
-            parameters,
+            config,
             folder=Path(folder),
             paths=(Path(folder) / "model.safetensors",),
             context=1024,
-            micro_batch=512,
+            ubatch=512,
             device_map=(("", "cpu"),),
             gpus=tuple(gpu.index for gpu, _ in gpus[:1]),
             gguf=None,  # the small model is a checkpoint already

@@ -19,7 +19,7 @@ from memfit.engines.transformers.kv_cache import with_cache
 from memfit.engines.transformers.model import Aborted, Model, explained
 from memfit.errors import ModelError, UsageError, readable
 
-__all__ = ["Answer", "prompt_tokens"]
+__all__ = ["Generation", "prompt_tokens"]
 
 
 def prompt_tokens(model: Model, prompt: str | None, messages: Sequence[dict[str, str]] | None) -> list[int]:
@@ -32,7 +32,7 @@ def prompt_tokens(model: Model, prompt: str | None, messages: Sequence[dict[str,
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise UsageError(
-            f"{model.parameters.folder} has no tokenizer, so texts cannot be read or written; "
+            f"{model.config.folder} has no tokenizer, so texts cannot be read or written; "
             "memfit bench measures it without"
         )
     if prompt is not None:
@@ -57,7 +57,7 @@ def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
         raise ModelError(f"the model's chat template failed: {said}; try --raw") from None
 
 
-class Answer(BaseStreamer, StoppingCriteria):
+class Generation(BaseStreamer, StoppingCriteria):
     """One answer on its way: hears each token, sends its text, and says when to end."""
 
     def __init__(self, model: Model, sampling: Sampling, text: TextSender, *, room: int) -> None:
@@ -121,7 +121,7 @@ class Answer(BaseStreamer, StoppingCriteria):
             max_new_tokens=self._limit,
             max_length=None,
             min_length=0,
-            prefill_chunk_size=self._model.parameters.micro_batch,
+            prefill_chunk_size=self._model.config.ubatch,
             use_cache=True,
             return_dict_in_generate=False,
             cache_implementation=None,

@@ -19,7 +19,7 @@ from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import DoesNotFitError, ModelError, WorkerDiedError
 from memfit.hardware.folders import cache_folder, scratch_folder
 from memfit.memory.meter import Meter
-from memfit.planner.checkpoint import TransformersPlan
+from memfit.planner.transformers.planner import TransformersPlan
 from memfit.units import format_bytes
 
 __all__ = ["GgufCheckpoint", "convert", "find_checkpoint_of"]
@@ -70,10 +70,10 @@ def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[Transformers
         ModelError: the disk has no room.
         EngineError: transformers cannot read the file.
     """
-    parameters = plan.parameters
-    assert parameters.gguf is not None
-    place = parameters.folder.parent
-    free, needs = shutil.disk_usage(place).free, sum(path.stat().st_size for path in parameters.paths)
+    config = plan.config
+    assert config.gguf is not None
+    place = config.folder.parent
+    free, needs = shutil.disk_usage(place).free, sum(path.stat().st_size for path in config.paths)
     if free < needs:
         raise ModelError(
             f"{place} has {format_bytes(free)} free, and the file becomes a checkpoint of "
@@ -81,23 +81,21 @@ def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[Transformers
         )
     with (
         _fresh(place / _WHOLE) as folder,
-        TransformersWorker(load_in=parameters.plain_type, threads=parameters.threads) as worker,
+        TransformersWorker(load_in=config.plain_type, threads=config.threads) as worker,
     ):
-        for path in parameters.folder.iterdir():  # the tokenizer
-            if path not in parameters.paths and path.name != _ABOUT:
+        for path in config.folder.iterdir():  # the tokenizer
+            if path not in config.paths and path.name != _ABOUT:
                 shutil.copy(path, folder)
         meter = Meter(
             worker.pid,
             count_parent=count_parent,
-            model_files=[parameters.gguf],
+            model_files=[config.gguf],
             limit_bytes=plan.ram.limit_bytes,
             on_overrun=worker.kill,
         )
         meter.start()
         try:
-            worker.ask(
-                "convert_gguf", file=str(parameters.gguf), folder=str(folder), dtype=parameters.plain_type
-            )
+            worker.ask("convert_gguf", file=str(config.gguf), folder=str(folder), dtype=config.plain_type)
         except WorkerDiedError:
             if meter.overrun_bytes is None:
                 raise
@@ -108,9 +106,7 @@ def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[Transformers
             meter.stop()
     whole = place / _WHOLE
     paths = tuple(sorted(whole.glob("*.safetensors")))
-    return replace(
-        plan, parameters=replace(parameters, folder=whole, paths=paths, gguf=None)
-    ), meter.peak_bytes
+    return replace(plan, config=replace(config, folder=whole, paths=paths, gguf=None)), meter.peak_bytes
 
 
 @contextlib.contextmanager

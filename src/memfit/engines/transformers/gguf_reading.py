@@ -15,7 +15,7 @@ import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
 from memfit.engines.transformers.model import DTYPES, explained
-from memfit.memory.process import process_status
+from memfit.memory.process_memory import process_status
 
 __all__ = ["convert_gguf", "describe_gguf"]
 

@@ -12,7 +12,7 @@ import torch
 
 from memfit.engines.transformers.model import DTYPES
 from memfit.errors import EngineError
-from memfit.memory.checkpoint import plain_type
+from memfit.memory.loaded_checkpoint import plain_type
 from memfit.units import MIB
 
 __all__ = ["measure_kernels"]

@@ -26,15 +26,15 @@ def with_cache(model: Any, cache: Cache) -> dict[str, Cache]:
     return {"cache" if renamed else "past_key_values": cache}
 
 
-def planned_cache(config: Any, *, context: int, micro_batch: int) -> Cache:
-    """A cache for one sequence of `context` tokens, prompts coming `micro_batch` tokens at a time.
+def planned_cache(config: Any, *, context: int, ubatch: int) -> Cache:
+    """A cache for one sequence of `context` tokens, prompts coming `ubatch` tokens at a time.
 
     Layers of another kind than full and sliding attention stay as transformers has them.
     """
     cache = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
         if type(layer) is DynamicSlidingWindowLayer:
-            room = min(context, layer.sliding_window - 1 + micro_batch)
+            room = min(context, layer.sliding_window - 1 + ubatch)
             cache.layers[index] = _SlidingLayer(layer.sliding_window, room)
         elif type(layer) is DynamicLayer:
             cache.layers[index] = _FullLayer(context)

@@ -17,10 +17,10 @@ from memfit.engines.transformers.offloading import stream_offloaded
 from memfit.engines.transformers.reading import lazy_tensors
 from memfit.errors import EngineError, MemfitError, ModelError, readable
 from memfit.hardware.direct_file import StreamError
-from memfit.headers.find import find_weights
 from memfit.headers.safetensors import Checkpoint, SafetensorsTensor
-from memfit.memory.checkpoint import TransformersParameters
-from memfit.memory.process import process_status
+from memfit.hub.resolve import find_weights
+from memfit.memory.loaded_checkpoint import TransformersConfig
+from memfit.memory.process_memory import process_status
 
 __all__ = ["DTYPES", "Aborted", "Model", "explained"]
 
@@ -37,7 +37,7 @@ class Model:
 
     def __init__(
         self,
-        parameters: TransformersParameters,
+        config: TransformersConfig,
         *,
         limit_bytes: int | None,
         on_progress: Callable[[float], None],
@@ -50,28 +50,28 @@ class Model:
             ModelError: files are damaged, or config and weights disagree.
             EngineError: transformers refuses the model.
         """
-        torch.set_num_threads(parameters.threads)
-        for index, limit in enumerate(parameters.gpu_limits):
+        torch.set_num_threads(config.threads)
+        for index, limit in enumerate(config.gpu_limits):
             whole = torch.cuda.get_device_properties(index).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole), index)
-        if parameters.gpus:
+        if config.gpus:
             torch.cuda.set_device(0)  # setting a limit makes its GPU the current one
         torch.set_grad_enabled(False)
-        self.parameters = parameters
+        self.config = config
         self._stopped = threading.Event()
         self._limit_bytes = limit_bytes
-        with explained(f"transformers cannot load {parameters.folder}"):
-            config = transformers.AutoConfig.from_pretrained(
-                parameters.folder, trust_remote_code=parameters.trust_remote_code
+        with explained(f"transformers cannot load {config.folder}"):
+            hf_config = transformers.AutoConfig.from_pretrained(
+                config.folder, trust_remote_code=config.trust_remote_code
             )
-            text = config.get_text_config()
+            text = hf_config.get_text_config()
             if getattr(text, "sliding_window", None) == 0:
                 text.sliding_window = None  # 0 says that there is none, and some models mask all with it
-            self.tokenizer = _tokenizer(parameters)
-            self.model = self._load(config, on_progress, offload_folder)
-            self.generation_config = _generation_config(parameters.folder, self.model)
+            self.tokenizer = _tokenizer(config)
+            self.model = self._load(hf_config, on_progress, offload_folder)
+            self.generation_config = _generation_config(config.folder, self.model)
         stream_offloaded(self.model)
-        self.cache = planned_cache(config, context=parameters.context, micro_batch=parameters.micro_batch)
+        self.cache = planned_cache(hf_config, context=config.context, ubatch=config.ubatch)
         self.cached: list[int] = []  # the cache's tokens, in order
         for module in self.model.modules():
             if type(module).__name__ in (self.model._no_split_modules or ()):
@@ -79,20 +79,20 @@ class Model:
 
     # -- loading ---------------------------------------------------------------------------------
 
-    def _load(self, config: Any, on_progress: Callable[[float], None], offload_folder: str | None) -> Any:
-        parameters = self.parameters
-        checkpoint = find_weights(parameters.folder / "config.json")
+    def _load(self, hf_config: Any, on_progress: Callable[[float], None], offload_folder: str | None) -> Any:
+        config = self.config
+        checkpoint = find_weights(config.folder / "config.json")
         if checkpoint is None:
-            raise ModelError(f"there are no safetensors in {parameters.folder}")
-        indexes = {f"gpu{number}": index for index, number in enumerate(parameters.gpus)}  # torch's
-        device_map = {module: indexes.get(place, place) for module, place in parameters.device_map}
+            raise ModelError(f"there are no safetensors in {config.folder}")
+        indexes = {f"gpu{number}": index for index, number in enumerate(config.gpus)}  # torch's
+        device_map = {module: indexes.get(place, place) for module, place in config.device_map}
         streams = "disk" in device_map.values()
-        model, found = _model_class(config, parameters).from_pretrained(
+        model, found = _model_class(hf_config, config).from_pretrained(
             None,
-            config=config,
+            config=hf_config,
             state_dict=lazy_tensors(checkpoint, self._before_each(checkpoint, on_progress)),
-            dtype=DTYPES[parameters.plain_type],
-            quantization_config=_quantization(parameters),
+            dtype=DTYPES[config.plain_type],
+            quantization_config=_quantization(config),
             device_map=device_map,
             offload_folder=offload_folder if streams else None,
             output_loading_info=True,
@@ -100,7 +100,7 @@ class Model:
         missing = sorted(found["missing_keys"]) + sorted(str(one[0]) for one in found["mismatched_keys"])
         if missing:
             raise ModelError(
-                f"config.json and the weights of {parameters.folder} disagree: {len(missing)} tensors are "
+                f"config.json and the weights of {config.folder} disagree: {len(missing)} tensors are "
                 f"missing or of another shape, {missing[0]} among them"
             )
         # For decoding on a GPU it would take copies of the experts that each token chooses.
@@ -135,13 +135,13 @@ class Model:
     # -- passes ----------------------------------------------------------------------------------
 
     def decode(self, tokens: Sequence[int]) -> None:
-        """Compute tokens behind those in the cache, a micro-batch at a time.
+        """Compute tokens behind those in the cache, a ubatch at a time.
 
         Raises:
             Aborted: it was cancelled.
             EngineError: the disk or the engine failed.
         """
-        size = self.parameters.micro_batch
+        size = self.config.ubatch
         with explained("the engine failed"):
             for start in range(0, len(tokens), size):
                 ids = torch.tensor([tokens[start : start + size]], device=self.model.device)
@@ -219,12 +219,12 @@ class Model:
 
     def wait(self) -> None:
         """For what GPUs have not computed yet."""
-        for index in range(len(self.parameters.gpus)):
+        for index in range(len(self.config.gpus)):
             torch.cuda.synchronize(index)
 
     def gpu_bytes(self) -> list[int]:
         """What torch's allocator has taken at most, by GPU."""
-        return [torch.cuda.max_memory_reserved(index) for index in range(len(self.parameters.gpus))]
+        return [torch.cuda.max_memory_reserved(index) for index in range(len(self.config.gpus))]
 
     def reported_bytes(self) -> int:
         """What transformers itself says: without the quantization state."""
@@ -245,40 +245,40 @@ def explained(what: str) -> Iterator[None]:
         raise EngineError(f"{what}: {readable(text, most=600)}") from error
 
 
-def _model_class(config: Any, parameters: TransformersParameters) -> Any:
-    remote = getattr(config, "auto_map", {}).get("AutoModelForCausalLM")
-    if remote and parameters.trust_remote_code:
+def _model_class(hf_config: Any, config: TransformersConfig) -> Any:
+    remote = getattr(hf_config, "auto_map", {}).get("AutoModelForCausalLM")
+    if remote and config.trust_remote_code:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        return get_class_from_dynamic_module(remote, str(parameters.folder))
+        return get_class_from_dynamic_module(remote, str(config.folder))
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    if type(config) not in known:
+    if type(hf_config) not in known:
         raise ModelError(
-            f"transformers {transformers.__version__} has no language model of type {config.model_type}"
+            f"transformers {transformers.__version__} has no language model of type {hf_config.model_type}"
         )
-    return known[type(config)]
+    return known[type(hf_config)]
 
 
-def _quantization(parameters: TransformersParameters) -> Any:
-    if parameters.load_in == "int8":
+def _quantization(config: TransformersConfig) -> Any:
+    if config.load_in == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    if parameters.load_in in ("nf4", "fp4"):
+    if config.load_in in ("nf4", "fp4"):
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_quant_type=parameters.load_in,
-            bnb_4bit_use_double_quant=parameters.double_quant,
+            bnb_4bit_quant_type=config.load_in,
+            bnb_4bit_use_double_quant=config.double_quant,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     return None
 
 
-def _tokenizer(parameters: TransformersParameters) -> Any:
+def _tokenizer(config: TransformersConfig) -> Any:
     """None where the folder has none: token numbers can be computed with, texts cannot."""
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-    if not any((parameters.folder / name).is_file() for name in names):
+    if not any((config.folder / name).is_file() for name in names):
         return None
     return transformers.AutoTokenizer.from_pretrained(
-        parameters.folder, trust_remote_code=parameters.trust_remote_code
+        config.folder, trust_remote_code=config.trust_remote_code
     )
 
 

@@ -12,20 +12,26 @@ from memfit.errors import EngineError, ModelError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Gpu, Machine
-from memfit.headers.find import find_file, find_weights
+from memfit.headers.gguf_model import read_model
 from memfit.headers.hf_config import HfConfig, read_config
 from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
-from memfit.headers.model import read_model
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_checkpoint_writes, require_writes
-from memfit.headers.remote.stand_in import is_stand_in
-from memfit.memory.checkpoint import TransformersParameters, converting_peak_bytes, plain_type
-from memfit.memory.process import process_memory
-from memfit.planner.checkpoint import LOAD_IN, Runtime, TransformersPlan, plan_checkpoint, require_sense
-from memfit.planner.planner import thread_count
+from memfit.hub.header_only import is_header_only
+from memfit.hub.resolve import find_file, find_weights
+from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes, plain_type
+from memfit.memory.process_memory import process_memory
+from memfit.planner.llamacpp.planner import thread_count
+from memfit.planner.llamacpp.streaming import ASSUMED_DISK
 from memfit.planner.request import Budget, Workload
-from memfit.planner.streaming import ASSUMED_DISK
+from memfit.planner.transformers.planner import (
+    LOAD_IN,
+    Runtime,
+    TransformersPlan,
+    plan_checkpoint,
+    require_sense,
+)
 
 __all__ = ["plan_for_transformers"]
 
@@ -62,32 +68,32 @@ def plan_for_transformers(
         path = gguf.folder / "config.json"
     else:
         require_checkpoint_writes(model, path)
-    config, weights = read_config(path), find_weights(path)
+    hf_config, weights = read_config(path), find_weights(path)
     if weights is None:
-        raise ModelError(_no_weights(config))
-    checkpoint = model_from_checkpoint(config, weights)
+        raise ModelError(_no_weights(hf_config))
+    checkpoint = model_from_checkpoint(hf_config, weights)
     here = probe()
-    parameters = TransformersParameters(
+    config = TransformersConfig(
         folder=path.absolute().parent,
         paths=weights.paths,
-        load_in=load_in or _STORED[config.dtype or "float32"],
+        load_in=load_in or _STORED[hf_config.dtype or "float32"],
         double_quant=double_quant,
         context=0,
-        micro_batch=0,
+        ubatch=0,
         threads=thread_count(here, workload),
         trust_remote_code=trust_remote_code,
         gguf=spec.paths[0] if spec and gguf and not gguf.is_whole else None,
     )
-    require_sense(parameters, workload)
-    spec = spec or spec_of_checkpoint(model, config, weights, checkpoint)
-    remote = any(map(is_stand_in, spec.paths))
+    require_sense(config, workload)
+    spec = spec or spec_of_checkpoint(model, hf_config, weights, checkpoint)
+    remote = any(map(is_header_only, spec.paths))
     disk = ASSUMED_DISK[0] if remote else measure_file(max(spec.paths, key=lambda one: one.stat().st_size))[0]
     calibration = Calibration(say)
 
     def runtime(gpus: Sequence[tuple[Gpu, int]]) -> Runtime:
         return calibration.runtime(
-            parameters,
             config,
+            hf_config,
             here.cpu,
             gpus=gpus,
             disk_bytes_per_second=disk,
@@ -103,11 +109,11 @@ def plan_for_transformers(
                 raise
             say(f"GPUs are not used: {error}")
     if gguf and not gguf.is_whole:
-        needs = converting_peak_bytes(spec.tensors, 4 if parameters.plain_type == "fp32" else 2)
+        needs = converting_peak_bytes(spec.tensors, 4 if config.plain_type == "fp32" else 2)
         parent = process_memory().anonymous_bytes if count_parent else 0
         converting = parent + gguf.reading_bytes + needs
         runtimes = [replace(one, converting_bytes=converting) for one in runtimes]
-    return plan_checkpoint(spec, checkpoint, parameters, here, budget, workload, runtimes)
+    return plan_checkpoint(spec, checkpoint, config, here, budget, workload, runtimes)
 
 
 def _gpus(machine: Machine, budget: Budget) -> list[tuple[Gpu, int]]:
@@ -132,8 +138,8 @@ def _one_file(spec: ModelSpec) -> ModelSpec:
     return spec
 
 
-def _no_weights(config: HfConfig) -> str:
-    folder = config.path.parent
+def _no_weights(hf_config: HfConfig) -> str:
+    folder = hf_config.path.parent
     for name in _PICKLES:
         if (folder / name).exists():
             return (

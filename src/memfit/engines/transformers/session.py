@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from memfit.engines.report import ModelBytes, Report
-from memfit.engines.session import WorkerSession
 from memfit.engines.transformers.gguf_files import convert
 from memfit.engines.transformers.process import TransformersWorker
+from memfit.engines.worker_session import WorkerSession
 from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder, scratch_folder
 from memfit.hardware.nvidia import gpu_bytes_of
-from memfit.planner.checkpoint import TransformersPlan
+from memfit.planner.transformers.planner import TransformersPlan
 
 __all__ = ["TransformersSession"]
 
@@ -41,24 +41,24 @@ class TransformersSession(WorkerSession):
         Raises:
             ModelError: also where the disk has no room for what stays on it, or what a GGUF file becomes.
         """
-        if plan.parameters.gguf:
+        if plan.config.gguf:
             self.require_loadable(plan)
             plan, self._earlier_peak_bytes = convert(plan, count_parent=count_parent)
-        parameters = plan.parameters
+        config = plan.config
         with contextlib.ExitStack() as opened:
             self._folder = opened.enter_context(_offload_folder(plan.offloaded_bytes))
             super().__init__(
                 plan,
                 lambda: TransformersWorker(
-                    load_in=parameters.load_in,
-                    threads=parameters.threads,
-                    gpus=parameters.gpus,
+                    load_in=config.load_in,
+                    threads=config.threads,
+                    gpus=config.gpus,
                     verbose=verbose,
                 ),
                 count_parent=count_parent,
                 hard_cap=hard_cap,
                 on_progress=on_progress,
-                gpu_bytes=gpu_bytes_of if parameters.gpus else None,
+                gpu_bytes=gpu_bytes_of if config.gpus else None,
             )
             self._opened.push(opened.pop_all())
 
@@ -94,7 +94,7 @@ class TransformersSession(WorkerSession):
         return self._meter.together(self._loaded["resident_bytes"])
 
     def _load_request(self) -> dict[str, Any]:
-        return {"parameters": self.plan.parameters.to_json(), "offload_folder": self._folder}
+        return {"config": self.plan.config.to_json(), "offload_folder": self._folder}
 
 
 @contextlib.contextmanager

@@ -18,14 +18,14 @@ from memfit.engines.allocator import keep_fast, trim
 from memfit.engines.channel import Channel, run_worker
 from memfit.engines.protocol import Sampling
 from memfit.engines.text import TextSender
-from memfit.engines.transformers.generation import Answer, prompt_tokens
+from memfit.engines.transformers.generation import Generation, prompt_tokens
 from memfit.engines.transformers.gguf_reading import convert_gguf, describe_gguf
 from memfit.engines.transformers.kernels import measure_kernels
 from memfit.engines.transformers.model import Aborted, Model
-from memfit.engines.transformers.rehearsal import write_small_checkpoint
+from memfit.engines.transformers.small_checkpoint import write_small_checkpoint
 from memfit.errors import UsageError
-from memfit.memory.checkpoint import TransformersParameters
-from memfit.memory.process import process_status
+from memfit.memory.loaded_checkpoint import TransformersConfig
+from memfit.memory.process_memory import process_status
 from memfit.units import MIB
 
 _TENSOR_BYTES = 32 * MIB  # the most that the allocator takes
@@ -65,11 +65,11 @@ class Worker:
         )
 
     def load(
-        self, parameters: dict[str, Any], limit_bytes: int | None, offload_folder: str | None
+        self, config: dict[str, Any], limit_bytes: int | None, offload_folder: str | None
     ) -> dict[str, Any]:
         started = time.monotonic()
         self.model = Model(
-            TransformersParameters.from_json(parameters),
+            TransformersConfig.from_json(config),
             limit_bytes=limit_bytes,
             on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
             offload_folder=offload_folder,
@@ -107,15 +107,15 @@ class Worker:
         model = self._loaded()
         settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
         tokens = prompt_tokens(model, prompt, messages)
-        room = model.parameters.context - len(tokens)
+        room = model.config.context - len(tokens)
         if room <= 0:
             raise UsageError(
-                f"the prompt has {len(tokens)} tokens, the context {model.parameters.context}; "
+                f"the prompt has {len(tokens)} tokens, the context {model.config.context}; "
                 f"try --ctx {len(tokens) + 256} or a shorter prompt"
             )
         if settings.seed != _SEED:
             torch.manual_seed(settings.seed)
-        answer = Answer(model, settings, TextSender(self.channel), room=room)
+        answer = Generation(model, settings, TextSender(self.channel), room=room)
         answer.generate(tokens)
         trim()
         return answer.to_json()

@@ -1,0 +1,79 @@
+"""`memfit rpc-server`: lend this machine's device to others through llama.cpp's RPC, within a budget."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import asdict
+from types import FrameType
+
+import click
+
+from memfit.cli.json_output import json_option, write_json
+from memfit.cli.options import verbose_option
+
+__all__ = ["command"]
+
+
+@click.command("rpc-server")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen at (IPv4)."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=50052,
+    show_default=True,
+    metavar="PORT",
+    help="Port to listen at; 0 is any free one.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Most memory to hold, overhead included: 8GiB, 90% of what is free.  [what is free, less a reserve]",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 512),
+    metavar="N",
+    help="Threads to compute with.  [physical cores]",
+)
+@json_option
+@verbose_option
+def command(
+    host: str, port: int, memory: str | None, threads: int | None, as_json: bool, verbose: bool
+) -> None:
+    """Lend this machine's device over RPC, to one client at a time, until Ctrl-C.
+
+    Clients run llama.cpp of the same version: memfit with --rpc HOST:PORT, or llama.cpp's own programs.
+    Whoever reaches the port may use the machine: there is no password and no encryption.
+    """
+    from memfit.engines.llamacpp.rpc_supervisor import RpcSupervisor
+    from memfit.units import format_bytes
+
+    def say(text: str) -> None:
+        click.echo(f"memfit rpc-server: {text}", err=True)
+
+    signal.signal(signal.SIGTERM, _leave)
+    with RpcSupervisor(host=host, port=port, memory=memory, threads=threads, verbose=verbose) as lender:
+        if not lender.is_local:
+            say(
+                f"{host} can be reached from other machines, and llama.cpp's RPC has no password and no "
+                "encryption: whoever reaches it may use and crash this server, and llama.cpp itself calls "
+                "it insecure. Listen at 127.0.0.1 and let others in through a tunnel, such as ssh -L"
+            )
+        lending = lender.start()
+        if as_json:
+            write_json({**asdict(lending), "pid": os.getpid()}, indent=None)
+        else:
+            click.echo(
+                f"memfit rpc-server: lending {lending.device}, {format_bytes(lending.memory_bytes)}, "
+                f"at {lending.host}:{lending.port}"
+            )
+        sys.stdout.flush()
+        lender.supervise(say)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)  # through the context manager, which ends the server

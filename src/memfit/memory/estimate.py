@@ -1,0 +1,132 @@
+"""The question "how many bytes will exactly this configuration use", and the shape of its answer.
+
+An engine answers it (engines/llamacpp/oracle.py); the planner only sees this interface. The answer also
+says what the engine's own graph will compute where, which is what the speed model needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["RAM", "DeviceBytes", "Graph", "LlamaConfig", "MemoryEstimate", "Operation", "Oracle"]
+
+RAM = 0  # the place that is no device; device i of `LlamaConfig.devices` is place i + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Everything that decides an engine's memory and kernels; a plan carries one of these."""
+
+    paths: tuple[Path, ...]  # the model's files, in shard order
+    context: int  # tokens over all sequences (llama.cpp's n_ctx)
+    parallel: int  # sequences (n_seq_max)
+    kv_type: str  # "f16", "q8_0" or "q4_0", for keys and values alike
+    ubatch: int  # tokens per pass of a prompt (n_ubatch)
+    threads: int
+    repack: bool  # weights in RAM rewritten while loading for this CPU's kernels
+    load_mode: str  # "mmap": the file's own pages; "read": copied by the engine; "own": by ourselves
+    devices: tuple[str, ...] = ()  # the engine's names: "CUDA0", or "HOST:PORT" of a remote one
+    layers: tuple[int, ...] = ()  # per device: how many layers it is home to; the others, first, are RAM's
+    # Exceptions from each layer's home: a tensor whose name matches the pattern lies in that place.
+    overrides: tuple[tuple[str, int], ...] = ()
+    # With load_mode "own": tensors in RAM's care that stay on the disk, and what they pass through.
+    streamed: tuple[str, ...] = ()
+    ring_bytes: int = 0
+    dequantized: tuple[str, ...] = ()  # with "own": quantized matrices in RAM that are held as BF16
+    kv_unified: bool = True  # any sequence may use all of the context; else each has an equal part of it
+    grammar_bytes: int = 0  # what the grammars of JSON schemas may hold together; 0: no answer follows one
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "paths": [str(path.absolute()) for path in self.paths]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LlamaConfig:
+        """What `to_json` gave, after any number of readings and writings as JSON."""
+        return cls(
+            **{
+                **values,
+                "paths": tuple(Path(path) for path in values["paths"]),
+                "devices": tuple(values["devices"]),
+                "layers": tuple(values["layers"]),
+                "overrides": tuple((pattern, place) for pattern, place in values["overrides"]),
+                "streamed": tuple(values["streamed"]),
+                "dequantized": tuple(values["dequantized"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """The graph nodes of one kind in one place, together."""
+
+    place: int
+    kind: str  # "matmul", "experts" (routed ones), "attention", or "other": norms, activations, copies
+    type: str  # GGML's name of the weights' type, or the KV cache's; empty for "other"
+    count: int  # nodes
+    bytes: int  # weights or cache read; for "other" whatever is read and written
+    operations: int  # multiplications and additions
+    cells: int = 0  # of "attention": cells of the KV cache that bytes and operations stand for
+    width: int = 0  # numbers per row of the matrices, or per head of "attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One pass over the model: what it computes where, and what passes between places."""
+
+    tokens: int
+    operations: tuple[Operation, ...]
+    entries: tuple[int, ...]  # per place: how often computing moves into it
+    split_bytes: tuple[int, ...]  # per place: activations copied into it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceBytes:
+    """What one device holds once loaded, as the engine counts it; the device's runtime is not in it."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    compute_bytes: int
+    scratch_bytes: int  # work buffer, where the device's kernels are a CPU's with as many threads as ours
+    thread_bytes: int = 0  # of the work buffer, what each further thread adds at most
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes + self.scratch_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes in RAM and on devices once loaded, each as the engine counts it."""
+
+    context: int  # tokens the engine will really hold: it rounds up to a multiple of 256
+    weights_bytes: int
+    kv_cache_bytes: int
+    compute_bytes: int  # the graph's activations
+    scratch_bytes: int  # the CPU kernels' work buffer, and the sampler's candidates
+    process_bytes: int  # memfit's processes themselves: Python, vocabulary, metadata, output buffer
+    generation: Graph  # of one token over a full context
+    prompt: Graph  # of one ubatch over a full context
+    layer_kv_bytes: tuple[int, ...] = ()  # KV cache of each layer, all sequences together
+    devices: tuple[DeviceBytes, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """In RAM."""
+        return (
+            self.weights_bytes
+            + self.kv_cache_bytes
+            + self.compute_bytes
+            + self.scratch_bytes
+            + self.process_bytes
+        )
+
+
+class Oracle(Protocol):
+    """Asks an engine without loading weights."""
+
+    def ask(self, config: LlamaConfig) -> MemoryEstimate:
+        """Raises EngineError where the engine refuses the configuration."""
+        ...

@@ -1,0 +1,218 @@
+"""What memfit's own way of loading and running a checkpoint in transformers takes, beyond what precision.py
+counts of the model itself: the KV cache it takes in advance, what a pass needs, what loading needs.
+
+Every formula is held against reality by tests/engine/test_transformers_memory.py and
+benchmarks/transformers_engine.py. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from memfit.headers.hf_config import HfConfig
+from memfit.headers.hf_shapes import HfModel, HfParameter
+from memfit.headers.model_spec import TensorSpec
+from memfit.memory.precision import loaded_bytes
+from memfit.units import MIB
+
+__all__ = [
+    "TransformersConfig",
+    "converting_peak_bytes",
+    "layer_bytes",
+    "layer_kv_bytes",
+    "loading_peak_bytes",
+    "packed_state_bytes",
+    "pass_bytes",
+    "plain_type",
+    "refused_layer",
+]
+
+_BLOCK = 64  # weights that share one scale
+_PACKED_ROWS = 32  # rows that bitsandbytes packs together on a CPU with AVX512-BF16
+# INT8, for each number that a matrix gives: an int32 and three float32; and what glibc's memalign
+# leaves between them from matrix to matrix, measured.
+_INT8_BYTES, _INT8_LEFT_BYTES = 16, 3
+_BUILDING_BYTES = 48 * MIB  # a model's modules and code beyond a header's, measured: 40 MiB
+_SAMPLER_BYTES = 24  # per token of the vocabulary: scores in float32 and sorted, their order
+_LAYER = re.compile(r"(.*\blayers)\.(\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersConfig:
+    """Everything that decides what transformers holds; a plan carries one of these."""
+
+    folder: Path  # config.json, tokenizer and weights
+    paths: tuple[Path, ...]  # of the weights
+    load_in: str  # "fp32", "bf16", "fp16", "int8", "nf4" or "fp4"
+    double_quant: bool  # scales quantized once more, with "nf4" and "fp4"
+    context: int  # tokens
+    ubatch: int  # tokens of a prompt per pass
+    threads: int
+    # Module → "gpu0", "cpu" or "disk", as accelerate's device map has it but for the names of GPUs.
+    device_map: tuple[tuple[str, str], ...] = (("", "cpu"),)
+    trust_remote_code: bool = False
+    gpus: tuple[int, ...] = ()  # by NVML's numbers; the first also computes what lies in RAM or on the disk
+    gpu_limits: tuple[int, ...] = ()  # bytes that torch may take on each of them
+    gguf: Path | None = None  # the file that becomes the checkpoint; None where that is one already
+
+    @property
+    def plain_type(self) -> str:
+        """Of what is not quantized: "fp32", "bf16" or "fp16"."""
+        return plain_type(self.load_in)
+
+    @property
+    def precision(self) -> str:
+        """A row of precision.py."""
+        return self.load_in + "-dq" * self.double_quant
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "folder": str(self.folder.absolute()),
+            "paths": [str(path.absolute()) for path in self.paths],
+            "gguf": str(self.gguf.absolute()) if self.gguf else None,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TransformersConfig:
+        """What `to_json` gave, after having been JSON."""
+        return cls(
+            **{
+                **values,
+                "folder": Path(values["folder"]),
+                "paths": tuple(Path(path) for path in values["paths"]),
+                "gguf": Path(values["gguf"]) if values["gguf"] else None,
+                "device_map": tuple((module, place) for module, place in values["device_map"]),
+                "gpus": tuple(values["gpus"]),
+                "gpu_limits": tuple(values["gpu_limits"]),
+            }
+        )
+
+
+def plain_type(load_in: str) -> str:
+    """Of what `load_in` does not quantize: "fp32", "bf16" or "fp16"."""
+    return load_in if load_in in ("fp32", "bf16", "fp16") else "bf16"
+
+
+# -- what stays ------------------------------------------------------------------------------------
+
+
+def layer_kv_bytes(config: HfConfig, context: int, ubatch: int, element_bytes: int) -> list[int]:
+    """Keys and values of each layer in engines/transformers/kv_cache.py: all of them from the start.
+
+    A sliding layer has room for its window and the ubatch that comes behind it.
+    """
+    of_a_token = 2 * config.num_key_value_heads * config.head_dim * element_bytes
+    return [
+        of_a_token * (context if window is None else min(context, window - 1 + ubatch))
+        for window in config.layer_windows
+    ]
+
+
+def packed_state_bytes(model: HfModel, *, double_quant: bool) -> int:
+    """4-bit quantization state after the first pass on a CPU with AVX512-BF16: a bfloat16 for each block
+    of 64 weights, whether it was nested before or not, and the code book; of a nested one its offset too.
+    """
+    linear = [one for one in model.parameters if one.kind == "linear"]
+    return sum(one.elements // _BLOCK * 2 + 64 + 4 * double_quant for one in linear)
+
+
+def refused_layer(model: HfModel) -> HfParameter | None:
+    """The first layer that bitsandbytes cannot pack on such a CPU: it fails at the first pass."""
+    for one in model.parameters:
+        if one.kind == "linear" and (one.shape[0] % _PACKED_ROWS or one.shape[1] % _BLOCK):
+            return one
+    return None
+
+
+def layer_bytes(model: HfModel, precision: str) -> dict[str, int]:
+    """Bytes of each decoder layer in a precision, by its module's name, in order."""
+    found: dict[str, int] = {}
+    for one in model.parameters:
+        if (match := _LAYER.match(one.name)) and "vision" not in match[1]:
+            name = f"{match[1]}.{match[2]}"
+            found[name] = found.get(name, 0) + loaded_bytes(one, precision)
+    return found
+
+
+# -- what passes -----------------------------------------------------------------------------------
+
+
+def loading_peak_bytes(model: HfModel, precision: str, streamed: Collection[str] = ()) -> int:
+    """The most that lies in RAM while engines/transformers/reading.py reads one tensor after the other, in
+    the order of their names as transformers sorts them; `streamed` modules go to the disk at once.
+
+    Beside what has been loaded: of a plain tensor its bytes in the file, where another type is wanted; of a
+    quantized one what bitsandbytes puts beside it; of merged experts the parts they are put together from.
+    """
+    quantizes = precision.split("-")[0]
+    stored = _STORED_BYTES[model.hf_config.dtype or "float32"]
+    held = 4 if precision == "fp32" else 2
+    cast = 0 if stored == held else stored
+    loaded = peak = 0
+    for one in sorted(model.parameters, key=lambda one: _natural(one.name)):
+        size = loaded_bytes(one, precision)
+        extra = cast * one.elements
+        if one.stacks:
+            extra = held * one.elements + cast * one.elements // max(1, one.shape[0])
+        elif one.kind == "linear" and quantizes == "int8":
+            extra = (held + max(cast, 9)) * one.elements
+        elif one.kind == "linear" and quantizes in ("nf4", "fp4"):
+            extra = held * one.elements + max(cast * one.elements, 27 * one.elements // 2)
+        peak = max(peak, loaded + size + extra)
+        if not any(one.name.startswith(f"{module}.") for module in streamed):
+            loaded += size
+    return peak
+
+
+def converting_peak_bytes(tensors: Sequence[TensorSpec], element_bytes: int) -> int:
+    """What transformers takes at most to dequantize a whole GGUF file, tensor by tensor in the file's order,
+    beyond what reading its header takes: what is done, the file so far, which is mapped, and the tensor at
+    work twice in float32."""
+    done = peak = 0
+    for one in tensors:
+        elements = one.elements
+        done += one.size_bytes + elements * element_bytes
+        peak = max(peak, done + 8 * elements)
+    return max(peak, done + _BUILDING_BYTES)
+
+
+def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Layer 2 before layer 10, as `dot_natural_key` in transformers' core_model_loading.py."""
+    parts = name.split(".")
+    return tuple((not one.isdigit(), int(one) if one.isdigit() else 0, one) for one in parts)
+
+
+def pass_bytes(model: HfModel, load_in: str, *, context: int, ubatch: int, packs: bool) -> int:
+    """What a pass needs beside weights and KV cache, at its worst moment.
+
+    Counted: the residual stream and what one attention and one feed-forward block hold at once; keys and
+    values repeated for their heads; the mask; the largest weight once more where a kernel unpacks it;
+    the sampler.
+    Ignored: what kernels keep for themselves, which the rehearsal has in its figure.
+    """
+    config, element = model.hf_config, 4 if load_in == "fp32" else 2
+    hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+    key_values = config.num_key_value_heads * config.head_dim
+    stream = ubatch * hidden * (2 * element + 8)  # and a norm in float32
+    wide = max(config.intermediate_size, config.moe_intermediate_size * config.num_experts // 8)
+    feed_forward = 4 * ubatch * wide * element
+    attention = (
+        ubatch * (3 * heads + 4 * key_values) * element
+        + 2 * context * heads * element
+        + ubatch * context * element
+    )
+    linear = [one for one in model.parameters if one.kind == "linear"]
+    extra = 0
+    if load_in in ("nf4", "fp4") and not packs:
+        extra = max((one.elements for one in linear), default=0) * element
+    elif load_in == "int8":
+        extra = ubatch * (_INT8_BYTES * wide + _INT8_LEFT_BYTES * sum(one.shape[0] for one in linear))
+    return stream + max(feed_forward, attention) + extra + _SAMPLER_BYTES * config.vocab_size
+
+
+_STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -1,0 +1,155 @@
+"""What each piece of a model costs a request in each place: the pieces that placement.py is to place.
+
+Attention, norms, routers and shared experts of a layer are one piece, its core, to which its attention
+over the KV cache is counted; each of its large feed-forward or expert tensors is a piece of its own, and
+so is the output. Counted as in speed.py, but without the efficiency of kernels, which divides everything
+alike, and without entering a place, which placement.py counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from memfit.headers.model_spec import ModelSpec, TensorSpec
+from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate, Operation
+from memfit.planner.llamacpp.placement import Layer, Piece
+from memfit.planner.llamacpp.tensor_devices import layer_tensors, output_tensors
+from memfit.planner.request import Workload
+from memfit.planner.speed import OP_OFFLOAD_TOKENS, DeviceSpeed, attention_key, cells_in_use, offload_device
+
+__all__ = ["CostModel", "Pieces"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """What a problem is made of, whatever the rooms."""
+
+    layers: tuple[Layer, ...]
+    output: Piece | None
+
+    @property
+    def layers_bytes(self) -> int:
+        """With their KV cache."""
+        return sum(
+            layer.kv_bytes + sum(piece.size_bytes for piece in (layer.core, *layer.blocks))
+            for layer in self.layers
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        return self.layers_bytes + (self.output.size_bytes if self.output else 0)
+
+
+class CostModel:
+    """Of one model and workload; `speeds` are each place's, RAM's first."""
+
+    def __init__(self, spec: ModelSpec, workload: Workload, speeds: Sequence[DeviceSpeed]) -> None:
+        self._spec = spec
+        self._workload = workload
+        self._speeds = speeds
+        self._taking_over = offload_device(speeds)
+
+    def pieces(self, config: LlamaConfig, base: MemoryEstimate) -> Pieces:
+        """`base` is the answer with everything in RAM."""
+        layers, output = layer_tensors(self._spec), output_tensors(self._spec)
+        others = self._other_seconds(base, max(1, len(layers)))
+        found = []
+        for index, tensors in enumerate(layers):
+            core = self._piece(f"blk.{index}.core", tensors.core, config)
+            has_cache = index < len(base.layer_kv_bytes)
+            kv_bytes = base.layer_kv_bytes[index] if has_cache else 0
+            attention = self._attention_seconds(kv_bytes, base) if has_cache else self._nothing
+            parts = zip(core.seconds, attention, others, strict=True)
+            found.append(
+                Layer(
+                    core=replace(core, seconds=tuple(map(sum, parts))),
+                    kv_bytes=kv_bytes,
+                    blocks=tuple(
+                        self._piece(f"blk.{index}.{kind}", block, config)
+                        for kind, block in tensors.blocks.items()
+                    ),
+                )
+            )
+        return Pieces(
+            layers=tuple(found),
+            output=self._piece("output", output, config, is_output=True) if output else None,
+        )
+
+    @property
+    def _nothing(self) -> tuple[float, ...]:
+        return (0.0,) * len(self._speeds)
+
+    def _piece(
+        self,
+        name: str,
+        tensors: Sequence[TensorSpec],
+        config: LlamaConfig,
+        *,
+        is_output: bool = False,
+    ) -> Piece:
+        prompt = 1 if is_output else self._workload.prompt_tokens  # logits of the last token only
+        passes = 1 if is_output else -(-prompt // config.ubatch)
+        taking = self._taking_over if min(prompt, config.ubatch) >= OP_OFFLOAD_TOKENS else None
+        seconds = []
+        for place, speed in enumerate(self._speeds):
+            total = 0.0
+            for tensor in tensors:
+                if len(tensor.shape) < 2:
+                    continue
+                share = self._share(tensor)
+                rates = speed.weight(tensor.type, tensor.shape[0])
+                total += self._workload.generated_tokens * tensor.size_bytes * share / rates.bytes_per_second
+                operations = 2 * tensor.elements * share * prompt
+                if place == RAM and taking:
+                    total += passes * tensor.size_bytes / taking.split_bytes_per_second
+                    total += operations / taking.weight(tensor.type, tensor.shape[0]).operations_per_second
+                else:
+                    total += operations / rates.operations_per_second
+            seconds.append(total)
+        size = sum(tensor.size_bytes for tensor in tensors)
+        return Piece(name=name, size_bytes=size, seconds=tuple(seconds))
+
+    def _share(self, tensor: TensorSpec) -> float:
+        """Of a routed expert tensor, the share of its experts that a token uses."""
+        if "_exps." not in tensor.name and "_chexps." not in tensor.name:
+            return 1.0
+        experts, used = (self._spec.architecture_value(key) for key in ("expert_count", "expert_used_count"))
+        return used / experts if isinstance(experts, int) and isinstance(used, int) and experts else 1.0
+
+    def _attention_seconds(self, kv_bytes: int, base: MemoryEstimate) -> tuple[float, ...]:
+        """A layer's attention over a request, by the nodes of the graph that read as many bytes."""
+        prompt_tokens, generated = self._workload.prompt_tokens, self._workload.generated_tokens
+        prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated, self._workload.depth)
+        one_token = _nearest(base.generation.operations, kv_bytes)
+        batch = _nearest(base.prompt.operations, kv_bytes)
+        if one_token is None or batch is None:
+            return self._nothing
+        found = []
+        for speed in self._speeds:
+            rates = speed.attending(attention_key(one_token.type, one_token.width))
+            per_token = one_token.operations / one_token.count * min(1.0, generation_cells / one_token.cells)
+            per_batch = batch.operations / batch.count * min(1.0, prompt_cells / batch.cells)
+            streamed = kv_bytes * min(1.0, generation_cells / one_token.cells)
+            found.append(
+                generated * max(per_token / rates.generation, streamed / speed.streaming_bytes_per_second)
+                + prompt_tokens / base.prompt.tokens * per_batch / rates.prompt
+            )
+        return tuple(found)
+
+    def _other_seconds(self, base: MemoryEstimate, layers: int) -> tuple[float, ...]:
+        """Norms, activations and the nodes themselves, the same for every layer."""
+        passes = self._workload.prompt_tokens / base.prompt.tokens
+        nodes = sum(one.count for one in base.generation.operations) / layers
+        moved = passes * sum(one.bytes for one in base.prompt.operations if one.kind == "other") / layers
+        return tuple(
+            (self._workload.generated_tokens + passes) * nodes * speed.node_seconds
+            + moved / speed.activation_bytes_per_second
+            for speed in self._speeds
+        )
+
+
+def _nearest(operations: Sequence[Operation], kv_bytes: int) -> Operation | None:
+    """The attention nodes that read this much each: layers with a window read less."""
+    found = [one for one in operations if one.kind == "attention"]
+    return min(found, key=lambda one: abs(one.bytes / one.count - kv_bytes), default=None)

@@ -1,0 +1,300 @@
+"""Which tensors lie on which device: rooms found by trying, and the placement that fills them best.
+
+prices.py says what the pieces of a model cost where, placement.py places them in rooms, places.py puts the
+result into the engine's words, and the oracle says what it really holds. What that is more or less than
+assumed goes back into the rooms, and the problem is solved once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from memfit.hardware.machine import Device
+from memfit.headers.model_spec import ModelSpec
+from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate
+from memfit.planner.llamacpp.cost_model import CostModel, Pieces
+from memfit.planner.llamacpp.placement import Piece, Place, Placement, Problem, cost, layer_split
+from memfit.planner.llamacpp.tensor_devices import placed_config
+from memfit.planner.plan import TierUse
+from memfit.planner.request import Workload
+from memfit.planner.speed import DeviceSpeed
+
+__all__ = ["Offloader"]
+
+_ATTEMPTS = 6
+_CLOSE = 0.004  # of a device's budget: less room found than this is not worth another attempt
+_FULL = 0.97  # of a device's budget: whole layers are good enough from here
+_ASKED = 0.972  # of the budget of a device that was asked for by name
+_FEWER = (1.0, 0.95, 0.8, 0.0)  # of that, where large tensors do not come out even
+_CLEAR_GAIN = 0.10  # over whole layers; below it the simpler plan is taken, if it fills the devices
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A placement, and what it really holds."""
+
+    config: LlamaConfig
+    problem: Problem
+    placement: Placement
+    needs: tuple[int, ...]  # bytes per place
+    fits: bool
+    filled: float  # how much of its budget the emptiest device holds that was asked for
+
+    def score(self) -> tuple[float, float]:
+        """Filled devices first, as far as they were asked for; then seconds."""
+        return min(self.filled, _FULL), -self.placement.seconds
+
+
+class Offloader:
+    """Finds the placement for one configuration after another."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        workload: Workload,
+        devices: Sequence[Device],
+        limits: Sequence[int],
+        asked: Sequence[int],
+        speeds: Sequence[DeviceSpeed],
+        tiers: Callable[[LlamaConfig], Sequence[TierUse]],
+        solver: Callable[[Problem], Placement | None],
+    ) -> None:
+        """`limits` and `speeds` are each place's, RAM's first; a device of which bytes were `asked` for is
+        filled even where RAM would be faster; `tiers` says what a placement really holds in each place, by
+        the oracle; `solver` is placement.solve, here or in another process."""
+        self._spec = spec
+        self._workload = workload
+        self._devices = devices
+        self._limits = limits
+        self._asked = (0, *asked)
+        self._speeds = speeds
+        self._tiers = tiers
+        self._solve = solver
+        self._prices = CostModel(spec, workload, speeds)
+
+    def place(self, config: LlamaConfig, base: MemoryEstimate) -> LlamaConfig | None:
+        """`config` with its placement filled in; None where no placement fits.
+
+        `base` is the answer with everything in RAM.
+        """
+        pieces = self._prices.pieces(config, base)
+        found = self._search(config, base, pieces)
+        if pieces.output and (found is None or found.filled < _FULL):
+            # The output is the largest matrix of many models: it may keep a worker from being filled.
+            without = self._search(config, base, replace(pieces, output=None))
+            found = max((one for one in (found, without) if one), key=_Found.score, default=None)
+        if found:
+            return found.config
+        return config if self._fit(self._tiers(config)) else None
+
+    def least_ram(self, config: LlamaConfig, base: MemoryEstimate) -> LlamaConfig:
+        """The placement that leaves least in RAM, fit or not: what an error can say about shortness."""
+        pieces = self._prices.pieces(config, base)
+
+        def by_size(piece: Piece, kv_bytes: int = 0) -> Piece:
+            """A byte in RAM costs a second."""
+            return replace(piece, seconds=(float(piece.size_bytes + kv_bytes), *[0.0] * len(self._devices)))
+
+        sized = Pieces(
+            layers=tuple(
+                replace(
+                    layer,
+                    core=by_size(layer.core, layer.kv_bytes),
+                    blocks=tuple(map(by_size, layer.blocks)),
+                )
+                for layer in pieces.layers
+            ),
+            output=pieces.output and by_size(pieces.output),
+        )
+        rooms = self._rooms(self._beside(base))
+        whole = sum(tensor.size_bytes for tensor in self._spec.tensors) + base.kv_cache_bytes
+        rooms[RAM] = 2 * whole  # without end
+        placement = self._solve(_problem(sized, rooms, [0.0] * len(rooms)))
+        assert placement is not None, "RAM without end holds any model"
+        return placed_config(self._spec, config, placement, self._devices)
+
+    # -- attempts --------------------------------------------------------------------------------
+
+    def _search(self, config: LlamaConfig, base: MemoryEstimate, pieces: Pieces) -> _Found | None:
+        """The best that is found; where that does not fill the devices, rather as many whole layers as they
+        hold: what is needed beside those hardly changes from one placement to the next."""
+        best = self._approach(config, base, pieces, lambda one: self._choose(one, pieces.size_bytes))
+        if best is None or best.filled < _FULL:
+            simple = self._approach(config, base, pieces, lambda one: layer_split(one, partial=True))
+            best = max((one for one in (best, simple) if one), key=_Found.score, default=None)
+        return best
+
+    def _approach(
+        self,
+        config: LlamaConfig,
+        base: MemoryEstimate,
+        pieces: Pieces,
+        choose: Callable[[Problem], Placement | None],
+    ) -> _Found | None:
+        """Chosen again and again, each time with the rooms that the placement before turned out to leave."""
+        passes = self._workload.generated_tokens + -(-self._workload.prompt_tokens // config.ubatch)
+        split_seconds = [passes * speed.split_seconds for speed in self._speeds]
+        beside = self._beside(base)
+        too_low = [0] * len(beside)
+        best: _Found | None = None
+        missed: _Found | None = None
+        for _ in range(_ATTEMPTS):
+            rooms = self._rooms(beside)
+            if pieces.layers_bytes > sum(rooms):
+                break
+            problem = _problem(pieces, rooms, split_seconds)
+            placement = choose(problem)
+            if placement is None:
+                break
+            found = self._look(config, problem, placement)
+            learned = [size - known for size, known in zip(found.needs, placement.used_bytes, strict=True)]
+            if found.fits:
+                best = max(best, found, key=_Found.score) if best else found
+            else:  # never again as little beside as here
+                missed = found
+                too_low = [max(pair) for pair in zip(too_low, learned, strict=True)]
+            if best and best.filled >= _FULL and not self._has_gained(beside, learned):
+                break
+            beside, before = [max(pair) for pair in zip(learned, too_low, strict=True)], beside
+            if beside == before:  # the same would be found again
+                break
+        for near in (best, missed):
+            while near and (best is None or best.filled < _FULL):
+                near = self._adjust(config, near)
+                best = max((one for one in (best, near) if one), key=_Found.score, default=None)
+        return best
+
+    def _beside(self, base: MemoryEstimate) -> list[int]:
+        """What weights and KV cache do not take, were it as much as with everything in RAM."""
+        buffers = base.compute_bytes + base.scratch_bytes
+        fixed = (base.process_bytes, *(device.overhead_bytes for device in self._devices))
+        return [buffers + one for one in fixed]
+
+    def _rooms(self, beside: Sequence[int]) -> list[int]:
+        """What is left for weights and KV cache."""
+        return [max(0, limit - size) for limit, size in zip(self._limits, beside, strict=True)]
+
+    def _has_gained(self, beside: Sequence[int], learned: Sequence[int]) -> bool:
+        """Whether a device takes clearly less beside weights and KV cache than was assumed."""
+        rows = list(zip(beside, learned, self._limits, strict=True))
+        return any(assumed - now > _CLOSE * limit for assumed, now, limit in rows[1:])
+
+    def _look(self, config: LlamaConfig, problem: Problem, placement: Placement) -> _Found:
+        """What a placement really holds."""
+        placed = placed_config(self._spec, config, placement, self._devices)
+        tiers = self._tiers(placed)
+        shares = [tier.total_bytes / asked for tier, asked in zip(tiers, self._asked, strict=True) if asked]
+        return _Found(
+            config=placed,
+            problem=problem,
+            placement=placement,
+            needs=tuple(tier.needs_bytes for tier in tiers),
+            fits=self._fit(tiers),
+            filled=min(shares, default=1.0),
+        )
+
+    def _fit(self, tiers: Sequence[TierUse]) -> bool:
+        return all(tier.needs_bytes <= limit for tier, limit in zip(tiers, self._limits, strict=True))
+
+    def _adjust(self, config: LlamaConfig, found: _Found) -> _Found | None:
+        """With single tensors moved out of devices that hold too much, and into what one that was asked for
+        has left; None where that gains nothing."""
+        rooms = [limit - size for limit, size in zip(self._limits, found.needs, strict=True)]
+        tried = [found.placement]
+        for _ in range(_ATTEMPTS):
+            left = list(rooms)
+            fuller = self._moved(found, left)
+            if fuller in tried:
+                break
+            tried.append(fuller)
+            looked = self._look(config, found.problem, fuller)
+            if looked.fits and (looked.filled > found.filled or not found.fits):
+                return looked
+            # Entering a device once more may take more than the tensor itself.
+            over = [max(0, need - most) for need, most in zip(looked.needs, self._limits, strict=True)]
+            rooms = [room - size - more for room, size, more in zip(rooms, left, over, strict=True)]
+        return None
+
+    def _moved(self, found: _Found, left: list[int]) -> Placement:
+        """What fits into the bytes that are `left` in devices, or is too much for them; `left` follows."""
+        homes, output = found.placement.homes, found.placement.output
+        blocks = [list(places) for places in found.placement.blocks]
+        sizes = {
+            (layer, index): block.size_bytes
+            for layer, one in enumerate(found.problem.layers)
+            for index, block in enumerate(one.blocks)
+        }
+
+        def move(layer: int, index: int, place: int) -> None:
+            left[blocks[layer][index]] += sizes[layer, index]
+            left[place] -= sizes[layer, index]
+            blocks[layer][index] = place
+
+        for place in range(1, len(left)):
+            while left[place] < 0 and (here := [one for one in sizes if blocks[one[0]][one[1]] == place]):
+                enough = [one for one in here if sizes[one] >= -left[place]] or here
+                # Rather one that does not lie at home: it frees what entering the device takes, too.
+                move(*min(enough, key=lambda one: (homes[one[0]] == place, sizes[one])), RAM)
+        for layer, index in sorted(sizes, key=lambda one: -sizes[one]):
+            place = max(range(len(left)), key=lambda one: left[one] if self._asked[one] else -1)
+            if blocks[layer][index] == RAM and self._asked[place] and sizes[layer, index] <= left[place]:
+                move(layer, index, place)
+        if [tuple(places) for places in blocks] == list(found.placement.blocks):
+            return found.placement
+        seconds, used = cost(found.problem, homes, blocks, output)
+        return replace(
+            found.placement,
+            blocks=tuple(map(tuple, blocks)),
+            seconds=seconds,
+            used_bytes=used,
+            exact=False,
+        )
+
+    # -- one placement ---------------------------------------------------------------------------
+
+    def _choose(self, problem: Problem, whole: int) -> Placement | None:
+        """The best placement; whole layers where that is not clearly better and they fill the devices."""
+        for share in _FEWER:
+            filled = replace(
+                problem,
+                places=tuple(
+                    replace(one, least_bytes=int(share * self._least(problem, place, whole)))
+                    for place, one in enumerate(problem.places)
+                ),
+            )
+            if placement := self._solve(filled):
+                break
+        else:
+            return None
+        for partial in (False, True):
+            simple = layer_split(filled, partial=partial)
+            if simple and simple.seconds <= placement.seconds * (1 + _CLEAR_GAIN):
+                full = all(
+                    used >= _FULL * place.room_bytes
+                    for used, place in zip(simple.used_bytes[1:], problem.places[1:], strict=True)
+                )
+                if full or simple.seconds <= placement.seconds:
+                    return simple
+        return placement
+
+    def _least(self, problem: Problem, place: int, whole: int) -> int:
+        """What a device must hold: nearly its budget, or its share of a model that the devices could hold."""
+        if not self._asked[place]:
+            return 0
+        room = problem.places[place].room_bytes
+        beside = self._limits[place] - room
+        devices = sum(one.room_bytes for one in problem.places[1:])
+        wanted = min(int(_ASKED * self._asked[place]), self._limits[place]) - beside
+        return max(0, min(wanted, int(_FULL * whole * room / (devices or 1))))
+
+
+def _problem(pieces: Pieces, rooms: Sequence[int], split_seconds: Sequence[float]) -> Problem:
+    return Problem(
+        places=tuple(
+            Place(name=str(place), room_bytes=room, split_seconds=seconds)
+            for place, (room, seconds) in enumerate(zip(rooms, split_seconds, strict=True))
+        ),
+        layers=pieces.layers,
+        output=pieces.output,
+    )

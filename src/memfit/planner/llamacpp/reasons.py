@@ -1,0 +1,137 @@
+"""Why a plan is what it is, in words: one line for each choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from memfit.memory.estimate import RAM
+from memfit.memory.streaming import DEQUANTIZED, dequantized_bytes
+from memfit.planner.llamacpp.tensor_devices import exceptions_of
+from memfit.planner.plan import LlamaPlan
+from memfit.planner.request import Budget
+from memfit.planner.speed import Prediction
+from memfit.units import format_bytes, format_rate
+
+__all__ = ["reasons"]
+
+
+def reasons(
+    plan: LlamaPlan,
+    budget: Budget,
+    *,
+    free_bytes: int,
+    largest_ubatch: int,
+    measured: bool,
+    other: Prediction | None,
+    alone: Prediction | None,
+    too_small: Sequence[str],
+) -> Iterator[str]:
+    """What a plan does not say itself: `free_bytes` of RAM; whether this CPU's kernels were `measured`;
+    the prediction with the `other` way of holding weights, if that fits too, and with RAM `alone`, if that
+    fits and is faster; devices that are `too_small`."""
+    yield from _budget_reasons(plan, budget, free_bytes)
+    yield from _context_reasons(plan)
+    yield f"repack {'on' if plan.config.repack else 'off'}: {_repack_reason(plan, measured, other)}"
+    yield from _dequantized_reasons(plan)
+    yield f"load mode {plan.config.load_mode}: {_load_reason(plan)}"
+    yield from _device_reasons(plan, alone, too_small)
+    size, threads = plan.config.ubatch, plan.config.threads
+    full = size >= largest_ubatch
+    yield f"ubatch {size}: " + ("full speed on prompts" if full else "a larger one does not fit")
+    yield f"{threads} threads: " + ("as asked" if plan.workload.threads else "one per physical core")
+
+
+def _budget_reasons(plan: LlamaPlan, budget: Budget, free_bytes: int) -> Iterator[str]:
+    if budget.ram is None:
+        yield (
+            f"budget: {format_bytes(free_bytes)} free "
+            f"less {format_bytes(free_bytes - plan.ram.budget_bytes)} reserve; --ram sets it"
+        )
+    elif plan.ram.budget_bytes > free_bytes:
+        yield f"only {format_bytes(free_bytes)} of the budget is free now"
+
+
+def _context_reasons(plan: LlamaPlan) -> Iterator[str]:
+    context, kv_type = plan.config.context, plan.config.kv_type
+    if plan.workload.context is None:
+        yield f"context {context}: the default; --ctx sets it"
+    if context > plan.spec.context_length and plan.config.parallel == 1:
+        yield f"the model was trained for {plan.spec.context_length} tokens; beyond that it degrades"
+    if not plan.config.kv_unified:
+        yield f"each sequence has its own {plan.context // plan.config.parallel} tokens of it"
+    if plan.context != context:
+        yield f"context {context} becomes {plan.context}: the engine rounds up"
+    if plan.workload.kv_type == "auto" and plan.ram.needs_bytes <= plan.ram.limit_bytes:
+        yield f"KV cache {kv_type}: " + (
+            "it fits unquantized" if kv_type == "f16" else "f16 does not fit the budget"
+        )
+
+
+def _repack_reason(plan: LlamaPlan, measured: bool, other: Prediction | None) -> str:
+    if plan.workload.repack != "auto":
+        return "as asked"
+    if not measured:
+        return "llama.cpp's default; this machine is too busy to be measured"
+    if len(plan.tiers) > 1:
+        return "what was measured faster for what lies in RAM"
+    if other is None:
+        return "the other way does not fit"
+    return (
+        f"prompt {format_rate(plan.prediction.prompt.value)} against "
+        f"{format_rate(other.prompt.value)}, generation "
+        f"{format_rate(plan.prediction.together.value)} against "
+        f"{format_rate(other.together.value)}, by this CPU's kernels"
+    )
+
+
+def _dequantized_reasons(plan: LlamaPlan) -> Iterator[str]:
+    names = set(plan.config.dequantized)
+    if names:
+        larger = [one for one in plan.spec.tensors if one.name in names]
+        added = sum(dequantized_bytes(one) - one.size_bytes for one in larger)
+        yield (
+            f"{len(larger)} matrices held as {DEQUANTIZED}, for {format_bytes(added)} more: "
+            "many sequences at once are computed faster so, by this CPU's kernels"
+        )
+
+
+def _load_reason(plan: LlamaPlan) -> str:
+    if plan.streamed_bytes:
+        return "more than memory holds, so a part is read from the disk for every pass"
+    if plan.config.dequantized:
+        return "past the page cache, so that only what was made of the file is held"
+    return {
+        "mmap": "the file's own pages, no copy",
+        "read": "tensor by tensor, so the file is not kept in memory",
+        "own": "past the page cache, and to devices in pieces, which takes little beside the weights",
+    }[plan.config.load_mode]
+
+
+def _device_reasons(plan: LlamaPlan, alone: Prediction | None, too_small: Sequence[str]) -> Iterator[str]:
+    for name in too_small:
+        yield f"{name} is not used: its budget holds little more than compute buffers"
+    devices = [tier.name for tier in plan.tiers if tier.kind == "vram"]
+    if not plan.config.devices:
+        for name in devices:
+            yield f"{name} is not used: with it the model would be slower, and RAM suffices"
+        return
+    for name, count in zip(devices, plan.config.layers, strict=True):
+        yield f"{name}: home of {count} layers, with their KV cache"
+    if alone:
+        yield (
+            "devices are used because they were asked for: RAM alone would do, at "
+            f"{format_rate(alone.generation.value)} generation"
+        )
+    for (place, kind), layers in exceptions_of(plan.spec, plan.config).items():
+        yield f"{kind} of {_ranges(layers)} in {'RAM' if place == RAM else devices[place - 1]}"
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """ "layers 3, 7-9"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1][1:] = [layer]
+        else:
+            runs.append([layer])
+    return f"layer{'s' * (len(layers) > 1)} " + ", ".join("-".join(map(str, run)) for run in runs)

@@ -1,0 +1,166 @@
+"""Which tensors stay on the disk where a model is larger than RAM, and what that costs.
+
+    seconds of a pass = max(seconds of computing,
+                            streamed bytes / the disk's bytes per second + tensors * seconds of each)
+
+Counted: whole matrices of layers, and the output matrix; each is read once a pass. They are chosen evenly
+along the computation, so that reading one hides behind computing with those between. Ignored: what reading
+costs the cores, and the first pass, whose reading nothing hides. benchmarks/streaming.py holds it to reality.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memfit.headers.model_spec import ModelSpec, TensorSpec
+from memfit.memory.estimate import RAM, LlamaConfig
+from memfit.memory.streaming import dequantized_bytes, is_read_by_row, ring_bytes, stretches
+from memfit.planner.llamacpp.tensor_devices import places_of
+from memfit.planner.speed import Prediction, Rate
+from memfit.units import KIB
+
+__all__ = ["ASSUMED_DISK", "held_bytes", "is_matrix", "resident", "row_bytes", "slowed", "stream_out"]
+
+ASSUMED_DISK = (0.7e9, 1.5e9)  # bytes per second: an older NVMe drive, or two SATA ones
+_LEAST_BYTES = 256 * KIB  # of a tensor: waiting for a smaller one costs more than it frees
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_MATRIX = re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|gate_up|down)(_(ch)?exps|_shexp)?)\.weight")
+_ORDER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")  # of computation
+_TENSOR_SECONDS = 0.5e-3  # handing one over, and a short read: 0.45 to 0.6 ms with SmolLM2 and Gemma
+_VARIES = 2.0  # either side of what was measured: one virtual disk's speed halved and doubled within minutes
+_STEPS = 24  # of halving the bytes to stream
+
+
+def resident(config: LlamaConfig) -> LlamaConfig:
+    """The same with everything in memory: what the oracle is asked about. The way of loading stays, since
+    contexts depend on it."""
+    return replace(config, streamed=(), ring_bytes=0)
+
+
+def stream_out(spec: ModelSpec, config: LlamaConfig, room_bytes: int | None) -> LlamaConfig | None:
+    """With as little streamed as lets the weights in RAM fit into `room_bytes`; None if nothing does.
+
+    With a room of None all is streamed that can be.
+    """
+    here = _in_ram(spec, config)
+    choices = sorted((one for one in here if _may_stream(one)), key=_computed)
+    whole = sum(one.size_bytes for one in choices)
+
+    def attempt(target: int) -> LlamaConfig:
+        chosen = _spread(choices, target)
+        return replace(
+            config,
+            load_mode="own",
+            streamed=tuple(one.name for one in chosen),
+            ring_bytes=ring_bytes(chosen),
+        )
+
+    if room_bytes is None:
+        return attempt(whole)
+    if held_bytes(spec, attempt(0)) <= room_bytes:
+        return attempt(0)
+    low, high = 0, whole  # streaming `high` may fit, streaming `low` does not
+    if not choices or held_bytes(spec, attempt(whole)) > room_bytes:
+        return None
+    for _ in range(_STEPS):
+        middle = (low + high) // 2
+        if held_bytes(spec, attempt(middle)) <= room_bytes:
+            high = middle
+        else:
+            low = middle
+    return attempt(high)
+
+
+def held_bytes(spec: ModelSpec, config: LlamaConfig) -> int:
+    """Of the weights that are RAM's: pinned ones, as they are or dequantized, and the ring."""
+    streamed, dequantized = set(config.streamed), set(config.dequantized)
+    pinned, larger = [], 0
+    for one in _in_ram(spec, config):
+        if one.name in dequantized:
+            larger += dequantized_bytes(one)
+        elif one.name not in streamed and not is_read_by_row(one, spec.tensors):
+            pinned.append(one)
+    return sum(part.size_bytes for part in stretches(pinned)) + larger + config.ring_bytes
+
+
+def is_matrix(tensor: TensorSpec) -> bool:
+    """Whether it is one of a layer's matrices, experts' too, or the output's; a tied table is not."""
+    name = _LAYER.fullmatch(tensor.name)
+    return tensor.name == "output.weight" or bool(name and _MATRIX.fullmatch(name[2]))
+
+
+def row_bytes(spec: ModelSpec, config: LlamaConfig) -> int:
+    """Of a token table that is read by row: the pages of one ubatch's rows."""
+    tables = [one for one in spec.tensors if is_read_by_row(one, spec.tensors)]
+    if config.load_mode != "own" or not tables:
+        return 0
+    (table,) = tables
+    pages = 1 + -(-table.size_bytes // table.shape[-1] // 4096)
+    return min(table.size_bytes, config.ubatch * pages * 4096)
+
+
+def slowed(
+    prediction: Prediction,
+    read_bytes: int,
+    tensors: int,
+    disk: tuple[float, float],
+    prompt_tokens: int,
+    ubatch: int,
+    sequences: int,
+) -> Prediction:
+    """From a prediction for everything in memory; each pass reads so many `tensors` from a `disk` of so many
+    bytes/s, slowest and fastest, and serves all `sequences` side by side."""
+    slow, fast = disk
+
+    def reading(rate: Rate, tokens: int, passes: int) -> Rate:
+        def at(computing: float, disk: float) -> float:
+            seconds = read_bytes / disk + tensors * _TENSOR_SECONDS
+            return tokens / max(tokens / computing, passes * seconds)
+
+        return Rate(
+            value=at(rate.value, math.sqrt(slow * fast)),
+            low=at(rate.low, slow / _VARIES),
+            high=at(rate.high, fast * _VARIES),
+        )
+
+    return replace(
+        prediction,
+        prompt=reading(prediction.prompt, prompt_tokens, math.ceil(prompt_tokens / ubatch)),
+        generation=reading(prediction.generation, 1, 1),
+        together=reading(prediction.together, sequences, 1),
+    )
+
+
+def _in_ram(spec: ModelSpec, config: LlamaConfig) -> list[TensorSpec]:
+    """A tied token table lies here too, wherever the output is."""
+    places = places_of(spec, config)
+    return [one for one in spec.tensors if places[one.name] == RAM or one.name == "token_embd.weight"]
+
+
+def _may_stream(tensor: TensorSpec) -> bool:
+    """Matrices that a pass multiplies with once; a tied token table is read by row too, so it is pinned."""
+    return len(tensor.shape) >= 2 and tensor.size_bytes >= _LEAST_BYTES and is_matrix(tensor)
+
+
+def _computed(tensor: TensorSpec) -> tuple[int, int, str]:
+    """Where in a pass it is multiplied with."""
+    match = _LAYER.fullmatch(tensor.name)
+    if not match:
+        return (1 << 30, 0, tensor.name)
+    kind = next((index for index, one in enumerate(_ORDER) if match[2].startswith(one)), len(_ORDER))
+    return (int(match[1]), kind, tensor.name)
+
+
+def _spread(choices: Sequence[TensorSpec], target: int) -> list[TensorSpec]:
+    """Tensors of `target` bytes together, evenly along `choices`."""
+    whole = sum(one.size_bytes for one in choices)
+    chosen, taken, passed = [], 0, 0
+    for one in choices:
+        passed += one.size_bytes
+        if taken + one.size_bytes / 2 <= target * passed / whole:
+            chosen.append(one)
+            taken += one.size_bytes
+    return chosen

@@ -1,0 +1,1 @@
+"""Plans for transformers: whole layers, bytes by the table of precisions."""
