@@ -39,7 +39,7 @@ import memfit
 from memfit.api import plan_batch
 from memfit.batch.input import Lengths as ByteLengths
 from memfit.batch.lengths import lengths_in_tokens
-from memfit.engines.protocol import Request, RequestResult, Sampling
+from memfit.engines.requests import Request, RequestResult, Sampling
 
 MIB = 1 << 20
 REQUESTS, TOKENS = int(os.environ.get("REQUESTS", "256")), 64
@@ -148,7 +148,7 @@ def planned(
 def work(plan: Any, requests: list[Request]) -> tuple[Any, Any, int, dict[int, int]]:
     """What a batch came to, the report, the tokens of its answers, and of each prompt."""
     with memfit.load(plan) as session:
-        batch = session.batch(expected_tokens=plan.workload.generated_tokens)
+        batch = session.open(expected_tokens=plan.workload.generated_tokens)
         for request in requests:
             batch.add(request)
         batch.end()
@@ -424,7 +424,7 @@ def prepare(source: Path, output: Path, count: int) -> None:
     from memfit.batch.answers import answer_line
     from memfit.batch.input import open_input
     from memfit.batch.output import open_sink
-    from memfit.engines.protocol import Completion, Speed
+    from memfit.engines.requests import Completion, Speed
     from memfit.hub.resolve import find_model
 
     with source.open("w") as file:

@@ -31,7 +31,7 @@ import psutil
 from shapes import Shape
 
 import memfit
-from memfit.engines.protocol import Request, RequestResult, Sampling
+from memfit.engines.requests import Request, RequestResult, Sampling
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pure"))
 
@@ -80,7 +80,7 @@ def _plan(model: str, ram: str, **workload: Any) -> Any:
 
 
 def _answers(session: Any, requests: Sequence[Request]) -> dict[int, RequestResult]:
-    batch = session.batch()
+    batch = session.open()
     for request in requests:
         batch.add(request)
     batch.end()

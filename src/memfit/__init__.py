@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memfit.api import load, plan
-    from memfit.engines.protocol import Completion, Sampling, Session
+    from memfit.engines.protocol import Session
     from memfit.engines.report import Report
+    from memfit.engines.requests import Completion, Sampling
     from memfit.errors import DoesNotFitError, MemfitError
     from memfit.planner.plan import Plan
     from memfit.planner.request import Budget, Workload
@@ -40,12 +41,12 @@ __all__ = [
 # Imported when first used: the worker and `memfit --help` need none of them.
 _HOMES = {
     "Budget": "planner.request",
-    "Completion": "engines.protocol",
+    "Completion": "engines.requests",
     "DoesNotFitError": "errors",
     "MemfitError": "errors",
     "Plan": "planner.plan",
     "Report": "engines.report",
-    "Sampling": "engines.protocol",
+    "Sampling": "engines.requests",
     "Session": "engines.protocol",
     "Workload": "planner.request",
     "load": "api",

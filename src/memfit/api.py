@@ -13,7 +13,7 @@ from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
 from memfit.engines.llamacpp.oracle import LlamaOracle, small_config
 from memfit.engines.llamacpp.session import LlamaSession
-from memfit.engines.protocol import Request
+from memfit.engines.requests import Request
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import EngineError, UsageError
 from memfit.hardware import probe

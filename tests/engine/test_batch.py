@@ -18,7 +18,7 @@ import pytest
 
 import memfit
 from conftest import children_of, run_memfit
-from memfit.engines.protocol import Request, RequestResult, Sampling, TextDelta
+from memfit.engines.requests import Request, RequestResult, Sampling, TextDelta
 from thorough import times
 
 pytestmark = pytest.mark.engine
@@ -45,7 +45,7 @@ def ask(number: int, words: str, **sampling: Any) -> Request:
 
 
 def answers(session: Any, requests: list[Request]) -> tuple[dict[int, RequestResult], Any]:
-    batch = session.batch()
+    batch = session.open()
     for request in requests:
         batch.add(request)
     batch.end()
@@ -130,13 +130,13 @@ def test_a_request_beyond_what_the_model_was_trained_for_fails_alone(demo: str) 
 
 def test_a_batch_that_is_left_early_leaves_the_session_usable(session: memfit.Session) -> None:
     alone = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
-    batch = session.batch()
+    batch = session.open()
     batch.add(ask(0, "Once upon a time", max_tokens=3))
     batch.add(ask(1, "Count: 1, 2, 3,", max_tokens=2000))
     with closing(batch.events()) as events:
         assert next(one for one in events if isinstance(one, RequestResult)).number == 0
     again = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
-    batch = session.batch()
+    batch = session.open()
     batch.add(ask(2, "Count: 1, 2, 3,", max_tokens=2000))
     batch.events().close()  # before anything has come
     still = session.generate("The sea is", Sampling(temperature=0, max_tokens=5)).text
@@ -144,7 +144,7 @@ def test_a_batch_that_is_left_early_leaves_the_session_usable(session: memfit.Se
 
 
 def test_requests_come_and_go_while_others_run(session: memfit.Session) -> None:
-    batch = session.batch()
+    batch = session.open()
     batch.add(ask(0, "Count: 1, 2, 3,", max_tokens=200), sends_text=True)
     batch.add(ask(1, "Once upon a time", max_tokens=400))
     pieces, ended = [], []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import memfit
-from memfit.engines.protocol import Request, RequestResult
+from memfit.engines.requests import Request, RequestResult
 from memfit.planner.llamacpp.dequantizing import may_dequantize
 from memfit.planner.llamacpp.streaming import held_bytes
 from memfit.planner.plan import LlamaPlan
@@ -54,7 +54,7 @@ def test_a_batch_holds_its_budget_with_whatever_was_chosen(demo: str) -> None:
     for ram in ("260MiB", "330MiB", "600MiB"):
         plan = _plan(demo, ram, "auto")
         with memfit.load(plan) as session:
-            batch = session.batch()
+            batch = session.open()
             for number, prompt in enumerate(_PROMPTS):
                 batch.add(Request(number=number, prompt=prompt, sampling=_GREEDY))
             batch.end()

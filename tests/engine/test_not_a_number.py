@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import memfit
-from memfit.engines.protocol import Request, RequestResult, Sampling
+from memfit.engines.requests import Request, RequestResult, Sampling
 from memfit.errors import EngineError
 
 pytestmark = pytest.mark.engine
@@ -87,7 +87,7 @@ def test_the_requests_beside_it_are_answered(models: tuple[Path, Path], unified:
     found: list[dict[int, str]] = []
     for model in models:
         with memfit.load(_plan(model, parallel=4, kv_unified=unified)) as session:
-            batch = session.batch()
+            batch = session.open()
             for number in range(_MANY):
                 prompt = f"<s> w{_WORDS}{_WORDS}" if number == 3 else f" w{200 + number}{_WORDS}"
                 batch.add(Request(number=number, prompt=prompt, sampling=_GREEDY))

@@ -9,7 +9,7 @@ import pytest
 import memfit
 from memfit.engines.llamacpp import calibrate as llama_calibrate
 from memfit.engines.llamacpp.rpc_supervisor import RpcSupervisor
-from memfit.engines.protocol import Sampling
+from memfit.engines.requests import Sampling
 from memfit.engines.transformers import calibrate as transformers_calibrate
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.memory.loaded_checkpoint import TransformersConfig

@@ -22,14 +22,14 @@ class _Worker:
         self._channel.serve(
             {
                 "echo": lambda **values: values,
-                "complete": self._complete,
+                "open": self._open,
                 "load": self._load,
                 "fail": self._fail,
                 "descriptors": self._descriptors,
             }
         )
 
-    def _complete(self) -> dict[str, Any]:
+    def _open(self) -> dict[str, Any]:
         """Text without end, until it is cancelled."""
         sent = 0
         while not self._cancelled.is_set():

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from memfit.engines.protocol import Speed
 from memfit.engines.report import Report, TierReport
+from memfit.engines.requests import Speed
 from memfit.errors import EngineError
 from memfit.hardware.machine import Cpu, Device, Gpu, Machine, Ram
 from memfit.headers.model_spec import MetadataValue, ModelSpec, TensorSpec

@@ -8,13 +8,13 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from fake_session import FakeSession, FakeStream
 from fakes import make_report
 
 from memfit.batch.executor import Executor, Progress
 from memfit.batch.input import open_input
 from memfit.batch.output import open_sink
-from memfit.engines.fake import FakeBatch, FakeSession
-from memfit.engines.protocol import Idle, Request, RequestResult, Sampling, TextDelta
+from memfit.engines.requests import Idle, Request, RequestResult, Sampling, TextDelta
 from memfit.errors import InterruptedByUser, ModelError, WorkerDiedError
 
 
@@ -26,11 +26,11 @@ class Session(FakeSession):
         self.world = world
         world.sessions += 1
 
-    def batch(self, *, expected_tokens: float = 0) -> FakeBatch:
+    def open(self, *, expected_tokens: float = 0) -> FakeStream:
         return RandomBatch(self)
 
 
-class RandomBatch(FakeBatch):
+class RandomBatch(FakeStream):
     def __init__(self, session: Session) -> None:
         super().__init__(session)
         self._world = session.world
@@ -58,7 +58,7 @@ class RandomBatch(FakeBatch):
             world.answers += 1
             text = request.messages[0]["content"]
             if "refused" in text:
-                yield RequestResult(number=request.number, completion=None, error=ModelError("refused"))
+                yield RequestResult(number=request.number, error=ModelError("refused"))
                 continue
             self._session._answers.append(text)
             yield RequestResult(number=request.number, completion=self._session.chat(request.messages))

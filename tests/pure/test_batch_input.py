@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from memfit.batch.input import Input, Lengths, open_input
 from memfit.batch.lines import LINE_LIMIT_BYTES, Line, LineError
-from memfit.engines.protocol import Sampling
+from memfit.engines.requests import Sampling
 from memfit.errors import UsageError
 
 

@@ -20,7 +20,7 @@ from memfit.batch.input import Input, open_input
 from memfit.batch.journal import encode_record, parse_record
 from memfit.batch.output import open_sink
 from memfit.batch.sink import Sink
-from memfit.engines.protocol import Sampling
+from memfit.engines.requests import Sampling
 from memfit.errors import MemfitError, OutputError, ReaderLeft, UsageError
 from thorough import times
 

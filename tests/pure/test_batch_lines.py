@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from memfit.batch.answers import answer_line, failure_line
 from memfit.batch.lines import LINE_LIMIT_BYTES, Line, LineError, parse_line
-from memfit.engines.protocol import Completion, Sampling, Speed
+from memfit.engines.requests import Completion, Sampling, Speed
 from memfit.errors import EngineError
 
 _HELLO = [{"role": "user", "content": "Hello"}]

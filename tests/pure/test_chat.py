@@ -6,12 +6,13 @@ import builtins
 from collections.abc import Callable
 
 import pytest
+from fake_session import FakeSession
 from fakes import make_report
 
 from memfit.cli.chat import chat
 from memfit.cli.main import main
-from memfit.engines.fake import FakeSession
-from memfit.engines.protocol import Sampling, Session
+from memfit.engines.protocol import Session
+from memfit.engines.requests import Sampling
 from memfit.errors import EngineError, MemfitError, ModelError, UsageError
 
 _Chat = Callable[..., FakeSession]

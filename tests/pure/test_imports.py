@@ -89,7 +89,7 @@ def test_imports_go_down_only(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("memfit.planner.search", "from memfit.engines.protocol import Engine"),
+        ("memfit.planner.search", "from memfit.engines.requests import Engine"),
         ("memfit.planner.search", "import memfit.cli.main"),
         ("memfit.planner.search", "def later():\n    from memfit import engines"),
         ("memfit.headers.gguf", "from ..memory import oracle"),

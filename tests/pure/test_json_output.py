@@ -15,7 +15,7 @@ from gguf_files import tiny_model
 
 from memfit.cli import batch, inspect, main, models, run
 from memfit.cli.main import cli
-from memfit.engines.protocol import BatchTotals
+from memfit.engines.requests import StreamTotals
 from memfit.errors import DoesNotFitError, EngineError, HeaderError, MemfitError, UsageError
 from memfit.processes.carried_errors import carry_error, rebuild_error
 from memfit.units import GIB
@@ -225,7 +225,7 @@ def test_an_error_from_another_process_says_the_same(error: MemfitError) -> None
 
 def test_a_batch_says_what_came_of_it() -> None:
     report, sink = make_report(), SimpleNamespace(answered=7, failed=2)
-    totals = BatchTotals(prompt_tokens=30, shared_tokens=20, generated_tokens=50, seconds=1.23456)
+    totals = StreamTotals(prompt_tokens=30, shared_tokens=20, generated_tokens=50, seconds=1.23456)
     document = json.loads(json.dumps(batch._summary(report.plan, report, totals, sink, "out.jsonl", 4)))
     assert {key: document[key] for key in ("output", "answered", "failed", "finished_before")} == {
         "output": "out.jsonl",
@@ -237,6 +237,6 @@ def test_a_batch_says_what_came_of_it() -> None:
     assert document["usage"] == {"prompt_tokens": 30, "completion_tokens": 50}
     as_run_has_it = json.loads(json.dumps(report.to_json(prompt_tokens=30, completion_tokens=50)))
     assert {key: document[key] for key in as_run_has_it} == as_run_has_it
-    nothing_left = batch._summary(report.plan, None, BatchTotals(), sink, "out.jsonl", 9)
+    nothing_left = batch._summary(report.plan, None, StreamTotals(), sink, "out.jsonl", 9)
     assert set(nothing_left) == set(document)
     assert nothing_left["measured"] is None and nothing_left["within_budget"] is None

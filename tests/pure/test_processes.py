@@ -141,7 +141,7 @@ def test_more_descriptors_than_select_knows(worker: WorkerProcess) -> None:
     with contextlib.ExitStack() as opened:
         for _ in range(1030):
             opened.enter_context(Path(os.devnull).open("rb"))
-        with _worker() as late, late.converse("complete") as conversation:
+        with _worker() as late, late.converse("open") as conversation:
             next(conversation)
             assert late.has_message(_SECONDS)
 
@@ -241,10 +241,10 @@ def test_last_words(log: bytes, words: str) -> None:
 
 
 def test_leaving_an_answer_early_lets_the_next_one_begin(worker: WorkerProcess) -> None:
-    with worker.converse("complete") as conversation:
+    with worker.converse("open") as conversation:
         assert next(conversation) == ("text", {"text": "word "})
     assert worker.ask("echo", text="next") == {"text": "next"}
-    left_open = worker.converse("complete")
+    left_open = worker.converse("open")
     next(left_open)
     assert worker.ask("echo", text="next") == {"text": "next"}
     assert list(left_open) == []
@@ -255,7 +255,7 @@ def test_an_error_of_the_listener_ends_the_answer(worker: WorkerProcess) -> None
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        worker.ask("complete", listen)
+        worker.ask("open", listen)
     assert worker.ask("echo", text="next") == {"text": "next"}
 
 
@@ -267,7 +267,7 @@ def test_what_cannot_be_cancelled_ends_with_the_worker(worker: WorkerProcess) ->
 
 
 def test_closing_twice_and_while_an_answer_comes(worker: WorkerProcess) -> None:
-    conversation = worker.converse("complete")
+    conversation = worker.converse("open")
     next(conversation)
     worker.close()
     worker.close()
@@ -288,7 +288,7 @@ from memfit.engines.client import WorkerProcess
 worker = WorkerProcess("echo_worker", {})
 print(worker.pid, flush=True)
 def pieces():
-    with worker.converse("complete") as conversation:
+    with worker.converse("open") as conversation:
         yield from conversation
 open_one = pieces()
 next(open_one)
@@ -315,7 +315,7 @@ workers = [WorkerProcess("echo_worker", {}) for _ in range(2)]
 print(*[worker.pid for worker in workers], flush=True)
 workers[0].ask("echo", text="started")
 os.write(1, b".")
-workers[1].ask("complete")
+workers[1].ask("open")
 """
 
 

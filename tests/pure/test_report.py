@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from fakes import make_plan_value, make_report, make_tier
 
-from memfit.engines.protocol import Speed
 from memfit.engines.report import CapReport
+from memfit.engines.requests import Speed
 from memfit.units import GIB, MIB
 
 _ANSWER = {"text": "", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}

@@ -9,7 +9,7 @@ from fakes import make_device, make_ram
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfit.engines.protocol import Sampling
+from memfit.engines.requests import Sampling
 from memfit.errors import UsageError
 from memfit.memory.reserve import reserve_bytes
 from memfit.planner.request import Budget, Workload

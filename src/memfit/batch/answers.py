@@ -10,7 +10,7 @@ import uuid
 from typing import Any
 
 from memfit.batch.lines import Line
-from memfit.engines.protocol import Completion
+from memfit.engines.requests import Completion
 from memfit.errors import MemfitError, UsageError
 
 __all__ = ["answer_line", "failure_line"]

@@ -16,8 +16,9 @@ from memfit.batch.answers import answer_line, failure_line
 from memfit.batch.input import Input
 from memfit.batch.lines import Line, LineError
 from memfit.batch.sink import Sink
-from memfit.engines.protocol import BatchSession, BatchTotals, RequestResult
+from memfit.engines.protocol import Session
 from memfit.engines.report import Report
+from memfit.engines.requests import RequestResult, StreamTotals
 from memfit.errors import InterruptedByUser, MemfitError, WorkerDiedError
 
 __all__ = ["Executor", "Progress"]
@@ -34,7 +35,7 @@ class Progress:
     total: int  # requests
     answered: int  # by earlier runs too
     failed: int
-    totals: BatchTotals  # of this run
+    totals: StreamTotals  # of this run
 
     @property
     def left(self) -> int:
@@ -57,7 +58,7 @@ class Executor:
         self,
         source: Input,
         sink: Sink,
-        open_session: Callable[[], BatchSession],
+        open_session: Callable[[], Session],
         *,
         model: str,
         ahead: int,
@@ -74,11 +75,11 @@ class Executor:
         self._on_progress = on_progress
         self._say = say
         self._open: dict[int, Line] = {}  # with the worker, by number
-        self._totals = BatchTotals()
+        self._totals = StreamTotals()
         self._flushed_at = 0.0
         self._suspects = _Suspects()
 
-    def run(self) -> tuple[Report, BatchTotals]:
+    def run(self) -> tuple[Report, StreamTotals]:
         """RequestResult every line that is not done; returns the last session's report, and what all came to.
 
         Raises:
@@ -99,10 +100,10 @@ class Executor:
                     self._sink.flush()
                     self._suspect(death)
 
-    def _answer(self, session: BatchSession, lines: Iterable[Line | LineError]) -> None:
+    def _answer(self, session: Session, lines: Iterable[Line | LineError]) -> None:
         """All of `lines`, as many at a time as the session is given."""
         before = self._totals
-        batch = session.batch(expected_tokens=self._expected_tokens)
+        stream = session.open(expected_tokens=self._expected_tokens)
         waiting = iter(lines)
         ended = False
 
@@ -112,17 +113,17 @@ class Executor:
                 line = next(waiting, None)
                 if line is None:
                     ended = True
-                    batch.end()
+                    stream.end()
                 elif isinstance(line, LineError):
                     self._fail(line.number, line.custom_id, line)
                 else:
                     self._open[line.number] = line
-                    batch.add(line.request)
+                    stream.add(line.request)
 
-        with closing(batch.events()) as events:  # an answer that cannot be kept ends the others, too
+        with closing(stream.events()) as events:  # an answer that cannot be kept ends the others, too
             feed()
             for event in events:
-                self._totals = before + batch.totals
+                self._totals = before + stream.totals
                 if isinstance(event, RequestResult):
                     self._take(event)
                     feed()
@@ -131,10 +132,10 @@ class Executor:
                     self._flushed_at = now
                     self._sink.flush()
                     self._show()
-        self._totals = before + batch.totals
+        self._totals = before + stream.totals
         self._sink.flush()
         self._show()
-        if batch.was_cancelled:
+        if stream.was_cancelled:
             raise InterruptedByUser
 
     def _take(self, answer: RequestResult) -> None:
@@ -142,6 +143,8 @@ class Executor:
         if answer.completion is None:
             assert answer.error is not None
             self._fail(line.number, line.custom_id, answer.error)
+        elif answer.completion.finish_reason == "cancelled":
+            return  # of Ctrl-C: another run answers it
         else:
             self._sink.add(line.number, output=answer_line(line, answer.completion, model=self._model))
             self._suspects.deaths_in_a_row = 0

@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO
 
 from memfit.batch.kinds import END_BYTES, require_lines, require_text
 from memfit.batch.lines import LINE_LIMIT_BYTES, Line, LineError, custom_id_of, parse_line
-from memfit.engines.protocol import Sampling
+from memfit.engines.requests import Sampling
 from memfit.errors import MemfitError, UsageError
 from memfit.units import MIB
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memfit.batch.input import Lengths as ByteLengths
-from memfit.engines.protocol import Request
+from memfit.engines.requests import Request
 from memfit.planner.llamacpp.parallel import Lengths
 
 __all__ = ["lengths_in_tokens"]
@@ -51,5 +51,6 @@ def _tokens_by_bytes(pairs: Sequence[tuple[int, int]], largest: int) -> tuple[fl
 
 
 def _bytes(request: Request) -> int:
-    texts = [request.prompt or "", *(message["content"] for message in request.messages)]
+    prompt = request.prompt if isinstance(request.prompt, str) else ""
+    texts = [prompt, *(message["content"] for message in request.messages)]
     return sum(len(text.encode("utf-8", errors="surrogatepass")) for text in texts)

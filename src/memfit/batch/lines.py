@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 
-from memfit.engines.protocol import Message, Request, Sampling
+from memfit.engines.requests import Message, Request, Sampling
 from memfit.errors import UsageError
 from memfit.strict_json import parse_json, shown
 from memfit.units import MIB, format_bytes

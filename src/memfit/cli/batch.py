@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from memfit.batch.input import Input
     from memfit.batch.sink import Sink
     from memfit.cli.fetch import MakePlan
-    from memfit.engines.protocol import BatchSession, BatchTotals, Sampling
+    from memfit.engines.protocol import Session
     from memfit.engines.report import Report
+    from memfit.engines.requests import Sampling, StreamTotals
     from memfit.planner.plan import LlamaPlan
     from memfit.planner.request import Budget, Workload
 
@@ -131,14 +132,14 @@ def _work_off(
 ) -> None:
     """RequestResult what is not answered yet, and tell what became of it."""
     from memfit.cli.render import print_advice, print_memory, print_plan
-    from memfit.engines.protocol import BatchTotals
+    from memfit.engines.requests import StreamTotals
 
     err = shown.err
     before = sink.answered + sink.failed
     if sink.complete:
         shown.say(f"all {lines.count} requests were answered before: {shown.output}")
         if shown.as_json:
-            write_json(_summary(planned, None, BatchTotals(), sink, shown.output, before))
+            write_json(_summary(planned, None, StreamTotals(), sink, shown.output, before))
         return
     if before:
         shown.say(f"{before} of {lines.count} requests were answered before; going on")
@@ -164,7 +165,7 @@ def _answer(
     *,
     hard_cap: bool,
     verbose: bool,
-) -> tuple[Report, BatchTotals]:
+) -> tuple[Report, StreamTotals]:
     """All that is not done yet, with a bar on a terminal: the loading's, or the answering's."""
     from memfit.api import load
     from memfit.batch.executor import Executor
@@ -172,7 +173,7 @@ def _answer(
 
     bar = _Bar(err, lines.count)
 
-    def open_session() -> BatchSession:
+    def open_session() -> Session:
         bar.close()  # two at a time are an error to rich
         with loading_progress(err) as on_progress:
             return load(
@@ -273,7 +274,7 @@ class _Bar:
 
 
 def _summary(
-    planned: LlamaPlan, report: Report | None, totals: BatchTotals, sink: Sink, output: str, before: int
+    planned: LlamaPlan, report: Report | None, totals: StreamTotals, sink: Sink, output: str, before: int
 ) -> dict[str, Any]:
     """What --json prints; nothing was measured where all was answered `before`."""
     outcome: dict[str, Any] = {
@@ -291,7 +292,7 @@ def _summary(
     return {"plan": planned.to_json(), **outcome, **nothing}
 
 
-def _print_summary(planned: LlamaPlan, totals: BatchTotals, sink: Sink, output: str, out: Console) -> None:
+def _print_summary(planned: LlamaPlan, totals: StreamTotals, sink: Sink, output: str, out: Console) -> None:
     """What became of the lines, and how fast against what was predicted."""
     failed = f", {sink.failed} failed" if sink.failed else ""
     out.print(f"{sink.answered} answered{failed}: {output}", markup=False)

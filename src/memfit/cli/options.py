@@ -13,7 +13,7 @@ from memfit.planner.request import KV_TYPES, Budget, Workload
 
 if TYPE_CHECKING:
     from memfit.cli.fetch import MakePlan
-    from memfit.engines.protocol import Sampling
+    from memfit.engines.requests import Sampling
     from memfit.planner.plan import Plan
 
 __all__ = [
@@ -307,7 +307,7 @@ def utf8(argument: str) -> str:
 
 def take_sampling(options: dict[str, Any]) -> Sampling:
     """Likewise for sampling; nothing else is left by then."""
-    from memfit.engines.protocol import Sampling
+    from memfit.engines.requests import Sampling
 
     seed = options.pop("seed")
     options["stop"] = tuple(map(utf8, options["stop"]))

@@ -24,7 +24,8 @@ from memfit.cli.options import (
     workload_options,
 )
 from memfit.cli.schema import read_schema, schema_option
-from memfit.engines.protocol import Completion, Sampling, Session
+from memfit.engines.protocol import Session
+from memfit.engines.requests import Completion, Sampling
 from memfit.errors import InterruptedByUser, UsageError
 
 if TYPE_CHECKING:

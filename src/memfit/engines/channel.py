@@ -1,8 +1,8 @@
-"""What the parent and the worker of an engine say: one request at a time, any number of events back.
-A batch is one request too; while it runs, others are added to it (batching.py).
+"""What the parent and the worker of an engine say: one command at a time, any number of events back.
 
-A request names what to `do`; the last event of its answer has "event": "done" or "error". "cancel" is for
-the request before it, may come at any time and is not answered by itself. How they travel: processes/.
+A command names what to `do`; the last event of its answer has "event": "done" or "error". "open" begins a
+stream of requests: until it ends they are added to it and dropped from it. "cancel" is for the command before
+it, may come at any time and is not answered by itself. How they travel: processes/.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from typing import Any
 from memfit.errors import MemfitError
 from memfit.processes.child import Parent
 
-__all__ = ["ADDITIONS", "Channel", "OverBudgetError", "run_worker"]
+__all__ = ["Aborted", "Channel", "OverBudgetError", "run_worker"]
 
-ADDITIONS = ("add", "drop", "end")  # to a batch that runs
+_WITHIN_STREAM = ("add", "drop", "end")
+
+
+class Aborted(Exception):  # noqa: N818 - asked for
+    """The running command was cancelled."""
 
 
 class OverBudgetError(Exception):
@@ -48,7 +52,7 @@ class Channel:
         """Answer requests by the action of their name, until the process ends."""
         for request in self.requests():
             do = request.pop("do")
-            if do in ADDITIONS:  # too late: the batch was cancelled meanwhile
+            if do in _WITHIN_STREAM:  # too late: the stream was cancelled meanwhile
                 continue
             try:
                 self.send("done", **actions[do](**request))
@@ -71,7 +75,7 @@ class Channel:
         if request["do"] == "cancel":
             self._on_cancel()
             return
-        if request["do"] not in ADDITIONS:
+        if request["do"] not in _WITHIN_STREAM:
             self._on_request()
         self._requests.put(request)
 

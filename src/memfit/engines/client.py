@@ -19,7 +19,7 @@ from memfit.processes.helper import Helper
 __all__ = ["Conversation", "OverBudget", "WorkerProcess"]
 
 _CANCEL_SECONDS = 5.0  # within which a cancelled request ends
-_CANCELLED = ("complete", "measure", "batch")  # requests that heed a cancel
+_CANCELLED = ("open", "measure")  # commands that heed a cancel
 _CAUSES: Mapping[int, str] = {
     signal.SIGPROF: "found that the model's chat template never came to an end; try --raw"
 }
@@ -147,7 +147,7 @@ class WorkerProcess(Helper):
         return self._conversation
 
     def tell(self, do: str, **values: Any) -> None:
-        """Add to the request that is running: only "batch" listens.
+        """Add to the request that is running: only "open" listens.
 
         Raises:
             WorkerDiedError: nobody is there.

@@ -13,7 +13,7 @@ from typing import Any
 
 from memfit.errors import MemfitError, UsageError
 
-__all__ = ["render_messages"]
+__all__ = ["render_messages", "require_tokens"]
 
 _Messages = Sequence[Mapping[str, Any]]
 # "/no_think", which templates of thinking models obey and take away.
@@ -50,6 +50,18 @@ def render_messages(render: Callable[[_Messages], str], messages: _Messages) -> 
     if first_error is not None:
         raise first_error
     raise UsageError(f"the model's chat template drops the {lost} message; try --raw")
+
+
+def require_tokens(tokens: Sequence[int], vocabulary: int) -> None:
+    """Raises UsageError where a prompt's token is not one of the vocabulary's."""
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise UsageError(
+                f"the prompt has a token {token}, and the vocabulary has 0 to {vocabulary - 1}",
+                field="prompt",
+                got=token,
+                needed=f"0 to {vocabulary - 1}",
+            )
 
 
 def _needed(messages: _Messages) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memfit.engines.protocol import Speed
+from memfit.engines.requests import Speed
 from memfit.planner.plan import Plan
 from memfit.units import format_bytes
 

@@ -1,55 +1,60 @@
-"""The parent's side of a batch: requests go to the worker as they come, answers back as they are ready."""
+"""The parent's side of a stream of requests: they go to the worker as they come, results back as they are
+ready. The same for both engines."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Any
 
 from memfit.engines.client import WorkerProcess
-from memfit.engines.protocol import BatchTotals, Completion, Idle, Request, RequestResult, Speed, TextDelta
+from memfit.engines.requests import (
+    Completion,
+    Idle,
+    LogitsBlock,
+    Request,
+    RequestResult,
+    Speed,
+    Status,
+    StreamTotals,
+    TextDelta,
+    TokenScore,
+)
 from memfit.processes.carried_errors import rebuild_error
 
-__all__ = ["LlamaBatch", "speed_of"]
+__all__ = ["WorkerStream"]
 
 _QUIET_SECONDS = 1.0
+_Event = RequestResult | TextDelta | LogitsBlock | Idle
 
 
-class LlamaBatch:
-    """Satisfies protocol.Batch."""
+class WorkerStream:
+    """Satisfies protocol.RequestStream."""
 
     def __init__(
         self,
         worker: WorkerProcess,
         *,
         expected_tokens: float,
+        vocabulary: int,
         explaining_death: Callable[[], AbstractContextManager[None]],
-        on_totals: Callable[[BatchTotals], None],
-        require_schemas: Callable[[], None],
+        check: Callable[[Request], None],
+        on_totals: Callable[[StreamTotals], None],
     ) -> None:
-        """`require_schemas` raises UsageError where no memory is planned for them."""
-        self.totals = BatchTotals()
+        """`check` raises UsageError where the plan has no memory for a request."""
+        self.totals = StreamTotals()
         self.was_cancelled = False
-        self._worker = worker
-        self._explaining_death = explaining_death
-        self._on_totals = on_totals
-        self._require_schemas = require_schemas
-        self._conversation = worker.converse("batch", expected=expected_tokens)
+        self.status = Status()  # as the worker last said
+        self._worker, self._vocabulary = worker, vocabulary
+        self._explaining_death, self._check, self._on_totals = explaining_death, check, on_totals
+        with explaining_death():
+            self._conversation = worker.converse("open", expected=expected_tokens)
 
     def add(self, request: Request, *, sends_text: bool = False) -> None:
-        if request.schema is not None:
-            self._require_schemas()
+        self._check(request)
         with self._explaining_death():
-            self._worker.tell(
-                "add",
-                number=request.number,
-                prompt=request.prompt,
-                messages=[dict(one) for one in request.messages],
-                sampling=asdict(request.sampling),
-                schema=request.schema,
-                sends_text=sends_text,
-            )
+            self._worker.tell("add", request=request.to_json(), sends_text=sends_text)
 
     def drop(self, number: int) -> None:
         with self._explaining_death():
@@ -59,12 +64,12 @@ class LlamaBatch:
         with self._explaining_death():
             self._worker.tell("end")
 
-    def events(self) -> Generator[RequestResult | TextDelta | Idle]:
+    def events(self) -> Generator[_Event]:
         events = self._events()
         next(events)  # closing one that has not begun would end nothing
         return events
 
-    def _events(self) -> Generator[RequestResult | TextDelta | Idle]:
+    def _events(self) -> Generator[_Event]:
         with (
             self._conversation,
             self._worker.cancels_on_interrupt(),
@@ -76,40 +81,39 @@ class LlamaBatch:
                     yield Idle()
                 if (found := next(self._conversation, None)) is None:
                     break
-                kind, event = found
-                if kind == "text":
-                    yield TextDelta(number=event["number"], text=event["text"])
-                elif kind == "failed":
-                    yield RequestResult(number=event["number"], completion=None, error=rebuild_error(event))
-                else:
-                    yield self._answer(event)
+                if event := self._event(*found):
+                    yield event
         assert self._conversation.answer is not None
-        self.was_cancelled = self._conversation.answer.pop("cancelled")
-        self._set_totals(self._conversation.answer)
+        self.was_cancelled = self._conversation.answer["cancelled"]
+        self._set_totals(self._conversation.answer["totals"])
+
+    def _event(self, kind: str, values: dict[str, Any]) -> _Event | None:
+        if kind == "status":
+            self.status = Status(**values)
+            return None
+        if kind == "text":
+            return TextDelta(**values)
+        number = values["number"]
+        if kind == "failed":
+            return RequestResult(number=number, error=rebuild_error(values))
+        if kind == "logits":
+            data = memoryview(base64.b64decode(values["data"]))
+            rows = data.nbytes // (4 * self._vocabulary)
+            logits: memoryview[Any] = data.cast("f", (rows, self._vocabulary))
+            return LogitsBlock(number=number, first=values["first"], logits=logits)
+        if kind == "scores":
+            return RequestResult(number=number, scores=tuple(map(_token_score, values["scores"])))
+        assert kind == "answer", kind
+        self._set_totals(values["totals"])
+        completion = values["completion"]
+        speed = Speed(**completion.pop("speed"))
+        return RequestResult(number=number, completion=Completion(**completion, speed=speed))
 
     def _set_totals(self, values: dict[str, Any]) -> None:
-        self.totals = BatchTotals(**values)
+        self.totals = StreamTotals(**values)
         self._on_totals(self.totals)
 
-    def _answer(self, event: dict[str, Any]) -> RequestResult:
-        self._set_totals(event["totals"])
-        return RequestResult(
-            number=event["number"],
-            completion=Completion(
-                text=event["text"],
-                finish_reason=event["finish_reason"],
-                prompt_tokens=event["prompt_tokens"],
-                completion_tokens=event["completion_tokens"],
-                speed=speed_of(self.totals),
-            ),
-        )
 
-
-def speed_of(totals: BatchTotals) -> Speed:
-    """Prompts and answers are computed in the same passes, so both rates are over the whole time."""
-    return Speed(
-        prompt_tokens=totals.prompt_tokens,
-        prompt_seconds=totals.seconds,
-        generated_tokens=totals.generated_tokens,
-        generation_seconds=totals.seconds,
-    )
+def _token_score(values: list[Any]) -> TokenScore:
+    logprob, is_greedy, top = values
+    return TokenScore(logprob=logprob, is_greedy=is_greedy, top=tuple((token, one) for token, one in top))

@@ -1,15 +1,18 @@
 """Which tokens the next pass computes: continuous batching of many sequences in one KV cache.
 
 Sequences join and leave at any pass. A pass holds one token of every sequence that generates, or pieces of
-prompts, or both. What a prompt shares with another that is in the cache, or
-about to be, is computed once. Finished sequences stay as beginnings for later ones until their room is
-wanted. A batch job and a server use it alike; it knows no engine beyond `Cache`, no text and no sampling.
+prompts, or both. What a prompt shares with another that is in the cache, or about to be, is computed once.
+Finished and cancelled sequences stay as beginnings for later ones until their room is wanted. The scheduler
+lives as long as the loaded model, so a chat's next turn, a batch and a server find the same prefixes. It
+knows no engine beyond `Cache`, no text and no sampling.
 """
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,11 +51,19 @@ class Job:
     number: int
     prompt: list[int]
     limit: int  # tokens to generate at most
+    scored_from: int | None = None  # where in the prompt logits are wanted from on; None: only at its end
     generated: list[int] = field(default_factory=list)
     key: bytes = b""  # the prompt's tokens as bytes: compared by the thousand
+    started_at: float | None = None  # time.monotonic() when it first had a sequence
+    computed: int = 0  # tokens of its prompt that the cache did not hold
 
     def __post_init__(self) -> None:
         self.key = array("i", self.prompt).tobytes()
+
+    @property
+    def first_output(self) -> int:
+        """The first token of the prompt whose logits are wanted."""
+        return len(self.prompt) - 1 if self.scored_from is None else self.scored_from
 
     @property
     def tokens(self) -> int:
@@ -91,9 +102,11 @@ class Pass:
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     sequences: list[int] = field(default_factory=list)
-    outputs: list[tuple[int, Job]] = field(default_factory=list)  # entries whose logits choose a next token
+    outputs: list[tuple[int, Job]] = field(default_factory=list)  # entries whose logits are wanted
+    slots: list[tuple[_Slot, int]] = field(default_factory=list)  # with their cached tokens before it
 
     def add(self, slot: _Slot, tokens: list[int]) -> None:
+        self.slots.append((slot, slot.cached))
         self.tokens += tokens
         self.positions += range(slot.cached, slot.cached + len(tokens))
         self.sequences += [slot.index] * len(tokens)
@@ -109,10 +122,10 @@ class Scheduler:
         cells: int,
         sequences: int,
         ubatch: int,
-        expected: float = 0.0,
+        outputs: int | None = None,
         mixes: bool = True,
     ) -> None:
-        """`expected` tokens are generated per job until finished ones tell better; 0: its limit.
+        """`outputs` of a pass's tokens at most give logits, one of each sequence at least; None: all.
 
         `mixes` lets prompts and generation share a pass, best where passes are dear by themselves, as when
         weights stream. Else computing decides, and each kind is faster alone.
@@ -120,7 +133,8 @@ class Scheduler:
         self._cache = cache
         self._cells = cells
         self._ubatch = ubatch
-        self._expected = expected
+        self._outputs = ubatch if outputs is None else outputs
+        self._expected = 0.0
         self._slots = [_Slot(index) for index in range(sequences)]
         self._in_use = SharedCells(sequences)
         self._waiting: deque[Job] = deque()
@@ -148,13 +162,19 @@ class Scheduler:
     def running(self) -> int:
         return len(self._running)
 
+    def expect(self, tokens: float) -> None:
+        """So many tokens are generated per job, until finished ones tell better; 0: its limit."""
+        self._expected = tokens
+
     def add(self, job: Job) -> None:
-        """Let a job wait for its turn. Its prompt and one token more must fit into all cells."""
-        assert 0 < len(job.prompt) < self._cells and job.limit > 0
+        """Let a job wait for its turn. Its prompt, and a token more where some are generated, must fit into
+        all cells."""
+        assert job.limit > 0 or job.scored_from is not None
+        assert 0 < len(job.prompt) <= self._cells - bool(job.limit)
         self._waiting.append(job)
 
     def drop(self, job: Job) -> None:
-        """Forget a job, whether it waits or runs."""
+        """Forget a job, whether it waits or runs; what is computed of it stays for later ones."""
         if job in self._running:
             self._release(job)
         elif job in self._waiting:
@@ -173,14 +193,20 @@ class Scheduler:
             self._compute(work, slot, end)
         return work
 
-    def extend(self, job: Job, token: int) -> None:
-        """A job's next token was chosen, and is not its last."""
-        job.generated.append(token)
+    def undo(self, work: Pass) -> None:
+        """A pass was not computed to its end, so the cache holds none of its tokens."""
+        for slot, before in work.slots:
+            self._cut(slot, before)
+
+    def extend(self, job: Job, tokens: Sequence[int]) -> None:
+        """A job's next tokens are known, and its last is not among them."""
+        job.generated += tokens
 
     def finish(self, job: Job) -> None:
         """A job has ended; its tokens stay in the cache as long as there is room."""
-        found = len(job.generated) + 1
-        self._expected += _WEIGHT * (found - self._expected) if self._expected else found
+        if job.limit:
+            found = len(job.generated) + 1
+            self._expected += _WEIGHT * (found - self._expected) if self._expected else found
         self._release(job)
 
     def begin_anew(self) -> None:
@@ -229,7 +255,7 @@ class Scheduler:
         """The sequence that has most of a job's beginning in the cache, and how many tokens that is."""
         best, most = None, 0
         for slot in self._slots:
-            shared = min(_common(slot.key, job.key), slot.cached, len(job.prompt) - 1)
+            shared = min(_common(slot.key, job.key), slot.cached, job.first_output)
             if shared > most and self._cache.reaches(slot.index, shared):
                 best, most = slot, shared
         return best, most
@@ -238,7 +264,7 @@ class Scheduler:
         """Whether a running prompt will soon have computed more of this one's beginning than is there."""
         _, now = self._donor(job)
         for slot in self._running.values():
-            later = min(_common(slot.key, job.key), len(job.prompt) - 1)
+            later = min(_common(slot.key, job.key), job.first_output)
             if slot.cached < later and later >= now + _WORTH_WAITING:
                 slot.pauses.add(later)
                 return True
@@ -260,6 +286,8 @@ class Scheduler:
         self.shared_tokens += slot.cached
         slot.job, slot.key, slot.pauses = job, job.key, set()
         self._touch(slot)
+        if job.started_at is None:
+            job.started_at = time.monotonic()
         self._running[job] = slot
 
     def _choose_slot(self, donor: _Slot | None, shared: int) -> _Slot:
@@ -306,12 +334,17 @@ class Scheduler:
         room = whole = min(self._ubatch, self._cells - self._in_use.used)
         turn = self._turn()
         waiting = sum(slot.generates for slot in turn)  # for a token of their own
+        spare = self._outputs - len(self._running)  # each may have one
         for slot in turn:
             if room <= 0 or (not self._mixes and whole - room >= _ENOUGH_TOKENS and not slot.generates):
                 break
             waiting -= slot.generates
             pauses = [one for one in slot.pauses if one > slot.cached]
             ends[slot] = min([slot.cached + min(max(1, room - waiting), slot.pending), *pauses])
+            if slot.job and slot.job.scored_from is not None:
+                before = max(slot.cached, slot.job.first_output)
+                ends[slot] = min(ends[slot], before + 1 + spare)
+                spare -= max(0, ends[slot] - before - 1)
             room -= ends[slot] - slot.cached
         return ends
 
@@ -336,13 +369,19 @@ class Scheduler:
         if end > prompt:
             tokens += job.generated[max(0, slot.cached - prompt) : end - prompt]
         if slot.cached < prompt:
-            self.prompt_tokens += min(end, prompt) - slot.cached
+            computed = min(end, prompt) - slot.cached
+            job.computed += computed
+            self.prompt_tokens += computed
+        entry = len(work.tokens) - slot.cached  # of the sequence's first token, were it in this pass
         work.add(slot, tokens)
+        if job.scored_from is not None:
+            scored = range(max(slot.cached, job.first_output), end)
+            work.outputs += [(entry + position, job) for position in scored]
+        elif end == job.tokens:
+            work.outputs.append((len(work.tokens) - 1, job))
         self._in_use.grow(slot.index, len(tokens))
         slot.cached = end
         slot.pauses.discard(end)
-        if end == job.tokens:
-            work.outputs.append((len(work.tokens) - 1, job))
 
     def _release(self, job: Job) -> _Slot:
         slot = self._running.pop(job)

@@ -59,24 +59,25 @@ class TextAssembler:
 
 
 class TextSender:
-    """Sends text in few lines, and remembers all of it."""
+    """Sends an answer's text in few lines if it is wanted as it comes, and remembers all of it."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, number: int, *, sends: bool) -> None:
+        """`number` is the request's."""
+        self._channel, self._number, self._sends = channel, number, sends
         self._pieces: list[str] = []
-        self._unsent = ""
+        self._sent = 0  # pieces
         self._sent_at = 0.0
 
     def add(self, text: str) -> None:
-        self._unsent += text
-        if self._unsent and time.monotonic() - self._sent_at >= _FLUSH_SECONDS:
-            self.flush()
+        if text:
+            self._pieces.append(text)
+            if self._sends and time.monotonic() - self._sent_at >= _FLUSH_SECONDS:
+                self.flush()
 
     def flush(self) -> None:
-        if self._unsent:
-            self._channel.send("text", text=self._unsent)
-            self._pieces.append(self._unsent)
-            self._unsent, self._sent_at = "", time.monotonic()
+        if self._sends and self._sent < len(self._pieces):
+            self._channel.send("text", number=self._number, text="".join(self._pieces[self._sent :]))
+            self._sent, self._sent_at = len(self._pieces), time.monotonic()
 
     @property
     def whole(self) -> str:

@@ -4,15 +4,30 @@ answers, measures, reports. What only one engine does, its own session adds (eng
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any, TypeVar
 
 from memfit.engines.client import OverBudget, WorkerProcess
-from memfit.engines.protocol import Completion, Message, Sampling, Speed
 from memfit.engines.report import CapReport, ModelBytes, Report, TierReport
-from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, WorkerDiedError
+from memfit.engines.request_stream import WorkerStream
+from memfit.engines.requests import (
+    Completion,
+    Idle,
+    LogitsBlock,
+    Message,
+    Request,
+    RequestResult,
+    Sampling,
+    Score,
+    Speed,
+    Status,
+    StreamTotals,
+    TextDelta,
+    TokenScore,
+)
+from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, UsageError, WorkerDiedError
 from memfit.hub.header_only import is_header_only
 from memfit.memory.hard_cap import HardCap
 from memfit.memory.meter import Meter
@@ -54,6 +69,7 @@ class WorkerSession:
         """
         self.require_loadable(plan)
         self.plan = plan
+        self._stream: WorkerStream | None = None  # the newest
         self._speed = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
         # The worker watches itself, and a group counts what is allocated in it: not what we hold already.
         self._parent_bytes = process_memory().anonymous_bytes if count_parent else 0
@@ -118,16 +134,37 @@ class WorkerSession:
         self._loaded = reply
         self.has_chat_template: bool = reply["has_chat_template"]
 
+    def open(self, *, expected_tokens: float = 0) -> WorkerStream:
+        """Begin to answer requests, side by side where the plan has several sequences.
+
+        What earlier requests left in the KV cache is not processed again. A stream that is open already is
+        closed, and its requests are cancelled.
+        """
+
+        def keep(totals: StreamTotals) -> None:
+            self._speed = totals.speed
+
+        self._stream = WorkerStream(
+            self._worker,
+            expected_tokens=expected_tokens,
+            vocabulary=self._loaded["vocabulary"],
+            explaining_death=self._explaining_death,
+            check=self._check,
+            on_totals=keep,
+        )
+        return self._stream
+
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
         *,
         schema: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """Continue a raw text, without the chat template. Schemas, errors and Ctrl-C as in `chat`."""
-        return self._complete(sampling, on_text, prompt=prompt, messages=None, schema=schema)
+        """Continue a raw text or tokens, without the chat template. Schemas, errors, Ctrl-C as in `chat`."""
+        asked = prompt if isinstance(prompt, str) else tuple(prompt)
+        return self._complete(Request(prompt=asked, sampling=sampling or Sampling(), schema=schema), on_text)
 
     def chat(
         self,
@@ -137,7 +174,7 @@ class WorkerSession:
         *,
         schema: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """RequestResult messages through the model's own chat template; `on_text` hears the text as it comes.
+        """Answer messages through the model's own chat template; `on_text` hears the text as it comes.
 
         With a JSON `schema` the answer is JSON that satisfies it, unless it is cut by its length; the plan
         must have memory for that (Workload.grammars).
@@ -151,8 +188,8 @@ class WorkerSession:
             ModelError: the chat template failed or was stopped.
             EngineError: the engine failed.
         """
-        asked = [dict(one) for one in messages]
-        return self._complete(sampling, on_text, prompt=None, messages=asked, schema=schema)
+        asked = Request(messages=tuple(messages), sampling=sampling or Sampling(), schema=schema)
+        return self._complete(asked, on_text)
 
     def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
         """The pieces of an answer as they come: to a raw text (str) or to messages.
@@ -160,50 +197,78 @@ class WorkerSession:
         Leaving the loop early ends the generation. Errors as in `chat`.
         """
         raw = isinstance(prompt, str)
-        with (
-            self._explaining_death(),
-            self._worker.converse(
-                "complete",
-                prompt=prompt if raw else None,
-                messages=None if raw else [dict(one) for one in prompt],  # type: ignore[arg-type]
-                sampling=asdict(sampling or Sampling()),
-            ) as conversation,
-        ):
-            for _, event in conversation:
-                yield event["text"]
+        asked = Request(
+            prompt=str(prompt) if raw else None,
+            messages=() if raw else tuple(prompt),  # type: ignore[arg-type]
+            sampling=sampling or Sampling(),
+        )
+        with contextlib.closing(self._events(asked, sends_text=True)) as events:
+            for event in events:
+                if isinstance(event, TextDelta):
+                    yield event.text
 
-    def _complete(
+    def score(
         self,
-        sampling: Sampling | None,
-        on_text: Callable[[str], None] | None,
+        tokens: Sequence[int],
         *,
-        prompt: str | None,
-        messages: list[dict[str, str]] | None,
-        schema: Mapping[str, Any] | None,
-    ) -> Completion:
-        if schema is not None:
+        first: int = 1,
+        top: int = 0,
+        on_logits: Callable[[LogitsBlock], None] | None = None,
+    ) -> tuple[TokenScore, ...]:
+        """How likely each of the `tokens` is, from the `first` on, given those before it; with the `top`
+        likeliest instead. `on_logits` is handed all logits, block by block.
+
+        Raises:
+            UsageError: there are fewer than two tokens, or more than the context holds.
+            InterruptedByUser: Ctrl-C.
+        """
+        if not 0 < first < len(tokens):
+            raise UsageError(
+                f"the first token to score is {first} of {len(tokens)}; it must have one before it"
+            )
+        wanted = Score(first=first, top=top, logits=on_logits is not None)
+        for event in self._events(Request(prompt=tuple(tokens), score=wanted)):
+            if isinstance(event, LogitsBlock) and on_logits:
+                on_logits(event)
+            elif isinstance(event, RequestResult):
+                if event.completion:  # it has no scores
+                    raise InterruptedByUser
+                return event.scores
+        raise AssertionError("a stream ends with its request's result")
+
+    def _events(
+        self, request: Request, *, sends_text: bool = False
+    ) -> Generator[RequestResult | TextDelta | LogitsBlock | Idle]:
+        """Of one request alone. Raises what it failed with."""
+        stream = self.open()
+        stream.add(request, sends_text=sends_text)
+        stream.end()
+        with contextlib.closing(stream.events()) as events:
+            for event in events:
+                if isinstance(event, RequestResult) and event.error:
+                    raise event.error
+                yield event
+
+    def _complete(self, request: Request, on_text: Callable[[str], None] | None) -> Completion:
+        completion: Completion | None = None
+        for event in self._events(request, sends_text=on_text is not None):
+            if isinstance(event, TextDelta) and on_text:
+                on_text(event.text)
+            elif isinstance(event, RequestResult):
+                completion = event.completion
+        assert completion, "a stream ends with its request's result"
+        self._speed = completion.speed
+        return completion
+
+    def _check(self, request: Request) -> None:
+        """Raises UsageError where the plan has no memory for it."""
+        if request.schema is not None:
             self.plan.require_schemas()
-        reply = self._ask(
-            "complete",
-            (lambda _, event: on_text(event["text"])) if on_text else None,
-            prompt=prompt,
-            messages=messages,
-            sampling=asdict(sampling or Sampling()),
-            **({} if schema is None else {"schema": schema}),
-        )
-        self._speed = Speed(
-            prompt_tokens=reply["processed_tokens"],
-            prompt_seconds=reply["prompt_seconds"],
-            generated_tokens=reply["decoded_tokens"],
-            generation_seconds=reply["generation_seconds"],
-        )
-        return Completion(
-            text=reply["text"],
-            finish_reason=reply["finish_reason"],
-            prompt_tokens=reply["prompt_tokens"],
-            completion_tokens=reply["completion_tokens"],
-            speed=self._speed,
-        )
+
+    def status(self) -> Status:
+        """As the worker last said, with what all processes hold now."""
+        said = self._stream.status if self._stream else Status()
+        return replace(said, held_bytes=self._meter.sample())
 
     def measure(
         self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1

@@ -57,6 +57,7 @@ class TransformersConfig:
     trust_remote_code: bool = False
     gpus: tuple[int, ...] = ()  # by NVML's numbers; the first also computes what lies in RAM or on the disk
     gpu_limits: tuple[int, ...] = ()  # bytes that torch may take on each of them
+    outputs: int = 1  # tokens of a pass at most whose logits are given, where texts are scored
     gguf: Path | None = None  # the file that becomes the checkpoint; None where that is one already
 
     @property

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from memfit.engines.channel import OverBudgetError
+from memfit.engines.channel import Aborted, OverBudgetError
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.engines.llamacpp.library import Breakdown, Library
@@ -26,14 +26,10 @@ from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.page_cache import cached_bytes, drop_cached
 
-__all__ = ["Aborted", "Model"]
+__all__ = ["LlamaModel"]
 
 
-class Aborted(Exception):  # noqa: N818 - a request that was obeyed
-    """Decoding was cancelled from outside."""
-
-
-class Model:
+class LlamaModel:
     """One model of the C library, with at most one context at a time.
 
     `simulate` loads metadata and vocabulary only; contexts then count their bytes without holding them.
@@ -326,15 +322,19 @@ class Model:
             )
         return token
 
-    def largest_logits(self, outputs: int) -> Sequence[int]:
-        """The likeliest token for each of the last batch's outputs; -1 where a logit is NaN."""
-        import numpy as np  # only where several sequences run: 12 MiB
+    def logits(self, first: int, outputs: int) -> Any:
+        """Of the last batch's outputs, some from the first on: float32 [outputs, vocabulary], until the next
+        pass."""
+        import numpy as np  # only where several sequences run, or texts are scored: 12 MiB
 
         logits = self._api.llama_get_logits(self._context)
-        values: Any = (ctypes.c_float * (outputs * self.vocabulary_size)).from_address(
-            ctypes.addressof(logits.contents)
-        )
-        rows = np.frombuffer(values, dtype=np.float32).reshape(outputs, self.vocabulary_size)
+        start = ctypes.addressof(logits.contents) + 4 * first * self.vocabulary_size
+        values: Any = (ctypes.c_float * (outputs * self.vocabulary_size)).from_address(start)
+        return np.frombuffer(values, dtype=np.float32).reshape(outputs, self.vocabulary_size)
+
+    def largest_logits(self, outputs: int) -> Sequence[int]:
+        """The likeliest token for each of the last batch's outputs; -1 where a logit is NaN."""
+        rows = self.logits(0, outputs)
         best = rows.argmax(axis=1)  # the first NaN, if there is one
         return [-1 if math.isnan(row[token]) else int(token) for row, token in zip(rows, best, strict=True)]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from memfit.engines.llamacpp.process import LlamaWorker
-from memfit.engines.protocol import Request
+from memfit.engines.requests import Request
 from memfit.hardware.machine import is_remote
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.baseline import Baseline
@@ -54,9 +54,7 @@ class LlamaOracle:
 
     def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
         """How many tokens each request's prompt has, template included; None where it makes no prompt."""
-        asked = [
-            {"prompt": one.prompt, "messages": [dict(each) for each in one.messages]} for one in requests
-        ]
+        asked = [one.to_json() for one in requests]
         counts: list[int | None] = self._workers[self._first].ask("count_tokens", requests=asked)["counts"]
         return counts
 

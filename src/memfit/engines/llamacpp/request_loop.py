@@ -1,109 +1,158 @@
-"""Many requests at once, in the worker: what scheduler.py decides is decoded, sampled and sent here.
+"""The one way in which llama.cpp answers requests: what the scheduler decides is decoded, sampled and sent.
 
-While it runs the parent sends "add", "drop" and at last "end"; answers go back as they are ready, each under
-its request's number. Between two passes only what changed is touched: no text is made of tokens before it is
+In the worker. One loop belongs to one loaded model, and with it the scheduler, whose prefixes outlive every
+stream of requests. Between two passes only what changed is touched: no text is made of tokens before it is
 wanted.
 """
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from memfit.engines.channel import Channel
+from memfit.engines.channel import Aborted, Channel
+from memfit.engines.llamacpp.decode_batch import DecodeBatch
 from memfit.engines.llamacpp.grammar import Grammars
-from memfit.engines.llamacpp.model import Aborted, Model
+from memfit.engines.llamacpp.model import LlamaModel
 from memfit.engines.llamacpp.prompt import prompt_tokens, room_after
 from memfit.engines.llamacpp.sampling import Sampler
-from memfit.engines.protocol import Sampling
+from memfit.engines.requests import Completion, Request, Speed, Status, StreamTotals, TokenScore
+from memfit.engines.results import send_answer, send_failure, send_logits, send_scores
 from memfit.engines.scheduler import Job, Pass, Scheduler
-from memfit.engines.text import TextAssembler
+from memfit.engines.text import TextAssembler, TextSender
 from memfit.errors import EngineError, MemfitError
-from memfit.processes.carried_errors import carry_error
 
-__all__ = ["Batcher"]
+__all__ = ["RequestLoop"]
 
-_FLUSH_SECONDS = 0.05  # texts that are wanted as they come are sent this often
 _LOOK_SECONDS = 0.1  # while nothing is asked, how often a cancellation is looked for
+_STATUS_SECONDS = 0.5
 
 
 @dataclass(eq=False, kw_only=True)
 class _Running:
     """A request, beside what the scheduler knows of it."""
 
+    request: Request
     job: Job
     sampler: Sampler
     assembler: TextAssembler
+    text: TextSender
     as_it_comes: bool  # text is wanted, or stop strings are looked for, token by token
-    sends_text: bool
-    text: list[str] = field(default_factory=list)
-    sent: int = 0  # pieces of text
-    begun: bool = False  # what its grammar demands at the beginning is known
+    prompt_done_at: float = 0.0
+    scores: list[TokenScore] = field(default_factory=list)
+
+    def speed(self, now: float) -> Speed:
+        """Of this request alone, whatever ran beside it."""
+        job = self.job
+        started, prompt_done = job.started_at or now, self.prompt_done_at or now
+        decoded = max(0, len(job.generated) - 1)
+        return Speed(
+            prompt_tokens=job.computed,
+            prompt_seconds=prompt_done - started,
+            generated_tokens=decoded,
+            generation_seconds=now - prompt_done if decoded else 0.0,
+        )
 
 
-class Batcher:
-    """One run over requests, until "end" has come and all are answered."""
+class RequestLoop:
+    """Answers the requests of one stream after the other, those of a stream side by side."""
 
-    def __init__(
-        self, model: Model, api: Any, channel: Channel, grammars: Grammars, *, expected: float
-    ) -> None:
-        """`expected` tokens come out of a request, by the plan."""
-        self._model = model
-        self._api = api
-        self._channel = channel
+    def __init__(self, model: LlamaModel, api: Any, channel: Channel, grammars: Grammars) -> None:
+        self._model, self._api, self._channel, self._grammars = model, api, channel, grammars
+        config = model.config
         self._scheduler = Scheduler(
             model.cache,
             # With parts of their own sequences cannot take cells from each other, and each job fits its own.
-            cells=model.context_tokens if model.config.kv_unified else sys.maxsize,
-            sequences=model.config.parallel,
+            cells=model.context_tokens if config.kv_unified else sys.maxsize,
+            sequences=config.parallel,
             ubatch=model.ubatch,
-            expected=expected,
-            mixes=bool(model.config.streamed),
+            outputs=config.parallel,
+            mixes=bool(config.streamed),
         )
-        self._grammars = grammars
-        self._held: deque[dict[str, Any]] = deque()  # asked for, and waiting for a grammar's memory
-        self._batch = _Batch(api, model.ubatch)
-        self._running: dict[int, _Running] = {}  # by number; waiting ones too
+        self._batch = DecodeBatch(api, model.ubatch)
         self._ends: dict[int, bool] = {}  # token → whether it ends an answer
+        self._held: deque[tuple[Request, bool]] = deque()  # asked for, and waiting for a grammar's memory
+        self._running: dict[int, _Running] = {}  # by number; waiting ones too
+        self._begin(expected=0.0)
+
+    def _begin(self, *, expected: float) -> None:
+        """A new stream: its counts begin at nothing, the scheduler goes on."""
+        self._scheduler.expect(expected)
+        self._before = self._scheduler.prompt_tokens, self._scheduler.shared_tokens
         self._ending = False
+        self._pass: Pass | None = None  # that is being computed
         self._started = time.monotonic()
-        self._sent_at = 0.0
-        self._generated = 0
-        self._passes = 0
+        self._told_at = 0.0
+        self._generated = self._passes = 0
         self._decode_seconds = self._wait_seconds = 0.0
 
-    def run(self) -> dict[str, Any]:
-        """RequestResult all; returns what it came to."""
+    def run(self, expected: float) -> dict[str, Any]:
+        """Answer requests until "end" has come and all are answered; returns what it came to.
+
+        `expected` tokens come out of each, by the plan; 0: unknown.
+        """
+        self._begin(expected=expected)
         cancelled = False
         try:
             while self._listen():
-                work = self._scheduler.next_pass()
-                if work:
+                if work := self._scheduler.next_pass():
                     self._decode(work)
                     self._choose(work)
         except Aborted:
             cancelled = True
-        finally:
-            for one in self._running.values():
-                one.sampler.close()
-            self._model.cache.clear()
-        return {"cancelled": cancelled, **self._totals()}
+            self._cancel()
+        except BaseException:
+            self.forget()
+            raise
+        self._tell()
+        return {"cancelled": cancelled, "totals": vars(self._totals())}
 
-    def _totals(self) -> dict[str, Any]:
-        """protocol.BatchTotals."""
-        return {
-            "prompt_tokens": self._scheduler.prompt_tokens,
-            "shared_tokens": self._scheduler.shared_tokens,
-            "generated_tokens": self._generated,
-            "seconds": time.monotonic() - self._started - self._wait_seconds,
-            "decode_seconds": self._decode_seconds,
-            "passes": self._passes,
-        }
+    def forget(self) -> None:
+        """Empty the KV cache; what still runs is dropped."""
+        for number in list(self._running):
+            self._drop(number)
+        self._held.clear()
+        self._scheduler.begin_anew()
+        self._model.cache.clear()
+
+    def _cancel(self) -> None:
+        """Every request ends with what there is of it; what is computed stays in the cache."""
+        if self._pass:
+            self._scheduler.undo(self._pass)
+        for one in list(self._running.values()):
+            self._finish(one, "cancelled", len(one.job.generated))
+        nothing = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
+        for request, _ in self._held:
+            unbegun = Completion(
+                text="", finish_reason="cancelled", prompt_tokens=0, completion_tokens=0, speed=nothing
+            )
+            send_answer(self._channel, request.number, unbegun, self._totals())
+        self._held.clear()
+
+    def _totals(self) -> StreamTotals:
+        prompt, shared = self._before
+        return StreamTotals(
+            prompt_tokens=self._scheduler.prompt_tokens - prompt,
+            shared_tokens=self._scheduler.shared_tokens - shared,
+            generated_tokens=self._generated,
+            seconds=time.monotonic() - self._started - self._wait_seconds,
+            decode_seconds=self._decode_seconds,
+            passes=self._passes,
+        )
+
+    def _tell(self) -> None:
+        """How busy it is."""
+        scheduler = self._scheduler
+        self._told_at = time.monotonic()
+        status = Status(
+            waiting=scheduler.waiting + len(self._held),
+            running=scheduler.running,
+            cells_in_use=scheduler.cells_in_use,
+        )
+        self._channel.send("status", **vars(status))
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -115,73 +164,70 @@ class Batcher:
             if idle and self._ending:
                 return False
             began = time.monotonic()
-            request = self._channel.next_request(_LOOK_SECONDS if idle else 0.0)
+            message = self._channel.next_request(_LOOK_SECONDS if idle else 0.0)
             if idle:
                 self._wait_seconds += time.monotonic() - began
             if self._model.is_aborted:
                 raise Aborted
-            if request is None:
+            if message is None:
                 return True
-            do = request.pop("do")
+            do = message.pop("do")
             if do == "add":
-                self._held.append(request)
+                self._held.append((Request.from_json(message["request"]), message["sends_text"]))
             elif do == "drop":
-                self._drop(request["number"])
+                self._drop(message["number"])
             else:
-                assert do == "end", f"{do} cannot be asked while a batch runs"
+                assert do == "end", f"{do} cannot be asked while a stream is open"
                 self._ending = True
 
     def _admit(self) -> None:
         """Let requests in, in their order, as long as there is memory for what their grammars need."""
-        while self._held and (self._held[0]["schema"] is None or self._grammars.has_room):
-            self._add(**self._held.popleft())
+        while self._held and (self._held[0][0].schema is None or self._grammars.has_room):
+            request, sends_text = self._held.popleft()
+            try:
+                self._add(request, sends_text=sends_text)
+            except MemfitError as error:
+                send_failure(self._channel, request.number, error)
 
-    def _add(
-        self,
-        number: int,
-        prompt: str | None,
-        messages: list[dict[str, str]],
-        sampling: dict[str, Any],
-        schema: Mapping[str, Any] | None,
-        sends_text: bool,
-    ) -> None:
-        model = self._model
-        try:
-            settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
-            tokens = prompt_tokens(model, prompt, messages)
-            room = room_after(model, tokens)
-            grammar = None if schema is None else self._grammars.grammar(schema)
-        except MemfitError as error:
-            self._fail(number, error)
-            return
-        limit = room if settings.max_tokens is None else min(room, settings.max_tokens)
-        job = Job(number=number, prompt=tokens, limit=limit)
-        self._running[number] = _Running(
+    def _add(self, request: Request, *, sends_text: bool) -> None:
+        model, sampling, score = self._model, request.sampling, request.score
+        tokens = prompt_tokens(model, request)
+        if score:
+            del tokens[-1]  # what would follow it is not asked
+        room = room_after(model, tokens, wants=0 if score else 1)
+        limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        job = Job(
+            number=request.number,
+            prompt=tokens,
+            limit=0 if score else limit,
+            scored_from=score.first - 1 if score else None,
+        )
+        grammar = None if request.schema is None else self._grammars.grammar(request.schema)
+        alone = model.config.parallel == 1
+        self._running[request.number] = _Running(
+            request=request,
             job=job,
-            sampler=Sampler(
-                self._api, settings, model.vocabulary_size, grammar, alone=model.config.parallel == 1
-            ),
-            assembler=TextAssembler(settings.stop),
-            as_it_comes=sends_text or bool(settings.stop),
-            sends_text=sends_text,
+            sampler=Sampler(self._api, sampling, model.vocabulary_size, grammar, alone=alone),
+            assembler=TextAssembler(sampling.stop),
+            text=TextSender(self._channel, request.number, sends=sends_text),
+            as_it_comes=sends_text or bool(sampling.stop),
         )
         self._scheduler.add(job)
 
     def _drop(self, number: int) -> None:
-        self._held = deque(one for one in self._held if one["number"] != number)
+        self._held = deque(one for one in self._held if one[0].number != number)
         if one := self._running.pop(number, None):
             self._scheduler.drop(one.job)
             one.sampler.close()
-
-    def _fail(self, number: int, error: MemfitError) -> None:
-        self._channel.send("failed", number=number, **carry_error(error))
 
     # -- one pass --------------------------------------------------------------------------------
 
     def _decode(self, work: Pass) -> None:
         self._batch.fill(work)
         began = time.monotonic()
+        self._pass = work
         self._model.decode_batch(self._batch.pointer)
+        self._pass = None
         self._decode_seconds += time.monotonic() - began
         self._passes += 1
 
@@ -189,26 +235,48 @@ class Batcher:
         """The next token of every sequence whose known ones are all computed."""
         if not work.outputs:
             return
-        jobs = [self._running[job.number] for _, job in work.outputs]
+        rows = [self._running[job.number] for _, job in work.outputs]
         # One sequence alone is not worth numpy's memory.
-        many = self._model.config.parallel > 1 and any(one.sampler.is_greedy for one in jobs)
-        greedy = self._model.largest_logits(len(jobs)) if many else []
-        for row, ((entry, _), one) in enumerate(zip(work.outputs, jobs, strict=True)):
+        many = self._model.config.parallel > 1 and any(one.sampler.is_greedy for one in rows)
+        greedy = self._model.largest_logits(len(rows)) if many else []
+        for row, ((entry, job), one) in enumerate(zip(work.outputs, rows, strict=True)):
+            if job.number not in self._running:  # it failed at an earlier row
+                continue
             try:
-                self._continue(one, entry, greedy[row] if greedy and one.sampler.is_greedy else -1)
+                if one.request.score:
+                    self._score(one, row)
+                else:
+                    self._continue(one, entry, greedy[row] if greedy and one.sampler.is_greedy else -1)
             except EngineError as error:  # the grammar's, or no number; others go on
-                self._drop(one.job.number)
-                self._fail(one.job.number, error)
+                self._drop(job.number)
+                send_failure(self._channel, job.number, error)
         if self._model.cache.may_hold_nan:
             self._scheduler.begin_anew()
             self._model.cache.clear()
-        self._send_texts()
+        if time.monotonic() - self._told_at >= _STATUS_SECONDS:
+            self._tell()
+
+    def _score(self, one: _Running, row: int) -> None:
+        """One token more of a text to score, from the logits in this row."""
+        from memfit.engines.scoring import score_rows
+
+        score, tokens = one.request.score, one.request.prompt
+        assert score and isinstance(tokens, tuple)
+        position = score.first + len(one.scores)
+        logits = self._model.logits(row, 1)
+        if score.logits:
+            send_logits(self._channel, one.job.number, position, logits)
+        one.scores += score_rows(logits, tokens[position : position + 1], score.top)
+        if position + 1 == len(tokens):
+            self._scheduler.finish(one.job)
+            self._close(one)
+            send_scores(self._channel, one.job.number, one.scores)
 
     def _continue(self, one: _Running, entry: int, likeliest: int) -> None:
         """What follows in an answer: what its grammar demands, or what is chosen and what that demands."""
         tokens: list[int] = []
-        if not one.begun:
-            one.begun = True
+        if not one.prompt_done_at:
+            one.prompt_done_at = time.monotonic()
             tokens = one.sampler.forced()
         if not tokens:
             if likeliest >= 0 and not one.sampler.has_grammar:
@@ -234,7 +302,7 @@ class Batcher:
         job = one.job
         self._generated += 1
         if one.as_it_comes:
-            one.text.append(one.assembler.feed(self._model.piece(token)))
+            one.text.add(one.assembler.feed(self._model.piece(token)))
             if one.assembler.stopped:
                 self._finish(one, "stop", len(job.generated) + 1)
                 return True
@@ -242,70 +310,30 @@ class Batcher:
             job.generated.append(token)
             self._finish(one, "stop" if is_last else "length", len(job.generated))
             return True
-        self._scheduler.extend(job, token)
+        self._scheduler.extend(job, (token,))
         return False
 
     def _finish(self, one: _Running, reason: str, tokens: int) -> None:
-        job = one.job
+        job, ended = one.job, time.monotonic()
         if not one.as_it_comes:
-            one.text.append(one.assembler.feed(b"".join(map(self._model.piece, job.generated))))
+            one.text.add(one.assembler.feed(b"".join(map(self._model.piece, job.generated))))
         if not one.assembler.stopped:
-            one.text.append(one.assembler.finish())
-        self._scheduler.finish(job)
-        one.sampler.close()
-        del self._running[job.number]
-        self._channel.send(
-            "answer",
-            number=job.number,
-            text="".join(one.text),
+            one.text.add(one.assembler.finish())
+        one.text.flush()
+        if reason == "cancelled":
+            self._scheduler.drop(job)
+        else:
+            self._scheduler.finish(job)
+        self._close(one)
+        completion = Completion(
+            text=one.text.whole,
             finish_reason=reason,
             prompt_tokens=len(job.prompt),
             completion_tokens=tokens,
-            totals=self._totals(),
+            speed=one.speed(ended),
         )
+        send_answer(self._channel, job.number, completion, self._totals())
 
-    def _send_texts(self) -> None:
-        now = time.monotonic()
-        if now - self._sent_at < _FLUSH_SECONDS:
-            return
-        self._sent_at = now
-        for one in self._running.values():
-            if one.sends_text and (text := "".join(one.text[one.sent :])):
-                one.sent = len(one.text)
-                self._channel.send("text", number=one.job.number, text=text)
-
-
-class _Batch:
-    """llama.cpp's llama_batch over arrays that are made once."""
-
-    def __init__(self, api: Any, size: int) -> None:
-        self._tokens: Any = (ctypes.c_int32 * size)()
-        self._positions: Any = (ctypes.c_int32 * size)()
-        self._counts = (ctypes.c_int32 * size)(*[1] * size)
-        self._sequences: Any = (ctypes.c_int32 * size)()
-        self._wanted = (ctypes.c_int8 * size)()
-        start, width = ctypes.addressof(self._sequences), ctypes.sizeof(ctypes.c_int32)
-        self._lists = (ctypes.c_void_p * size)(*range(start, start + width * size, width))
-        self._size = size
-
-        def at(array: Any, kind: Any) -> Any:
-            return ctypes.cast(array, ctypes.POINTER(kind))
-
-        self.pointer = api.llama_batch(
-            n_tokens=0,
-            token=at(self._tokens, ctypes.c_int32),
-            pos=at(self._positions, ctypes.c_int32),
-            n_seq_id=at(self._counts, ctypes.c_int32),
-            seq_id=at(self._lists, ctypes.POINTER(ctypes.c_int32)),
-            logits=at(self._wanted, ctypes.c_int8),
-        )
-
-    def fill(self, work: Pass) -> None:
-        count = len(work.tokens)
-        self.pointer.n_tokens = count
-        self._tokens[:count] = work.tokens
-        self._positions[:count] = work.positions
-        self._sequences[:count] = work.sequences
-        ctypes.memset(self._wanted, 0, self._size)
-        for entry, _ in work.outputs:
-            self._wanted[entry] = 1
+    def _close(self, one: _Running) -> None:
+        one.sampler.close()
+        del self._running[one.job.number]

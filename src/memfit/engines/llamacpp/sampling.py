@@ -6,7 +6,7 @@ import ctypes
 from typing import Any
 
 from memfit.engines.llamacpp.grammar import Grammar
-from memfit.engines.protocol import Sampling
+from memfit.engines.requests import Sampling
 
 __all__ = ["Sampler"]
 

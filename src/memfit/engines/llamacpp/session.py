@@ -1,4 +1,4 @@
-"""A model that llama.cpp runs: what its session adds is devices, and many requests side by side."""
+"""A model that llama.cpp runs: what its session adds is devices."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 from memfit.engines.llamacpp.process import LlamaWorker
-from memfit.engines.protocol import BatchTotals
-from memfit.engines.request_stream import LlamaBatch, speed_of
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import WorkerDiedError
 from memfit.hardware.machine import is_remote
@@ -23,7 +21,7 @@ _LOST_DEVICE = re.compile("RPC|ggml-rpc|send failed|recv failed")  # ggml-rpc.cp
 
 
 class LlamaSession(WorkerSession):
-    """Satisfies protocol.BatchSession."""
+    """Satisfies protocol.Session."""
 
     plan: LlamaPlan
 
@@ -45,20 +43,6 @@ class LlamaSession(WorkerSession):
             hard_cap=hard_cap,
             on_progress=on_progress,
             gpu_bytes=gpu_bytes_of if not all(map(is_remote, devices)) else None,
-        )
-
-    def batch(self, *, expected_tokens: float = 0) -> LlamaBatch:
-        """Begin to answer many requests side by side, as many as the plan has sequences."""
-
-        def keep(totals: BatchTotals) -> None:
-            self._speed = speed_of(totals)
-
-        return LlamaBatch(
-            self._worker,
-            expected_tokens=expected_tokens,
-            explaining_death=self._explaining_death,
-            on_totals=keep,
-            require_schemas=self.plan.require_schemas,
         )
 
     def _load_request(self) -> dict[str, Any]:

@@ -17,17 +17,16 @@ from functools import partial
 from typing import Any
 
 from memfit.engines.allocator import keep_fast, trim
-from memfit.engines.channel import Channel, run_worker
+from memfit.engines.channel import Aborted, Channel, run_worker
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
 from memfit.engines.llamacpp.library import Library, load_library
-from memfit.engines.llamacpp.model import Aborted, Model
-from memfit.engines.llamacpp.prompt import prompt_tokens, room_after
-from memfit.engines.llamacpp.request_loop import Batcher
+from memfit.engines.llamacpp.model import LlamaModel
+from memfit.engines.llamacpp.prompt import prompt_tokens
+from memfit.engines.llamacpp.request_loop import RequestLoop
 from memfit.engines.llamacpp.sampling import Sampler
-from memfit.engines.protocol import Sampling
-from memfit.engines.text import TextAssembler, TextSender
+from memfit.engines.requests import Request, Sampling
 from memfit.errors import MemfitError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
@@ -39,16 +38,16 @@ _MOST_THREADS = 64  # of a worker whose work buffer is foreseen
 _CANDIDATE_BYTES = 12  # llama_token_data: id, logit, probability
 
 
-class Worker:
-    """One model at a time, simulated or loaded, and the tokens its KV cache holds."""
+class LlamaCommands:
+    """What the worker is told to do, with one model at a time, simulated or loaded."""
 
     def __init__(self) -> None:
-        self.model: Model | None = None
+        self.model: LlamaModel | None = None
         self.channel = Channel(on_request=self.begin, on_cancel=self.cancel)
         self._simulated: LlamaConfig | None = None  # what of its config a loaded model depends on
         self._devices: Devices | None = None
         self._known_grammars: Grammars | None = None
-        self.cached: list[int] = []  # tokens of sequence 0 in the KV cache, in order
+        self._loop: RequestLoop | None = None  # of the loaded model
         self.library: Library = load_library()
         self._log = self.library.api.llama_log_callback(self._keep_log)
         self._verbose = bool(os.environ.get("MEMFIT_WORKER_VERBOSE"))
@@ -76,8 +75,7 @@ class Worker:
             "count_tokens": self.count_tokens,
             "device_memory": self.device_memory,
             "load": self.load,
-            "complete": self.complete,
-            "batch": self.batch,
+            "open": self.open,
             "measure": self.measure,
             "kernels": self.measure_kernels,
         }
@@ -103,7 +101,7 @@ class Worker:
             overrides = _no_vocabulary(self.library.api, *without_vocabulary) if without_vocabulary else None
             devices = self._devices or Devices(self.library, dummies=True)
             self._devices, self._simulated = devices, placement
-            self.model = Model(self.library, devices, wanted, simulate=True, overrides=overrides)
+            self.model = LlamaModel(self.library, devices, wanted, simulate=True, overrides=overrides)
         model = self.model
         model.open_context(wanted)
         if with_grammar:
@@ -132,7 +130,7 @@ class Worker:
         }
 
     @staticmethod
-    def _graphs(model: Model) -> dict[str, Any]:
+    def _graphs(model: LlamaModel) -> dict[str, Any]:
         """What one token and one ubatch compute; of one sequence, so only where all share the cache."""
         return {
             "generation": model.read_graph(tokens=1, sequences=1),
@@ -144,7 +142,7 @@ class Worker:
         counts: list[int | None] = []
         for one in requests:
             try:
-                counts.append(len(prompt_tokens(self._loaded(), one["prompt"], one["messages"])))
+                counts.append(len(prompt_tokens(self._loaded(), Request.from_json(one))))
             except MemfitError:
                 counts.append(None)
         return {"counts": counts}
@@ -168,7 +166,7 @@ class Worker:
         importing = threading.Thread(target=_import_for, args=(wanted,))  # beside the engine's own work
         importing.start()
         self._devices = Devices(self.library, dummies=False)
-        self.model = Model(
+        self.model = LlamaModel(
             self.library,
             self._devices,
             wanted,
@@ -185,94 +183,25 @@ class Worker:
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
         with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
             self.model.rehearse(sampler)
+        self._loop = RequestLoop(self.model, self.library.api, self.channel, self._grammars)
         return {
             "load_seconds": time.monotonic() - started,
             "context": self.model.context_tokens,
             "has_chat_template": self.model.chat_template() is not None,
             "locked_bytes": self.model.locked_bytes,
+            "vocabulary": self.model.vocabulary_size,
         }
 
-    def complete(
-        self,
-        prompt: str | None,
-        messages: list[dict[str, str]] | None,
-        sampling: dict[str, Any],
-        schema: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Process a prompt and generate; text is sent in "text" events meanwhile."""
-        model = self._loaded()
-        settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
-        tokens = prompt_tokens(model, prompt, messages)
-        room = room_after(model, tokens)
-        grammar = None if schema is None else self._grammars.grammar(schema)
-        sampler = Sampler(self.library.api, settings, model.vocabulary_size, grammar)
-        started = time.monotonic()
-        generated: list[int] = []
-        finish_reason, prompt_done, processed = "length", 0.0, 0
-        assembler = TextAssembler(settings.stop)
-        text = TextSender(self.channel)
-        limit = room if settings.max_tokens is None else min(room, settings.max_tokens)
-        with sampler:
-            try:
-                processed = self._process_prompt(tokens)
-                prompt_done = time.monotonic()
-                finish_reason = self._generate(sampler, limit, generated, assembler, text)
-            except Aborted:
-                finish_reason = "cancelled"
-                self._forget()
-        if not assembler.stopped:
-            text.add(assembler.finish())
-        text.flush()
-        ended = time.monotonic()
-        return {
-            "text": text.whole,
-            "finish_reason": finish_reason,
-            "prompt_tokens": len(tokens),
-            "completion_tokens": len(generated),
-            "processed_tokens": processed,
-            "prompt_seconds": (prompt_done or ended) - started,
-            "decoded_tokens": max(0, len(generated) - 1),
-            "generation_seconds": ended - prompt_done if prompt_done and len(generated) > 1 else 0.0,
-        }
-
-    def _generate(
-        self, sampler: Sampler, limit: int, generated: list[int], assembler: TextAssembler, text: TextSender
-    ) -> str:
-        """At most `limit` tokens, appended to `generated`; returns why there are no more."""
-        model = self._loaded()
-        following = sampler.forced()
-        while True:
-            if not following:
-                token = model.choose(sampler)
-                if model.is_end(token):
-                    return "stop"
-                following = sampler.follow(token)
-            taken = following[: limit - len(generated)]
-            for token in taken:
-                generated.append(token)
-                text.add(assembler.feed(model.piece(token)))
-                if assembler.stopped:
-                    return "stop"
-            if sampler.is_complete and len(taken) == len(following):
-                return "stop"
-            if len(generated) >= limit:
-                return "length"
-            model.decode(taken)
-            self.cached += taken
-            following = []
-
-    def batch(self, expected: float) -> dict[str, Any]:
-        """RequestResult requests that are added while it runs, side by side: see batching.py."""
-        model = self._loaded()
-        self._forget()
-        return Batcher(model, self.library.api, self.channel, self._grammars, expected=expected).run()
+    def open(self, expected: float) -> dict[str, Any]:
+        """Answer the requests that come until the stream ends: see request_loop.py."""
+        return self._requests.run(expected)
 
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
         """Time decoding alone, as llama-bench does: fixed tokens, no sampling, `depth` of them before."""
         model = self._loaded()
         token = 1 if model.vocabulary_size > 1 else 0
         try:
-            self._forget()
+            self._requests.forget()
             model.decode([token] * depth)
             started = time.monotonic()
             model.decode([token] * prompt_tokens)
@@ -288,7 +217,7 @@ class Worker:
             return {"cancelled": True}
         finally:
             model.cache.may_hold_nan = True  # of tokens that nobody looked at
-            self._forget()
+            self._requests.forget()
         return {
             "cancelled": False,
             "prompt_seconds": prompt_done - started,
@@ -334,7 +263,7 @@ class Worker:
 
     # -- details ---------------------------------------------------------------------------------
 
-    def _loaded(self) -> Model:
+    def _loaded(self) -> LlamaModel:
         assert self.model is not None, "the parent loads before it asks"
         return self.model
 
@@ -346,31 +275,15 @@ class Worker:
             self._known_grammars.prepare()
 
     @property
+    def _requests(self) -> RequestLoop:
+        assert self._loop is not None, "the parent loads before it asks"
+        return self._loop
+
+    @property
     def _grammars(self) -> Grammars:
         """Of the model that is loaded."""
         assert self._known_grammars is not None, "the parent loads before it asks"
         return self._known_grammars
-
-    def _forget(self) -> None:
-        self._loaded().cache.clear()
-        self.cached = []
-
-    def _process_prompt(self, tokens: list[int]) -> int:
-        """Bring the KV cache to exactly `tokens`; returns how many had to be processed."""
-        model = self._loaded()
-        shared = 0
-        # The last token is always processed again: its logits are wanted.
-        for ours, theirs in zip(self.cached, tokens[:-1], strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        if not self.cached or not model.cache.keep(shared):
-            self._forget()
-            shared = 0
-        self.cached = self.cached[:shared]
-        model.decode(tokens[shared:])
-        self.cached += tokens[shared:]
-        return len(tokens) - shared
 
 
 # What a context decides, not the model: equal in all models that need no new loading.
@@ -411,4 +324,4 @@ def _config(values: dict[str, Any]) -> LlamaConfig:
 
 
 if __name__ == "__main__":
-    run_worker(lambda: Worker().serve())
+    run_worker(lambda: LlamaCommands().serve())

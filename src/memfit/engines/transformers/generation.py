@@ -1,66 +1,41 @@
-"""From a prompt to an answer, by transformers' own `generate`: its samplers, its rules for where to end."""
+"""From tokens to an answer, by transformers' own `generate`: its samplers, its rules for where to end."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from tokenizers.decoders import DecodeStream
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 
-from memfit.engines.messages import render_messages
-from memfit.engines.protocol import Sampling
+from memfit.engines.channel import Aborted
+from memfit.engines.requests import RANDOM_SEED, Completion, Sampling, Speed
 from memfit.engines.text import TextAssembler, TextSender
 from memfit.engines.transformers.kv_cache import with_cache
-from memfit.engines.transformers.model import Aborted, Model, explained
-from memfit.errors import ModelError, UsageError, readable
+from memfit.engines.transformers.model import CheckpointModel, explained
 
-__all__ = ["Generation", "prompt_tokens"]
-
-
-def prompt_tokens(model: Model, prompt: str | None, messages: Sequence[dict[str, str]] | None) -> list[int]:
-    """Tokens of a raw text, or of messages through the chat template, as transformers gives them.
-
-    Raises:
-        UsageError: there is no tokenizer or template, it refuses or loses messages, or there is no token.
-        ModelError: the chat template failed.
-    """
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise UsageError(
-            f"{model.config.folder} has no tokenizer, so texts cannot be read or written; "
-            "memfit bench measures it without"
-        )
-    if prompt is not None:
-        tokens = list(tokenizer(prompt)["input_ids"])
-    elif not tokenizer.chat_template:
-        raise UsageError("this model has no chat template; try --raw to continue a text")
-    else:
-        text = render_messages(lambda form: _render(tokenizer, form), messages or ())
-        tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not tokens:
-        raise UsageError("the prompt is empty; give at least one token")
-    return tokens
-
-
-def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
-    except Exception as error:  # a stranger's program may fail in any way
-        said = readable(str(error))
-        if type(error) is TemplateError:  # what raise_exception raises
-            raise UsageError(f"the model's chat template refuses these messages: {said}; try --raw") from None
-        raise ModelError(f"the model's chat template failed: {said}; try --raw") from None
+__all__ = ["Generation"]
 
 
 class Generation(BaseStreamer, StoppingCriteria):
     """One answer on its way: hears each token, sends its text, and says when to end."""
 
-    def __init__(self, model: Model, sampling: Sampling, text: TextSender, *, room: int) -> None:
+    def __init__(
+        self,
+        model: CheckpointModel,
+        sampling: Sampling,
+        text: TextSender,
+        *,
+        room: int,
+        is_wanted: Callable[[], bool],
+    ) -> None:
+        """At most `room` tokens, as long as it `is_wanted`, which is asked after each."""
+        if sampling.seed != RANDOM_SEED:
+            torch.manual_seed(sampling.seed)
+        self._is_wanted, self._cancelled = is_wanted, False
         self._model, self._sampling, self._text = model, sampling, text
         self._assembler = TextAssembler(sampling.stop)
         self._limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
@@ -70,13 +45,11 @@ class Generation(BaseStreamer, StoppingCriteria):
         self._decoder: Any = DecodeStream(skip_special_tokens=True)
         self._tokenizer = model.tokenizer.backend_tokenizer
 
-    def generate(self, tokens: Sequence[int]) -> None:
-        """Errors as `Model.decode`; a cancelled one ends with what there is."""
+    def run(self, tokens: Sequence[int]) -> Completion:
+        """Errors as `CheckpointModel.decode`; a cancelled one ends with what there is."""
         model = self._model
-        self._prompt_tokens = len(tokens)
-        self._shared = model.keep(tokens)
-        self._started = time.monotonic()
-        self._cancelled = False
+        shared = model.keep(tokens)
+        started = time.monotonic()
         ids = torch.tensor([tokens], device=model.model.device)
         settings = self._settings()
         try:
@@ -94,16 +67,44 @@ class Generation(BaseStreamer, StoppingCriteria):
         except BaseException:
             model.forget()
             raise
-        self._ended = time.monotonic()
-        if self._cancelled or model.is_aborted:
-            self._cancelled = True
-            model.forget()
-        else:
-            held = [*tokens, *self._generated]
-            model.cached = held[: model.cache.get_seq_length()]
+        ended = time.monotonic()
+        self._cancelled |= model.is_aborted
+        model.settle([*tokens, *self._generated])
         if not self._assembler.stopped:
             self._text.add(self._assembler.finish())
         self._text.flush()
+        return self._completion(tokens, shared, started, ended)
+
+    def _completion(self, tokens: Sequence[int], shared: int, started: float, ended: float) -> Completion:
+        generated = self._generated
+        closes = bool(generated) and generated[-1] in self._ends
+        reason = "length"
+        if self._cancelled:
+            reason = "cancelled"
+        elif closes or self._assembler.stopped:
+            reason = "stop"
+        prompt_done = self._prompt_done or ended
+        speed = Speed(
+            prompt_tokens=len(tokens) - shared,
+            prompt_seconds=prompt_done - started,
+            generated_tokens=max(0, len(generated) - 1),
+            generation_seconds=ended - prompt_done if len(generated) > 1 else 0.0,
+        )
+        return Completion(
+            text=self._text.whole,
+            finish_reason=reason,
+            prompt_tokens=len(tokens),
+            completion_tokens=len(generated) - closes,
+            speed=speed,
+        )
+
+    @staticmethod
+    def unbegun() -> Completion:
+        """Of a request that was cancelled before its turn."""
+        nothing = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
+        return Completion(
+            text="", finish_reason="cancelled", prompt_tokens=0, completion_tokens=0, speed=nothing
+        )
 
     def _settings(self) -> Any:
         """The model's own generation settings with what was asked for."""
@@ -154,26 +155,5 @@ class Generation(BaseStreamer, StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """A stopping criterion's."""
-        ends = self._assembler.stopped or self._model.is_aborted
+        ends = self._assembler.stopped or self._model.is_aborted or not self._is_wanted()
         return torch.full((input_ids.shape[0],), ends, dtype=torch.bool, device=input_ids.device)
-
-    def to_json(self) -> dict[str, Any]:
-        """channel.py's answer to "complete"."""
-        generated = self._generated
-        ended = bool(generated) and generated[-1] in self._ends
-        finish_reason = "length"
-        if self._cancelled:
-            finish_reason = "cancelled"
-        elif ended or self._assembler.stopped:
-            finish_reason = "stop"
-        prompt_done = self._prompt_done or self._ended
-        return {
-            "text": self._text.whole,
-            "finish_reason": finish_reason,
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": len(generated) - ended,
-            "processed_tokens": self._prompt_tokens - self._shared,
-            "prompt_seconds": prompt_done - self._started,
-            "decoded_tokens": max(0, len(generated) - 1),
-            "generation_seconds": self._ended - prompt_done if len(generated) > 1 else 0.0,
-        }

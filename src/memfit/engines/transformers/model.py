@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from memfit.engines.channel import OverBudgetError
+from memfit.engines.channel import Aborted, OverBudgetError
 from memfit.engines.transformers.kv_cache import planned_cache, with_cache
 from memfit.engines.transformers.offloading import stream_offloaded
 from memfit.engines.transformers.reading import lazy_tensors
@@ -22,17 +22,13 @@ from memfit.hub.resolve import find_weights
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import process_status
 
-__all__ = ["DTYPES", "Aborted", "Model", "explained"]
+__all__ = ["DTYPES", "CheckpointModel", "explained", "find_tokenizer"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WARM_UP_TOKENS = 2  # a prompt, then a token: the kernels of both
 
 
-class Aborted(Exception):  # noqa: N818 - asked for
-    """The request was cancelled."""
-
-
-class Model:
+class CheckpointModel:
     """One loaded checkpoint."""
 
     def __init__(
@@ -67,7 +63,7 @@ class Model:
             text = hf_config.get_text_config()
             if getattr(text, "sliding_window", None) == 0:
                 text.sliding_window = None  # 0 says that there is none, and some models mask all with it
-            self.tokenizer = _tokenizer(config)
+            self.tokenizer = find_tokenizer(config.folder, trust_remote_code=config.trust_remote_code)
             self.model = self._load(hf_config, on_progress, offload_folder)
             self.generation_config = _generation_config(config.folder, self.model)
         stream_offloaded(self.model)
@@ -142,12 +138,23 @@ class Model:
             EngineError: the disk or the engine failed.
         """
         size = self.config.ubatch
+        for start in range(0, len(tokens), size):
+            self._pass(tokens[start : start + size], logits=1)
+
+    def logits(self, tokens: Sequence[int]) -> Any:
+        """Compute at most a ubatch of tokens behind those in the cache; their logits, float32 [tokens,
+        vocabulary] in numpy. Errors as in `decode`."""
+        found = self._pass(tokens, logits=len(tokens)).logits
+        return found[0].float().cpu().numpy()
+
+    def _pass(self, tokens: Sequence[int], *, logits: int) -> Any:
         with explained("the engine failed"):
-            for start in range(0, len(tokens), size):
-                ids = torch.tensor([tokens[start : start + size]], device=self.model.device)
-                self.model(
-                    input_ids=ids, use_cache=True, logits_to_keep=1, **with_cache(self.model, self.cache)
-                )
+            ids = torch.tensor([tokens], device=self.model.device)
+            found = self.model(
+                input_ids=ids, use_cache=True, logits_to_keep=logits, **with_cache(self.model, self.cache)
+            )
+        self.cached += tokens
+        return found
 
     def keep(self, tokens: Sequence[int]) -> int:
         """Leave in the cache what `tokens` begins with; returns how many those are. The last token is always
@@ -166,6 +173,19 @@ class Model:
             self.forget()
         self.cached = self.cached[:shared]
         return shared
+
+    def settle(self, tokens: Sequence[int]) -> None:
+        """The cache holds a beginning of `tokens`. Layers that a cancelled pass left ahead of others go back;
+        where a window has moved on, nothing is kept."""
+        held = min(layer.get_seq_length() for layer in self.cache.layers)
+        try:
+            for layer in self.cache.layers:
+                if layer.get_seq_length() > held:
+                    layer.crop(held)
+        except (RuntimeError, ValueError, NotImplementedError):
+            self.forget()
+            return
+        self.cached = list(tokens[:held])
 
     def forget(self) -> None:
         self.cache.reset()
@@ -272,14 +292,12 @@ def _quantization(config: TransformersConfig) -> Any:
     return None
 
 
-def _tokenizer(config: TransformersConfig) -> Any:
+def find_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     """None where the folder has none: token numbers can be computed with, texts cannot."""
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-    if not any((config.folder / name).is_file() for name in names):
+    if not any((folder / name).is_file() for name in names):
         return None
-    return transformers.AutoTokenizer.from_pretrained(
-        config.folder, trust_remote_code=config.trust_remote_code
-    )
+    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def _generation_config(folder: Path, model: Any) -> Any:

@@ -9,34 +9,35 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 from memfit.engines.allocator import keep_fast, trim
-from memfit.engines.channel import Channel, run_worker
-from memfit.engines.protocol import Sampling
-from memfit.engines.text import TextSender
-from memfit.engines.transformers.generation import Generation, prompt_tokens
+from memfit.engines.channel import Aborted, Channel, run_worker
+from memfit.engines.requests import Request
 from memfit.engines.transformers.gguf_reading import convert_gguf, describe_gguf
 from memfit.engines.transformers.kernels import measure_kernels
-from memfit.engines.transformers.model import Aborted, Model
+from memfit.engines.transformers.model import CheckpointModel, find_tokenizer
+from memfit.engines.transformers.prompt import tokens_of
+from memfit.engines.transformers.request_loop import SequentialLoop
 from memfit.engines.transformers.small_checkpoint import write_small_checkpoint
-from memfit.errors import UsageError
+from memfit.errors import MemfitError
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import process_status
 from memfit.units import MIB
 
 _TENSOR_BYTES = 32 * MIB  # the most that the allocator takes
-_SEED = 2**32 - 1  # protocol.py's word for "a random one"
 
 
-class Worker:
-    """One checkpoint, and the tokens its KV cache holds."""
+class TransformersCommands:
+    """What the worker is told to do, with one checkpoint."""
 
     def __init__(self) -> None:
-        self.model: Model | None = None
+        self.model: CheckpointModel | None = None
+        self._loop: SequentialLoop | None = None
         self.channel = Channel(on_request=self.begin, on_cancel=self.cancel)
         if not os.environ.get("MEMFIT_WORKER_VERBOSE"):
             transformers.logging.set_verbosity_error()
@@ -54,7 +55,8 @@ class Worker:
         self.channel.serve(
             {
                 "load": self.load,
-                "complete": self.complete,
+                "open": self.open,
+                "count_tokens": self.count_tokens,
                 "measure": self.measure,
                 "model_bytes": self.model_bytes,
                 "kernels": measure_kernels,
@@ -68,7 +70,7 @@ class Worker:
         self, config: dict[str, Any], limit_bytes: int | None, offload_folder: str | None
     ) -> dict[str, Any]:
         started = time.monotonic()
-        self.model = Model(
+        self.model = CheckpointModel(
             TransformersConfig.from_json(config),
             limit_bytes=limit_bytes,
             on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
@@ -80,11 +82,13 @@ class Worker:
         self.model.warm_up()
         trim()
         keep_fast(_TENSOR_BYTES)
+        self._loop = SequentialLoop(self.model, self.channel)
         tokenizer = self.model.tokenizer
         return {
             "load_seconds": time.monotonic() - started,
             "has_chat_template": bool(tokenizer is not None and tokenizer.chat_template),
             "locked_bytes": 0,
+            "vocabulary": self.model.vocabulary_size,
             "loaded_bytes": loaded_bytes,
             "loading_peak_bytes": memory.peak_resident_bytes,
             "resident_bytes": memory.resident_bytes,  # before the first pass
@@ -99,26 +103,22 @@ class Worker:
             "gpu_bytes": model.gpu_bytes(),
         }
 
-    @torch.inference_mode()  # 2 to 5 % faster than without gradients alone
-    def complete(
-        self, prompt: str | None, messages: list[dict[str, str]] | None, sampling: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Process a prompt and generate; text is sent in "text" events meanwhile."""
-        model = self._loaded()
-        settings = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
-        tokens = prompt_tokens(model, prompt, messages)
-        room = model.config.context - len(tokens)
-        if room <= 0:
-            raise UsageError(
-                f"the prompt has {len(tokens)} tokens, the context {model.config.context}; "
-                f"try --ctx {len(tokens) + 256} or a shorter prompt"
-            )
-        if settings.seed != _SEED:
-            torch.manual_seed(settings.seed)
-        answer = Generation(model, settings, TextSender(self.channel), room=room)
-        answer.generate(tokens)
-        trim()
-        return answer.to_json()
+    def open(self, expected: float) -> dict[str, Any]:
+        """Answer the requests that come until the stream ends: see request_loop.py."""
+        assert self._loop is not None, "the parent loads before it asks"
+        found: dict[str, Any] = self._loop.run(expected)
+        return found
+
+    def count_tokens(self, folder: str, trust_remote_code: bool, requests: list[Any]) -> dict[str, Any]:
+        """Tokens of each request's prompt by the tokenizer in a folder; None where it is refused."""
+        counts: list[int | None] = []
+        tokenizer = find_tokenizer(Path(folder), trust_remote_code=trust_remote_code)
+        for one in requests:
+            try:
+                counts.append(len(tokens_of(tokenizer, Request.from_json(one))) if tokenizer else None)
+            except MemfitError:
+                counts.append(None)
+        return {"counts": counts}
 
     @torch.inference_mode()
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
@@ -143,12 +143,12 @@ class Worker:
             "generation_seconds": generation_seconds,
         }
 
-    def _loaded(self) -> Model:
+    def _loaded(self) -> CheckpointModel:
         assert self.model is not None, "the parent loads before it asks"
         return self.model
 
 
-def _seconds(model: Model, passes: Sequence[Sequence[int]]) -> float:
+def _seconds(model: CheckpointModel, passes: Sequence[Sequence[int]]) -> float:
     model.wait()
     started = time.monotonic()
     for tokens in passes:
@@ -158,4 +158,4 @@ def _seconds(model: Model, passes: Sequence[Sequence[int]]) -> float:
 
 
 if __name__ == "__main__":
-    run_worker(lambda: Worker().serve())
+    run_worker(lambda: TransformersCommands().serve())

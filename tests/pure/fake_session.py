@@ -6,31 +6,34 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from memfit.engines.protocol import (
-    BatchTotals,
+from memfit.engines.report import Report
+from memfit.engines.requests import (
     Completion,
     Idle,
+    LogitsBlock,
     Message,
     Request,
     RequestResult,
     Sampling,
     Speed,
+    Status,
+    StreamTotals,
     TextDelta,
+    TokenScore,
 )
-from memfit.engines.report import Report
 from memfit.errors import MemfitError, WorkerDiedError
 from memfit.planner.plan import Plan
 
-__all__ = ["FakeSession"]
+__all__ = ["FakeSession", "FakeStream"]
 
 _SPEED = Speed(prompt_tokens=4, prompt_seconds=2.0, generated_tokens=6, generation_seconds=2.0)
 
 
-class FakeBatch:
-    """Satisfies protocol.Batch: answers each request as it is asked for, in order."""
+class FakeStream:
+    """Satisfies protocol.RequestStream: answers each request as it is asked for, in order."""
 
     def __init__(self, session: FakeSession) -> None:
-        self.totals = BatchTotals()
+        self.totals = StreamTotals()
         self.was_cancelled = False
         self._session = session
         self._requests: deque[Request] = deque()
@@ -44,19 +47,19 @@ class FakeBatch:
     def end(self) -> None:
         """`events` ends by itself, once nothing is left."""
 
-    def events(self) -> Generator[RequestResult | TextDelta | Idle]:
+    def events(self) -> Generator[RequestResult | TextDelta | LogitsBlock | Idle]:
         while self._requests:
             request = self._requests.popleft()
             try:
                 done = (
-                    self._session.generate(request.prompt or "")
+                    self._session.generate(request.prompt)
                     if request.prompt
                     else (self._session.chat(request.messages))
                 )
             except WorkerDiedError:
                 raise
             except MemfitError as error:
-                yield RequestResult(number=request.number, completion=None, error=error)
+                yield RequestResult(number=request.number, error=error)
             else:
                 yield RequestResult(number=request.number, completion=done)
 
@@ -78,7 +81,7 @@ class FakeSession:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         sampling: Sampling | None = None,
         on_text: Callable[[str], None] | None = None,
         *,
@@ -99,13 +102,26 @@ class FakeSession:
     def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
         yield from self._answer(prompt, None).text
 
-    def batch(self, *, expected_tokens: float = 0) -> FakeBatch:
-        return FakeBatch(self)
+    def open(self, *, expected_tokens: float = 0) -> FakeStream:
+        return FakeStream(self)
 
     def measure(
         self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1
     ) -> Speed:
         return _SPEED
+
+    def score(
+        self,
+        tokens: Sequence[int],
+        *,
+        first: int = 1,
+        top: int = 0,
+        on_logits: Callable[[LogitsBlock], None] | None = None,
+    ) -> tuple[TokenScore, ...]:
+        return tuple(TokenScore(logprob=-1.0, is_greedy=True) for _ in tokens[first:])
+
+    def status(self) -> Status:
+        return Status()
 
     def report(self) -> Report:
         return self._report
@@ -113,7 +129,7 @@ class FakeSession:
     def close(self) -> None:
         self.closed = True
 
-    def _answer(self, prompt: str | Sequence[Message], on_text: Callable[[str], None] | None) -> Completion:
+    def _answer(self, prompt: str | Sequence[Any], on_text: Callable[[str], None] | None) -> Completion:
         asked = prompt if isinstance(prompt, str) else [dict(one) for one in prompt]
         self.asked.append(asked)
         answer = self._answers.pop(0)

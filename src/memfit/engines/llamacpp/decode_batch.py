@@ -1,0 +1,46 @@
+"""A pass of the scheduler as llama.cpp's llama_batch. In the worker."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from memfit.engines.scheduler import Pass
+
+__all__ = ["DecodeBatch"]
+
+
+class DecodeBatch:
+    """llama.cpp's llama_batch over arrays that are made once."""
+
+    def __init__(self, api: Any, size: int) -> None:
+        self._tokens: Any = (ctypes.c_int32 * size)()
+        self._positions: Any = (ctypes.c_int32 * size)()
+        self._counts = (ctypes.c_int32 * size)(*[1] * size)
+        self._sequences: Any = (ctypes.c_int32 * size)()
+        self._wanted = (ctypes.c_int8 * size)()
+        start, width = ctypes.addressof(self._sequences), ctypes.sizeof(ctypes.c_int32)
+        self._lists = (ctypes.c_void_p * size)(*range(start, start + width * size, width))
+        self._size = size
+
+        def at(array: Any, kind: Any) -> Any:
+            return ctypes.cast(array, ctypes.POINTER(kind))
+
+        self.pointer = api.llama_batch(
+            n_tokens=0,
+            token=at(self._tokens, ctypes.c_int32),
+            pos=at(self._positions, ctypes.c_int32),
+            n_seq_id=at(self._counts, ctypes.c_int32),
+            seq_id=at(self._lists, ctypes.POINTER(ctypes.c_int32)),
+            logits=at(self._wanted, ctypes.c_int8),
+        )
+
+    def fill(self, work: Pass) -> None:
+        count = len(work.tokens)
+        self.pointer.n_tokens = count
+        self._tokens[:count] = work.tokens
+        self._positions[:count] = work.positions
+        self._sequences[:count] = work.sequences
+        ctypes.memset(self._wanted, 0, self._size)
+        for entry, _ in work.outputs:
+            self._wanted[entry] = 1

@@ -1,0 +1,33 @@
+"""What a worker sends of a request: its answer, its scores, or its error. request_stream.py reads it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from memfit.engines.channel import Channel
+from memfit.engines.requests import Completion, StreamTotals, TokenScore
+from memfit.errors import MemfitError
+from memfit.processes.carried_errors import carry_error
+
+__all__ = ["send_answer", "send_failure", "send_logits", "send_scores"]
+
+
+def send_answer(channel: Channel, number: int, completion: Completion, totals: StreamTotals) -> None:
+    """`totals` are the stream's so far."""
+    channel.send("answer", number=number, completion=asdict(completion), totals=vars(totals))
+
+
+def send_failure(channel: Channel, number: int, error: MemfitError) -> None:
+    channel.send("failed", number=number, **carry_error(error))
+
+
+def send_scores(channel: Channel, number: int, scores: Sequence[TokenScore]) -> None:
+    channel.send("scores", number=number, scores=[[one.logprob, one.is_greedy, one.top] for one in scores])
+
+
+def send_logits(channel: Channel, number: int, first: int, rows: Any) -> None:
+    """`rows` are float32 [tokens, vocabulary], from the token `first` on."""
+    channel.send("logits", number=number, first=first, data=base64.b64encode(rows.tobytes()).decode())

@@ -1,0 +1,39 @@
+"""How likely the tokens of a text are, from the logits that a model gives before each. In the worker.
+
+logprob = logit - log(sum of exp(logits))       in float32, the largest logit taken off first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from memfit.engines.requests import TokenScore
+from memfit.errors import EngineError
+
+__all__ = ["score_rows"]
+
+
+def score_rows(rows: Any, tokens: Sequence[int], top: int) -> list[TokenScore]:
+    """`rows` are logits, float32 [tokens, vocabulary]: each what the token in its place was chosen from.
+
+    Raises:
+        EngineError: a logit is no number.
+    """
+    largest = rows.max(axis=1)  # NaN where any is
+    if np.isnan(largest).any():
+        raise EngineError("the model computes NaN, which is no number, for this text")
+    totals = largest + np.log(np.exp(rows - largest[:, None]).sum(axis=1))
+    scores = []
+    for row, token, most, total in zip(rows, tokens, largest, totals, strict=True):
+        best = np.argsort(-row, kind="stable")[:top] if top else ()
+        scores.append(
+            TokenScore(
+                logprob=float(row[token] - total),
+                is_greedy=bool(row[token] >= most),
+                top=tuple((int(one), float(row[one] - total)) for one in best),
+            )
+        )
+    return scores

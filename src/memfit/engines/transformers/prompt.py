@@ -1,0 +1,73 @@
+"""From a prompt or messages to tokens, as transformers gives them. In the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from memfit.engines.messages import render_messages, require_tokens
+from memfit.engines.requests import Request
+from memfit.engines.transformers.model import CheckpointModel
+from memfit.errors import ModelError, UsageError, readable
+
+__all__ = ["prompt_tokens", "require_room", "tokens_of"]
+
+
+def prompt_tokens(model: CheckpointModel, request: Request) -> list[int]:
+    """Tokens of a raw text, or of messages through the chat template.
+
+    Raises:
+        UsageError: there is no tokenizer or template, it refuses or loses messages, or there is no token, or
+            one that the vocabulary has not.
+        ModelError: the chat template failed.
+    """
+    if isinstance(request.prompt, tuple):
+        tokens = list(request.prompt)
+        require_tokens(tokens, model.vocabulary_size)
+    else:
+        if model.tokenizer is None:
+            raise UsageError(
+                f"{model.config.folder} has no tokenizer, so texts cannot be read or written; "
+                "memfit bench measures it without"
+            )
+        tokens = tokens_of(model.tokenizer, request)
+    if not tokens:
+        raise UsageError("the prompt is empty; give at least one token")
+    return tokens
+
+
+def tokens_of(tokenizer: Any, request: Request) -> list[int]:
+    """Of texts. Errors as `prompt_tokens`."""
+    if request.prompt is not None:
+        return list(tokenizer(request.prompt)["input_ids"])
+    if not tokenizer.chat_template:
+        raise UsageError("this model has no chat template; try --raw to continue a text")
+    text = render_messages(lambda form: _render(tokenizer, form), request.messages)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def require_room(model: CheckpointModel, tokens: Sequence[int], *, wants: int = 1) -> int:
+    """How many tokens the context has left for an answer.
+
+    Raises:
+        UsageError: fewer than it `wants`.
+    """
+    room = model.config.context - len(tokens)
+    if room < wants:
+        raise UsageError(
+            f"the prompt has {len(tokens)} tokens, the context {model.config.context}; "
+            f"try --ctx {len(tokens) + 256} or a shorter prompt"
+        )
+    return room
+
+
+def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+    except Exception as error:  # a stranger's program may fail in any way
+        said = readable(str(error))
+        if type(error) is TemplateError:  # what raise_exception raises
+            raise UsageError(f"the model's chat template refuses these messages: {said}; try --raw") from None
+        raise ModelError(f"the model's chat template failed: {said}; try --raw") from None
