@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from memfit.batch.input import Lengths as ByteLengths
 from memfit.engines.requests import Request
-from memfit.planner.llamacpp.parallel import Lengths
+from memfit.planner.parallel import Lengths
 
 __all__ = ["lengths_in_tokens"]
 

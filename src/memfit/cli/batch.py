@@ -15,9 +15,11 @@ from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     batch_workload_options,
     budget_options,
+    engine_options,
     hard_cap_option,
     sampling_options,
     take_budget,
+    take_engine,
     take_sampling,
     take_workload,
     verbose_option,
@@ -33,11 +35,11 @@ if TYPE_CHECKING:
     from memfit.batch.input import Input
     from memfit.batch.sink import Sink
     from memfit.cli.fetch import MakePlan
-    from memfit.engines.protocol import Session
+    from memfit.engines.protocol import PlanOptions, Session
     from memfit.engines.report import Report
     from memfit.engines.requests import Sampling, StreamTotals
-    from memfit.planner.plan import LlamaPlan
-    from memfit.planner.request import Budget, Workload
+    from memfit.planner.plan import Plan
+    from memfit.planner.request import Workload
 
 __all__ = ["command"]
 
@@ -55,6 +57,7 @@ _SAMPLE = 64  # lines whose tokens are counted before planning
 @budget_options
 @hard_cap_option
 @batch_workload_options
+@engine_options
 @sampling_options
 @yes_option
 @json_option
@@ -83,6 +86,7 @@ def command(
     from memfit.batch.input import open_input
     from memfit.batch.output import open_sink
     from memfit.cli.render import console
+    from memfit.engines.protocol import PlanOptions
 
     err = console(stderr=True)
 
@@ -96,11 +100,14 @@ def command(
         )
     sequences = options["parallel"]
     budget, workload = take_budget(options), take_workload(options)
+    precision = take_engine(options)
+    engine = precision.pop("engine")
     sampling = take_sampling(options)
     constraint = read_schema(schema)
     with open_input(source, sampling, raw=raw, schema=constraint, stdin=sys.stdin.buffer) as lines:
         workload = replace(workload, grammars=constraint is not None or lines.has_schemas)
-        make_plan = _planner(model, lines, sampling, budget, workload, sequences, say, verbose)
+        asked = PlanOptions(budget=budget, count_parent=True, say=say, verbose=verbose, **precision)
+        make_plan = _planner(model, lines, sampling, asked, workload, engine, sequences)
         planned = ready_plan(make_plan, err, yes=yes)
         identity = _identity(planned, sampling, constraint, raw)
         with open_sink(
@@ -128,7 +135,7 @@ class _Shown:
 
 
 def _work_off(
-    planned: LlamaPlan, lines: Input, sink: Sink, shown: _Shown, *, hard_cap: bool, verbose: bool
+    planned: Plan, lines: Input, sink: Sink, shown: _Shown, *, hard_cap: bool, verbose: bool
 ) -> None:
     """RequestResult what is not answered yet, and tell what became of it."""
     from memfit.cli.render import print_advice, print_memory, print_plan
@@ -157,7 +164,7 @@ def _work_off(
 
 
 def _answer(
-    planned: LlamaPlan,
+    planned: Plan,
     lines: Input,
     sink: Sink,
     err: Console,
@@ -186,7 +193,7 @@ def _answer(
             sink,
             open_session,
             model=planned.spec.name,
-            ahead=2 * planned.config.parallel + 2,
+            ahead=2 * planned.parallel + 2,
             expected_tokens=planned.workload.generated_tokens,
             on_progress=bar.show,
             say=say,
@@ -197,40 +204,42 @@ def _planner(
     model: str,
     lines: Input,
     sampling: Sampling,
-    budget: Budget,
+    options: PlanOptions,
     workload: Workload,
+    engine: str,
     sequences: int | None,
-    say: Callable[[str], None],
-    verbose: bool,
-) -> MakePlan[LlamaPlan]:
+) -> MakePlan[Plan]:
     """What `ready_plan` calls: a plan for the lengths of this input's lines."""
     from memfit.api import plan_batch
     from memfit.batch.lengths import lengths_in_tokens
 
     expected = sampling.max_tokens or workload.generated_tokens
 
-    def make(source: str | None = None) -> LlamaPlan:
+    def make(source: str | None = None) -> Plan:
         sample = [line.request for line in lines.sample(_SAMPLE)]  # gone again when it is planned
         return plan_batch(
             source or model,
             sample,
             lambda counts: lengths_in_tokens(lines.lengths, sample, counts, expected),
-            budget=budget,
+            options,
             workload=workload,
+            engine=engine,
             sequences=sequences,
-            count_parent=True,
-            say=say,
-            verbose=verbose,
         )
 
     return make
 
 
-def _identity(planned: LlamaPlan, sampling: Sampling, schema: Any, raw: bool) -> dict[str, Any]:
+def _identity(planned: Plan, sampling: Sampling, schema: Any, raw: bool) -> dict[str, Any]:
     """What the answers depend on beside the input; not how fast, or within which budget, they come."""
     spec = planned.spec
     return {
-        "model": {"name": spec.name, "quantization": spec.quantization, "file_bytes": spec.file_bytes},
+        "model": {
+            "name": spec.name,
+            "quantization": spec.quantization,
+            "file_bytes": spec.file_bytes,
+            **planned.precision,
+        },
         "sampling": asdict(sampling),
         "schema": schema,
         "raw": raw,
@@ -274,7 +283,7 @@ class _Bar:
 
 
 def _summary(
-    planned: LlamaPlan, report: Report | None, totals: StreamTotals, sink: Sink, output: str, before: int
+    planned: Plan, report: Report | None, totals: StreamTotals, sink: Sink, output: str, before: int
 ) -> dict[str, Any]:
     """What --json prints; nothing was measured where all was answered `before`."""
     outcome: dict[str, Any] = {
@@ -292,7 +301,7 @@ def _summary(
     return {"plan": planned.to_json(), **outcome, **nothing}
 
 
-def _print_summary(planned: LlamaPlan, totals: StreamTotals, sink: Sink, output: str, out: Console) -> None:
+def _print_summary(planned: Plan, totals: StreamTotals, sink: Sink, output: str, out: Console) -> None:
     """What became of the lines, and how fast against what was predicted."""
     failed = f", {sink.failed} failed" if sink.failed else ""
     out.print(f"{sink.answered} answered{failed}: {output}", markup=False)

@@ -16,7 +16,7 @@ from memfit.cli.json_output import json_option, write_json
 from memfit.headers.gguf_model import read_model
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec
 from memfit.headers.safetensors import SafetensorsTensor
-from memfit.hub.resolve import find_file
+from memfit.hub.resolve import resolve
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def command(model: str, tensors: bool, as_json: bool) -> None:
     """Show the facts in MODEL's header: of a GGUF file, of demo, or of a checkpoint with config.json and
     safetensors. Of what is not here only the header is read.
     """
-    path = find_file(model)
+    path = resolve(model).path
     if path.name == "config.json":
         from memfit.cli.checkpoint import show_checkpoint
 

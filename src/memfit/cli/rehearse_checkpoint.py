@@ -16,6 +16,7 @@ import memfit.api
 import memfit.cli.main
 import memfit.cli.run  # noqa: F401 - likewise
 from memfit.cli.render import console, loading_progress, print_plan, print_report
+from memfit.engines.protocol import LoadOptions
 from memfit.engines.report import TierReport
 from memfit.engines.transformers.session import TransformersSession
 from memfit.hardware import probe
@@ -64,7 +65,7 @@ def _rehearse(_: Parent) -> dict[str, Any]:
         out = console(file=sink)
         print_plan(plan, out)
         with loading_progress(out) as on_progress:
-            session = TransformersSession(plan, count_parent=True, on_progress=on_progress)
+            session = TransformersSession(plan, LoadOptions(count_parent=True, on_progress=on_progress))
         with session:
             speed = session.measure(_PROMPT_TOKENS, _TOKENS)
             report = session.report()

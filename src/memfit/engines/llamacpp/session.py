@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from memfit.engines.llamacpp.process import LlamaWorker
+from memfit.engines.protocol import LoadOptions
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import WorkerDiedError
 from memfit.hardware.machine import is_remote
@@ -25,23 +25,13 @@ class LlamaSession(WorkerSession):
 
     plan: LlamaPlan
 
-    def __init__(
-        self,
-        plan: LlamaPlan,
-        *,
-        count_parent: bool,
-        hard_cap: bool = False,
-        on_progress: Callable[[float], None] | None = None,
-        verbose: bool = False,
-    ) -> None:
+    def __init__(self, plan: LlamaPlan, options: LoadOptions) -> None:
         """Load the model, as WorkerSession does."""
         devices = plan.config.devices
         super().__init__(
             plan,
-            lambda: LlamaWorker(verbose=verbose, yields=bool(devices)),
-            count_parent=count_parent,
-            hard_cap=hard_cap,
-            on_progress=on_progress,
+            options,
+            lambda: LlamaWorker(verbose=options.verbose, yields=bool(devices)),
             gpu_bytes=gpu_bytes_of if not all(map(is_remote, devices)) else None,
         )
 

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+from memfit.engines.protocol import PlanOptions
+from memfit.engines.requests import Request
 from memfit.engines.transformers.calibrate import Calibration
-from memfit.engines.transformers.gguf_files import find_checkpoint_of
+from memfit.engines.transformers.gguf_files import GgufCheckpoint, find_checkpoint_of
+from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import EngineError, ModelError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Gpu, Machine
-from memfit.headers.gguf_model import read_model
 from memfit.headers.hf_config import HfConfig, read_config
 from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_checkpoint_writes, require_writes
 from memfit.hub.header_only import is_header_only
-from memfit.hub.resolve import find_file, find_weights
+from memfit.hub.resolve import ResolvedModel, find_weights
 from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes, plain_type
 from memfit.memory.process_memory import process_memory
 from memfit.planner.llamacpp.planner import thread_count
 from memfit.planner.llamacpp.streaming import ASSUMED_DISK
-from memfit.planner.request import Budget, Workload
+from memfit.planner.request import Budget, Workload, require_devices
 from memfit.planner.transformers.planner import (
     LOAD_IN,
     Runtime,
@@ -33,87 +35,111 @@ from memfit.planner.transformers.planner import (
     require_sense,
 )
 
-__all__ = ["plan_for_transformers"]
+__all__ = ["TransformersPlanner"]
 
 _STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
-def plan_for_transformers(
-    model: str,
-    *,
-    budget: Budget,
-    workload: Workload,
-    load_in: str | None,
-    double_quant: bool,
-    trust_remote_code: bool,
-    count_parent: bool,
-    say: Callable[[str], None],
-) -> TransformersPlan:
-    """A plan for the checkpoint that `model` names; `load_in` None takes the type it is stored in.
+class TransformersPlanner:
+    """Satisfies protocol.Planner."""
 
-    Raises:
-        ModelError: it is missing, damaged, or made of pickles.
-        UsageError: a setting that makes no sense, or that this CPU cannot run.
-        EngineMissingError: transformers is not installed.
-    """
-    if load_in is not None and load_in not in LOAD_IN:
-        raise UsageError(f"--load-in is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
-    path, spec, gguf = find_file(model, say), None, None
-    if path.name != "config.json":
-        spec = _one_file(read_model(path, source=model))
-        require_writes(spec)
-        load_in = load_in or "bf16"
-        gguf = find_checkpoint_of(path, dtype=plain_type(load_in), say=say)
-        path = gguf.folder / "config.json"
-    else:
-        require_checkpoint_writes(model, path)
-    hf_config, weights = read_config(path), find_weights(path)
-    if weights is None:
-        raise ModelError(_no_weights(hf_config))
-    checkpoint = model_from_checkpoint(hf_config, weights)
-    here = probe()
-    config = TransformersConfig(
-        folder=path.absolute().parent,
-        paths=weights.paths,
-        load_in=load_in or _STORED[hf_config.dtype or "float32"],
-        double_quant=double_quant,
-        context=0,
-        ubatch=0,
-        threads=thread_count(here, workload),
-        trust_remote_code=trust_remote_code,
-        gguf=spec.paths[0] if spec and gguf and not gguf.is_whole else None,
-    )
-    require_sense(config, workload)
-    spec = spec or spec_of_checkpoint(model, hf_config, weights, checkpoint)
-    remote = any(map(is_header_only, spec.paths))
-    disk = ASSUMED_DISK[0] if remote else measure_file(max(spec.paths, key=lambda one: one.stat().st_size))[0]
-    calibration = Calibration(say)
+    def __init__(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> None:
+        """Errors as `Engine.planner`."""
+        self._options, self._machine = options, probe()
+        require_devices(options.budget, self._machine, is_dummy=False)
+        self._gguf: GgufCheckpoint | None = None
+        spec, load_in, path = None, options.load_in, model.path
+        if load_in is not None and load_in not in LOAD_IN:
+            raise UsageError(f"--load-in is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
+        if not model.is_checkpoint:
+            spec = _one_file(model.spec)
+            require_writes(spec)
+            load_in = load_in or "bf16"
+            self._gguf = find_checkpoint_of(path, dtype=plain_type(load_in), say=options.say)
+            path = self._gguf.folder / "config.json"
+        else:
+            require_checkpoint_writes(model.source, path)
+        self._hf_config, weights = read_config(path), find_weights(path)
+        if weights is None:
+            raise ModelError(_no_weights(self._hf_config))
+        self._checkpoint = model_from_checkpoint(self._hf_config, weights)
+        becomes = self._gguf and not self._gguf.is_whole
+        self._config = TransformersConfig(
+            folder=path.absolute().parent,
+            paths=weights.paths,
+            load_in=load_in or _STORED[self._hf_config.dtype or "float32"],
+            double_quant=options.double_quant,
+            context=0,
+            ubatch=0,
+            threads=thread_count(self._machine, workload),
+            trust_remote_code=options.trust_remote_code,
+            gguf=spec.paths[0] if spec and becomes else None,
+        )
+        require_sense(self._config, workload)
+        self.spec = spec or spec_of_checkpoint(model.source, self._hf_config, weights, self._checkpoint)
+        self._runtimes = self._measure()
 
-    def runtime(gpus: Sequence[tuple[Gpu, int]]) -> Runtime:
-        return calibration.runtime(
-            config,
-            hf_config,
-            here.cpu,
-            gpus=gpus,
-            disk_bytes_per_second=disk,
-            count_parent=count_parent,
+    def _measure(self) -> list[Runtime]:
+        """On the GPUs that may be used, where torch can, and on the CPU."""
+        paths, say = self.spec.paths, self._options.say
+        remote = any(map(is_header_only, paths))
+        largest = max(paths, key=lambda one: one.stat().st_size)
+        disk = ASSUMED_DISK[0] if remote else measure_file(largest)[0]
+        calibration = Calibration(say)
+
+        def runtime(gpus: Sequence[tuple[Gpu, int]]) -> Runtime:
+            return calibration.runtime(
+                self._config,
+                self._hf_config,
+                self._machine.cpu,
+                gpus=gpus,
+                disk_bytes_per_second=disk,
+                count_parent=self._options.count_parent,
+            )
+
+        runtimes = [runtime(())]
+        if gpus := _gpus(self._machine, self._options.budget):
+            try:
+                runtimes.insert(0, runtime(gpus))
+            except EngineError as error:  # a torch without CUDA
+                if self._options.budget.vram is not None:
+                    raise
+                say(f"GPUs are not used: {error}")
+        if self._gguf and not self._gguf.is_whole:
+            needs = converting_peak_bytes(self.spec.tensors, 4 if self._config.plain_type == "fp32" else 2)
+            parent = process_memory().anonymous_bytes if self._options.count_parent else 0
+            converting = parent + self._gguf.reading_bytes + needs
+            runtimes = [replace(one, converting_bytes=converting) for one in runtimes]
+        return runtimes
+
+    def plan(self, workload: Workload) -> TransformersPlan:
+        return plan_checkpoint(
+            self.spec,
+            self._checkpoint,
+            self._config,
+            self._machine,
+            self._options.budget,
+            workload,
+            self._runtimes,
         )
 
-    runtimes = [runtime(())]
-    if gpus := _gpus(here, budget):
-        try:
-            runtimes.insert(0, runtime(gpus))
-        except EngineError as error:  # a torch without CUDA
-            if budget.vram is not None:
-                raise
-            say(f"GPUs are not used: {error}")
-    if gguf and not gguf.is_whole:
-        needs = converting_peak_bytes(spec.tensors, 4 if config.plain_type == "fp32" else 2)
-        parent = process_memory().anonymous_bytes if count_parent else 0
-        converting = parent + gguf.reading_bytes + needs
-        runtimes = [replace(one, converting_bytes=converting) for one in runtimes]
-    return plan_checkpoint(spec, checkpoint, config, here, budget, workload, runtimes)
+    def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
+        config = self._config
+        with TransformersWorker(load_in=config.load_in, threads=1) as worker:
+            counts: list[int | None] = worker.ask(
+                "count_tokens",
+                folder=str(config.folder),
+                trust_remote_code=config.trust_remote_code,
+                requests=[one.to_json() for one in requests],
+            )["counts"]
+        return counts
+
+    def __enter__(self) -> TransformersPlanner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
 
 
 def _gpus(machine: Machine, budget: Budget) -> list[tuple[Gpu, int]]:

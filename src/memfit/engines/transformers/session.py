@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from memfit.engines.protocol import LoadOptions
 from memfit.engines.report import ModelBytes, Report
 from memfit.engines.transformers.gguf_files import convert
 from memfit.engines.transformers.process import TransformersWorker
@@ -27,15 +28,7 @@ class TransformersSession(WorkerSession):
 
     plan: TransformersPlan
 
-    def __init__(
-        self,
-        plan: TransformersPlan,
-        *,
-        count_parent: bool,
-        hard_cap: bool = False,
-        on_progress: Callable[[float], None] | None = None,
-        verbose: bool = False,
-    ) -> None:
+    def __init__(self, plan: TransformersPlan, options: LoadOptions) -> None:
         """Load the model, as WorkerSession does.
 
         Raises:
@@ -43,21 +36,19 @@ class TransformersSession(WorkerSession):
         """
         if plan.config.gguf:
             self.require_loadable(plan)
-            plan, self._earlier_peak_bytes = convert(plan, count_parent=count_parent)
+            plan, self._earlier_peak_bytes = convert(plan, count_parent=options.count_parent)
         config = plan.config
         with contextlib.ExitStack() as opened:
             self._folder = opened.enter_context(_offload_folder(plan.offloaded_bytes))
             super().__init__(
                 plan,
+                options,
                 lambda: TransformersWorker(
                     load_in=config.load_in,
                     threads=config.threads,
                     gpus=config.gpus,
-                    verbose=verbose,
+                    verbose=options.verbose,
                 ),
-                count_parent=count_parent,
-                hard_cap=hard_cap,
-                on_progress=on_progress,
                 gpu_bytes=gpu_bytes_of if config.gpus else None,
             )
             self._opened.push(opened.pop_all())

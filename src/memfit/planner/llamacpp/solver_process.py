@@ -41,13 +41,17 @@ class SolverProcess:
         found = reply["placement"]
         return _placement(found) if found else None
 
+    def close(self) -> None:
+        """Safe to repeat."""
+        if self._helper is not None:
+            self._helper.kill()  # it holds nothing worth an orderly end
+            self._helper.close()
+
     def __enter__(self) -> SolverProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._helper is not None:
-            self._helper.kill()  # it holds nothing worth an orderly end
-            self._helper.close()
+        self.close()
 
 
 def _placement(values: dict[str, Any]) -> Placement:

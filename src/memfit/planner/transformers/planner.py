@@ -115,6 +115,10 @@ class TransformersPlan(Plan):
         }
 
     @property
+    def precision(self) -> Mapping[str, Any]:
+        return {"load_in": self.config.load_in, "double_quant": self.config.double_quant}
+
+    @property
     def settings(self) -> str:
         config = self.config
         precision = config.load_in + ", double quantization" * config.double_quant

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from memfit.planner.plan import LlamaPlan
+from memfit.planner.plan import Plan
 from memfit.planner.request import Workload
 
 __all__ = ["Lengths", "plan_parallel", "request_seconds"]
@@ -37,8 +37,8 @@ class Lengths:
 
 
 def plan_parallel(
-    lengths: Lengths, workload: Workload, make: Callable[[Workload], LlamaPlan], sequences: int | None = None
-) -> LlamaPlan:
+    lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan], sequences: int | None = None
+) -> Plan:
     """The fastest plan that fits; the smallest where none does. A context in `workload` is obeyed, and a
     number of `sequences`. Where the longest request alone is too much, it is left to fail alone."""
     plan = _fastest(lengths, workload, make, sequences)
@@ -47,21 +47,21 @@ def plan_parallel(
         shorter = replace(shorter, longest=max(usual, shorter.longest // 2))
         plan = _fastest(shorter, workload, make, sequences)
     if plan.fits and shorter != lengths:
-        limit = plan.context if plan.config.kv_unified else plan.context // plan.config.parallel
+        limit = plan.sequence_context
         reason = f"requests of more than {limit} tokens fail: the longest, of {lengths.longest}, does not fit"
         plan = replace(plan, why=(*plan.why, reason))
     return plan
 
 
 def _fastest(
-    lengths: Lengths, workload: Workload, make: Callable[[Workload], LlamaPlan], sequences: int | None
-) -> LlamaPlan:
+    lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan], sequences: int | None
+) -> Plan:
     most = max(1, lengths.requests)
     asked = [sequences] if sequences is not None else sorted({min(each, most) for each in _SEQUENCES})
     asked[1:] = [count for count in asked[1:] if _shares(lengths, workload, count)]
 
     @functools.cache
-    def plan_of(count: int) -> LlamaPlan:
+    def plan_of(count: int) -> Plan:
         return make(_workload(lengths, workload, count))
 
     best = plan_of(asked[-1])  # mostly it is, and making a plan takes a while
@@ -75,12 +75,10 @@ def _fastest(
     return _divided(best, lengths, workload, make)
 
 
-def _divided(
-    shared: LlamaPlan, lengths: Lengths, workload: Workload, make: Callable[[Workload], LlamaPlan]
-) -> LlamaPlan:
+def _divided(shared: Plan, lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan]) -> Plan:
     """With a part of the context for each sequence, where the longest request fits into it and memory
     suffices: in one that all share, attention steps over everybody else's cells."""
-    sequences = shared.config.parallel
+    sequences = shared.parallel
     part = -(-lengths.longest // _CELLS) * _CELLS
     if sequences == 1 or not shared.fits or part * sequences > (workload.context or part * sequences):
         return shared
@@ -89,7 +87,7 @@ def _divided(
     return shared if worse or not plan.fits else plan
 
 
-def request_seconds(plan: LlamaPlan, lengths: Lengths) -> float:
+def request_seconds(plan: Plan, lengths: Lengths) -> float:
     """Of the whole job's time, one request's share."""
     prediction = plan.prediction
     return lengths.prompt / prediction.prompt.value + lengths.answer / prediction.together.value

@@ -1,0 +1,119 @@
+"""Plans a model for llama.cpp on this machine: finds devices, measures what is unknown, asks the planner."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from memfit.engines.fingerprints import take_fingerprint
+from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
+from memfit.engines.llamacpp.oracle import LlamaOracle, small_config
+from memfit.engines.protocol import PlanOptions
+from memfit.engines.requests import Request
+from memfit.hardware import probe
+from memfit.hardware.disk_speed import measure_file
+from memfit.hardware.profile import read_profile
+from memfit.headers.model_spec import ModelSpec
+from memfit.hub.header_only import is_header_only
+from memfit.memory.streaming import DEQUANTIZED
+from memfit.planner.llamacpp.planner import make_plan, repack_modes, thread_count
+from memfit.planner.llamacpp.profile_speed import profile_speeds
+from memfit.planner.llamacpp.solver_process import SolverProcess
+from memfit.planner.llamacpp.streaming import ASSUMED_DISK
+from memfit.planner.plan import LlamaPlan
+from memfit.planner.request import Workload, require_devices
+from memfit.planner.speed import DeviceSpeed, needed_rates
+
+__all__ = ["LlamaPlanner"]
+
+_Speeds = tuple[Mapping[bool, DeviceSpeed] | None, list[DeviceSpeed | None]]
+
+
+class LlamaPlanner:
+    """Satisfies protocol.Planner. A context manager around the oracle's and the solver's processes."""
+
+    def __init__(self, spec: ModelSpec, options: PlanOptions, workload: Workload) -> None:
+        """Errors as `Engine.planner`."""
+        self.spec, self._options = spec, options
+        self._profile = read_profile(options.machine) if options.machine else None
+        self._machine = self._profile.to_machine() if self._profile else probe()
+        require_devices(options.budget, self._machine, is_dummy=self._profile is not None)
+        self._calibration = calibration = Calibration(cpu_model=probe().cpu.model, say=options.say)
+        self._devices = (
+            dummy_devices(self._profile)
+            if self._profile
+            else find_devices(self._machine, options.budget, calibration)
+        )
+        baseline = calibration.baseline(count_parent=options.count_parent)
+        grammar = calibration.grammar(spec) if workload.grammars else None
+        modes = repack_modes(workload)
+        self._solver = SolverProcess()
+        self._oracle = LlamaOracle(
+            spec, baseline, repack_modes=modes, grammar=grammar, verbose=options.verbose
+        )
+        try:
+            self._speeds, device_speeds = self._measure(workload, modes)
+        except BaseException:
+            self.close()
+            raise
+        self._lent = tuple(zip(self._devices, device_speeds, strict=True))
+
+    def _measure(self, workload: Workload, modes: Sequence[bool]) -> _Speeds:
+        """Of RAM by the ways of holding weights, and of each device; a profile's are published ones."""
+        if self._profile:
+            ram, dummies = profile_speeds(self._profile)
+            return dict.fromkeys(modes, ram), [*dummies]
+        small = self._oracle.ask(small_config(self.spec, modes[0]))
+        many = self._options.many or workload.parallel > 1
+        may_dequantize = many and workload.repack == "auto" and not self._devices
+        types, attention = needed_rates(small, instead=DEQUANTIZED if may_dequantize else None)
+        threads = thread_count(self._machine, workload)
+        speeds = self._calibration.ram_speeds(types, attention, repack_modes=modes, threads=threads)
+        return speeds, [
+            self._calibration.device_speed(device.engine_name, types, attention) for device in self._devices
+        ]
+
+    @functools.cache  # noqa: B019 - a planner lives as long as its command
+    def _disk_speed(self) -> tuple[float, float]:
+        if self._profile or is_header_only(self.spec.paths[0]):
+            return ASSUMED_DISK
+        return measure_file(max(self.spec.paths, key=lambda path: path.stat().st_size))
+
+    def plan(self, workload: Workload) -> LlamaPlan:
+        options, profile = self._options, self._profile
+        planned = make_plan(
+            self.spec,
+            self._machine,
+            options.budget,
+            workload,
+            self._oracle,
+            self._speeds,
+            self._lent,
+            self._solver.solve,
+            self._disk_speed,
+        )
+        fingerprint = take_fingerprint(
+            self.spec,
+            self._machine,
+            [device for device in self._devices if device.engine_name in planned.config.devices],
+            f"llamacpp {self._calibration.engine_build}".strip(),
+            profile=profile.name if profile else None,
+            counts_parent=options.count_parent,
+        )
+        stated = (f"machine {profile.name}: {profile.origin}",) if profile else ()
+        return replace(planned, fingerprint=fingerprint, why=(*stated, *planned.why))
+
+    def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
+        return self._oracle.count_tokens(requests)
+
+    def close(self) -> None:
+        self._oracle.close()
+        self._solver.close()
+
+    def __enter__(self) -> LlamaPlanner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
