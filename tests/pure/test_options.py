@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from fakes import make_gpu, make_machine
 from gguf_files import tiny_model
 
-from memfit import api
 from memfit.cli.main import main
 from memfit.cli.options import budget_options, take_budget, take_workload, workload_options
+from memfit.engines.llamacpp import planning
 from memfit.errors import UsageError
 from memfit.hardware.profile import profile_names
 from memfit.planner.request import Budget, Workload
@@ -149,7 +149,7 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_vram_without_a_gpu(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "probe", make_machine)
+    monkeypatch.setattr(planning, "probe", make_machine)
     assert _refused(capsys, "plan", model, "--vram", "8GiB") == (
         "memfit: --vram: there is no GPU here (no NVIDIA GPU was found); memfit hardware shows what "
         "there is, --rpc takes a GPU of another machine\n"
@@ -165,7 +165,7 @@ def test_vram_on_a_profile_without_a_gpu(model: str, capsys: pytest.CaptureFixtu
 def test_vram_of_a_gpu_that_is_not_there(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "probe", lambda: make_machine(gpus=(make_gpu(0), make_gpu(1))))
+    monkeypatch.setattr(planning, "probe", lambda: make_machine(gpus=(make_gpu(0), make_gpu(1))))
     said = "memfit: --vram 5: there is no GPU 5; memfit hardware shows which there are\n"
     assert _refused(capsys, "plan", model, "--vram", "5=1GiB") == said
     assert _refused(capsys, "plan", model, "--vram", "0=1GiB", "--vram", "5=1GiB") == said
@@ -210,6 +210,6 @@ def test_refusals_exit_with_2(
 def test_a_nonsense_size_for_a_gpu_exits_with_2(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "probe", lambda: make_machine(gpus=(make_gpu(),)))
+    monkeypatch.setattr(planning, "probe", lambda: make_machine(gpus=(make_gpu(),)))
     for text, words in (("lots", "--vram: 'lots' is not a size"), ("0=101%", "--vram 0: '101%' is more")):
         assert words in _refused(capsys, "plan", model, "--vram", text)

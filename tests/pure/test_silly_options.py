@@ -17,6 +17,7 @@ from gguf_files import tiny_model
 from memfit import api
 from memfit.cli.main import cli, main
 from memfit.engines.llamacpp.rpc_supervisor import RpcSupervisor
+from memfit.engines.protocol import PlanOptions
 from memfit.errors import EngineError
 from memfit.planner.request import Budget, Workload
 
@@ -59,11 +60,15 @@ def _accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def plan(*_: object, budget: Budget, workload: Workload, **__: object) -> Any:
         reached()
 
+    def plan_batch(*asked: object, workload: Workload, **_: object) -> Any:
+        assert isinstance(asked[-1], PlanOptions)
+        reached()
+
     monkeypatch.chdir(tmp_path)
     tiny_model().write(tmp_path / "tiny.gguf")
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
     monkeypatch.setattr(api, "plan", plan)
-    monkeypatch.setattr(api, "plan_batch", plan)
+    monkeypatch.setattr(api, "plan_batch", plan_batch)
     monkeypatch.setattr(RpcSupervisor, "start", reached)
 
 
