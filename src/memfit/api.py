@@ -83,7 +83,7 @@ def plan_batch(
     with _planner(model, engine, replace(options, many=True), workload) as planner:
         found = lengths(planner.count_tokens(sample))
         found = replace(found, longest=min(found.longest, planner.spec.context_length or found.longest))
-        return plan_parallel(found, workload, planner.plan, sequences)
+        return plan_parallel(found, workload, planner.plan, sequences or planner.only_parallel)
 
 
 def load(

@@ -1,4 +1,4 @@
-"""The request path in llama.cpp's worker, without the library: prefixes, cancellations, what is given back."""
+"""The request path in llama.cpp's worker, without the library: prefixes, cancellations, grammars."""
 
 from __future__ import annotations
 

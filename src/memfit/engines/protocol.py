@@ -63,6 +63,8 @@ class LoadOptions:
 class Planner(Protocol):
     """Plans one model as often as is wanted. A context manager."""
 
+    only_parallel: int | None  # sequences, where their number is not to be chosen
+
     @property
     def spec(self) -> ModelSpec: ...
 

@@ -34,6 +34,8 @@ _Speeds = tuple[Mapping[bool, DeviceSpeed] | None, list[DeviceSpeed | None]]
 class LlamaPlanner:
     """Satisfies protocol.Planner. A context manager around the oracle's and the solver's processes."""
 
+    only_parallel = None
+
     def __init__(self, spec: ModelSpec, options: PlanOptions, workload: Workload) -> None:
         """Errors as `Engine.planner`."""
         self.spec, self._options = spec, options

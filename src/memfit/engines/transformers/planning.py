@@ -44,6 +44,8 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "co
 class TransformersPlanner:
     """Satisfies protocol.Planner."""
 
+    only_parallel = 1
+
     def __init__(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> None:
         """Errors as `Engine.planner`."""
         self._options, self._machine = options, probe()
