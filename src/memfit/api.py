@@ -22,8 +22,7 @@ from memfit.hardware.machine import Machine
 from memfit.hardware.profile import read_profile
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_writes
-from memfit.hub.header_only import is_header_only
-from memfit.hub.resolve import find_model, is_checkpoint
+from memfit.hub.resolve import ResolvedModel, resolve
 from memfit.memory.streaming import DEQUANTIZED
 from memfit.planner.llamacpp.parallel import Lengths, plan_parallel
 from memfit.planner.llamacpp.planner import make_plan, repack_modes, thread_count
@@ -42,7 +41,7 @@ ENGINES = ("auto", "llamacpp", "transformers")
 
 
 def plan(
-    model: str,
+    model: str | ResolvedModel,
     *,
     budget: Budget | None = None,
     workload: Workload | None = None,
@@ -58,7 +57,8 @@ def plan(
     """Plan a model for this machine; loads no weights.
 
     `model` is a path to a GGUF file or to a checkpoint's directory, "demo", or a name such as
-    "hf:org/repo:Q4_K_M" or "https://…/file.gguf": of a model that is not here only the header is read.
+    "hf:org/repo:Q4_K_M" or "https://…/file.gguf": of a model that is not here only the header is read. A
+    caller that has looked already (memfit.hub.resolve) hands on what it found.
     `count_parent` counts the calling process as memfit's own, as the command line does. `machine` names a
     profile, or its JSON file, of a machine that is not this one; such a plan cannot be loaded. `say` hears of
     one-time measurements. `engine` "auto" takes transformers for a checkpoint, and llama.cpp for GGUF, which
@@ -74,7 +74,8 @@ def plan(
     """
     if engine not in ENGINES:
         raise UsageError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
-    if engine == "transformers" or (engine == "auto" and is_checkpoint(model, say)):
+    found = model if isinstance(model, ResolvedModel) else resolve(model, say)
+    if engine == "transformers" or (engine == "auto" and found.is_checkpoint):
         if machine:
             raise UsageError("--machine: checkpoints are planned for this machine only")
         if budget and budget.rpc:
@@ -83,7 +84,7 @@ def plan(
         from memfit.engines.transformers.planning import plan_for_transformers
 
         return plan_for_transformers(
-            model,
+            found,
             budget=budget or Budget(),
             workload=workload or Workload(),
             load_in=load_in,
@@ -99,7 +100,7 @@ def plan(
         )
     workload = workload or Workload()
     many = workload.parallel > 1
-    with _planning(model, budget, workload, machine, count_parent, say, verbose, parallel=many) as one:
+    with _planning(found, budget, workload, machine, count_parent, say, verbose, parallel=many) as one:
         return one.make(workload)
 
 
@@ -122,7 +123,8 @@ def plan_batch(
     is longer than what the model was trained for is left to fail alone. Everything else as in `plan`.
     """
     workload = workload or Workload()
-    with _planning(model, budget, workload, None, count_parent, say, verbose, parallel=True) as one:
+    found_model = resolve(model, say)
+    with _planning(found_model, budget, workload, None, count_parent, say, verbose, parallel=True) as one:
         found = lengths(one.oracle.count_tokens(sample))
         found = replace(found, longest=min(found.longest, one.spec.context_length))
         return plan_parallel(found, workload, one.make, sequences)
@@ -139,7 +141,7 @@ class _Planning:
 
 @contextmanager
 def _planning(
-    model: str,
+    model: ResolvedModel,
     budget: Budget | None,
     workload: Workload | None,
     machine: str | None,
@@ -155,7 +157,7 @@ def _planning(
             f"memfit measures memory through Linux' /proc, and this is {sys.platform}; try WSL2"
         )
     budget, workload = budget or Budget(), workload or Workload()
-    spec = find_model(model, say)
+    spec = model.read_spec()
     require_writes(spec)
     profile = read_profile(machine) if machine else None
     here = profile.to_machine() if profile else probe()
@@ -186,7 +188,7 @@ def _planning(
 
         @functools.cache
         def disk_speed() -> tuple[float, float]:
-            if profile or is_header_only(spec.paths[0]):
+            if profile or model.is_header_only:
                 return ASSUMED_DISK
             return measure_file(max(spec.paths, key=lambda path: path.stat().st_size))
 

@@ -22,7 +22,7 @@ from memfit.hardware.machine import Device, Machine
 from memfit.headers import read_model
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_writes
-from memfit.hub.resolve import find_file
+from memfit.hub.resolve import resolve
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
 from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget
@@ -87,7 +87,7 @@ def read_plan(
     values = parse_json(read_bytes(Path(path), where), where)
     source, paths = named_model(values, where)
     named = source if model is None else model
-    place = paths[0] if model is None and source != "demo" else find_file(named, say)
+    place = paths[0] if model is None and source != "demo" else resolve(named, say).path
     spec = read_model(place, source=named)
     require_writes(spec)
     plan = plan_from_json(values, where, spec)

@@ -15,7 +15,7 @@ from gguf_files import tiny_model
 from hub_server import HubServer
 from memfit.cli import doctor
 from memfit.errors import ModelNotFoundError
-from memfit.hub.resolve import find_model
+from memfit.hub.resolve import resolve
 from memfit.planner.llamacpp.placement import Layer, Piece, Place, Problem, solve
 from memfit.planner.llamacpp.solver_process import SolverProcess
 
@@ -36,10 +36,10 @@ def test_the_placement_solver() -> None:
 def test_the_process_that_asks_the_network(hub: HubServer) -> None:
     address = hub.add_file("org/tiny.gguf", tiny_model().encode())
     said: list[str] = []
-    assert find_model(address, said.append).vocabulary == 3
+    assert resolve(address, said.append).read_spec().vocabulary == 3
     assert said == [f"reading the header of {address}"]
     with pytest.raises(ModelNotFoundError, match="nothing is at"):
-        find_model(f"{hub.url}/files/none.gguf")
+        resolve(f"{hub.url}/files/none.gguf")
 
 
 def test_the_doctors_question(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from memfit.hub import http
 from memfit.hub.found import find_paths, list_choices
 from memfit.hub.header_only import is_header_only
 from memfit.hub.repository import find_remote, repositories_of
-from memfit.hub.resolve import find_model as find_model_apart
+from memfit.hub.resolve import resolve
 
 _ROWS = 1 << 20  # of 32 numbers each: 34 MiB
 
@@ -314,15 +314,15 @@ def test_a_dead_server(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
         find_model("http://127.0.0.1:9/model.gguf")
 
 
-def test_apart_it_is_the_same(hub: HubServer, address: str) -> None:
+def test_in_a_subprocess_it_is_the_same(hub: HubServer, address: str) -> None:
     said: list[str] = []
-    spec = find_model_apart(address, said.append)
+    spec = resolve(address, said.append).read_spec()
     assert said == [f"reading the header of {address}"]
     assert (spec.source, spec.tensors) == (address, find_model(address).tensors)
     with pytest.raises(UsageError, match="a model on the hub is"):
-        find_model_apart("hf:nonsense")
+        resolve("hf:nonsense")
     with pytest.raises(ModelNotFoundError, match="nothing is at"):
-        find_model_apart(f"{hub.url}/files/none.gguf")
+        resolve(f"{hub.url}/files/none.gguf")
     broken = hub.add_file("broken.gguf", b"GGUF" + bytes(400))
     with pytest.raises(ModelError, match="version"):
-        find_model_apart(broken)
+        resolve(broken)

@@ -23,7 +23,7 @@ from memfit.hardware.machine import Gpu
 from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
-from memfit.hub.resolve import find_weights
+from memfit.headers.safetensors import find_weights
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import process_memory
 from memfit.planner.request import Budget, Workload

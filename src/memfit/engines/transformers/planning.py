@@ -12,14 +12,13 @@ from memfit.errors import EngineError, ModelError, UsageError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Gpu, Machine
-from memfit.headers.gguf_model import read_model
 from memfit.headers.hf_config import HfConfig, read_config
 from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_checkpoint_writes, require_writes
-from memfit.hub.header_only import is_header_only
-from memfit.hub.resolve import find_file, find_weights
+from memfit.headers.safetensors import find_weights
+from memfit.hub.resolve import ResolvedModel
 from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes, plain_type
 from memfit.memory.process_memory import process_memory
 from memfit.planner.llamacpp.planner import thread_count
@@ -40,7 +39,7 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "co
 
 
 def plan_for_transformers(
-    model: str,
+    model: ResolvedModel,
     *,
     budget: Budget,
     workload: Workload,
@@ -50,7 +49,7 @@ def plan_for_transformers(
     count_parent: bool,
     say: Callable[[str], None],
 ) -> TransformersPlan:
-    """A plan for the checkpoint that `model` names; `load_in` None takes the type it is stored in.
+    """A plan for a checkpoint or a GGUF file; `load_in` None takes the type that a checkpoint is stored in.
 
     Raises:
         ModelError: it is missing, damaged, or made of pickles.
@@ -59,15 +58,15 @@ def plan_for_transformers(
     """
     if load_in is not None and load_in not in LOAD_IN:
         raise UsageError(f"--load-in is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
-    path, spec, gguf = find_file(model, say), None, None
-    if path.name != "config.json":
-        spec = _one_file(read_model(path, source=model))
+    path, spec, gguf = model.path, None, None
+    if not model.is_checkpoint:
+        spec = _one_file(model.read_spec())
         require_writes(spec)
         load_in = load_in or "bf16"
         gguf = find_checkpoint_of(path, dtype=plain_type(load_in), say=say)
         path = gguf.folder / "config.json"
     else:
-        require_checkpoint_writes(model, path)
+        require_checkpoint_writes(model.source, path)
     hf_config, weights = read_config(path), find_weights(path)
     if weights is None:
         raise ModelError(_no_weights(hf_config))
@@ -85,9 +84,9 @@ def plan_for_transformers(
         gguf=spec.paths[0] if spec and gguf and not gguf.is_whole else None,
     )
     require_sense(config, workload)
-    spec = spec or spec_of_checkpoint(model, hf_config, weights, checkpoint)
-    remote = any(map(is_header_only, spec.paths))
-    disk = ASSUMED_DISK[0] if remote else measure_file(max(spec.paths, key=lambda one: one.stat().st_size))[0]
+    spec = spec or spec_of_checkpoint(model.source, hf_config, weights, checkpoint)
+    largest = max(spec.paths, key=lambda one: one.stat().st_size)
+    disk = ASSUMED_DISK[0] if model.is_header_only else measure_file(largest)[0]
     calibration = Calibration(say)
 
     def runtime(gpus: Sequence[tuple[Gpu, int]]) -> Runtime:
