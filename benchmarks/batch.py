@@ -339,7 +339,7 @@ from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.library import load_library
 from memfit.engines.llamacpp.model import Model
 from memfit.engines.scheduler import Pass
-from memfit.hub.resolve import find_model
+from memfit.hub.resolve import resolve
 from memfit.memory.estimate import LlamaConfig
 from memfit.planner.llamacpp.dequantizing import may_dequantize
 
@@ -349,7 +349,7 @@ api = library.api
 quiet = api.llama_log_callback(lambda *_: None)
 api.llama_log_set(quiet, None)
 api.llama_backend_init()
-spec = find_model(path, None)
+spec = resolve(path).read_spec()
 larger = tuple(one.name for one in spec.tensors if way == "bf16" and may_dequantize(one, spec))
 config = LlamaConfig(
     paths=spec.paths, context=2048, parallel=16, kv_type="f16", ubatch=256, threads=2,
@@ -425,13 +425,13 @@ def prepare(source: Path, output: Path, count: int) -> None:
     from memfit.batch.input import open_input
     from memfit.batch.output import open_sink
     from memfit.engines.protocol import Completion, Speed
-    from memfit.hub.resolve import find_model
+    from memfit.hub.resolve import resolve
 
     with source.open("w") as file:
         for n in range(count):
             request = {"id": str(n), "prompt": f"Number {n}", "max_tokens": 8, "temperature": 0}
             file.write(json.dumps(request) + "\n")
-    spec = find_model("demo", None)
+    spec = resolve("demo").read_spec()
     identity = {
         "model": {"name": spec.name, "quantization": spec.quantization, "file_bytes": spec.file_bytes},
         "sampling": vars(Sampling()) | {"stop": []},

@@ -160,14 +160,14 @@ def masks(model: str, ram: str) -> None:
 
     from memfit.engines.llamacpp.grammar import Grammars
     from memfit.engines.llamacpp.library import load_library
-    from memfit.hub.resolve import find_model
+    from memfit.hub.resolve import resolve
 
     api = load_library().api
     silent = api.llama_log_callback(lambda *_: None)
     api.llama_log_set(silent, None)
     options = api.llama_model_default_params()
     options.vocab_only = True
-    file = str(find_model(model, None).paths[0]).encode()
+    file = str(resolve(model).path).encode()
     words = api.llama_model_get_vocab(api.llama_model_load_from_file(file, options))
     size = api.llama_vocab_n_tokens(words)
     grammars = Grammars(api, words, limit_bytes=1 << 26)
