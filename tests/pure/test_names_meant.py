@@ -10,9 +10,9 @@ import pytest
 from gguf_files import tiny_model
 
 from memfit.errors import MemfitError, ModelError, ModelNotFoundError
+from memfit.hub.local_model import local_path
 from memfit.hub.names_meant import hub_name
 from memfit.hub.parts import as_part, how_to_join
-from memfit.hub.source import local_file
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _told(model: str) -> str:
     """The end of the message, after what is wrong."""
     with pytest.raises(MemfitError) as caught:
-        local_file(model)
+        local_path(model)
     assert caught.value.exit_code == 4
     return str(caught.value).partition("; ")[2] or str(caught.value)
 
@@ -68,7 +68,7 @@ def test_what_is_here_is_taken_whatever_it_looks_like(here: Path) -> None:
     (here / "org").mkdir()
     for name in ("org/repo", "a:b", "'q'.gguf", "hf.co"):
         tiny_model().write(here / name)
-        assert local_file(name) == Path(name)
+        assert local_path(name) == Path(name)
     assert "hf:org/other" not in _told("org/other")  # a folder here, not an owner there
 
 
@@ -90,9 +90,9 @@ def test_an_empty_name_and_odd_letters(here: Path) -> None:
     (here / "a.gguf").write_bytes(b"x")
     for model in ("", " ", "\n"):
         with pytest.raises(ModelNotFoundError, match="MODEL is empty"):
-            local_file(model)
+            local_path(model)
     with pytest.raises(ModelNotFoundError) as caught:
-        local_file("two\nlines\x1b[31m.gguf")
+        local_path("two\nlines\x1b[31m.gguf")
     assert str(caught.value).isprintable()
 
 
@@ -144,7 +144,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path, names: tuple[str, ...], 
     message = _told(_folder(folder, *names))
     assert told.format(folder) in message
     with pytest.raises(ModelError, match=r"is a directory without a config\.json; "):
-        local_file(str(folder))
+        local_path(str(folder))
 
 
 def test_an_adapter_names_its_base(tmp_path: Path) -> None:
@@ -167,16 +167,16 @@ def test_an_adapter_names_its_base(tmp_path: Path) -> None:
 def test_a_part_or_a_shard_of_a_checkpoint_is_no_model(tmp_path: Path) -> None:
     folder = _folder(tmp_path, "a.gguf.part1of2", "a.gguf.part2of2")
     with pytest.raises(ModelError, match=r"part2of2 is a part of a\.gguf; .* join them: cat "):
-        local_file(f"{folder}/a.gguf.part2of2")
+        local_path(f"{folder}/a.gguf.part2of2")
     other = _folder(tmp_path / "b", "model.safetensors", "config.json")
     weights = Path(other, "model.safetensors")
     weights.write_bytes(b"\2\0\0\0\0\0\0\0{}")
     with pytest.raises(ModelError, match=r"is a file of a checkpoint; name its folder: .*/b$"):
-        local_file(f"{other}/model.safetensors")
+        local_path(f"{other}/model.safetensors")
     for head, what in {b"GGUF\3\0\0\0": "a GGUF file", b"<!doctype html>": "a web page"}.items():
         weights.write_bytes(head)
         with pytest.raises(ModelError, match=f"is not a safetensors file but {what}"):
-            local_file(f"{other}/model.safetensors")
+            local_path(f"{other}/model.safetensors")
 
 
 # --- parts ---

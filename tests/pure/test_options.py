@@ -213,3 +213,22 @@ def test_a_nonsense_size_for_a_gpu_exits_with_2(
     monkeypatch.setattr(planning, "probe", lambda: make_machine(gpus=(make_gpu(),)))
     for text, words in (("lots", "--vram: 'lots' is not a size"), ("0=101%", "--vram 0: '101%' is more")):
         assert words in _refused(capsys, "plan", model, "--vram", text)
+
+
+def test_commands_that_no_help_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    helps = {}
+    for arguments in ((), ("rpc-server",), ("worker",), ("calibration-run",)):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, "--help"])
+        assert stop.value.code == 0
+        helps[arguments] = capsys.readouterr().out
+    listed = {line.split()[0] for line in helps[()].partition("Commands:")[2].splitlines() if line.strip()}
+    assert "rpc-server" in listed and not {"worker", "calibration-run"} & listed
+    assert helps["worker",] == helps["rpc-server",].replace("memfit rpc-server", "memfit worker")
+
+
+def test_a_calibration_run_by_hand_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["calibration-run", "llamacpp", "tiny.gguf", "by-hand"])
+    assert stop.value.code == 2
+    assert "started by memfit itself" in capsys.readouterr().err

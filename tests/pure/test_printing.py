@@ -36,10 +36,10 @@ def test_the_placement_solver() -> None:
 def test_the_process_that_asks_the_network(hub: HubServer) -> None:
     address = hub.add_file("org/tiny.gguf", tiny_model().encode())
     said: list[str] = []
-    assert resolve(address, said.append).spec.vocabulary == 3
+    assert resolve(address, said.append).read_spec().vocabulary == 3
     assert said == [f"reading the header of {address}"]
     with pytest.raises(ModelNotFoundError, match="nothing is at"):
-        _ = resolve(f"{hub.url}/files/none.gguf").spec
+        resolve(f"{hub.url}/files/none.gguf")
 
 
 def test_the_doctors_question(tmp_path: Path) -> None:

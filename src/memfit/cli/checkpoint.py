@@ -8,8 +8,7 @@ from typing import Any
 from memfit.cli.inspect import printable, table_of, tensor_types, types_table, wide_console
 from memfit.cli.json_output import write_json
 from memfit.headers.hf_config import HfConfig, read_config
-from memfit.headers.safetensors import Checkpoint
-from memfit.hub.resolve import find_weights
+from memfit.headers.safetensors import Checkpoint, find_weights
 from memfit.units import format_bytes
 
 __all__ = ["show_checkpoint"]

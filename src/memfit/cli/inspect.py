@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memfit.cli.json_output import json_option, write_json
-from memfit.headers.gguf_model import read_model
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec
 from memfit.headers.safetensors import SafetensorsTensor
 from memfit.hub.resolve import resolve
@@ -36,13 +35,13 @@ def command(model: str, tensors: bool, as_json: bool) -> None:
     """Show the facts in MODEL's header: of a GGUF file, of demo, or of a checkpoint with config.json and
     safetensors. Of what is not here only the header is read.
     """
-    path = resolve(model).path
-    if path.name == "config.json":
+    found = resolve(model)
+    if found.is_checkpoint:
         from memfit.cli.checkpoint import show_checkpoint
 
-        show_checkpoint(model, path, tensors=tensors, as_json=as_json)
+        show_checkpoint(model, found.path, tensors=tensors, as_json=as_json)
         return
-    spec = read_model(path, source=model)
+    spec = found.read_spec()
     if as_json:
         write_json(_facts(spec, tensors=tensors))
     else:

@@ -36,7 +36,8 @@ _COMMANDS = {
     "rpc-server": ("rpc_server", "Lend this machine's device to others over RPC."),
 }
 
-_ALIASES = {"worker": "rpc-server"}  # as it was called before
+# Likewise; no help lists them.
+_UNLISTED = {"worker": "rpc_server", "calibration-run": "calibration_run"}
 
 
 class _LazyGroup(click.Group):
@@ -44,11 +45,10 @@ class _LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        found = _COMMANDS.get(_ALIASES.get(cmd_name, cmd_name))
-        if found is None:
+        name = _COMMANDS[cmd_name][0] if cmd_name in _COMMANDS else _UNLISTED.get(cmd_name)
+        if name is None:
             return None
-        module = importlib.import_module(f"memfit.cli.{found[0]}")
-        command: click.Command = module.command
+        command: click.Command = importlib.import_module(f"memfit.cli.{name}").command
         _read_environment(command)
         return command
 

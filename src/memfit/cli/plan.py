@@ -59,8 +59,7 @@ def command(
     from memfit.cli.compare import print_advice
     from memfit.cli.precision import show_precisions
     from memfit.cli.render import console, print_machine, print_plan, print_why
-    from memfit.hub.resolve import find_checkpoint
-    from memfit.hub.source import is_checkpoint_here
+    from memfit.hub.resolve import resolve
 
     err = console(stderr=True)
     request: dict[str, Any] = {
@@ -71,15 +70,15 @@ def command(
         "say": lambda text: err.print(f"memfit: {text}"),
     }
     engine = take_engine(options)
-    choices = choices_of(model)
-    is_checkpoint = choices["is_checkpoint"] if choices else is_checkpoint_here(model)
-    if is_checkpoint and engine["load_in"] is None:
-        _refuse_beside_precisions(engine, machine)
-    if is_checkpoint and engine["load_in"] is None and (checkpoint := find_checkpoint(model, request["say"])):
-        return show_precisions(model, checkpoint, request["workload"], as_json=as_json)
-    compares = choices and not is_checkpoint and not asks_for_transformers(engine)
-    advice = advise(choices, **request) if choices and compares else None
-    planned = (advice and advice.recommended.plan) or plan(model, **request, **engine, verbose=verbose)
+    choices = None if asks_for_transformers(engine) else choices_of(model)
+    advice = advise(choices, **request) if choices else None
+    planned: Plan | None = advice.recommended.plan if advice else None
+    if planned is None:
+        found = resolve(model, request["say"])
+        if found.is_checkpoint and engine["load_in"] is None:
+            _refuse_beside_precisions(engine, machine)
+            return show_precisions(model, found.read_hf_model(), request["workload"], as_json=as_json)
+        planned = plan(found, **request, **engine, verbose=verbose)
     if as_json:
         _require_fit(planned, advice)
         write_json((advice or planned).to_json())

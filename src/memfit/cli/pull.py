@@ -38,9 +38,9 @@ def command(model: str, as_json: bool) -> None:
     Interrupted, it goes on from there when it is run again. Prints the path of the model's first file.
     """
     from memfit.hub.download import missing_bytes
+    from memfit.hub.local_model import is_remote_name
     from memfit.hub.names_meant import hub_name
     from memfit.hub.repository import find_remote
-    from memfit.hub.source import is_remote_name
 
     if not is_remote_name(model):
         meant = hub_name(model)

@@ -26,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "SafetensorsHeader",
     "SafetensorsTensor",
+    "find_weights",
     "read_checkpoint",
     "read_safetensors_header",
     "read_weight_map",
@@ -101,6 +102,18 @@ class Checkpoint:
     paths: tuple[Path, ...]  # in the order of their names
     file_bytes: int  # all files together
     tensors: tuple[SafetensorsTensor, ...] = field(repr=False)
+
+
+def find_weights(config: Path) -> Checkpoint | None:
+    """The safetensors beside a config.json; None where there are none.
+
+    Raises:
+        ModelError: they are damaged, or a part is missing.
+    """
+    for name in ("model.safetensors.index.json", "model.safetensors"):
+        if (path := config.with_name(name)).is_file():
+            return read_checkpoint(path)
+    return None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

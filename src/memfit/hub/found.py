@@ -55,7 +55,6 @@ def list_choices(repo: str) -> dict[str, Any]:
             for one in found.variants
         ],
         "clash": clash(repo, chosen) if len(chosen) > 1 else None,
-        "is_checkpoint": not found.variants and any(one.name == "config.json" for one in found.files),
         "smaller_models": _smaller_models(repo) if len(found.variants) > 1 else [],
     }
 

@@ -1,8 +1,11 @@
-"""From MODEL, whatever it names, to its ModelSpec: the files here, or stand-ins for those that are not."""
+"""MODEL, whatever it names, made into files once per command: a ResolvedModel.
+
+What is on this disk is found by local_model.py. Of what is on a network, remote_model.py finds what was
+downloaded before, or fetches the headers only.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,31 +16,28 @@ from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import HfModel, model_from_checkpoint, model_from_config
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_checkpoint_writes
-from memfit.headers.safetensors import Checkpoint, read_checkpoint
-from memfit.hub.source import is_remote_name, local_file
+from memfit.headers.safetensors import find_weights
+from memfit.hub.header_only import is_header_only
+from memfit.hub.local_model import is_remote_name, local_path
 from memfit.hub.subprocess import ask
 
-__all__ = ["ResolvedModel", "find_checkpoint", "find_weights", "resolve"]
+__all__ = ["ResolvedModel", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedModel:
-    """MODEL made into files or headers, once per command."""
+    """The files that a MODEL stands for."""
 
-    source: str  # as the user named it
-    path: Path  # the first GGUF file, or a checkpoint's config.json; of a remote model the header at least
+    source: str  # MODEL as the user typed it
+    path: Path  # the first GGUF file, or a checkpoint's config.json
+    is_checkpoint: bool  # a Hugging Face checkpoint; else GGUF
+    is_header_only: bool  # the weights were not downloaded
 
-    @property
-    def is_checkpoint(self) -> bool:
-        """A Hugging Face checkpoint; else GGUF."""
-        return self.path.name == "config.json"
-
-    @functools.cached_property
-    def spec(self) -> ModelSpec:
-        """Of a GGUF model.
+    def read_spec(self) -> ModelSpec:
+        """The facts in a GGUF model's header.
 
         Raises:
-            ModelError: it cannot be read, or is no GGUF model.
+            ModelError: it cannot be read, or is a checkpoint.
         """
         if self.is_checkpoint:
             raise ModelError(
@@ -46,40 +46,29 @@ class ResolvedModel:
             )
         return read_model(self.path, source=self.source)
 
+    def read_hf_model(self) -> HfModel:
+        """The tensors of a checkpoint; by its config.json alone where no safetensors lie beside it.
+
+        Raises:
+            ModelError: it cannot be read, or writes no text.
+        """
+        require_checkpoint_writes(self.source, self.path)
+        config, weights = read_config(self.path), find_weights(self.path)
+        return model_from_checkpoint(config, weights) if weights else model_from_config(config)
+
 
 def resolve(model: str, say: Callable[[str], None] | None = None) -> ResolvedModel:
-    """What MODEL names; of a remote model only the header is fetched.
+    """Find the files of MODEL; of a model on a network that is not here, fetch the headers.
 
     Raises:
         ModelNotFoundError: nothing is there.
-        ModelError: it cannot be read.
-        UsageError: a malformed name.
+        ModelError: it is no model, or the network fails.
+        UsageError: a malformed name, or one that several models share.
     """
-    path = Path(ask("paths", model, say)[0]) if is_remote_name(model) else local_file(model)
-    return ResolvedModel(source=model, path=path)
-
-
-def find_checkpoint(model: str, say: Callable[[str], None] | None = None) -> HfModel | None:
-    """A Hugging Face checkpoint: from its config.json, and its safetensors' headers where there are any.
-
-    None where MODEL names something else. Errors as `resolve`; ModelError where it writes no text.
-    """
-    found = resolve(model, say)
-    if not found.is_checkpoint:
-        return None
-    path = found.path
-    require_checkpoint_writes(model, path)
-    config, weights = read_config(path), find_weights(path)
-    return model_from_checkpoint(config, weights) if weights else model_from_config(config)
-
-
-def find_weights(config: Path) -> Checkpoint | None:
-    """The safetensors beside a config.json; None where there are none.
-
-    Raises:
-        ModelError: they are damaged, or a part is missing.
-    """
-    for name in ("model.safetensors.index.json", "model.safetensors"):
-        if (path := config.with_name(name)).is_file():
-            return read_checkpoint(path)
-    return None
+    path = Path(ask("paths", model, say)[0]) if is_remote_name(model) else local_path(model)
+    return ResolvedModel(
+        source=model,
+        path=path,
+        is_checkpoint=path.name == "config.json",
+        is_header_only=is_header_only(path),
+    )

@@ -25,7 +25,7 @@ class Parent:
     ) -> None:
         """`on_message` is called on the listening thread; without it, `messages` has them. One that does not
         listen must see to it itself that it ends with its parent."""
-        self._requests, self._events = map(int, sys.argv.pop(1).split(","))
+        self._requests, self._events = map(int, sys.argv.pop().split(","))
         for number in (self._requests, self._events):
             os.set_inheritable(number, False)  # a child of ours must not keep them open
         self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()

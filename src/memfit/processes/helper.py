@@ -1,9 +1,9 @@
 """The parent's end of a helper process: start it, speak with it, end it, and say how it died.
 
-Messages are JSON objects, one a line, over two pipes of their own, whose numbers the child finds on its
-command line (child.py). Its stdout is its log from its first instruction, so that nothing that a library
-prints, from Python or from C, can come between them. A child whose parent ends reads the end of its pipe
-and leaves.
+Messages are JSON objects, one a line, over two pipes. The last word of the child's command line has the
+numbers of its ends (child.py). Its stdout is its log from its first instruction, so that nothing that a
+library prints, from Python or from C, can come between them. A child whose parent ends reads the end of its
+pipe and leaves.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Helper:
             self._process = subprocess.Popen(
                 [
                     *python_module(module),
-                    f"{their_requests.fileno()},{their_events.fileno()}",
                     *arguments,
+                    f"{their_requests.fileno()},{their_events.fileno()}",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if log == "stderr shown" else err,

