@@ -44,7 +44,7 @@ _TYPES = (
 )
 _ATTENTION = tuple(attention_key(kind, head) for kind in ("F16", "Q8_0") for head in (64, 80, 96, 128, 256))
 # A program of its own: the caller's process may hold anything. Named, not imported: it lies above here.
-_REHEARSAL = "memfit.cli.rehearse"
+_CALIBRATION_RUN = "memfit.cli.rehearse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +336,7 @@ def _measure_baseline() -> dict[str, Any]:
         path = Path(folder) / "tiny.gguf"
         path.write_bytes(_tiny_model())
         try:
-            return ask_helper(_REHEARSAL, str(path), name="its process")
+            return ask_helper(_CALIBRATION_RUN, str(path), name="its process")
         except EngineMissingError:
             raise
         except MemfitError as error:
