@@ -1,4 +1,4 @@
-"""Bar A of devices: budgets on loopback workers, held and filled, with the CPU's own text.
+"""Budgets on loopback workers, held and filled, with the CPU's own text.
 
     python benchmarks/devices.py
 
