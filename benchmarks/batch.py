@@ -1,4 +1,4 @@
-"""Issue 6's bars: many requests at once against llama-server, streaming, and a common beginning.
+"""Many requests at once: memfit batch against llama-server, streamed weights, and a common beginning.
 
     python benchmarks/batch.py [throughput] [larger] [streaming] [prefix] [kl] [lines]     or all of them
 

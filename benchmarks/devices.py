@@ -1,8 +1,8 @@
-"""Bar A of devices: budgets on loopback workers, held and filled, with the CPU's own text.
+"""Budgets on loopback workers, held and filled, with the CPU's own text.
 
     python benchmarks/devices.py
 
-Each model runs on one worker that lends about half of what it needs, and on two that lend a quarter each.
+Each model runs on one RPC server with about half of what it needs, and on two with a quarter each.
 Checked: every device's peak is within its budget and within max(2 %, 16 MiB) of the prediction, at least
 97 % of each budget is used, the bytes in RAM likewise, and the first 64 greedy tokens equal those of a run
 in RAM (repack off).
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lenders import lenders
+from rpc_servers import rpc_servers
 from shapes import MOE, SMALL
 from subjects import memfit, models
 from synthetic import write_model
@@ -45,7 +45,7 @@ def main() -> int:
             needs -= token_table_bytes(path)  # it fits whole or not at all
             for shares in SHARES:
                 budgets = [int(share * needs) + WORKER_BYTES + 20 * MIB for share in shares]
-                with lenders(*budgets) as endpoints:
+                with rpc_servers(*budgets) as endpoints:
                     options = [part for one in endpoints for part in ("--rpc", one)]
                     for prompt, text in zip(PROMPTS, texts, strict=True):
                         document, plan = run(path, prompt, *options)

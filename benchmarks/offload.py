@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from lenders import lenders
+from rpc_servers import rpc_servers
 from shapes import BIG_MOE, MOE, SMALL
 from synthetic import write_model
 
@@ -42,7 +42,7 @@ CASES = (
 
 def main() -> int:
     slower = 0
-    print("| case | layers at home: ours | split | ours s | split s | ours / split | speeds |")
+    print("| case | layers on the device: ours | split | ours s | split s | ours / split | speeds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(prefix="memfit-offload-") as folder:
         for name, shape, share, depth, theirs, ours in CASES:
@@ -51,7 +51,7 @@ def main() -> int:
                 # Routers of zeros would send every token to the same experts.
                 write_model(path, shape, values="random")
             budget = int(share * path.stat().st_size) + 60 * MIB
-            with lenders(budget, threads=theirs) as (endpoint,):
+            with rpc_servers(budget, threads=theirs) as (endpoint,):
                 plan = memfit.plan(
                     str(path),
                     budget=memfit.Budget(rpc={endpoint: None}),

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from lenders import lenders
+from rpc_servers import rpc_servers
 from shapes import MOE, SMALL, TINY
 from subjects import models
 from synthetic import write_model
@@ -43,7 +43,7 @@ def main() -> int:
         for name, path in subjects.items():
             rows = run(path, "RAM", None, DEPTHS, 2)
             half = (Path(path).stat().st_size + 100 * MIB) // 2
-            with lenders(half + 60 * MIB) as (endpoint,):
+            with rpc_servers(half + 60 * MIB) as (endpoint,):
                 rows += run(path, "half on a worker", endpoint, SPLIT_DEPTHS, 1)
             for where, depth, predicted, measured in rows:
                 within, cells = 0, []

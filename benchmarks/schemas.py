@@ -108,7 +108,7 @@ def answers(model: str, ram: str) -> None:
         plan = _plan(model, ram, context=8 * 1024, parallel=8, grammars=True)
         with memfit.load(plan, count_parent=False) as session:
             asked = [
-                _ask(number, "RequestResult with an example, as JSON.", schemas[name])
+                _ask(number, "Answer with an example, as JSON.", schemas[name])
                 for number, name in enumerate(names)
             ]
             found = _answers(session, asked)

@@ -207,7 +207,7 @@ def _mixed_type(shape: Shape, name: str) -> str:
 
 # -- invented models, with weights ---------------------------------------------------------------------
 
-TINY = Shape(  # 0.37 GB, 0.66 billion config
+TINY = Shape(  # 0.37 GB, 0.66 billion parameters
     architecture="llama",
     mix="Q4_K",
     layers=20,

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 import memfit
-from conftest import children_of, lend, run_memfit
+from conftest import children_of, rpc_server, run_memfit
 from memfit.errors import EngineError
 from memfit.planner.llamacpp.tensor_devices import places_of
 from memfit.units import MIB
@@ -38,7 +38,7 @@ def test_budgets_are_held_and_filled_and_the_text_is_the_cpus(
 ) -> None:
     with memfit.load(planned(demo, context=context)) as session:
         alone = session.generate(PROMPT, GREEDY).text
-    with lend(budgets[0]) as first, lend(budgets[-1]) as second:
+    with rpc_server(budgets[0]) as first, rpc_server(budgets[-1]) as second:
         endpoints = (first.endpoint, second.endpoint)[: len(budgets)]
         plan = planned(demo, context=context, **dict.fromkeys(endpoints))
         with memfit.load(plan) as session:
@@ -74,12 +74,12 @@ def test_a_worker_killed_at_random_moments(demo: str) -> None:
     moments = random.Random(3)
     children = children_of(os.getpid())
     lost = 0
-    with lend(90 * MIB) as worker:
+    with rpc_server(90 * MIB) as worker:
         plan = planned(demo, **{worker.endpoint: None})
         port = str(worker.port)
     kills = times(4, 20)
     for _ in range(kills):
-        with lend(90 * MIB, "--port", port) as worker:
+        with rpc_server(90 * MIB, "--port", port) as worker:
             timer = threading.Timer(moments.uniform(0, 2.5), os.kill, (worker.server_pid, signal.SIGKILL))
             timer.start()
             try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conftest import lend
+from conftest import rpc_server
 from memfit.engines.llamacpp import calibrate
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.errors import EngineError
@@ -63,7 +63,7 @@ def test_types_that_are_not_repacked_are_told_apart() -> None:
 
 def test_a_remote_device_is_waited_for() -> None:
     """Computing behind RPC only sends a request. Timed alone, that seems hundreds of times faster."""
-    with lend("512MiB", "--threads", "1") as worker:
+    with rpc_server("512MiB", "--threads", "1") as worker:
         remote = _bench(("Q4_1",), ("F16/64",), device=worker.endpoint)
     here = _bench(("Q4_1",), ("F16/64",))
     for name, rates in here.items():

@@ -34,10 +34,10 @@ def test_the_calibration_run_of_llamacpp() -> None:
     assert MIB < found["parent"]["anonymous_bytes"] < 200 * MIB
 
 
-def test_the_process_that_lends_a_device() -> None:
-    with RpcSupervisor(host="127.0.0.1", port=0, memory="200MiB") as lender:
-        lending = lender.start()
-        assert (lending.memory_bytes, lending.device) == (200 * MIB, "CPU") and lending.port > 0
+def test_the_rpc_server() -> None:
+    with RpcSupervisor(host="127.0.0.1", port=0, memory="200MiB") as supervisor:
+        info = supervisor.start()
+        assert (info.memory_bytes, info.device) == (200 * MIB, "CPU") and info.port > 0
 
 
 def test_the_transformers_worker_and_its_calibration_run(llama: Path) -> None:

@@ -1,4 +1,4 @@
-"""`memfit run`, `plan` and `bench` end to end on the packaged models: contract, budgets, bad input."""
+"""`memfit run`, `plan` and `bench` end to end on the packaged models: JSON, budgets, bad input."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_run_answers_within_the_budget_and_as_planned(demo: str) -> None:
     assert abs(predicted - tier["peak_bytes"]) <= max(0.02 * tier["peak_bytes"], 16 * MIB)
 
 
-def test_plan_json_is_the_contract(demo: str) -> None:
+def test_plan_json_is_that_of_the_docs(demo: str) -> None:
     document = run_memfit("plan", "demo", "--json").json
     assert {"model", "engine", "context", "parallel", "kv_type", "fits", "why", "tiers", "predicted"} <= set(
         document

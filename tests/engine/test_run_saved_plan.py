@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import memfit
-from conftest import lend, run_memfit
+from conftest import rpc_server, run_memfit
 from memfit.saved_plan import read_plan
 from memfit.units import MIB
 
@@ -115,17 +115,17 @@ def test_a_plan_that_does_not_fit_says_what_would(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def lender() -> Iterator[str]:
-    with lend("300MiB") as worker:
+def endpoint() -> Iterator[str]:
+    with rpc_server("300MiB") as worker:
         yield worker.endpoint
 
 
-def test_a_plan_with_a_remote_device(lender: str, tmp_path: Path) -> None:
+def test_a_plan_with_a_remote_device(endpoint: str, tmp_path: Path) -> None:
     """RAM and device hold a part of the model each."""
-    path = _save(tmp_path, "demo", *_BUDGET, "--rpc", f"{lender}=70MiB", "--ram", "190MiB")
+    path = _save(tmp_path, "demo", *_BUDGET, "--rpc", f"{endpoint}=70MiB", "--ram", "190MiB")
     saved = json.loads(path.read_text())
-    assert saved["devices"] == [lender]
-    assert saved["fingerprint"]["remote_devices"] == [{"name": lender, "total_bytes": 300 * MIB}]
+    assert saved["devices"] == [endpoint]
+    assert saved["fingerprint"]["remote_devices"] == [{"name": endpoint, "total_bytes": 300 * MIB}]
     run = run_memfit("run", "--plan", str(path), *_PROMPT, "--json")
     assert run.code == 0, run.err
     assert run.json["text"].strip().startswith("Paris")

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import memfit
-from conftest import children_of, lend, run_memfit
+from conftest import children_of, rpc_server, run_memfit
 from memfit.errors import EngineError
 from memfit.hardware.cgroup import memory_group
 from memfit.units import MIB
@@ -267,7 +267,7 @@ def test_a_split_model(
 def test_with_layers_on_a_device(demo: str, resident: tuple[memfit.Plan, list[str]]) -> None:
     """The device is sent its tensors by ourselves, too."""
     workload = replace(_SMALL, kv_type="f16", threads=1)
-    with lend("70MiB") as worker:
+    with rpc_server("70MiB") as worker:
         budget = memfit.Budget(ram="125MiB", rpc={worker.endpoint: None})
         plan = memfit.plan(demo, budget=budget, workload=workload)
         assert plan.config.load_mode == "own" and plan.streamed_bytes > 0

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from conftest import MOST_SECONDS, WAIT_SECONDS, Worker, lend, run_memfit
+from conftest import MOST_SECONDS, WAIT_SECONDS, Worker, rpc_server, run_memfit
 from memfit.memory.process_memory import process_status
 from memfit.memory.rpc_memory import RpcMemory, decode_rpc_memory
 from memfit.units import KIB, MIB
@@ -36,7 +36,7 @@ _ALLOCATE, _FREE, _CLEAR, _SET_TENSOR, _GET_MEMORY, _HELLO = 0, 4, 5, 6, 11, 14
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
     """One for the tests after which it must be as before."""
-    with lend(_MEMORY) as started:
+    with rpc_server(_MEMORY) as started:
         yield started
 
 
@@ -64,7 +64,7 @@ class _Client:
             data += more
         return data
 
-    def lending(self) -> RpcMemory:
+    def memory(self) -> RpcMemory:
         found = decode_rpc_memory(*struct.unpack("<QQ", self.ask(_GET_MEMORY, struct.pack("<I", 0))))
         assert found is not None
         return found
@@ -148,11 +148,11 @@ def _gone(pid: int) -> bool:
 def _usable(worker: Worker) -> bool:
     """Whether a client can have most of the budget."""
     with _Client(worker.port) as client:
-        budget, overhead, _ = client.lending()
+        budget, overhead, _ = client.memory()
         return client.allocate(budget - overhead - 4 * MIB) != 0
 
 
-def test_ready_says_what_is_lent(worker: Worker) -> None:
+def test_ready_says_what_is_offered(worker: Worker) -> None:
     assert worker.ready == {
         "host": "127.0.0.1",
         "port": worker.port,
@@ -166,9 +166,9 @@ def test_ready_says_what_is_lent(worker: Worker) -> None:
 
 
 def test_the_engines_client_sees_our_budget(worker: Worker) -> None:
-    lending = decode_rpc_memory(*_engine(worker.port, "print(*memory())"))
-    assert lending is not None
-    budget, overhead, threads = lending
+    memory = decode_rpc_memory(*_engine(worker.port, "print(*memory())"))
+    assert memory is not None
+    budget, overhead, threads = memory
     assert budget == _MEMORY and threads >= 1
     assert abs(overhead - worker.ready["overhead_bytes"]) < 4 * MIB
 
@@ -193,22 +193,22 @@ print(int(bool(ggml.ggml_backend_buft_alloc_buffer(kind, 6 * 2**20))))
 
 def test_the_peak_is_the_kernels_and_each_session_has_its_own(worker: Worker) -> None:
     with _Client(worker.port) as client:
-        overhead = client.lending()[1]
+        overhead = client.memory()[1]
         buffer = client.allocate(64 * MIB)
-        client.lending()  # answered after the buffer was written
-        peak = client.lending()[1]
+        client.memory()  # answered after the buffer was written
+        peak = client.memory()[1]
         assert abs(peak - process_status(worker.server_pid).peak_resident_bytes) < MIB
         assert abs(peak - overhead - 64 * MIB) < 2 * MIB
         client.allocate(8 * MIB)
         client.send(_FREE, struct.pack("<Q", buffer))
-        assert client.lending()[1] >= peak  # the mark stays while a buffer lives
+        assert client.memory()[1] >= peak  # the mark stays while a buffer lives
     with _Client(worker.port) as client:
-        assert abs(client.lending()[1] - overhead) < 2 * MIB
+        assert abs(client.memory()[1] - overhead) < 2 * MIB
 
 
 def test_memory_goes_back_when_a_client_leaves(worker: Worker) -> None:
     with _Client(worker.port) as client:
-        overhead = client.lending()[1]
+        overhead = client.memory()[1]
         assert client.allocate(96 * MIB)
     assert _eventually(lambda: process_status(worker.server_pid).resident_bytes < overhead + 2 * MIB)
 
@@ -232,7 +232,7 @@ held = [parts for name, parts in library.memory_breakdown(context).items() if na
 live = sum(one.weights_bytes + one.kv_cache_bytes + one.compute_bytes for one in held)
 print(live, *overhead, *memory())
 """
-    with lend("400MiB", "--threads", "1") as worker:
+    with rpc_server("400MiB", "--threads", "1") as worker:
         live, *answers = _engine(worker.port, code, demo)
         before, after = decode_rpc_memory(*answers[:2]), decode_rpc_memory(*answers[2:])
         assert before is not None and after is not None
@@ -246,9 +246,9 @@ def test_a_message_beyond_the_budget_ends_its_connection(worker: Worker) -> None
     """A staging area is no buffer; the kernel refuses it."""
     server = worker.server_pid
     with _Client(worker.port) as client:
-        budget, overhead, _ = client.lending()
+        budget, overhead, _ = client.memory()
         assert client.allocate(budget - overhead - 4 * MIB)
-        client.lending()
+        client.memory()
         client.socket.sendall(struct.pack("<BQ", _SET_TENSOR, 16 * MIB))
         assert client.socket.recv(1) == b""
     assert _usable(worker)
@@ -307,7 +307,7 @@ def test_garbage_is_shrugged_off(worker: Worker, garbage: bytes) -> None:
 
 @pytest.mark.parametrize("how", ["killed", "aborted by a client"])
 def test_a_dead_server_is_started_again_at_the_same_port(how: str) -> None:
-    with lend("30%") as worker:
+    with rpc_server("30%") as worker:
         server = worker.server_pid
         if how == "killed":
             os.kill(server, signal.SIGKILL)
@@ -321,11 +321,11 @@ def test_a_dead_server_is_started_again_at_the_same_port(how: str) -> None:
             assert line  # it ends only with the worker
         assert worker.server_pid != server
         with _Client(worker.port) as client:
-            assert client.lending()[0] == worker.ready["memory_bytes"]  # not 30% of what is free now
+            assert client.memory()[0] == worker.ready["memory_bytes"]  # not 30% of what is free now
 
 
 def test_a_server_that_dies_again_and_again_is_given_up() -> None:
-    with lend(_MEMORY) as worker:
+    with rpc_server(_MEMORY) as worker:
         for _ in range(6):
             os.kill(worker.server_pid, signal.SIGKILL)
             assert worker.process.stderr is not None
@@ -336,7 +336,7 @@ def test_a_server_that_dies_again_and_again_is_given_up() -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_end_both(number: signal.Signals, code: int) -> None:
-    with lend(_MEMORY) as worker, _Client(worker.port):  # even with a client connected
+    with rpc_server(_MEMORY) as worker, _Client(worker.port):  # even with a client connected
         server = worker.server_pid
         worker.process.send_signal(number)
         out, err = worker.process.communicate(timeout=WAIT_SECONDS)
@@ -346,7 +346,7 @@ def test_signals_end_both(number: signal.Signals, code: int) -> None:
 
 
 def test_no_server_outlives_its_parent() -> None:
-    with lend(_MEMORY) as worker:
+    with rpc_server(_MEMORY) as worker:
         server = worker.server_pid
         worker.process.kill()
         worker.process.wait(timeout=WAIT_SECONDS)
@@ -417,7 +417,7 @@ def test_the_server_is_lean() -> None:
 
 
 def test_threads_are_given_to_the_server() -> None:
-    with lend(_MEMORY, "--threads", "1") as worker:
+    with rpc_server(_MEMORY, "--threads", "1") as worker:
         (setting,) = (
             word
             for word in Path(f"/proc/{worker.server_pid}/cmdline").read_text().split("\0")

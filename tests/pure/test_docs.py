@@ -1,4 +1,4 @@
-"""docs/cli.md says what the commands say, docs/files.md what the files say, the README what the rooms are."""
+"""Documents and code agree: generated pages, the commands and options of the contract, the README's rooms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+
+from memfit import errors
+from memfit.cli.main import cli
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,6 +22,28 @@ def test_docs_are_generated(script: str) -> None:
         [sys.executable, _ROOT / "scripts" / script, "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_contract_names_every_command_and_option() -> None:
+    said = set(re.findall(r"--[a-z][a-z-]+", contract := _contract()))
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        assert f"`memfit {name}" in contract
+        command = cli.get_command(context, name)
+        assert command is not None
+        options = {each for one in command.params if isinstance(one, click.Option) for each in one.opts}
+        assert {one for one in options if one.startswith("--")} - said == ({"--prompt"} & options)  # its -p
+
+
+def test_the_contract_names_every_exit_code() -> None:
+    codes = {
+        getattr(errors, name).exit_code for name in errors.__all__ if name.endswith(("Error", "Left", "User"))
+    }
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", _contract(), re.MULTILINE)} == {0, *codes}
+
+
+def _contract() -> str:
+    return (_ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_names_every_room() -> None:

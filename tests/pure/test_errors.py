@@ -1,4 +1,4 @@
-"""Each error's exit code is part of the contract, and its text must help."""
+"""Each error's exit code is part of docs/contract.md, and its text must help."""
 
 from __future__ import annotations
 

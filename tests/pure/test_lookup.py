@@ -116,8 +116,8 @@ def test_a_gpu_that_the_engine_does_not_see() -> None:
 # --- remote ones ---
 
 
-def test_a_worker_that_lends(endpoint: str) -> None:
-    """Of 6 GiB lent it holds 40 MiB idle, and 1.25 more once it computes."""
+def test_a_memfit_rpc_server(endpoint: str) -> None:
+    """Of 6 GiB it holds 40 MiB idle, and 1.25 more once it computes."""
     _Engine.memory = {
         endpoint: encode_rpc_memory(RpcMemory(budget_bytes=6 * GIB, peak_bytes=40 * MIB, threads=8))
     }
@@ -196,7 +196,7 @@ def test_gpus_come_before_remote_devices(endpoint: str) -> None:
 # --- a profile's ---
 
 
-def test_the_gpus_of_a_profile_are_imagined() -> None:
+def test_the_gpus_of_a_profile_are_dummy_devices() -> None:
     (device,) = dummy_devices(read_profile("colab-t4"))
     assert (device.name, device.engine_name, device.description) == ("gpu0", "profile:0", "Tesla T4")
     assert (device.total_bytes, device.free_bytes) == (16106127360, 16106127360 - 469762048)

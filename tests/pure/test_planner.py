@@ -416,7 +416,7 @@ def test_a_plan_fits_exactly_if_the_smallest_configuration_does(
 # --- JSON ---
 
 
-def test_the_json_is_the_contracts() -> None:
+def test_the_json_is_that_of_the_docs() -> None:
     document = json.loads(json.dumps(_plan(GIB).to_json()))
     assert {
         "model",

@@ -20,7 +20,7 @@ from thorough import times
 
 _ROOT = Path(__file__).resolve().parents[2]
 _FOLDER = _ROOT / "src/memfit/hardware/profiles"
-_NAMES = {  # CONTRACT.md
+_NAMES = {  # docs/contract.md
     *("rtx3060-12gb", "rtx4070-12gb", "rtx4080-16gb", "rtx3090-24gb", "rtx4090-24gb"),
     *("colab-t4", "laptop-16gb", "pi-8gb"),
 }

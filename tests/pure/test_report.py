@@ -1,4 +1,4 @@
-"""Predicted against measured, by hand, and as CONTRACT.md's JSON."""
+"""Predicted against measured, by hand, and as docs/json.md has it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_advice(seconds: float, swapped_bytes: int, words: list[str]) -> None:
     assert all(word in line for word, line in zip(words, advice, strict=True))
 
 
-def test_the_json_is_the_contracts() -> None:
+def test_the_json_is_that_of_the_docs() -> None:
     measured = json.loads(json.dumps(make_report(make_plan_value()).to_json(**_ANSWER)["measured"]))
     assert measured == {
         "tiers": [

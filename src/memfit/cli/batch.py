@@ -76,7 +76,7 @@ def command(
     verbose: bool,
     **options: Any,
 ) -> int:
-    """RequestResult every request of a file inside a memory budget.
+    """Answer every request of a file inside a memory budget.
 
     A line is a request of OpenAI's batch format, or {"prompt": "…"} or {"messages": […]} with an id of your
     own; the options for sampling hold where a line does not say otherwise. Answers come in OpenAI's form.

@@ -56,23 +56,23 @@ def command(
         click.echo(f"memfit rpc-server: {text}", err=True)
 
     signal.signal(signal.SIGTERM, _leave)
-    with RpcSupervisor(host=host, port=port, memory=memory, threads=threads, verbose=verbose) as lender:
-        if not lender.is_local:
+    with RpcSupervisor(host=host, port=port, memory=memory, threads=threads, verbose=verbose) as supervisor:
+        if not supervisor.is_local:
             say(
                 f"{host} can be reached from other machines, and llama.cpp's RPC has no password and no "
                 "encryption: whoever reaches it may use and crash this server, and llama.cpp itself calls "
                 "it insecure. Listen at 127.0.0.1 and let others in through a tunnel, such as ssh -L"
             )
-        lending = lender.start()
+        info = supervisor.start()
         if as_json:
-            write_json({**asdict(lending), "pid": os.getpid()}, indent=None)
+            write_json({**asdict(info), "pid": os.getpid()}, indent=None)
         else:
             click.echo(
-                f"memfit rpc-server: lending {lending.device}, {format_bytes(lending.memory_bytes)}, "
-                f"at {lending.host}:{lending.port}"
+                f"memfit rpc-server: lending {info.device}, {format_bytes(info.memory_bytes)}, "
+                f"at {info.host}:{info.port}"
             )
         sys.stdout.flush()
-        lender.supervise(say)
+        supervisor.supervise(say)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

@@ -55,7 +55,7 @@ class Device:
     """A place for weights that is not this machine's RAM: a GPU, or a worker behind RPC."""
 
     name: str  # what people call it, and its tier: "gpu0", "192.168.1.7:50052"
-    engine_name: str  # "CUDA0"; a remote one's address; with a colon also one that is only imagined
+    engine_name: str  # "CUDA0"; a remote one's address; a dummy device's has a colon too
     description: str
     total_bytes: int
     free_bytes: int  # before memfit takes any
@@ -65,7 +65,7 @@ class Device:
 
     @property
     def is_dummy(self) -> bool:
-        """A profile's GPU, which the engine can only imitate."""
+        """A profile's GPU: a dummy device takes its place in the engine."""
         return self.engine_name.startswith(DUMMY)
 
     @property

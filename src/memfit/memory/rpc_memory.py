@@ -32,13 +32,13 @@ def whole_pages(size_bytes: int) -> int:
     return size_bytes // _PAGE_BYTES * _PAGE_BYTES
 
 
-def encode_rpc_memory(lent: RpcMemory) -> tuple[int, int]:
+def encode_rpc_memory(memory: RpcMemory) -> tuple[int, int]:
     """Free and total bytes that say this.
 
     A peak above the budget reads as the budget: free cannot be less than nothing.
     """
-    budget = whole_pages(lent.budget_bytes)
-    return whole_pages(max(0, budget - lent.peak_bytes)) + lent.threads, budget + _MARK
+    budget = whole_pages(memory.budget_bytes)
+    return whole_pages(max(0, budget - memory.peak_bytes)) + memory.threads, budget + _MARK
 
 
 def decode_rpc_memory(free_bytes: int, total_bytes: int) -> RpcMemory | None:

@@ -1,6 +1,6 @@
-"""The engine's devices by name: local GPUs, remote ones behind RPC, and stand-ins for either.
+"""The engine's devices by name: local GPUs, remote ones behind RPC, and dummy devices in the place of either.
 
-A stand-in is this CPU behind an RPC server of our own on loopback: a simulating worker asks it instead
+A dummy device is this CPU behind an RPC server of our own on loopback: a simulating worker asks it instead
 of the device itself, so that planning neither occupies a remote machine nor needs a GPU that is not
 here. Simulated buffers are counted on the client's side, so none of its memory is used.
 Lives in the worker: the engine aborts when a remote device does not answer.
@@ -28,10 +28,10 @@ class Devices:
     """Finds each device once; the engine keeps them until the process ends."""
 
     def __init__(self, library: Library, *, dummies: bool) -> None:
-        """With `dummies`, remote devices and those of other machines are only imitated."""
+        """With `dummies`, each device behind RPC and each one of a profile is a dummy device."""
         self._library = library
         self._dummies = dummies
-        self._imitated: list[int] = []
+        self._dummy_devices: list[int] = []
         ggml = library.ggml
         ggml.ggml_backend_dev_by_name.argtypes, ggml.ggml_backend_dev_by_name.restype = (
             [ctypes.c_char_p],
@@ -53,7 +53,7 @@ class Devices:
         found: list[int] = []
         for name in names:
             device: int | None
-            if ":" not in name:  # neither remote nor imagined
+            if ":" not in name:  # neither remote nor a profile's
                 device = self._library.ggml.ggml_backend_dev_by_name(name.encode())
             elif self._dummies:
                 device = self._dummy(sum(":" in before for before in names[: len(found)]))
@@ -102,12 +102,12 @@ class Devices:
         return device
 
     def _dummy(self, index: int) -> int:
-        while len(self._imitated) <= index:
+        while len(self._dummy_devices) <= index:
             endpoint = self._serve()
             device = self._remote(endpoint)
             assert device is not None, "our own server offers one device"
-            self._imitated.append(device)
-        return self._imitated[index]
+            self._dummy_devices.append(device)
+        return self._dummy_devices[index]
 
     def _serve(self) -> str:
         """Start a server of this CPU in a thread that lives as long as the process."""
@@ -128,4 +128,4 @@ class Devices:
                 time.sleep(0.002)
             else:
                 return endpoint
-        raise EngineError("the engine could not imitate a device: its RPC server did not start")
+        raise EngineError("the engine could not make a dummy device: its RPC server did not start")

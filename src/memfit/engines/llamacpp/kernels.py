@@ -43,6 +43,7 @@ _PATIENCE_SECONDS = 0.5  # per graph, until the machine counts as busy
 _PAUSE_SECONDS = 0.001
 # Leaving a device and coming back costs a model 350 us, or 600: eight routers moved to RAM, loopback.
 _EXCURSION = 2.0
+_NO_SPLITS = {"split_seconds": 0.0, "split_bytes_per_second": 1e12}  # where the CPU computes everything
 _TYPE_F32 = 0
 
 _P, _I64, _F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -200,12 +201,24 @@ class Bench:
 
         return 4 * (3 + 3 + 2) * size / self._run(build)
 
-    def entering(self) -> dict[str, float]:
-        """Seconds to hand a device a little input and take a result back, and bytes/s of much of it."""
-        seconds = self._round_trip(4 * KIB) - _SMALL_GRAPH * self.node_seconds()
+    def basics(self, *, splits: bool) -> dict[str, float]:
+        """What every graph pays on a device, as DeviceSpeed has it; without `splits` those cost nothing."""
+        node_seconds = self.node_seconds()
+        return {
+            "activation_bytes_per_second": self.activation_bytes_per_second(),
+            "node_seconds": node_seconds,
+            **(self._graph_split(node_seconds) if splits else _NO_SPLITS),
+        }
+
+    def _graph_split(self, node_seconds: float) -> dict[str, float]:
+        """Seconds to hand a device a small input and take a result back, and bytes/s of a large one."""
+        seconds = self._round_trip(4 * KIB) - _SMALL_GRAPH * node_seconds
         much = 4 * MIB
         more = max(self._round_trip(much) - self._round_trip(4 * KIB), 1e-9)
-        return {"seconds": max(_EXCURSION * seconds, 0.0), "bytes_per_second": 2 * much / more}
+        return {
+            "split_seconds": max(_EXCURSION * seconds, 0.0),
+            "split_bytes_per_second": 2 * much / more,
+        }
 
     # -- graphs ----------------------------------------------------------------------------------
 

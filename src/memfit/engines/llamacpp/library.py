@@ -343,7 +343,7 @@ def load_library() -> Library:
 
 
 def _check_abi(api: Any) -> None:
-    """Version strings and default config: a shifted structure shows in the defaults."""
+    """Version strings and default parameters: a shifted structure shows in the defaults."""
     # Its own text says it; importlib.metadata would cost the worker 3 MiB.
     package = (Path(api.__file__).parent / "__init__.py").read_text()
     if f'__version__ = "{ENGINE_VERSION}"' not in package:

@@ -1,4 +1,4 @@
-"""Finds the devices that a budget names, asks what they hold, and imagines those of a profile."""
+"""Finds the devices that a budget names, and asks what they hold; makes dummy devices of a profile's GPUs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def find_devices(machine: Machine, budget: Budget, calibration: Calibration) -> 
 
 
 def dummy_devices(profile: Profile) -> list[Device]:
-    """A profile's GPUs; the engine imitates them, being told a name with a colon."""
+    """A profile's GPUs, as dummy devices: devices.py knows them by the colon in their names."""
     return [
         Device(
             name=f"gpu{index}",
@@ -107,14 +107,14 @@ def _remote(endpoint: str) -> Device:
             ) from None
         finally:
             alarm.cancel()
-    lent = decode_rpc_memory(free, total)
+    memory = decode_rpc_memory(free, total)
     return Device(
         name=endpoint,
         engine_name=endpoint,
-        description="memfit rpc-server" if lent else "RPC server",
-        total_bytes=lent.budget_bytes if lent else total,
-        free_bytes=lent.budget_bytes if lent else free,
-        overhead_bytes=lent.peak_bytes + LATER_BYTES if lent else 0,
-        threads=lent.threads if lent else 0,
-        is_memfit_server=lent is not None,
+        description="memfit rpc-server" if memory else "RPC server",
+        total_bytes=memory.budget_bytes if memory else total,
+        free_bytes=memory.budget_bytes if memory else free,
+        overhead_bytes=memory.peak_bytes + LATER_BYTES if memory else 0,
+        threads=memory.threads if memory else 0,
+        is_memfit_server=memory is not None,
     )

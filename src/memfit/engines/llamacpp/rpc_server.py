@@ -1,12 +1,13 @@
-"""The process that lends this machine's device: `python -m memfit.engines.llamacpp.rpc_server SETTINGS`.
+"""The process behind `memfit rpc-server`: llama.cpp's own RPC server, kept within a budget.
 
-llama.cpp's own RPC server does the work. Three functions in ggml's tables are replaced by ours, so that
-it keeps to a budget and tells its clients: a device's memory, a buffer's allocation and its freeing. On a
-CPU device the budget is this whole process's resident memory, Python and libraries included; behind the
-refusals stands a kernel limit, for memory that is no buffer. On a GPU the budget is the GPU's memory.
+Started as `python -m memfit.engines.llamacpp.rpc_server SETTINGS`. Three functions in ggml's tables are
+replaced by ours: the one that tells a device's memory, the one that allocates a buffer, and the one that
+frees it. So the server refuses what exceeds its budget, and tells clients what the budget is. On a CPU the
+budget is this whole process's resident memory, Python and libraries included; a kernel limit refuses what
+is no buffer. On a GPU the budget is the GPU's memory.
 
-It knows nothing of its supervisor (lender.py) but that it hears once that this process listens. It imports
-neither numpy nor rich nor click.
+It tells its supervisor (rpc_supervisor.py) when it listens, and nothing else. It imports neither numpy nor
+rich nor click.
 """
 
 from __future__ import annotations
@@ -204,10 +205,10 @@ class _Budget:
 
     def _allocate(self, buffer_type: int, size: int) -> int | None:
         self._settle()
-        lent = sum(live for live, _ in self._live.values())
-        if self.idle_bytes + lent + size > self._budget_bytes:
+        held = sum(live for live, _ in self._live.values())
+        if self.idle_bytes + held + size > self._budget_bytes:
             _say(
-                f"refused a buffer of {format_bytes(size)}: {format_bytes(self.idle_bytes + lent)} of "
+                f"refused a buffer of {format_bytes(size)}: {format_bytes(self.idle_bytes + held)} of "
                 f"{format_bytes(self._budget_bytes)} are taken"
             )
             return None
@@ -238,7 +239,7 @@ def _say(text: str) -> None:
 
 
 def serve(settings: dict[str, Any], parent: Parent) -> None:
-    """Lend until killed.
+    """Serve until killed.
 
     `settings` are host, port, memory (a size, or None for what is free less the reserve), threads,
     free_bytes and total_bytes (of RAM), stack_bytes (of a thread), and verbose.

@@ -1,4 +1,4 @@
-"""The supervisor of the process that lends a device (rpc_server.py): starts it, watches it, starts it again.
+"""Starts the process of `memfit rpc-server` (rpc_server.py), watches it, and starts it again when it dies.
 
 A malformed message can end llama.cpp's server by a failed assertion, and a kernel limit by a failed
 allocation; the port must not die with it. What this process holds itself is small and not counted in the
@@ -28,7 +28,7 @@ from memfit.processes.carried_errors import rebuild_error
 from memfit.processes.helper import Helper
 from memfit.units import KIB, parse_size
 
-__all__ = ["Restarts", "RpcServing", "RpcSupervisor"]
+__all__ = ["Restarts", "RpcServerInfo", "RpcSupervisor"]
 
 _RESTARTS, _WITHIN_SECONDS = 5, 10.0
 _CAUSES: Mapping[int, str] = {
@@ -38,8 +38,8 @@ _STACK_BYTES = 1024 * KIB  # of each thread; the server's kernel limit counts st
 
 
 @dataclass(frozen=True, kw_only=True)
-class RpcServing:
-    """What is lent, and by whom."""
+class RpcServerInfo:
+    """What a running server offers, and where."""
 
     host: str  # an IPv4 address
     port: int
@@ -50,7 +50,7 @@ class RpcServing:
 
 
 class Restarts:
-    """Counts a server's deaths: so many within so many seconds are no accident any more."""
+    """Counts a server's deaths: more than 5 within 10 seconds are no accident."""
 
     def __init__(self) -> None:
         self._deaths: deque[float] = deque(maxlen=_RESTARTS)
@@ -104,7 +104,7 @@ class RpcSupervisor:
         """Whether only this machine can reach the address."""
         return ipaddress.ip_address(self._settings["host"]).is_loopback
 
-    def start(self) -> RpcServing:
+    def start(self) -> RpcServerInfo:
         """Start the server and wait until it listens. Again, it takes the same port and budget.
 
         Raises:
@@ -126,9 +126,9 @@ class RpcSupervisor:
             raise helper.obituary("before it listened")
         if said.pop("event") == "error":
             raise rebuild_error(said)
-        lending = RpcServing(host=self._settings["host"], server_pid=helper.pid, **said)
-        self._settings |= {"port": lending.port, "memory": str(lending.memory_bytes)}
-        return lending
+        info = RpcServerInfo(host=self._settings["host"], server_pid=helper.pid, **said)
+        self._settings |= {"port": info.port, "memory": str(info.memory_bytes)}
+        return info
 
     def supervise(self, say: Callable[[str], None]) -> None:
         """Start the server again whenever it dies, and tell `say`. Returns only by an exception.

@@ -246,15 +246,7 @@ class LlamaCommands:
                     kind, head = key.split("/")
                     found["attention"][key] = bench.attention(kind, int(head))
                 if basics:
-                    entering = (
-                        {"seconds": 0.0, "bytes_per_second": 1e12} if device is None else bench.entering()
-                    )
-                    found["basics"] = {
-                        "activation_bytes_per_second": bench.activation_bytes_per_second(),
-                        "node_seconds": bench.node_seconds(),
-                        "split_seconds": entering["seconds"],
-                        "split_bytes_per_second": entering["bytes_per_second"],
-                    }
+                    found["basics"] = bench.basics(splits=device is not None)
         except BusyMachineError:
             return {"speeds": None, "why": "other programs keep this machine busy"}
         except MemoryError:

@@ -1,4 +1,4 @@
-"""Workers on loopback for the benchmarks: started with a budget and threads, ended with the block."""
+"""Starts memfit rpc-servers on loopback for the benchmarks, each with a budget; ends them with the block."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from subjects import MEMFIT
 
 
 @contextlib.contextmanager
-def lenders(*budgets: int, threads: int = 2) -> Iterator[list[str]]:
-    """`HOST:PORT` of one worker per budget in bytes."""
+def rpc_servers(*budgets: int, threads: int = 2) -> Iterator[list[str]]:
+    """`HOST:PORT` of one server for each budget in bytes."""
     processes = []
     try:
         for budget in budgets:

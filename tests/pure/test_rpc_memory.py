@@ -1,4 +1,4 @@
-"""The worker's two numbers: what it says comes out again, and no other server is taken for one."""
+"""An RPC server's two numbers: what it says comes out again, and no other server is taken for one."""
 
 from __future__ import annotations
 
