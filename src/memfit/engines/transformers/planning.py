@@ -20,13 +20,13 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_checkpoint_writes, require_writes
 from memfit.hub.header_only import is_header_only
 from memfit.hub.resolve import find_file, find_weights
-from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes, plain_type
+from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes
+from memfit.memory.precision import LOAD_IN, precision, stored_precision
 from memfit.memory.process_memory import process_memory
 from memfit.planner.llamacpp.planner import thread_count
 from memfit.planner.llamacpp.streaming import ASSUMED_DISK
 from memfit.planner.request import Budget, Workload
 from memfit.planner.transformers.planner import (
-    LOAD_IN,
     Runtime,
     TransformersPlan,
     plan_checkpoint,
@@ -35,7 +35,6 @@ from memfit.planner.transformers.planner import (
 
 __all__ = ["plan_for_transformers"]
 
-_STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
@@ -64,7 +63,7 @@ def plan_for_transformers(
         spec = _one_file(read_model(path, source=model))
         require_writes(spec)
         load_in = load_in or "bf16"
-        gguf = find_checkpoint_of(path, dtype=plain_type(load_in), say=say)
+        gguf = find_checkpoint_of(path, dtype=precision(load_in).plain_type, say=say)
         path = gguf.folder / "config.json"
     else:
         require_checkpoint_writes(model, path)
@@ -76,7 +75,7 @@ def plan_for_transformers(
     config = TransformersConfig(
         folder=path.absolute().parent,
         paths=weights.paths,
-        load_in=load_in or _STORED[hf_config.dtype or "float32"],
+        load_in=load_in or stored_precision(hf_config.dtype).name,
         double_quant=double_quant,
         context=0,
         ubatch=0,
@@ -109,7 +108,7 @@ def plan_for_transformers(
                 raise
             say(f"GPUs are not used: {error}")
     if gguf and not gguf.is_whole:
-        needs = converting_peak_bytes(spec.tensors, 4 if config.plain_type == "fp32" else 2)
+        needs = converting_peak_bytes(spec.tensors, config.precision.element_bytes)
         parent = process_memory().anonymous_bytes if count_parent else 0
         converting = parent + gguf.reading_bytes + needs
         runtimes = [replace(one, converting_bytes=converting) for one in runtimes]
