@@ -17,7 +17,8 @@ import pytest
 from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import HfModel, model_from_checkpoint, model_from_config
 from memfit.headers.safetensors import read_checkpoint
-from memfit.memory.precision import PRECISIONS, PrecisionRow, kv_cache_bytes, precision_table
+from memfit.memory.precision import PRECISIONS
+from memfit.memory.precision_table import PrecisionRow, kv_cache_bytes, precision_table
 
 pytestmark = pytest.mark.engine
 

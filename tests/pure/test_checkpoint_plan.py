@@ -23,6 +23,7 @@ from memfit.memory.loaded_checkpoint import (
     packed_state_bytes,
     refused_layer,
 )
+from memfit.memory.precision import precision
 from memfit.planner.request import Budget, Workload
 from memfit.planner.transformers.layers import LayerCosts, counts_on_gpus, device_map, place_of
 from memfit.planner.transformers.planner import GpuRuntime, Runtime, TransformersPlan, plan_checkpoint
@@ -118,15 +119,15 @@ def test_layer_10_is_loaded_after_layer_2_and_the_embedding_first(tmp_path: Path
     model = _model(tmp_path)
     embedding = 1000 * 64
     whole = 2 * (embedding + 11 * _LAYER + 64)
-    assert loading_peak_bytes(model, "fp32") == 2 * whole
+    assert loading_peak_bytes(model, precision("fp32")) == 2 * whole
     # The worst moment is near the end: q of layer 10 in both types; v and a norm come after.
     assert 6 * embedding < whole
-    assert loading_peak_bytes(model, "bf16") == whole - 2 * (32 * 64 + 64) + 4 * 64 * 64
+    assert loading_peak_bytes(model, precision("bf16")) == whole - 2 * (32 * 64 + 64) + 4 * 64 * 64
 
 
 def test_as_few_layers_as_will_do_stay_on_the_disk(tmp_path: Path) -> None:
     model = _model(tmp_path, intermediate_size=64 * 1024)
-    sizes = list(layer_bytes(model, "fp32").values())
+    sizes = list(layer_bytes(model, precision("fp32")).values())
     whole = _plan(model, ram=4096 * MIB, context=32)
     smallest = _plan(model, ram=whole.ram.total_bytes - 2 * sizes[0], context=32)
     assert smallest.fits
@@ -172,7 +173,8 @@ def test_parameters_survive_being_json() -> None:
         device_map=(("model.layers.0", "cpu"), ("model.layers.1", "disk")),
     )
     assert TransformersConfig.from_json(json.loads(json.dumps(one.to_json()))) == one
-    assert one.precision == "nf4-dq" and replace(one, double_quant=False).precision == "nf4"
+    assert one.precision == precision("nf4-dq")
+    assert replace(one, double_quant=False).precision == precision("nf4")
 
 
 # -- GPUs ------------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def test_layers_on_two_gpus_counted_by_hand() -> None:
 
 def test_a_device_map_names_every_module_once(tmp_path: Path) -> None:
     model = _model(tmp_path)
-    layers = list(layer_bytes(model, "bf16"))
+    layers = list(layer_bytes(model, precision("bf16")))
     assert device_map(model, layers, [("gpu0", 11), ("cpu", 0), ("disk", 0)]) == (("", "gpu0"),)
     assert device_map(model, layers, [("cpu", 11), ("disk", 0)]) == (("", "cpu"),)
     places = dict(device_map(model, layers, [("gpu0", 4), ("gpu3", 3), ("cpu", 3), ("disk", 1)]))
@@ -229,7 +231,7 @@ def test_all_of_it_on_a_gpu_that_holds_it(tmp_path: Path) -> None:
 
 def test_what_a_gpu_does_not_hold_lies_in_ram_and_its_kv_cache_does_not(tmp_path: Path) -> None:
     model = _model(tmp_path, intermediate_size=64 * 1024)
-    whole = sum(layer_bytes(model, "fp32").values())
+    whole = sum(layer_bytes(model, precision("fp32")).values())
     short = [_with_gpus(50 * MIB + whole // 2 + 200 * MIB), _RUNTIME]
     plan = _plan(model, ram=1000 * MIB, runtimes=short)
     vram, ram = plan.tiers

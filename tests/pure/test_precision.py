@@ -13,7 +13,8 @@ from memfit.errors import HeaderError, ModelError, UsageError
 from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import HfModel, model_from_checkpoint, model_from_config
 from memfit.headers.safetensors import read_checkpoint
-from memfit.memory.precision import PRECISIONS, PrecisionRow, precision_table
+from memfit.memory.precision import PRECISIONS
+from memfit.memory.precision_table import PrecisionRow, precision_table
 
 _GEMMA_3_4B = {
     "model_type": "gemma3",

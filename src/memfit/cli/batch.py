@@ -238,7 +238,7 @@ def _identity(planned: Plan, sampling: Sampling, schema: Any, raw: bool) -> dict
             "name": spec.name,
             "quantization": spec.quantization,
             "file_bytes": spec.file_bytes,
-            **planned.precision,
+            **planned.identity,
         },
         "sampling": asdict(sampling),
         "schema": schema,

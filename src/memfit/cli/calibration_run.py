@@ -154,9 +154,10 @@ def _held(memory: ProcessMemory) -> dict[str, Any]:
 
 def _assumed_runtime(machine: Machine, gpus: Sequence[int]) -> Runtime:
     """For a plan whose figures are of no interest."""
+    from memfit.memory.precision import LOAD_IN
     from memfit.planner.transformers.planner import GpuRuntime, Runtime
 
-    rates = dict.fromkeys(("fp32", "bf16", "fp16", "int8", "nf4", "fp4"), 1e9)
+    rates = dict.fromkeys(LOAD_IN, 1e9)
     return Runtime(
         process_bytes=0,
         loading_process_bytes=0,

@@ -22,13 +22,13 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_checkpoint_writes, require_writes
 from memfit.headers.safetensors import find_weights
 from memfit.hub.resolve import ResolvedModel
-from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes, plain_type
+from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes
+from memfit.memory.precision import LOAD_IN, precision, stored_precision
 from memfit.memory.process_memory import process_memory
 from memfit.planner.llamacpp.planner import thread_count
 from memfit.planner.llamacpp.streaming import ASSUMED_DISK
 from memfit.planner.request import Budget, Workload, require_devices
 from memfit.planner.transformers.planner import (
-    LOAD_IN,
     Runtime,
     TransformersPlan,
     plan_checkpoint,
@@ -37,7 +37,6 @@ from memfit.planner.transformers.planner import (
 
 __all__ = ["TransformersPlanner"]
 
-_STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
@@ -59,7 +58,7 @@ class TransformersPlanner:
             spec = _one_file(model.read_spec())
             require_writes(spec)
             load_in = load_in or "bf16"
-            self._gguf = find_checkpoint_of(path, dtype=plain_type(load_in), say=options.say)
+            self._gguf = find_checkpoint_of(path, dtype=precision(load_in).plain_type, say=options.say)
             path = self._gguf.folder / "config.json"
         else:
             require_checkpoint_writes(model.source, path)
@@ -71,7 +70,7 @@ class TransformersPlanner:
         self._config = TransformersConfig(
             folder=path.absolute().parent,
             paths=weights.paths,
-            load_in=load_in or _STORED[self._hf_config.dtype or "float32"],
+            load_in=load_in or stored_precision(self._hf_config.dtype).name,
             double_quant=options.double_quant,
             context=0,
             ubatch=0,
@@ -109,7 +108,7 @@ class TransformersPlanner:
                     raise
                 say(f"GPUs are not used: {error}")
         if self._gguf and not self._gguf.is_whole:
-            needs = converting_peak_bytes(self.spec.tensors, 4 if self._config.plain_type == "fp32" else 2)
+            needs = converting_peak_bytes(self.spec.tensors, self._config.precision.element_bytes)
             parent = process_memory().anonymous_bytes if self._options.count_parent else 0
             converting = parent + self._gguf.reading_bytes + needs
             runtimes = [replace(one, converting_bytes=converting) for one in runtimes]
