@@ -15,7 +15,7 @@ from memfit.engines.llamacpp.oracle import LlamaOracle, small_config
 from memfit.engines.llamacpp.session import LlamaSession
 from memfit.engines.protocol import Request
 from memfit.engines.worker_session import WorkerSession
-from memfit.errors import EngineError, UsageError
+from memfit.errors import EngineError, WrongValueError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Machine
@@ -73,12 +73,12 @@ def plan(
         EngineError: the engine is missing or refuses the configuration.
     """
     if engine not in ENGINES:
-        raise UsageError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
+        raise WrongValueError("engine", f" is {engine!r}; it must be one of {', '.join(ENGINES)}")
     if engine == "transformers" or (engine == "auto" and is_checkpoint(model, say)):
         if machine:
-            raise UsageError("--machine: checkpoints are planned for this machine only")
+            raise WrongValueError("machine", ": checkpoints are planned for this machine only")
         if budget and budget.rpc:
-            raise UsageError("--rpc: transformers uses GPUs of this machine only")
+            raise WrongValueError("rpc", ": transformers uses GPUs of this machine only")
         _require_devices(budget or Budget(), probe(), imagined=False)
         from memfit.engines.transformers.planning import plan_for_transformers
 
@@ -93,9 +93,10 @@ def plan(
             say=say or _say_nothing,
         )
     if load_in or double_quant or trust_remote_code:
-        raise UsageError(
-            "--load-in, --double-quant and --trust-remote-code are for transformers; with --engine "
-            "transformers it dequantizes a GGUF file"
+        raise WrongValueError(
+            "load_in",
+            ", --double-quant and --trust-remote-code are for transformers; with --engine "
+            "transformers it dequantizes a GGUF file",
         )
     workload = workload or Workload()
     many = workload.parallel > 1
@@ -276,17 +277,20 @@ def load(
 def _require_devices(budget: Budget, here: Machine, *, imagined: bool) -> None:
     """Raises UsageError where the budget names a device that this machine cannot have."""
     if budget.vram is not None and not here.gpus:
-        raise UsageError(
-            f"--vram: there is no GPU here ({here.gpu_note or 'no NVIDIA GPU was found'}); "
-            "memfit hardware shows what there is, --rpc takes a GPU of another machine"
+        raise WrongValueError(
+            "vram",
+            f": there is no GPU here ({here.gpu_note or 'no NVIDIA GPU was found'}); "
+            "memfit hardware shows what there is, --rpc takes a GPU of another machine",
         )
     if imagined and budget.rpc:
-        raise UsageError("--rpc names a device of this machine, --machine another machine; use one of them")
+        raise WrongValueError(
+            "rpc", " names a device of this machine, --machine another machine; use one of them"
+        )
     if isinstance(budget.vram, Mapping):
         for number in budget.vram:
             if number not in {gpu.index for gpu in here.gpus}:
-                raise UsageError(
-                    f"--vram {number}: there is no GPU {number}; memfit hardware shows which there are"
+                raise WrongValueError(
+                    f"vram {number}", f": there is no GPU {number}; memfit hardware shows which there are"
                 )
 
 

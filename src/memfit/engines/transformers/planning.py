@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from memfit.engines.transformers.calibrate import Calibration
 from memfit.engines.transformers.gguf_files import find_checkpoint_of
-from memfit.errors import EngineError, ModelError, UsageError
+from memfit.errors import EngineError, ModelError, UsageError, WrongValueError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Gpu, Machine
@@ -58,7 +58,7 @@ def plan_for_transformers(
         EngineMissingError: transformers is not installed.
     """
     if load_in is not None and load_in not in LOAD_IN:
-        raise UsageError(f"--load-in is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
+        raise WrongValueError("load_in", f" is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
     path, spec, gguf = find_file(model, say), None, None
     if path.name != "config.json":
         spec = _one_file(read_model(path, source=model))
