@@ -87,7 +87,7 @@ def split_of(plan: LlamaPlan) -> LlamaPlan:
         for count in range(layers, -1, -1):
             config = replace(plan.config, layers=(count,), overrides=())
             (held,) = oracle.ask(config).devices
-            if held.total_bytes + tier.overhead_bytes + 2 * MIB <= tier.limit_bytes:
+            if held.total_bytes + tier.parts["overhead"] + 2 * MIB <= tier.limit_bytes:
                 return replace(plan, config=config)
     raise SystemExit("not one layer fits")
 

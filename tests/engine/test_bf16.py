@@ -42,7 +42,7 @@ def test_the_text_is_that_of_a_file_of_bf16(demo: str, tmp_path: Path, benchmark
     whole = _plan(demo, "700MiB", "off")
     names = tuple(one.name for one in whole.spec.tensors if may_dequantize(one, whole.spec))
     config = replace(whole.config, load_mode="own", dequantized=names)
-    tier = replace(whole.ram, weights_bytes=held_bytes(whole.spec, config))
+    tier = replace(whole.ram, parts={**whole.ram.parts, "weights": held_bytes(whole.spec, config)})
     (file,) = importlib.import_module("rewrite").rewrite(demo, tmp_path / "bf16.gguf", kind="BF16")
     texts = _texts(replace(whole, config=config, tiers=(tier,)))
     assert texts == _texts(_plan(str(file), "700MiB", "off"))

@@ -113,7 +113,7 @@ def test_loading_stops_before_a_limit_that_the_plan_overlooked(demo: str, repack
     """A plan that is wrong by the KV cache: the worker says so before it would hold too much."""
     plan = memfit.plan(demo, workload=memfit.Workload(repack=repack))
     limit = plan.ram.total_bytes - 20 * MIB
-    wrong = replace(plan.ram, weights_bytes=0, limit_bytes=limit)
+    wrong = replace(plan.ram, parts={**plan.ram.parts, "weights": 0}, limit_bytes=limit)
     with pytest.raises(memfit.DoesNotFitError) as caught:
         memfit.load(replace(plan, tiers=(wrong,)))
     assert caught.value.exit_code == 3

@@ -376,10 +376,7 @@ def make_tier(
         kind="ram" if name == "ram" else "vram",
         budget_bytes=budget,
         limit_bytes=budget if limit is None else limit,
-        weights_bytes=weights,
-        kv_cache_bytes=kv_cache,
-        compute_bytes=compute,
-        overhead_bytes=overhead,
+        parts={"weights": weights, "kv_cache": kv_cache, "compute": compute, "overhead": overhead},
         reserved_bytes=reserved,
     )
 

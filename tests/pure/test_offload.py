@@ -361,7 +361,7 @@ def test_a_tensor_for_which_a_device_needs_more_than_its_bytes() -> None:
     def tiers(config: LlamaConfig) -> list[TierUse]:
         ram, device = plain(config)
         more = 5 * MIB if device.weights_bytes > found.needs[1] else 0
-        return [ram, replace(device, compute_bytes=device.compute_bytes + more)]
+        return [ram, replace(device, parts={**device.parts, "compute": device.compute_bytes + more})]
 
     assert limit - found.needs[1] == 33 * MIB
     offloader._tiers = tiers

@@ -123,7 +123,7 @@ def test_each_part_of_the_tier_by_hand() -> None:
     assert ram.weights_bytes == 100 * MIB
     assert ram.kv_cache_bytes == 64 * MIB
     assert ram.compute_bytes == 31 * MIB  # scratch counted with it
-    assert ram.overhead_bytes == 26 * MIB
+    assert ram.parts["overhead"] == 26 * MIB
     assert ram.total_bytes == 221 * MIB
 
 
@@ -576,13 +576,13 @@ def test_a_model_that_fits_a_device_lies_there_whole(
     ram, device = plan.tiers
     assert (device.name, device.kind) == (name, "vram")
     assert device.weights_bytes == (3 * 56 + 12) * MIB + 4 * 256
-    assert (device.kv_cache_bytes, device.compute_bytes, device.overhead_bytes) == (
+    assert (device.kv_cache_bytes, device.compute_bytes, device.parts["overhead"]) == (
         12 * MIB,
         5 * MIB,
         7 * MIB,
     )
     assert (ram.weights_bytes, ram.kv_cache_bytes) == (table * MIB, 0)
-    assert (ram.compute_bytes, ram.overhead_bytes) == ((5 + rows) * MIB, (20 + staging) * MIB)
+    assert (ram.compute_bytes, ram.parts["overhead"]) == ((5 + rows) * MIB, (20 + staging) * MIB)
     assert device.reserved_bytes == (
         (7 + 3 * 56 + 12 + (1 if mode == "own" else 16)) * MIB + 4 * 256 if name == "host:1" else 0
     )
@@ -844,7 +844,7 @@ def test_a_worker_keeps_room_for_what_comes_to_it_and_not_to_another(repack: str
         sizes = sorted((one.size_bytes for one, where in there if where == place), reverse=True)
         assert sizes
         peak = max(sum(sizes[:index]) + size + min(size, piece) for index, size in enumerate(sizes))
-        assert tier.overhead_bytes == MIB + max(0, peak - sum(sizes) - held.kv_cache_bytes - 5 * MIB)
+        assert tier.parts["overhead"] == MIB + max(0, peak - sum(sizes) - held.kv_cache_bytes - 5 * MIB)
         assert MIB + sum(sizes) + piece == tier.reserved_bytes <= tier.limit_bytes
 
 
@@ -863,8 +863,8 @@ def test_another_rpc_server_receives_into_its_own_account() -> None:
     server = replace(make_device("host:1", GIB), is_memfit_server=False)
     plan = _device_plan(GIB, server, rpc={"host:1": None}, context=256)
     assert plan.config.layers == (3,)
-    assert plan.tiers[1].overhead_bytes == 0
-    assert plan.ram.overhead_bytes == (20 + 32 - 5) * MIB
+    assert plan.tiers[1].parts["overhead"] == 0
+    assert plan.ram.parts["overhead"] == (20 + 32 - 5) * MIB
 
 
 def test_the_solver_may_be_another() -> None:

@@ -37,13 +37,13 @@ __all__ = [
 
 PIPE_WIDTH = 1000  # columns: a file or a pipe has no edge to fold tables at
 _BAR_CELLS = 48
-# label, attribute, colour, cell: the cells keep the parts apart where there are no colours
-_PARTS = (
-    ("weights", "weights_bytes", "blue", "█"),
-    ("KV cache", "kv_cache_bytes", "green", "▓"),
-    ("compute", "compute_bytes", "magenta", "▒"),
-    ("overhead", "overhead_bytes", "yellow", "░"),
-)
+# A part's name → label, colour, cell: the cells keep the parts apart where there are no colours.
+_PARTS = {
+    "weights": ("weights", "blue", "█"),
+    "kv_cache": ("KV cache", "green", "▓"),
+    "compute": ("compute", "magenta", "▒"),
+    "overhead": ("overhead", "yellow", "░"),
+}
 _FREE_CELL = "·"
 
 
@@ -119,16 +119,18 @@ def _print_tier(tier: TierUse, out: Console) -> None:
     scale = max(tier.budget_bytes, tier.total_bytes)
     bar = Text("  ")
     edge = 0
-    for _, attribute, colour, cell in _PARTS:
+    for name, size in tier.parts.items():
+        _, colour, cell = _PARTS[name]
         start = round(_BAR_CELLS * edge / scale)
-        edge += getattr(tier, attribute)
+        edge += size
         bar.append(cell * (round(_BAR_CELLS * edge / scale) - start), style=colour)
     bar.append(_FREE_CELL * (_BAR_CELLS + 2 - len(bar)), style="dim")
     out.print(bar)
     legend = Text("  ")
-    for label, attribute, colour, cell in _PARTS:
+    for name, size in tier.parts.items():
+        label, colour, cell = _PARTS[name]
         legend.append(f"{cell} ", style=colour)
-        legend.append(f"{label} {format_bytes(getattr(tier, attribute))}  ")
+        legend.append(f"{label} {format_bytes(size)}  ")
     free = tier.budget_bytes - tier.total_bytes
     legend.append(f"{_FREE_CELL} ", style="dim")
     legend.append(f"free {format_bytes(free)}" if free >= 0 else f"short {format_bytes(-free)}")

@@ -25,15 +25,34 @@ class TierUse:
     kind: str  # "ram", "vram" or "disk"
     budget_bytes: int
     limit_bytes: int  # what may be used: the budget, or what is free where that is less
-    weights_bytes: int
-    kv_cache_bytes: int
-    compute_bytes: int
-    overhead_bytes: int  # processes, libraries, vocabulary, driver; what only loading needs
+    # Bytes by name, in the order in which they are shown: "weights"; "kv_cache"; "compute"; and "overhead":
+    # processes, libraries, vocabulary, driver, and what only loading needs.
+    parts: Mapping[str, int]
     # What a worker's own limit counts while it is sent its tensors: buffers whole, before they are filled.
     reserved_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "total_bytes": self.total_bytes}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "budget_bytes": self.budget_bytes,
+            "limit_bytes": self.limit_bytes,
+            **{f"{name}_bytes": size for name, size in self.parts.items()},
+            "reserved_bytes": self.reserved_bytes,
+            "total_bytes": self.total_bytes,
+        }
+
+    @property
+    def weights_bytes(self) -> int:
+        return self.parts["weights"]
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return self.parts["kv_cache"]
+
+    @property
+    def compute_bytes(self) -> int:
+        return self.parts["compute"]
 
     @property
     def needs_bytes(self) -> int:
@@ -42,7 +61,7 @@ class TierUse:
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes + self.overhead_bytes
+        return sum(self.parts.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +120,13 @@ class Plan:
         if not self.streamed_bytes:
             return ()
         whole = self.spec.file_bytes
-        nothing = dict.fromkeys(("kv_cache_bytes", "compute_bytes", "overhead_bytes"), 0)
         return (
             TierUse(
                 name="disk",
                 kind="disk",
                 budget_bytes=whole,
                 limit_bytes=whole,
-                weights_bytes=self.streamed_bytes,
-                **nothing,
+                parts={"weights": self.streamed_bytes, "kv_cache": 0, "compute": 0, "overhead": 0},
             ),
         )
 

@@ -47,8 +47,9 @@ _PLAN = {
 }
 _SHORT = {"needs_bytes", "budget_bytes", "short_bytes", "try", "error"}  # only where the plan does not fit
 _MODEL = {"source", "architecture", "name", "file_bytes", "parameters", "quantization"}
-_TIER_BYTES = ("budget", "limit", "weights", "kv_cache", "compute", "overhead", "reserved")
-_TIER = {"name", "kind", "total_bytes", *(f"{part}_bytes" for part in _TIER_BYTES)}
+_TIER_PARTS = ("weights", "kv_cache", "compute", "overhead")
+_TIER_BYTES = ("budget", "limit", *_TIER_PARTS, "reserved", "total")
+_TIER = {"name", "kind", *(f"{part}_bytes" for part in _TIER_BYTES)}
 
 
 def named_model(values: Any, where: str) -> tuple[str, tuple[Path, ...]]:
@@ -216,10 +217,7 @@ def _tier(fields: Fields, *, is_ram: bool) -> TierUse:
         kind=fields.choice("kind", ("ram",) if is_ram else ("vram",)),
         budget_bytes=budget,
         limit_bytes=fields.integer("limit_bytes", 0, budget),
-        weights_bytes=fields.integer("weights_bytes", 0, _MOST_BYTES),
-        kv_cache_bytes=fields.integer("kv_cache_bytes", 0, _MOST_BYTES),
-        compute_bytes=fields.integer("compute_bytes", 0, _MOST_BYTES),
-        overhead_bytes=fields.integer("overhead_bytes", 0, _MOST_BYTES),
+        parts={part: fields.integer(f"{part}_bytes", 0, _MOST_BYTES) for part in _TIER_PARTS},
         reserved_bytes=fields.integer("reserved_bytes", 0, _MOST_BYTES),
     )
 

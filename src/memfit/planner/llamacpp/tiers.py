@@ -48,11 +48,13 @@ def tiers_of(
         kind="ram",
         budget_bytes=budgets[RAM],
         limit_bytes=limits[RAM],
-        weights_bytes=held_bytes(spec, config) if own else answer.weights_bytes,
-        kv_cache_bytes=answer.kv_cache_bytes,
-        compute_bytes=answer.compute_bytes + answer.scratch_bytes + row_bytes(spec, config),
-        # Loading ends before the KV cache and the compute buffers are made.
-        overhead_bytes=answer.process_bytes + max(0, in_ram - beside),
+        parts={
+            "weights": held_bytes(spec, config) if own else answer.weights_bytes,
+            "kv_cache": answer.kv_cache_bytes,
+            "compute": answer.compute_bytes + answer.scratch_bytes + row_bytes(spec, config),
+            # Loading ends before the KV cache and the compute buffers are made.
+            "overhead": answer.process_bytes + max(0, in_ram - beside),
+        },
     )
     for place, device in enumerate(devices, start=1):
         held = answer.devices[place - 1] if answer.devices else None
@@ -70,10 +72,12 @@ def tiers_of(
             kind="vram",
             budget_bytes=budgets[place],
             limit_bytes=limits[place],
-            weights_bytes=held.weights_bytes if held else 0,
-            kv_cache_bytes=held.kv_cache_bytes if held else 0,
-            compute_bytes=compute,
-            overhead_bytes=device.overhead_bytes + staging if held else 0,
+            parts={
+                "weights": held.weights_bytes if held else 0,
+                "kv_cache": held.kv_cache_bytes if held else 0,
+                "compute": compute,
+                "overhead": device.overhead_bytes + staging if held else 0,
+            },
             reserved_bytes=reserved,
         )
 

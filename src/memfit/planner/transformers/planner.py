@@ -301,10 +301,12 @@ class _Search:
             kind="ram",
             budget_bytes=self._budget_bytes,
             limit_bytes=self._limit_bytes,
-            weights_bytes=weights["cpu"],
-            kv_cache_bytes=kv_cache["cpu"],
-            compute_bytes=compute,
-            overhead_bytes=runtime.process_bytes + max(0, loading - steady - compute),
+            parts={
+                "weights": weights["cpu"],
+                "kv_cache": kv_cache["cpu"],
+                "compute": compute,
+                "overhead": runtime.process_bytes + max(0, loading - steady - compute),
+            },
         )
         sent = weights["cpu"] + disk if runtime.gpus else 0  # to the first GPU, for every pass
         on_gpus = [
@@ -313,13 +315,15 @@ class _Search:
                 kind="vram",
                 budget_bytes=gpu.budget_bytes,
                 limit_bytes=gpu.limit_bytes,
-                weights_bytes=weights[gpu.name],
-                kv_cache_bytes=kv_cache[gpu.name],
-                compute_bytes=max(
-                    passes + (largest if sent and gpu.name == main else 0),
-                    row.loading_extra_bytes["cuda"],
-                ),
-                overhead_bytes=gpu.process_bytes + _UNUSED_BYTES,
+                parts={
+                    "weights": weights[gpu.name],
+                    "kv_cache": kv_cache[gpu.name],
+                    "compute": max(
+                        passes + (largest if sent and gpu.name == main else 0),
+                        row.loading_extra_bytes["cuda"],
+                    ),
+                    "overhead": gpu.process_bytes + _UNUSED_BYTES,
+                },
             )
             for gpu in runtime.gpus
             if gpu.number in config.gpus
