@@ -11,7 +11,7 @@ from memfit.engines.fingerprints import require_this_machine
 from memfit.engines.protocol import Engine, LoadOptions, Planner, PlanOptions
 from memfit.engines.requests import Request
 from memfit.engines.worker_session import WorkerSession
-from memfit.errors import EngineError, UsageError
+from memfit.errors import EngineError, WrongValueError
 from memfit.hub.resolve import ResolvedModel, resolve
 from memfit.planner.parallel import Lengths, plan_parallel
 from memfit.planner.plan import Plan
@@ -119,7 +119,7 @@ def load(
 
 def _planner(model: str | ResolvedModel, engine: str, options: PlanOptions, workload: Workload) -> Planner:
     if engine not in ENGINES:
-        raise UsageError(f"--engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
+        raise WrongValueError("engine", f" is {engine!r}; it must be one of {', '.join(ENGINES)}")
     if sys.platform != "linux":
         raise EngineError(
             f"memfit measures memory through Linux' /proc, and this is {sys.platform}; try WSL2"

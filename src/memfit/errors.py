@@ -2,6 +2,7 @@
 
     MemfitError
     ├── UsageError            2   the request makes no sense: a bad size, a prompt longer than the context
+    │   └── WrongValueError       one value of it, which every edge calls by a name of its own
     ├── DoesNotFitError       3   the budget is too small; says needed, short and what to try
     ├── ModelError            4   the model cannot be had
     │   ├── ModelNotFoundError    there is nothing at that place
@@ -18,7 +19,6 @@ A message says what, where, got, needed and what to try. Only the command line's
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
@@ -38,10 +38,13 @@ __all__ = [
     "ReaderLeft",
     "UsageError",
     "WorkerDiedError",
+    "WrongValueError",
+    "option_name",
     "readable",
 ]
 
-_OPTION = re.compile(r"--[a-z][a-z-]+")
+# The command line's options that are not called as the values are.
+_OPTIONS = {"context": "--ctx", "generated_tokens": "--gen-tokens"}
 
 
 def readable(text: str, *, most: int = 2000, kept: str = "\n\t") -> str:
@@ -85,15 +88,34 @@ class MemfitError(Exception):
 
 
 class UsageError(MemfitError):
-    """The request itself is wrong; nothing was started. A message that begins with an option is about it."""
+    """The request itself is wrong; nothing was started."""
 
     exit_code = 2
 
+
+class WrongValueError(UsageError):
+    """A value of a budget, a workload or a request that nothing can be done with.
+
+    `name` is the value's own: "max_tokens", or "vram 1" for one of several. Each edge has another one for it:
+    this is said as the command line does, `--max-tokens`, and `as_field` says it as another edge does.
+    """
+
     def __init__(
-        self, message: str, *, field: str | None = None, got: Any = None, needed: Any = None
+        self, name: str, said: str, *, got: Any = None, needed: Any = None, field: str | None = None
     ) -> None:
-        named = _OPTION.match(message)
-        super().__init__(message, field=field or (named and named[0]), got=got, needed=needed)
+        """`said` follows the name, with its colon or blank: " is 0; it must be above 0"."""
+        field = field or option_name(name)
+        super().__init__(field + said, field=field, got=got, needed=needed)
+        self.name, self.said = name, said
+
+    def as_field(self, field: str) -> WrongValueError:
+        return WrongValueError(self.name, self.said, got=self.got, needed=self.needed, field=field)
+
+
+def option_name(name: str) -> str:
+    """What the command line calls a value: `--max-tokens` for "max_tokens", `--vram 1` for "vram 1"."""
+    word, *rest = name.split(" ", 1)
+    return " ".join([_OPTIONS.get(word) or f"--{word.replace('_', '-')}", *rest])
 
 
 class DoesNotFitError(MemfitError):

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from memfit.errors import UsageError, readable
 from memfit.units import MIB, format_bytes
 
-__all__ = ["Fields", "parse_json", "read_bytes", "shown"]
+__all__ = ["Fields", "parse_json", "read_bytes", "refusal", "shown"]
 
 _FILE_LIMIT_BYTES = MIB
 _RATE_LIMIT = 1e18  # bytes, operations or tokens per second
@@ -183,6 +183,16 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number that JSON has")
+
+
+def refusal(field: str, found: Any, needed: str, where: str = "") -> UsageError:
+    """What is there in a `field`, and what it takes; `where` says of which file."""
+    text = shown(found)
+    plain = found is None or isinstance(found, bool | float) or (isinstance(found, int) and text.isdecimal())
+    said = f"{where}: {field}" if where else field
+    return UsageError(
+        f"{said}: got {text}, needed {needed}", field=field, got=found if plain else text, needed=needed
+    )
 
 
 def shown(found: Any) -> str:

@@ -12,6 +12,7 @@ from memfit.units import GIB
 _EXIT_CODES = {
     "MemfitError": 5,
     "UsageError": 2,
+    "WrongValueError": 2,
     "DoesNotFitError": 3,
     "ModelError": 4,
     "ModelNotFoundError": 4,

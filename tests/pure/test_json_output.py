@@ -16,7 +16,14 @@ from gguf_files import tiny_model
 from memfit.cli import batch, inspect, main, models, run
 from memfit.cli.main import cli
 from memfit.engines.requests import StreamTotals
-from memfit.errors import DoesNotFitError, EngineError, HeaderError, MemfitError, UsageError
+from memfit.errors import (
+    DoesNotFitError,
+    EngineError,
+    HeaderError,
+    MemfitError,
+    UsageError,
+    WrongValueError,
+)
 from memfit.processes.carried_errors import carry_error, rebuild_error
 from memfit.units import GIB
 
@@ -70,7 +77,9 @@ def test_every_option_has_its_variable() -> None:
     ("error", "code", "expected"),
     [
         (UsageError("a bad size"), 2, (None, None, None)),
-        (UsageError("--vram: there is no GPU here"), 2, ("--vram", None, None)),
+        (WrongValueError("vram", ": there is no GPU here"), 2, ("--vram", None, None)),
+        (WrongValueError("max_tokens", " is 0", got=0, needed="above 0"), 2, ("--max-tokens", 0, "above 0")),
+        (WrongValueError("context", " is 0"), 2, ("--ctx", None, None)),
         (UsageError("x", field="--ctx", got=-1, needed="more"), 2, ("--ctx", -1, "more")),
         (DoesNotFitError(tier="RAM", needs_bytes=2 * GIB, budget_bytes=GIB), 3, ("RAM", GIB, 2 * GIB)),
         (HeaderError("a.gguf", "tensor_count", "is -1"), 4, ("tensor_count", None, None)),

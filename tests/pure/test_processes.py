@@ -22,6 +22,7 @@ from memfit.errors import (
     MemfitError,
     UsageError,
     WorkerDiedError,
+    WrongValueError,
 )
 from memfit.processes import helper
 from memfit.processes.carried_errors import carry_error, rebuild_error
@@ -156,6 +157,8 @@ def test_every_error_arrives_as_what_it_was(name: str) -> None:
         error: MemfitError = DoesNotFitError(tier="RAM", needs_bytes=9, budget_bytes=4, suggestions=("--x",))
     elif kind is HeaderError:
         error = HeaderError("/a/b", "counts", "truncated")
+    elif kind is WrongValueError:
+        error = WrongValueError("vram 1", ": not a size", got="x", needed="SIZE")
     elif kind.__init__ in (MemfitError.__init__, UsageError.__init__):
         error = kind("what, where")
     else:

@@ -25,7 +25,7 @@ from memfit.cli.options import (
     verbose_option,
 )
 from memfit.cli.schema import read_schema, schema_option
-from memfit.errors import UsageError
+from memfit.errors import WrongValueError
 from memfit.units import format_rate
 
 if TYPE_CHECKING:
@@ -94,9 +94,10 @@ def command(
         err.print(f"memfit: {text}", markup=False)
 
     if as_json and output == "-":
-        raise UsageError(
-            "--json and --output - both want standard output, one for a summary and one for the answers; "
-            "use one of them"
+        raise WrongValueError(
+            "json",
+            " and --output - both want standard output, one for a summary and one for the answers; "
+            "use one of them",
         )
     sequences = options["parallel"]
     budget, workload = take_budget(options), take_workload(options)

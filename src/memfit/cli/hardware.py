@@ -16,7 +16,7 @@ import click
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, speeds_json
 from memfit.engines.llamacpp.calibrate import Calibration, Measured
-from memfit.errors import EngineError, EngineMissingError, UsageError
+from memfit.errors import EngineError, EngineMissingError, WrongValueError
 from memfit.hardware import probe
 from memfit.hardware.disks import mount_of
 from memfit.hardware.folders import cache_folder
@@ -48,7 +48,7 @@ def command(context: click.Context, calibrate: bool, rpc: tuple[str, ...], as_js
         _calibrate(machine, rpc, as_json)
         return
     if rpc and context.get_parameter_source("rpc") is click.core.ParameterSource.COMMANDLINE:
-        raise UsageError("--rpc: a device elsewhere is only measured; add --calibrate")
+        raise WrongValueError("rpc", ": a device elsewhere is only measured; add --calibrate")
     measured = _known(machine)
     if as_json:
         write_json({**asdict(machine), "speeds": speeds_json(measured)})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from memfit.errors import UsageError
+from memfit.errors import UsageError, WrongValueError
 from memfit.memory.precision import LOAD_IN
 from memfit.planner.request import KV_TYPES, Budget, Workload
 
@@ -276,7 +276,7 @@ def take_budget(options: dict[str, Any]) -> Budget:
     for text in options.pop("rpc"):
         endpoint, equals, size = text.partition("=")
         if endpoint in rpc or (equals and not size):
-            raise UsageError(f"--rpc {text}: give each HOST:PORT once, alone or with =SIZE")
+            raise WrongValueError("rpc", f" {text}: give each HOST:PORT once, alone or with =SIZE")
         rpc[endpoint] = size or None
     return Budget(
         ram=options.pop("ram"),
@@ -293,10 +293,12 @@ def _vram(texts: Sequence[str]) -> str | dict[int, str] | None:
         number, equals, size = text.partition("=")
         if not equals:
             if len(texts) > 1:
-                raise UsageError(f"--vram {text} is for every GPU; give it alone, or each as N=SIZE")
+                raise WrongValueError("vram", f" {text} is for every GPU; give it alone, or each as N=SIZE")
             return text
         if not (number.isascii() and number.isdigit() and size) or int(number) in numbered:
-            raise UsageError(f"--vram {text}: give the number of a GPU, once each, as in 0={size or 'SIZE'}")
+            raise WrongValueError(
+                "vram", f" {text}: give the number of a GPU, once each, as in 0={size or 'SIZE'}"
+            )
         numbered[int(number)] = size
     return numbered or None
 

@@ -19,7 +19,7 @@ from memfit.cli.options import (
     workload_options,
 )
 from memfit.cli.schema import read_schema, schema_option
-from memfit.errors import DoesNotFitError, UsageError
+from memfit.errors import DoesNotFitError, WrongValueError
 
 if TYPE_CHECKING:
     from memfit.planner.advice import Advice
@@ -99,11 +99,13 @@ def command(
 def _refuse_beside_precisions(engine: dict[str, Any], machine: str | None) -> None:
     """Raises UsageError for options that a table of all precisions would leave out without a word."""
     if engine["engine"] == "llamacpp":
-        raise UsageError("--engine llamacpp reads GGUF files; a checkpoint is for --engine transformers")
+        raise WrongValueError(
+            "engine", " llamacpp reads GGUF files; a checkpoint is for --engine transformers"
+        )
     if engine["double_quant"]:
-        raise UsageError("--double-quant goes with --load-in nf4 or fp4")
+        raise WrongValueError("double_quant", " goes with --load-in nf4 or fp4")
     if machine:
-        raise UsageError("--machine: checkpoints are planned for this machine only")
+        raise WrongValueError("machine", ": checkpoints are planned for this machine only")
 
 
 def _require_fit(planned: Plan, advice: Advice | None) -> None:

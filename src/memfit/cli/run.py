@@ -26,7 +26,7 @@ from memfit.cli.options import (
 from memfit.cli.schema import read_schema, schema_option
 from memfit.engines.protocol import Session
 from memfit.engines.requests import Completion, Sampling
-from memfit.errors import InterruptedByUser, UsageError
+from memfit.errors import InterruptedByUser, UsageError, WrongValueError
 
 if TYPE_CHECKING:
     from memfit.engines.report import Report
@@ -80,7 +80,7 @@ def command(
     sampling = take_sampling(options)
     text, system = _prompt_text(prompt, file), utf8(system or "")
     if raw and system:
-        raise UsageError("--system needs the chat template, which --raw leaves out; use one of them")
+        raise WrongValueError("system", " needs the chat template, which --raw leaves out; use one of them")
     if text is None and (as_json or raw):
         raise UsageError("there is no prompt; give -p TEXT, --file PATH or pipe a text in")
     planned = ready_plan(make_plan, err, yes=yes)
@@ -124,7 +124,7 @@ def _prompt_text(prompt: str | None, file: str | None) -> str | None:
         try:
             pieces.append(Path(file).read_text(encoding="utf-8", errors="replace"))
         except OSError as error:
-            raise UsageError(f"--file {file}: {error.strerror}") from None
+            raise WrongValueError("file", f" {file}: {error.strerror}") from None
     if not pieces and not sys.stdin.isatty():
         try:
             pieces.append(sys.stdin.buffer.read().decode("utf-8", errors="replace"))

@@ -33,8 +33,11 @@ def read_schema(path: str | None) -> Mapping[str, Any] | None:
     from memfit.strict_json import parse_json, read_bytes
 
     where = f"--schema {path}"
-    schema = parse_json(read_bytes(Path(path), where), where)
-    if not isinstance(schema, dict):
-        raise UsageError(f"{where}: a JSON schema is an object")
-    check_schema(schema, where)
+    try:
+        schema = parse_json(read_bytes(Path(path), where), where)
+        if not isinstance(schema, dict):
+            raise UsageError(f"{where}: a JSON schema is an object")
+        check_schema(schema, where)
+    except UsageError as error:
+        raise UsageError(str(error), field="--schema") from None
     return schema

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from memfit.errors import MemfitError, UsageError
+from memfit.errors import MemfitError, UsageError, WrongValueError
 
 __all__ = [
     "RANDOM_SEED",
@@ -43,30 +43,20 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        checks = (
-            (
-                "--max-tokens",
-                self.max_tokens,
-                self.max_tokens is None or self.max_tokens > 0,
-                "above 0",
-            ),
-            ("--temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100"),
-            ("--top-k", self.top_k, 0 <= self.top_k < 2**31, "0 or above, in 31 bits"),
-            ("--top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("--min-p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("--repeat-penalty", self.repeat_penalty, 0 < self.repeat_penalty <= 100, "above 0"),
-            (
-                "--seed",
-                self.seed,
-                0 <= self.seed <= RANDOM_SEED,
-                f"between 0 and {RANDOM_SEED}",
-            ),
-        )
-        for name, value, valid, expected in checks:
+        seeds = f"between 0 and {RANDOM_SEED}"
+        checks = {
+            "max_tokens": (self.max_tokens is None or self.max_tokens > 0, "above 0"),
+            "temperature": (0 <= self.temperature <= 100, "between 0 and 100"),
+            "top_k": (0 <= self.top_k < 2**31, "0 or above, in 31 bits"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
+            "repeat_penalty": (0 < self.repeat_penalty <= 100, "above 0"),
+            "seed": (0 <= self.seed <= RANDOM_SEED, seeds),
+        }
+        for name, (valid, needed) in checks.items():
             if not valid:
-                raise UsageError(
-                    f"{name} is {value}; it must be {expected}", field=name, got=value, needed=expected
-                )
+                got = getattr(self, name)
+                raise WrongValueError(name, f" is {got}; it must be {needed}", got=got, needed=needed)
 
 
 @dataclass(frozen=True, kw_only=True)

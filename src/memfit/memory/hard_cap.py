@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from memfit.errors import UsageError
+from memfit.errors import UsageError, WrongValueError
 from memfit.hardware.cgroup import memory_group
 from memfit.units import MIB
 
@@ -148,7 +148,8 @@ def _remove_abandoned(folder: Path, root: Path) -> None:
 
 
 def _refusal(why: str) -> UsageError:
-    return UsageError(
-        f"--hard-cap: {why}; leave it out (memfit then watches its memory itself), run as root, or in a "
-        "group of its own: systemd-run --user --scope -p Delegate=yes memfit …"
+    return WrongValueError(
+        "hard_cap",
+        f": {why}; leave it out (memfit then watches its memory itself), run as root, or in a "
+        "group of its own: systemd-run --user --scope -p Delegate=yes memfit …",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from memfit.errors import UsageError
+from memfit.errors import UsageError, WrongValueError
 from memfit.hardware.machine import Device, Machine, Ram
 from memfit.memory.reserve import reserve_bytes
 from memfit.units import format_bytes, parse_size
@@ -33,23 +33,21 @@ class Budget:
         for endpoint in self.rpc:
             host, _, port = endpoint.rpartition(":")
             if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-                raise UsageError(
-                    f"--rpc is {endpoint!r}; it must be HOST:PORT or HOST:PORT=SIZE",
-                    field="--rpc",
-                    got=endpoint,
-                    needed="HOST:PORT or HOST:PORT=SIZE",
+                needed = "HOST:PORT or HOST:PORT=SIZE"
+                raise WrongValueError(
+                    "rpc", f" is {endpoint!r}; it must be {needed}", got=endpoint, needed=needed
                 )
 
         # What is no size on any machine is refused before anything is measured on this one.
-        sizes: dict[str, Size | None] = {"--ram": self.ram}
+        sizes: dict[str, Size | None] = {"ram": self.ram}
         if isinstance(self.vram, Mapping):
-            sizes |= {f"--vram {number}": size for number, size in self.vram.items()}
+            sizes |= {f"vram {number}": size for number, size in self.vram.items()}
         else:
-            sizes["--vram"] = self.vram
-        sizes |= {f"--rpc {endpoint}": size for endpoint, size in self.rpc.items()}
-        for option, size in sizes.items():
+            sizes["vram"] = self.vram
+        sizes |= {f"rpc {endpoint}": size for endpoint, size in self.rpc.items()}
+        for name, size in sizes.items():
             if size or size == "":
-                _size(option, size, _MOST_FREE_BYTES)
+                _size(name, size, _MOST_FREE_BYTES)
 
     def ram_bytes(self, ram: Ram) -> int:
         """The cap in bytes on this machine.
@@ -59,7 +57,7 @@ class Budget:
         """
         if self.ram is None:
             return ram.available_bytes - reserve_bytes(ram.total_bytes, ram.available_bytes)
-        return _size("--ram", self.ram, ram.available_bytes)
+        return _size("ram", self.ram, ram.available_bytes)
 
     def device_bytes(self, device: Device) -> int:
         """The cap on one device; 0 where it is not to be used.
@@ -94,8 +92,8 @@ class Budget:
             return free_bytes - reserve_bytes(total_bytes, free_bytes)
         if isinstance(self.vram, Mapping):
             size = self.vram.get(number, 0)
-            return _size(f"--vram {number}", size, free_bytes) if size else 0
-        return _size("--vram", self.vram, free_bytes)
+            return _size(f"vram {number}", size, free_bytes) if size else 0
+        return _size("vram", self.vram, free_bytes)
 
     def remote_bytes(self, endpoint: str, free_bytes: int) -> int:
         """The cap on a remote device; what its worker lends where none is given.
@@ -104,14 +102,14 @@ class Budget:
             UsageError: not a size.
         """
         size = self.rpc[endpoint]
-        return free_bytes if size is None else _size(f"--rpc {endpoint}", size, free_bytes)
+        return free_bytes if size is None else _size(f"rpc {endpoint}", size, free_bytes)
 
 
-def _size(option: str, size: Size, free_bytes: int) -> int:
+def _size(name: str, size: Size, free_bytes: int) -> int:
     try:
         return parse_size(str(size), free_bytes=free_bytes)
     except ValueError as error:
-        raise UsageError(f"{option}: {error}", field=option, got=size) from None
+        raise WrongValueError(name, f": {error}", got=size) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,43 +131,42 @@ class Workload:
     grammars: bool = False  # whether answers follow JSON schemas, whose grammars take memory
 
     def __post_init__(self) -> None:
-        for name, value, least, most in (
-            ("--ctx", self.context, 1, _MOST_TOKENS),
-            ("--parallel", self.parallel, 1, 256),  # LLAMA_MAX_SEQ
-            ("--threads", self.threads, 1, 512),  # GGML_MAX_N_THREADS
-            ("--prompt-tokens", self.prompt_tokens, 1, _MOST_TOKENS),
-            ("--gen-tokens", self.generated_tokens, 1, _MOST_TOKENS),
-            ("--depth", self.depth, 0, _MOST_TOKENS),
+        for name, least, most in (
+            ("context", 1, _MOST_TOKENS),
+            ("parallel", 1, 256),  # LLAMA_MAX_SEQ
+            ("threads", 1, 512),  # GGML_MAX_N_THREADS
+            ("prompt_tokens", 1, _MOST_TOKENS),
+            ("generated_tokens", 1, _MOST_TOKENS),
+            ("depth", 0, _MOST_TOKENS),
         ):
+            value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 needed = f"between {least} and {most}"
-                raise UsageError(
-                    f"{name} is {value}; it must be {needed}", field=name, got=value, needed=needed
-                )
-        if self.kv_type not in ("auto", *KV_TYPES):
-            raise UsageError(
-                f"--kv-type is {self.kv_type!r}; it must be auto, {', '.join(KV_TYPES)}",
-                field="--kv-type",
-                got=self.kv_type,
-            )
-        if self.repack not in ("auto", "on", "off"):
-            raise UsageError(
-                f"--repack is {self.repack!r}; it must be auto, on or off", field="--repack", got=self.repack
-            )
+                raise WrongValueError(name, f" is {value}; it must be {needed}", got=value, needed=needed)
+        for name, words, needed in (
+            ("kv_type", ("auto", *KV_TYPES), f"auto, {', '.join(KV_TYPES)}"),
+            ("repack", ("auto", "on", "off"), "auto, on or off"),
+        ):
+            word = getattr(self, name)
+            if word not in words:
+                raise WrongValueError(name, f" is {word!r}; it must be {needed}", got=word, needed=needed)
 
 
 def require_devices(budget: Budget, here: Machine, *, is_dummy: bool) -> None:
     """Raises UsageError where the budget names a device that this machine cannot have."""
     if budget.vram is not None and not here.gpus:
-        raise UsageError(
-            f"--vram: there is no GPU here ({here.gpu_note or 'no NVIDIA GPU was found'}); "
-            "memfit hardware shows what there is, --rpc takes a GPU of another machine"
+        raise WrongValueError(
+            "vram",
+            f": there is no GPU here ({here.gpu_note or 'no NVIDIA GPU was found'}); "
+            "memfit hardware shows what there is, --rpc takes a GPU of another machine",
         )
     if is_dummy and budget.rpc:
-        raise UsageError("--rpc names a device of this machine, --machine another machine; use one of them")
+        raise WrongValueError(
+            "rpc", " names a device of this machine, --machine another machine; use one of them"
+        )
     if isinstance(budget.vram, Mapping):
         for number in budget.vram:
             if number not in {gpu.index for gpu in here.gpus}:
-                raise UsageError(
-                    f"--vram {number}: there is no GPU {number}; memfit hardware shows which there are"
+                raise WrongValueError(
+                    f"vram {number}", f": there is no GPU {number}; memfit hardware shows which there are"
                 )

@@ -50,7 +50,7 @@ class CheckedSchema:
 
 
 def check_schema(schema: Any, where: str = "the JSON schema") -> CheckedSchema:
-    """`where` begins every message.
+    """`where` begins every message, and is the field of every error.
 
     Raises:
         UsageError: not a schema, or one with something that cannot be enforced; it is named by its pointer.
@@ -63,7 +63,7 @@ def check_schema(schema: Any, where: str = "the JSON schema") -> CheckedSchema:
 
 
 def _refusal(where: str, pointer: str, why: str) -> UsageError:
-    return UsageError(f"{where} at {readable(pointer, most=200, kept='')}: {why}")
+    return UsageError(f"{where} at {readable(pointer, most=200, kept='')}: {why}", field=where)
 
 
 def _check_size(schema: Any, where: str) -> None:
@@ -71,7 +71,7 @@ def _check_size(schema: Any, where: str) -> None:
     layer, depth = [schema], 0
     while layer:
         if depth > 2 * _MOST_DEPTH:
-            raise UsageError(f"{where} is nested more than {_MOST_DEPTH} deep")
+            raise UsageError(f"{where} is nested more than {_MOST_DEPTH} deep", field=where)
         depth += 1
         layer = [
             inner
@@ -83,9 +83,9 @@ def _check_size(schema: Any, where: str) -> None:
         size = len(json.dumps(schema, ensure_ascii=False).encode())
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
-        raise UsageError(f"{where} holds half of a character: \\u{half:04x} alone") from None
+        raise UsageError(f"{where} holds half of a character: \\u{half:04x} alone", field=where) from None
     if size > _MOST_BYTES:
-        raise UsageError(f"{where} is larger than {_MOST_BYTES // 2**20} MiB")
+        raise UsageError(f"{where} is larger than {_MOST_BYTES // 2**20} MiB", field=where)
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from memfit.engines.llamacpp.planning import LlamaPlanner
 from memfit.engines.llamacpp.session import LlamaSession
 from memfit.engines.protocol import LoadOptions, PlanOptions
-from memfit.errors import UsageError
+from memfit.errors import WrongValueError
 from memfit.headers.purpose import require_writes
 from memfit.hub.resolve import ResolvedModel
 from memfit.planner.plan import LlamaPlan, Plan
@@ -22,9 +22,10 @@ class LlamaEngine:
 
     def planner(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> LlamaPlanner:
         if options.load_in or options.double_quant or options.trust_remote_code:
-            raise UsageError(
-                "--load-in, --double-quant and --trust-remote-code are for transformers; with --engine "
-                "transformers it dequantizes a GGUF file"
+            raise WrongValueError(
+                "load_in",
+                ", --double-quant and --trust-remote-code are for transformers; with --engine "
+                "transformers it dequantizes a GGUF file",
             )
         spec = model.read_spec()
         require_writes(spec)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.process import LlamaWorker
-from memfit.errors import EngineError, UsageError, WorkerDiedError
+from memfit.errors import EngineError, WorkerDiedError, WrongValueError
 from memfit.hardware.machine import DUMMY, Device, Machine
 from memfit.hardware.profile import Profile
 from memfit.memory.rpc_memory import LATER_BYTES, decode_rpc_memory
@@ -63,7 +63,7 @@ def _gpus(machine: Machine, budget: Budget, calibration: Calibration) -> Sequenc
     found = []
     for gpu in wanted:
         if gpu.index >= len(names):
-            raise UsageError(f"--vram {gpu.index}: the engine sees only {', '.join(names)}")
+            raise WrongValueError(f"vram {gpu.index}", f": the engine sees only {', '.join(names)}")
         found.append(
             Device(
                 name=f"gpu{gpu.index}",

@@ -28,7 +28,7 @@ from typing import Any
 
 from memfit.engines.allocator import trim
 from memfit.engines.llamacpp.library import Library, load_library
-from memfit.errors import EngineError, EngineMissingError, MemfitError, UsageError
+from memfit.errors import EngineError, EngineMissingError, MemfitError, WrongValueError
 from memfit.memory.process_memory import process_status
 from memfit.memory.reserve import reserve_bytes
 from memfit.memory.rpc_memory import LATER_BYTES, RpcMemory, encode_rpc_memory, whole_pages
@@ -263,9 +263,10 @@ def serve(settings: dict[str, Any], parent: Parent) -> None:
     threads = 0 if gpu else settings["threads"]
     budget = _Budget(memory, budget_bytes, threads, device, ggml.buffer_type(device))
     if budget_bytes < budget.idle_bytes + _LEAST_BYTES:
-        raise UsageError(
-            f"--memory: {format_bytes(budget_bytes)} is too little: the server holds "
-            f"{format_bytes(budget.idle_bytes)} while idle, and a client needs {format_bytes(_LEAST_BYTES)}"
+        raise WrongValueError(
+            "memory",
+            f": {format_bytes(budget_bytes)} is too little: the server holds "
+            f"{format_bytes(budget.idle_bytes)} while idle, and a client needs {format_bytes(_LEAST_BYTES)}",
         )
 
     def announce() -> None:
@@ -292,9 +293,9 @@ def _budget_bytes(memory: _HostMemory | _GpuMemory, settings: dict[str, Any]) ->
         return whole_pages(memory.free_bytes - reserve_bytes(memory.total_bytes, memory.free_bytes))
     budget_bytes = whole_pages(parse_size(settings["memory"], free_bytes=memory.free_bytes))
     if budget_bytes > memory.total_bytes:
-        raise UsageError(
-            f"--memory: {format_bytes(budget_bytes)} is more than there is, "
-            f"{format_bytes(memory.total_bytes)}"
+        raise WrongValueError(
+            "memory",
+            f": {format_bytes(budget_bytes)} is more than there is, {format_bytes(memory.total_bytes)}",
         )
     return budget_bytes
 

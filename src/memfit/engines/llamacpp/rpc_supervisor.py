@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memfit.engines.allocator import EXACT
-from memfit.errors import EngineError, MemfitError, UsageError
+from memfit.errors import EngineError, MemfitError, UsageError, WrongValueError
 from memfit.hardware.cgroup import read_cgroup
 from memfit.hardware.cpu import read_cpu
 from memfit.hardware.ram import read_ram
@@ -85,7 +85,7 @@ class RpcSupervisor:
             try:
                 parse_size(memory, free_bytes=ram.available_bytes)
             except ValueError as error:
-                raise UsageError(f"--memory: {error}", got=memory) from None
+                raise WrongValueError("memory", f": {error}", got=memory) from None
         self._settings: dict[str, Any] = {
             "parent": os.getpid(),
             "host": _address(host, port),
@@ -168,7 +168,7 @@ def _address(host: str, port: int) -> str:
     try:
         found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
     except (socket.gaierror, UnicodeError):
-        raise UsageError(f"--host {host}: this is no IPv4 address, and no name of one") from None
+        raise WrongValueError("host", f" {host}: this is no IPv4 address, and no name of one") from None
     with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:

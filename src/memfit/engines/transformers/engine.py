@@ -5,7 +5,7 @@ from __future__ import annotations
 from memfit.engines.protocol import LoadOptions, PlanOptions
 from memfit.engines.transformers.planning import TransformersPlanner
 from memfit.engines.transformers.session import TransformersSession
-from memfit.errors import UsageError
+from memfit.errors import WrongValueError
 from memfit.hub.resolve import ResolvedModel
 from memfit.planner.plan import Plan
 from memfit.planner.request import Workload
@@ -22,9 +22,9 @@ class TransformersEngine:
 
     def planner(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> TransformersPlanner:
         if options.machine:
-            raise UsageError("--machine: checkpoints are planned for this machine only")
+            raise WrongValueError("machine", ": checkpoints are planned for this machine only")
         if options.budget.rpc:
-            raise UsageError("--rpc: transformers uses GPUs of this machine only")
+            raise WrongValueError("rpc", ": transformers uses GPUs of this machine only")
         return TransformersPlanner(model, options, workload)
 
     def load(self, plan: Plan, options: LoadOptions) -> TransformersSession:

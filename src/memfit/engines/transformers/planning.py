@@ -11,7 +11,7 @@ from memfit.engines.requests import Request
 from memfit.engines.transformers.calibrate import Calibration
 from memfit.engines.transformers.gguf_files import GgufCheckpoint, find_checkpoint_of
 from memfit.engines.transformers.process import TransformersWorker
-from memfit.errors import EngineError, ModelError, UsageError
+from memfit.errors import EngineError, ModelError, UsageError, WrongValueError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Gpu, Machine
@@ -53,7 +53,7 @@ class TransformersPlanner:
         self._gguf: GgufCheckpoint | None = None
         spec, load_in, path = None, options.load_in, model.path
         if load_in is not None and load_in not in LOAD_IN:
-            raise UsageError(f"--load-in is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
+            raise WrongValueError("load_in", f" is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
         if not model.is_checkpoint:
             spec = _one_file(model.read_spec())
             require_writes(spec)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memfit.errors import UsageError
+from memfit.errors import WrongValueError
 from memfit.hardware.machine import Machine
 from memfit.headers.hf_shapes import HfModel
 from memfit.headers.model_spec import ModelSpec
@@ -389,21 +389,22 @@ def _rate(value: float) -> Rate:
 def require_sense(config: TransformersConfig, workload: Workload) -> None:
     """Raises UsageError where the workload asks for what this engine does not do."""
     if workload.parallel != 1:
-        raise UsageError("--parallel: transformers answers one sequence at a time here")
+        raise WrongValueError("parallel", ": transformers answers one sequence at a time here")
     if workload.kv_type not in ("auto", "f16"):
-        raise UsageError("--kv-type: transformers keeps the cache in the model's own type")
+        raise WrongValueError("kv_type", ": transformers keeps the cache in the model's own type")
     if workload.repack != "auto":
-        raise UsageError("--repack: transformers holds weights as --load-in says")
+        raise WrongValueError("repack", ": transformers holds weights as --load-in says")
     if config.double_quant and precision(config.load_in).bits != 4:
-        raise UsageError("--double-quant goes with --load-in nf4 or fp4")
+        raise WrongValueError("double_quant", " goes with --load-in nf4 or fp4")
 
 
 def _refuse_shapes(model: HfModel, config: TransformersConfig, runtime: Runtime) -> None:
     if config.precision.bits == 4 and runtime.packs_4bit and (layer := refused_layer(model)):
         shape = " x ".join(map(str, layer.shape))
-        raise UsageError(
-            f"--load-in {config.load_in}: {layer.name} is {shape}, and bitsandbytes packs rows by 32 and "
-            "columns by 64 on this CPU; try --load-in int8 or bf16"
+        raise WrongValueError(
+            "load_in",
+            f" {config.load_in}: {layer.name} is {shape}, and bitsandbytes packs rows by 32 and "
+            "columns by 64 on this CPU; try --load-in int8 or bf16",
         )
 
 

@@ -1,0 +1,1 @@
+"""Requests and responses of OpenAI's public APIs as values: read strictly, written exactly."""
