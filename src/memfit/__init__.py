@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memfit.api import load, plan
-    from memfit.engines.protocol import Session
     from memfit.engines.report import Report
     from memfit.engines.requests import Completion, Sampling
+    from memfit.engines.session import Session
     from memfit.errors import DoesNotFitError, MemfitError
     from memfit.planner.plan import Plan
     from memfit.planner.request import Budget, Workload
@@ -47,7 +47,7 @@ _HOMES = {
     "Plan": "planner.plan",
     "Report": "engines.report",
     "Sampling": "engines.requests",
-    "Session": "engines.protocol",
+    "Session": "engines.session",
     "Workload": "planner.request",
     "load": "api",
     "plan": "api",

@@ -16,7 +16,13 @@ from memfit.errors import DoesNotFitError, EngineError, HeaderError
 class _Worker:
     def __init__(self) -> None:
         self._cancelled = threading.Event()
-        self._channel = Channel(on_request=self._cancelled.clear, on_cancel=self._cancelled.set)
+        self._channel = Channel(lambda: self)
+
+    def abort(self) -> None:
+        self._cancelled.set()
+
+    def clear_abort(self) -> None:
+        self._cancelled.clear()
 
     def serve(self) -> None:
         self._channel.serve(

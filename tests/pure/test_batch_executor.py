@@ -61,7 +61,7 @@ class RandomBatch(FakeStream):
                 yield RequestResult(number=request.number, error=ModelError("refused"))
                 continue
             self._session._answers.append(text)
-            yield RequestResult(number=request.number, completion=self._session.chat(request.messages))
+            yield RequestResult(number=request.number, completion=self._session.answer(request))
         assert self._ended, "the executor says when no more requests come"
 
 

@@ -11,8 +11,8 @@ from fakes import make_report
 
 from memfit.cli.chat import chat
 from memfit.cli.main import main
-from memfit.engines.protocol import Session
 from memfit.engines.requests import Sampling
+from memfit.engines.session import Session
 from memfit.errors import EngineError, MemfitError, ModelError, UsageError
 
 _Chat = Callable[..., FakeSession]

@@ -16,9 +16,9 @@ from memfit.batch.answers import answer_line, failure_line
 from memfit.batch.input import Input
 from memfit.batch.lines import Line, LineError
 from memfit.batch.sink import Sink
-from memfit.engines.protocol import Session
 from memfit.engines.report import Report
 from memfit.engines.requests import RequestResult, StreamTotals
+from memfit.engines.session import Session
 from memfit.errors import InterruptedByUser, MemfitError, WorkerDiedError
 
 __all__ = ["Executor", "Progress"]

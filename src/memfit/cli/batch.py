@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from memfit.batch.input import Input
     from memfit.batch.sink import Sink
     from memfit.cli.fetch import MakePlan
-    from memfit.engines.protocol import PlanOptions, Session
+    from memfit.engines.protocol import PlanOptions
     from memfit.engines.report import Report
     from memfit.engines.requests import Sampling, StreamTotals
+    from memfit.engines.session import Session
     from memfit.planner.plan import Plan
     from memfit.planner.request import Workload
 

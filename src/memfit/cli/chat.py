@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from memfit.cli.render import console, print_plan, print_report, print_why, write
-from memfit.engines.protocol import Session
 from memfit.engines.requests import Sampling
+from memfit.engines.session import Session
 from memfit.errors import ModelError, UsageError, readable
 
 __all__ = ["chat"]

@@ -24,8 +24,8 @@ from memfit.cli.options import (
     workload_options,
 )
 from memfit.cli.schema import read_schema, schema_option
-from memfit.engines.protocol import Session
 from memfit.engines.requests import Completion, Sampling
+from memfit.engines.session import Session
 from memfit.errors import InterruptedByUser, UsageError, WrongValueError
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ import queue
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from memfit.errors import MemfitError
 from memfit.processes.child import Parent
 
-__all__ = ["Aborted", "Channel", "OverBudgetError", "run_worker"]
+__all__ = ["Abortable", "Aborted", "Channel", "OverBudgetError", "run_worker"]
 
 _WITHIN_STREAM = ("add", "drop", "end")
 
@@ -34,12 +34,22 @@ class OverBudgetError(Exception):
         self.needs_bytes = needs_bytes
 
 
+class Abortable(Protocol):
+    """What computes in a worker. Both are called on the listening thread, in the parent's order."""
+
+    def abort(self) -> None:
+        """End what is being computed early."""
+
+    def clear_abort(self) -> None:
+        """An abort that comes from here on is for the command that was read now."""
+
+
 class Channel:
     """The worker's end."""
 
-    def __init__(self, on_request: Callable[[], None], on_cancel: Callable[[], None]) -> None:
-        """Both are called on the listening thread, in the order in which the parent wrote."""
-        self._on_request, self._on_cancel = on_request, on_cancel
+    def __init__(self, model: Callable[[], Abortable | None]) -> None:
+        """`model` is what a cancellation ends; None before there is one."""
+        self._model = model
         self._requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._parent = Parent(self._hear)
 
@@ -73,10 +83,11 @@ class Channel:
 
     def _hear(self, request: dict[str, Any]) -> None:
         if request["do"] == "cancel":
-            self._on_cancel()
+            if model := self._model():
+                model.abort()
             return
-        if request["do"] not in _WITHIN_STREAM:
-            self._on_request()
+        if request["do"] not in _WITHIN_STREAM and (model := self._model()):
+            model.clear_abort()
         self._requests.put(request)
 
 

@@ -21,16 +21,16 @@ from memfit.engines.requests import (
     TextDelta,
     TokenScore,
 )
+from memfit.engines.session import StreamEvent
 from memfit.processes.carried_errors import rebuild_error
 
 __all__ = ["WorkerStream"]
 
 _QUIET_SECONDS = 1.0
-_Event = RequestResult | TextDelta | LogitsBlock | Idle
 
 
 class WorkerStream:
-    """Satisfies protocol.RequestStream."""
+    """Satisfies session.RequestStream."""
 
     def __init__(
         self,
@@ -40,14 +40,16 @@ class WorkerStream:
         vocabulary: int,
         explaining_death: Callable[[], AbstractContextManager[None]],
         check: Callable[[Request], None],
-        on_totals: Callable[[StreamTotals], None],
+        on_speed: Callable[[Speed], None],
     ) -> None:
-        """`check` raises UsageError where the plan has no memory for a request."""
+        """`check` raises UsageError where the plan has no memory for a request; `on_speed` hears how fast the
+        stream was: its one request, or all together."""
         self.totals = StreamTotals()
         self.was_cancelled = False
         self.status = Status()  # as the worker last said
         self._worker, self._vocabulary = worker, vocabulary
-        self._explaining_death, self._check, self._on_totals = explaining_death, check, on_totals
+        self._explaining_death, self._check, self._on_speed = explaining_death, check, on_speed
+        self._answers = 0
         with explaining_death():
             self._conversation = worker.converse("open", expected=expected_tokens)
 
@@ -64,12 +66,12 @@ class WorkerStream:
         with self._explaining_death():
             self._worker.tell("end")
 
-    def events(self) -> Generator[_Event]:
+    def events(self) -> Generator[StreamEvent]:
         events = self._events()
         next(events)  # closing one that has not begun would end nothing
         return events
 
-    def _events(self) -> Generator[_Event]:
+    def _events(self) -> Generator[StreamEvent]:
         with (
             self._conversation,
             self._worker.cancels_on_interrupt(),
@@ -85,9 +87,11 @@ class WorkerStream:
                     yield event
         assert self._conversation.answer is not None
         self.was_cancelled = self._conversation.answer["cancelled"]
-        self._set_totals(self._conversation.answer["totals"])
+        self.totals = StreamTotals(**self._conversation.answer["totals"])
+        if self._answers > 1:
+            self._on_speed(self.totals.speed)
 
-    def _event(self, kind: str, values: dict[str, Any]) -> _Event | None:
+    def _event(self, kind: str, values: dict[str, Any]) -> StreamEvent | None:
         if kind == "status":
             self.status = Status(**values)
             return None
@@ -104,14 +108,12 @@ class WorkerStream:
         if kind == "scores":
             return RequestResult(number=number, scores=tuple(map(_token_score, values["scores"])))
         assert kind == "answer", kind
-        self._set_totals(values["totals"])
+        self.totals = StreamTotals(**values["totals"])
+        self._answers += 1
         completion = values["completion"]
         speed = Speed(**completion.pop("speed"))
+        self._on_speed(speed if self._answers == 1 else self.totals.speed)
         return RequestResult(number=number, completion=Completion(**completion, speed=speed))
-
-    def _set_totals(self, values: dict[str, Any]) -> None:
-        self.totals = StreamTotals(**values)
-        self._on_totals(self.totals)
 
 
 def _token_score(values: list[Any]) -> TokenScore:

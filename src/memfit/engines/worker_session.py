@@ -4,7 +4,7 @@ answers, measures, reports. What only one engine does, its own session adds (eng
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any, TypeVar
@@ -13,22 +13,9 @@ from memfit.engines.client import OverBudget, WorkerProcess
 from memfit.engines.protocol import LoadOptions
 from memfit.engines.report import CapReport, ModelBytes, Report, TierReport
 from memfit.engines.request_stream import WorkerStream
-from memfit.engines.requests import (
-    Completion,
-    Idle,
-    LogitsBlock,
-    Message,
-    Request,
-    RequestResult,
-    Sampling,
-    Score,
-    Speed,
-    Status,
-    StreamTotals,
-    TextDelta,
-    TokenScore,
-)
-from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, UsageError, WorkerDiedError
+from memfit.engines.requests import Request, Speed, Status
+from memfit.engines.session import Session
+from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, WorkerDiedError
 from memfit.hub.header_only import is_header_only
 from memfit.memory.hard_cap import HardCap
 from memfit.memory.meter import Meter
@@ -40,7 +27,7 @@ __all__ = ["WorkerSession"]
 _Session = TypeVar("_Session", bound="WorkerSession")
 
 
-class WorkerSession:
+class WorkerSession(Session):
     """A context manager around one worker. Not for several threads at once."""
 
     plan: Plan
@@ -134,14 +121,8 @@ class WorkerSession:
         self.has_chat_template: bool = reply["has_chat_template"]
 
     def open(self, *, expected_tokens: float = 0) -> WorkerStream:
-        """Begin to answer requests, side by side where the plan has several sequences.
-
-        What earlier requests left in the KV cache is not processed again. A stream that is open already is
-        closed, and its requests are cancelled.
-        """
-
-        def keep(totals: StreamTotals) -> None:
-            self._speed = totals.speed
+        def keep(speed: Speed) -> None:
+            self._speed = speed
 
         self._stream = WorkerStream(
             self._worker,
@@ -149,115 +130,9 @@ class WorkerSession:
             vocabulary=self._loaded["vocabulary"],
             explaining_death=self._explaining_death,
             check=self._check,
-            on_totals=keep,
+            on_speed=keep,
         )
         return self._stream
-
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        sampling: Sampling | None = None,
-        on_text: Callable[[str], None] | None = None,
-        *,
-        schema: Mapping[str, Any] | None = None,
-    ) -> Completion:
-        """Continue a raw text or tokens, without the chat template. Schemas, errors, Ctrl-C as in `chat`."""
-        asked = prompt if isinstance(prompt, str) else tuple(prompt)
-        return self._complete(Request(prompt=asked, sampling=sampling or Sampling(), schema=schema), on_text)
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        sampling: Sampling | None = None,
-        on_text: Callable[[str], None] | None = None,
-        *,
-        schema: Mapping[str, Any] | None = None,
-    ) -> Completion:
-        """Answer messages through the model's own chat template; `on_text` hears the text as it comes.
-
-        With a JSON `schema` the answer is JSON that satisfies it, unless it is cut by its length; the plan
-        must have memory for that (Workload.grammars).
-
-        What the KV cache already holds of them is not processed again. Ctrl-C ends the answer early
-        with finish_reason "cancelled"; a second one is raised.
-
-        Raises:
-            UsageError: the prompt is empty or longer than the context, there is no chat template, or the
-                schema has something that cannot be enforced.
-            ModelError: the chat template failed or was stopped.
-            EngineError: the engine failed.
-        """
-        asked = Request(messages=tuple(messages), sampling=sampling or Sampling(), schema=schema)
-        return self._complete(asked, on_text)
-
-    def stream(self, prompt: str | Sequence[Message], sampling: Sampling | None = None) -> Iterator[str]:
-        """The pieces of an answer as they come: to a raw text (str) or to messages.
-
-        Leaving the loop early ends the generation. Errors as in `chat`.
-        """
-        raw = isinstance(prompt, str)
-        asked = Request(
-            prompt=str(prompt) if raw else None,
-            messages=() if raw else tuple(prompt),  # type: ignore[arg-type]
-            sampling=sampling or Sampling(),
-        )
-        with contextlib.closing(self._events(asked, sends_text=True)) as events:
-            for event in events:
-                if isinstance(event, TextDelta):
-                    yield event.text
-
-    def score(
-        self,
-        tokens: Sequence[int],
-        *,
-        first: int = 1,
-        top: int = 0,
-        on_logits: Callable[[LogitsBlock], None] | None = None,
-    ) -> tuple[TokenScore, ...]:
-        """How likely each of the `tokens` is, from the `first` on, given those before it; with the `top`
-        likeliest instead. `on_logits` is handed all logits, block by block.
-
-        Raises:
-            UsageError: there are fewer than two tokens, or more than the context holds.
-            InterruptedByUser: Ctrl-C.
-        """
-        if not 0 < first < len(tokens):
-            raise UsageError(
-                f"the first token to score is {first} of {len(tokens)}; it must have one before it"
-            )
-        wanted = Score(first=first, top=top, logits=on_logits is not None)
-        for event in self._events(Request(prompt=tuple(tokens), score=wanted)):
-            if isinstance(event, LogitsBlock) and on_logits:
-                on_logits(event)
-            elif isinstance(event, RequestResult):
-                if event.completion:  # it has no scores
-                    raise InterruptedByUser
-                return event.scores
-        raise AssertionError("a stream ends with its request's result")
-
-    def _events(
-        self, request: Request, *, sends_text: bool = False
-    ) -> Generator[RequestResult | TextDelta | LogitsBlock | Idle]:
-        """Of one request alone. Raises what it failed with."""
-        stream = self.open()
-        stream.add(request, sends_text=sends_text)
-        stream.end()
-        with contextlib.closing(stream.events()) as events:
-            for event in events:
-                if isinstance(event, RequestResult) and event.error:
-                    raise event.error
-                yield event
-
-    def _complete(self, request: Request, on_text: Callable[[str], None] | None) -> Completion:
-        completion: Completion | None = None
-        for event in self._events(request, sends_text=on_text is not None):
-            if isinstance(event, TextDelta) and on_text:
-                on_text(event.text)
-            elif isinstance(event, RequestResult):
-                completion = event.completion
-        assert completion, "a stream ends with its request's result"
-        self._speed = completion.speed
-        return completion
 
     def _check(self, request: Request) -> None:
         """Raises UsageError where the plan has no memory for it."""
@@ -265,20 +140,12 @@ class WorkerSession:
             self.plan.require_schemas()
 
     def status(self) -> Status:
-        """As the worker last said, with what all processes hold now."""
         said = self._stream.status if self._stream else Status()
         return replace(said, held_bytes=self._meter.sample())
 
     def measure(
         self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1
     ) -> Speed:
-        """Time a prompt and a generation of exactly so many tokens, each after `depth` tokens in the cache.
-
-        Decoding alone, without sampling, as llama-bench measures it; medians of the repetitions.
-
-        Raises:
-            InterruptedByUser: Ctrl-C.
-        """
         replies = []
         for _ in range(repetitions):
             replies.append(
@@ -300,7 +167,6 @@ class WorkerSession:
         return self._speed
 
     def report(self) -> Report:
-        """Predicted against measured so far; the speeds are those of the last request."""
         return self._report()
 
     def _report(self, *, model: ModelBytes | None = None) -> Report:
@@ -347,7 +213,6 @@ class WorkerSession:
     # -- details ------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the worker. Safe to repeat."""
         self._opened.close()
 
     def __enter__(self: _Session) -> _Session:

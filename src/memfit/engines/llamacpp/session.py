@@ -21,7 +21,7 @@ _LOST_DEVICE = re.compile("RPC|ggml-rpc|send failed|recv failed")  # ggml-rpc.cp
 
 
 class LlamaSession(WorkerSession):
-    """Satisfies protocol.Session."""
+    """What llama.cpp adds to a session: devices."""
 
     plan: LlamaPlan
 

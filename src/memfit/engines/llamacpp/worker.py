@@ -43,7 +43,7 @@ class LlamaCommands:
 
     def __init__(self) -> None:
         self.model: LlamaModel | None = None
-        self.channel = Channel(on_request=self.begin, on_cancel=self.cancel)
+        self.channel = Channel(lambda: self.model)
         self._simulated: LlamaConfig | None = None  # what of its config a loaded model depends on
         self._devices: Devices | None = None
         self._known_grammars: Grammars | None = None
@@ -53,15 +53,6 @@ class LlamaCommands:
         self._verbose = bool(os.environ.get("MEMFIT_WORKER_VERBOSE"))
         self.library.api.llama_log_set(self._log, None)
         self.library.api.llama_backend_init()
-
-    def begin(self) -> None:
-        """A cancel that comes from here on is for the request that was read now."""
-        if self.model is not None:
-            self.model.clear_abort()
-
-    def cancel(self) -> None:
-        if self.model is not None:
-            self.model.abort()
 
     def _keep_log(self, level: int, text: bytes, _: object) -> None:
         # Errors always: the parent quotes the last lines when a request fails.

@@ -24,7 +24,7 @@ _FOLDER = "offload-"
 
 
 class TransformersSession(WorkerSession):
-    """Satisfies protocol.Session."""
+    """What transformers adds to a session: a folder for offloaded layers, and its own account of memory."""
 
     plan: TransformersPlan
 

@@ -38,18 +38,10 @@ class TransformersCommands:
     def __init__(self) -> None:
         self.model: CheckpointModel | None = None
         self._loop: SequentialLoop | None = None
-        self.channel = Channel(on_request=self.begin, on_cancel=self.cancel)
+        self.channel = Channel(lambda: self.model)
         if not os.environ.get("MEMFIT_WORKER_VERBOSE"):
             transformers.logging.set_verbosity_error()
             transformers.logging.disable_progress_bar()
-
-    def begin(self) -> None:
-        if self.model is not None:
-            self.model.clear_abort()
-
-    def cancel(self) -> None:
-        if self.model is not None:
-            self.model.abort()
 
     def serve(self) -> None:
         self.channel.serve(
