@@ -14,8 +14,8 @@ from memfit.hardware.folders import cache_folder
 from memfit.headers import read_model
 from memfit.headers.model_spec import ModelSpec
 from memfit.hub import http
-from memfit.hub.found import find_paths, list_choices
 from memfit.hub.header_only import is_header_only
+from memfit.hub.remote_model import find_paths, list_choices
 from memfit.hub.repository import find_remote, repositories_of
 from memfit.hub.resolve import resolve
 

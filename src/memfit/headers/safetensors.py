@@ -180,7 +180,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
 
 
 def read_safetensors_header(path: Path, *, file_index: int = 0) -> SafetensorsHeader:
-    """Read one file's header; of a sparse stand-in as well, whose data is a hole of the right size.
+    """Read one file's header; of a header-only file as well, whose data is a hole of the right size.
 
     Raises:
         ModelNotFoundError: there is no such file.

@@ -19,11 +19,11 @@ from urllib.parse import unquote, urlsplit
 
 from memfit.errors import ModelError, ModelNotFoundError, UsageError, readable
 from memfit.headers.impostors import HEAD_BYTES, impostor
-from memfit.hub.folders import PICKLES, adapter_of
+from memfit.hub.folder_contents import PICKLES, adapter_of
 from memfit.hub.http import RangeReader
-from memfit.hub.names import RemoteFile, RemoteModel, Variant, choose, clash, shard_names, variants
-from memfit.hub.names_meant import download_address, hub_name
-from memfit.hub.parts import as_part, how_to_join
+from memfit.hub.name_suggestions import download_address, hub_name
+from memfit.hub.remote_files import RemoteFile, RemoteModel, Variant, choose, clash, shard_names, variants
+from memfit.hub.split_pieces import as_piece, how_to_join
 
 __all__ = [
     "Repository",
@@ -181,7 +181,7 @@ def _of_file(model: str, found: Repository, name: str) -> RemoteModel:
             raise ModelNotFoundError(
                 f"{model}: hf:{found.repo} has no file {one}" + (f"; write {near}" if near else "")
             )
-    if as_part(name):
+    if as_piece(name):
         raise ModelError(_in_parts(found))
     if not name.lower().endswith(".gguf"):
         raise ModelError(f"{model}: name a .gguf file, or the repository for its safetensors")
@@ -225,7 +225,7 @@ def _checkpoint(found: Repository) -> tuple[RemoteFile, ...]:
         # Read by nobody who does not say --trust-remote-code.
         programs = sorted(name for name in known if name.endswith(".py") and "/" not in name)
         return tuple(known[name] for name in (*beside, *weights, *text, *programs))
-    if any(as_part(name) for name in known):
+    if any(as_piece(name) for name in known):
         raise ModelError(_in_parts(found))
     if "adapter_config.json" in known:
         raise ModelError(f"hf:{found.repo}: {adapter_of(_base_of(found))}")

@@ -1,7 +1,6 @@
-"""What the names of a repository's files say: which belong to one model, in what quantization, and which are
-companions of one.
+"""A repository's files by their names: shards of one model, its quantization, and companions (projectors).
 
-Names only, as publishers write them: "model-Q4_K_M.gguf", "Q4_K_M/model-00001-of-00003.gguf". Pure.
+The names are as publishers write them: "model-Q4_K_M.gguf", "Q4_K_M/model-00001-of-00003.gguf". Pure.
 """
 
 from __future__ import annotations
