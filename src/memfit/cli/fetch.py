@@ -1,4 +1,4 @@
-"""A plan whose model is here: planned by its header first, then downloaded if the user agrees."""
+"""Downloads the remote model of a `run` or `bench`: planned by its header first, then the user is asked."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def budget_options(command: _Command) -> _Command:
             "--rpc",
             multiple=True,
             metavar="HOST:PORT[=SIZE]",
-            help="Use a device that `memfit rpc-server` lends there, and at most so much of it; repeatable.",
+            help="Use a device that `memfit rpc-server` serves there, and at most so much of it; repeatable.",
         ),
         click.option("--no-disk", is_flag=True, help="Refuse to stream weights from disk."),
     )

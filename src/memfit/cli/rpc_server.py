@@ -1,4 +1,4 @@
-"""`memfit rpc-server`: lend this machine's device to others through llama.cpp's RPC, within a budget."""
+"""`memfit rpc-server`: serve this machine's device to others over llama.cpp's RPC, within a memory budget."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = ["command"]
 def command(
     host: str, port: int, memory: str | None, threads: int | None, as_json: bool, verbose: bool
 ) -> None:
-    """Lend this machine's device over RPC, to one client at a time, until Ctrl-C.
+    """Serve this machine's device over RPC, to one client at a time, until Ctrl-C.
 
     Clients run llama.cpp of the same version: memfit with --rpc HOST:PORT, or llama.cpp's own programs.
     Whoever reaches the port may use the machine: there is no password and no encryption.
@@ -56,23 +56,23 @@ def command(
         click.echo(f"memfit rpc-server: {text}", err=True)
 
     signal.signal(signal.SIGTERM, _leave)
-    with RpcSupervisor(host=host, port=port, memory=memory, threads=threads, verbose=verbose) as lender:
-        if not lender.is_local:
+    with RpcSupervisor(host=host, port=port, memory=memory, threads=threads, verbose=verbose) as server:
+        if not server.is_local:
             say(
                 f"{host} can be reached from other machines, and llama.cpp's RPC has no password and no "
                 "encryption: whoever reaches it may use and crash this server, and llama.cpp itself calls "
                 "it insecure. Listen at 127.0.0.1 and let others in through a tunnel, such as ssh -L"
             )
-        lending = lender.start()
+        serving = server.start()
         if as_json:
-            write_json({**asdict(lending), "pid": os.getpid()}, indent=None)
+            write_json({**asdict(serving), "pid": os.getpid()}, indent=None)
         else:
             click.echo(
-                f"memfit rpc-server: lending {lending.device}, {format_bytes(lending.memory_bytes)}, "
-                f"at {lending.host}:{lending.port}"
+                f"memfit rpc-server: lending {serving.device}, {format_bytes(serving.memory_bytes)}, "
+                f"at {serving.host}:{serving.port}"
             )
         sys.stdout.flush()
-        lender.supervise(say)
+        server.supervise(say)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

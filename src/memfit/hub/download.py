@@ -1,4 +1,4 @@
-"""Downloads the files of a remote model: whole and verified, or not at all.
+"""`pull`: downloads all files of a remote model, whole and verified, or not at all.
 
 A file gets its final name only after its size and, where the server says one, its checksum were checked on
 this disk; huggingface_hub checks sizes alone. Whatever interrupts, a partial file stays and is resumed.

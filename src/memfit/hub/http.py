@@ -1,4 +1,4 @@
-"""Pieces of files on a server, by HTTP range requests. Trusts nothing that the server says about lengths.
+"""Reads ranges of a file on a server over HTTP. Trusts nothing that the server says about lengths.
 
 Proxies come from the environment (HTTPS_PROXY, NO_PROXY). Knows nothing of what the files hold.
 """

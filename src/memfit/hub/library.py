@@ -1,7 +1,7 @@
-"""What is on this disk already: models in the Hugging Face cache, and those that came from plain URLs.
+"""The models on this disk, in the Hugging Face cache and from plain URLs: lists, finds and deletes them.
 
-Finds, names and deletes them; asks no network. Whole means that all files have their full size: what memfit
-downloads is verified before it gets its name, and other programs' downloads are trusted.
+Asks no network. A model is complete when all its files have their full size: memfit verifies its own
+downloads before they get their names, and trusts those of other programs.
 """
 
 from __future__ import annotations

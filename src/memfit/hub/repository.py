@@ -1,4 +1,4 @@
-"""What `hf:…` and `https://…` name: the files of a model, listed without downloading any.
+"""Asks the hub or a server which files `hf:…` or `https://…` names, without downloading any.
 
 The Hugging Face hub is asked through huggingface_hub, which knows HF_TOKEN and its token file, HF_ENDPOINT,
 HF_HUB_OFFLINE and proxies. Imported when first needed.

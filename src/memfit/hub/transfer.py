@@ -1,7 +1,7 @@
-"""Bytes of one URL into one partial file, resumed where it ends, until it has its full size.
+"""Downloads one URL into a partial file, and resumes where that ends, until it has its full size.
 
-Trusts no length, range or patience of a server. Checks no checksum and gives the file no final name; its
-caller does both. Not huggingface_hub's own download: version 2.4's starts from zero after a kill.
+Trusts no length and no range that a server states. Its caller, download.py, checks the checksum and gives the
+file its final name. huggingface_hub's own download is not used: version 2.4's starts from zero after a kill.
 """
 
 from __future__ import annotations
