@@ -316,7 +316,9 @@ def test_a_dead_server(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
 
 def test_in_a_subprocess_it_is_the_same(hub: HubServer, address: str) -> None:
     said: list[str] = []
-    spec = resolve(address, said.append).read_spec()
+    found = resolve(address, said.append)
+    assert found.is_header_only and not found.is_checkpoint
+    spec = found.read_spec()
     assert said == [f"reading the header of {address}"]
     assert (spec.source, spec.tensors) == (address, find_model(address).tensors)
     with pytest.raises(UsageError, match="a model on the hub is"):

@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and the values they become."""
+"""Options that several subcommands share (budget, workload, sampling, engine), and the values they become."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder
-from memfit.hub.remote_files import RemoteFile, RemoteModel
+from memfit.hub.remote_files import RemoteFile, RemoteModel, stays_inside
 
 __all__ = [
     "FACTS_NAME",
@@ -72,7 +72,10 @@ def cache_paths(model: RemoteModel, file: RemoteFile) -> CachePaths:
     Raises:
         ModelError: the server's names would lead out of the folder.
     """
-    _require_plain(file.name, model)
+    if not stays_inside(file.name):
+        raise ModelError(
+            f"{model.source}: the server names a file {file.name!r}, which is no path inside a folder"
+        )
     root = model_root(model)
     if model.repo is None:
         # All shards beside each other; another content in another folder, so that two are never mixed.
@@ -101,10 +104,3 @@ def cache_paths(model: RemoteModel, file: RemoteFile) -> CachePaths:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _require_plain(name: str, model: RemoteModel) -> None:
-    if "\\" in name or not name.isprintable() or any(part in ("", ".", "..") for part in name.split("/")):
-        raise ModelError(
-            f"{model.source}: the server names a file {name!r}, which is no path inside a folder"
-        )

@@ -22,7 +22,16 @@ from memfit.headers.impostors import HEAD_BYTES, impostor
 from memfit.hub.folder_contents import PICKLES, adapter_of
 from memfit.hub.http import RangeReader
 from memfit.hub.name_suggestions import download_address, hub_name
-from memfit.hub.remote_files import RemoteFile, RemoteModel, Variant, choose, clash, shard_names, variants
+from memfit.hub.remote_files import (
+    RemoteFile,
+    RemoteModel,
+    Variant,
+    choose,
+    clash,
+    shard_names,
+    stays_inside,
+    variants,
+)
 from memfit.hub.split_pieces import as_piece, how_to_join
 
 __all__ = [
@@ -126,7 +135,7 @@ def list_repository(repo: str) -> Repository:
     files = []
     for one in info.siblings or ():
         name, size = one.rfilename, one.size
-        if not _is_plain(name):
+        if not stays_inside(name):
             raise ModelError(f"hf:{repo}: the hub lists a file with the name {name!r}")
         sha256 = one.lfs.sha256 if one.lfs else None
         etag = sha256 or one.blob_id
@@ -268,17 +277,6 @@ def _key_of(url: str) -> str:
     """How a hub's file is asked for with a token, which other servers are never sent."""
     meant = hub_name(url) if "/resolve/" in url else None
     return f"{meant} is asked for with HF_TOKEN" if meant else ""
-
-
-def _is_plain(name: Any) -> bool:
-    """A path that stays inside its folder; it becomes one on this disk."""
-    return (
-        isinstance(name, str)
-        and 0 < len(name) <= 1024
-        and "\\" not in name
-        and name.isprintable()
-        and all(part not in ("", ".", "..") for part in name.split("/"))
-    )
 
 
 @contextmanager
