@@ -38,8 +38,8 @@ def main() -> int:
         if not local:
             sys.exit(error)
         for _ in range(ROUNDS):
-            for stand_in in Path(folder).glob("memfit/headers/*/*"):
-                stand_in.unlink()
+            for header_only in Path(folder).glob("memfit/headers/*/*"):
+                header_only.unlink()
             hub.bytes_sent.clear()
             started = time.perf_counter()
             _, remote, error = memfit("plan", "hf:org/big-GGUF", *BUDGET)

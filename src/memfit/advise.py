@@ -21,7 +21,7 @@ _LARGER_CARDS = ("rtx4080-16gb", "rtx4090-24gb")
 
 
 def choices_of(model: str) -> dict[str, Any] | None:
-    """What a repository on the hub holds, where `model` names one as a whole (hub/found.py).
+    """What a repository on the hub holds, where `model` names one as a whole (hub/remote_model.py).
 
     None also where the hub cannot be asked: `plan` may know the model from this disk, or says what is wrong.
     """

@@ -23,10 +23,10 @@ import pytest
 from hub_server import HubServer
 from memfit.errors import ModelError, ModelNotFoundError
 from memfit.headers.impostors import HEAD_BYTES
-from memfit.hub.cache_layout import hub_cache, place_of, urls_folder
+from memfit.hub.cache_layout import cache_paths, hub_cache, urls_folder
 from memfit.hub.download import missing_bytes, pull
 from memfit.hub.library import local_files
-from memfit.hub.names import RemoteFile, RemoteModel
+from memfit.hub.remote_files import RemoteFile, RemoteModel
 from memfit.hub.repository import find_remote
 from memfit.hub.transfer import Patience
 from memfit.units import MIB
@@ -192,7 +192,7 @@ def test_a_wish_for_rest_is_granted_if_it_is_modest(hub: HubServer, model: Remot
     began = time.monotonic()
     pull(model, patience=_HASTY)
     assert time.monotonic() - began >= 1
-    shutil.rmtree(place_of(model, model.files[0]).blob.parent)
+    shutil.rmtree(cache_paths(model, model.files[0]).blob.parent)
     hub.misbehave("status", 429, path=_BODY, times=1, headers={"Retry-After": "3600"})
     with pytest.raises(ModelError, match="3600 s of rest"):
         pull(model, patience=_HASTY)
@@ -255,7 +255,7 @@ def test_damage_on_this_disk_is_mended(hub: HubServer, model: RemoteModel) -> No
 
 def test_a_partial_file_that_is_rubbish_is_found_out(hub: HubServer) -> None:
     model = _hub_model(hub)
-    partial = place_of(model, model.files[0]).partial
+    partial = cache_paths(model, model.files[0]).partial
     partial.parent.mkdir(parents=True)
     for rubbish in (bytes(len(_CONTENT)), bytes(1000)):
         partial.write_bytes(rubbish)
@@ -378,7 +378,7 @@ def test_a_full_disk_is_seen_before(
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(hub: HubServer, model: RemoteModel) -> None:
-    root = place_of(model, model.files[0]).lock.parent
+    root = cache_paths(model, model.files[0]).lock.parent
     root.parent.mkdir(parents=True, exist_ok=True)
     root.write_text("a file where a folder should be")
     with pytest.raises(ModelError, match="cannot keep"):

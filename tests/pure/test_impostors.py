@@ -21,7 +21,7 @@ from memfit.headers import read_model
 from memfit.headers.hf_config import read_config
 from memfit.headers.impostors import HEAD_BYTES, impostor
 from memfit.headers.safetensors import read_checkpoint, read_safetensors_header
-from memfit.hub.found import find_paths
+from memfit.hub.remote_model import find_paths
 
 _POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"

@@ -17,7 +17,7 @@ from hub_server import HubServer
 from memfit.cli import remove as remove_command
 from memfit.cli.main import main
 from memfit.errors import ModelError, ModelNotFoundError, UsageError
-from memfit.hub.cache_layout import hub_cache, place_of, urls_folder
+from memfit.hub.cache_layout import cache_paths, hub_cache, urls_folder
 from memfit.hub.download import pull
 from memfit.hub.library import find_local, local_files, local_models, matching, remove
 from memfit.hub.repository import find_remote
@@ -151,7 +151,7 @@ def test_a_split_model_with_a_shard_missing_is_incomplete(filled: HubServer) -> 
 
 
 def test_removing_frees_what_nobody_else_uses(filled: HubServer) -> None:
-    q8 = place_of(find_remote("hf:org/m:Q8_0"), find_remote("hf:org/m:Q8_0").files[0])
+    q8 = cache_paths(find_remote("hf:org/m:Q8_0"), find_remote("hf:org/m:Q8_0").files[0])
     assert remove("hf:org/m:Q8_0") == len(_Q8)
     assert not q8.blob.exists() and not q8.shown.is_symlink()
     assert find_local("hf:org/m:Q4_K_M")
@@ -178,7 +178,7 @@ def test_what_is_being_downloaded_is_not_removed(hub: HubServer) -> None:
         model = find_remote(name)
         with pytest.raises(ModelError):
             pull(model, patience=Patience(tries=1))
-        place = place_of(model, model.files[0])
+        place = cache_paths(model, model.files[0])
         with FileLock(place.lock), pytest.raises(ModelError, match="being downloaded by another"):
             remove(name)
         assert place.partial.exists()

@@ -74,7 +74,7 @@ def _rows(model: HfModel, context: int = 10) -> dict[str, PrecisionRow]:
 
 
 def _write(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
-    """A stand-in checkpoint: a header, and a hole where the data would be."""
+    """A header-only checkpoint: a header, and a hole where the data would be."""
     width = {"BF16": 2, "F32": 4, "U8": 1}[dtype]
     header, end = {}, 0
     for name, shape in tensors.items():

@@ -14,8 +14,8 @@ from memfit.hardware.folders import cache_folder
 from memfit.headers import read_model
 from memfit.headers.model_spec import ModelSpec
 from memfit.hub import http
-from memfit.hub.found import find_paths, list_choices
 from memfit.hub.header_only import is_header_only
+from memfit.hub.remote_model import find_paths, list_choices
 from memfit.hub.repository import find_remote, repositories_of
 from memfit.hub.resolve import resolve
 
@@ -316,7 +316,9 @@ def test_a_dead_server(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> None:
 
 def test_in_a_subprocess_it_is_the_same(hub: HubServer, address: str) -> None:
     said: list[str] = []
-    spec = resolve(address, said.append).read_spec()
+    found = resolve(address, said.append)
+    assert found.is_header_only and not found.is_checkpoint
+    spec = found.read_spec()
     assert said == [f"reading the header of {address}"]
     assert (spec.source, spec.tensors) == (address, find_model(address).tensors)
     with pytest.raises(UsageError, match="a model on the hub is"):

@@ -21,7 +21,7 @@ _TWO = {
 
 
 def _write(path: Path, header: Any, data_bytes: int) -> Path:
-    """A stand-in: a real header, and a hole of the data's size behind it."""
+    """A header-only file: a real header, and a hole of the data's size behind it."""
     content = header if isinstance(header, bytes) else json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(content)) + content)

@@ -1,4 +1,4 @@
-"""The table of a repository's quantizations, for people."""
+"""The table that `memfit plan hf:org/repo` prints: the repository's quantizations compared."""
 
 from __future__ import annotations
 

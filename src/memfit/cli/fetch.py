@@ -1,4 +1,4 @@
-"""A plan whose model is here: planned by its header first, then downloaded if the user agrees."""
+"""Downloads the remote model of a `run` or `bench`: planned by its header first, then the user is asked."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def ready_plan(make_plan: MakePlan[_Plan], out: Console, *, yes: bool) -> _Plan:
             raise InterruptedByUser from None
         if not agreed:
             raise UsageError(f"{source} was not downloaded")
-    # Apart, as in hub/subprocess.py; it shows its own progress, and says what went wrong.
+    # A process of its own, as in hub/subprocess.py; it shows its progress, and says what went wrong.
     code = subprocess.run([*python_module("memfit"), "pull", source], stdout=subprocess.DEVNULL).returncode
     if code:
         raise ModelError(

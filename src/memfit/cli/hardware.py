@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from memfit.cli.json_output import json_option, write_json
-from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, speeds_json
+from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, printable, speeds_json
 from memfit.engines.llamacpp.calibrate import Calibration, Measured
 from memfit.errors import EngineError, EngineMissingError, WrongValueError
 from memfit.hardware import probe
@@ -37,7 +37,7 @@ __all__ = ["command"]
     "--rpc",
     multiple=True,
     metavar="HOST:PORT",
-    help="With --calibrate: measure also the device that `memfit rpc-server` lends there; repeatable.",
+    help="With --calibrate: measure also the device that `memfit rpc-server` serves there; repeatable.",
 )
 @json_option
 @click.pass_context
@@ -176,5 +176,4 @@ def _disk(disk: Disk) -> str:
     room = f"{format_bytes(disk.free_bytes)} free of {format_bytes(disk.total_bytes)}"
     kind = {True: ", rotational", False: ", solid state", None: ""}[disk.rotational]
     text = f"{disk.mount}, {room}, {disk.filesystem} on {disk.device}{kind}"
-    # Mount points are file names: they may hold control characters, or bytes that are no text.
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return printable(text)  # a mount point is a file name

@@ -1,6 +1,6 @@
-"""The command line's entry: finds the subcommand's file, and turns errors into exit codes.
+"""The command line's entry: finds the subcommand's file, and exits with the code that errors.py lists.
 
-Subcommands are imported only when used, so `memfit --help` stays fast.
+A subcommand is imported only when it is called, so `memfit --help` stays fast.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _COMMANDS = {
     "pull": ("pull", "Download a model from the Hugging Face hub or a URL, and verify it."),
     "models": ("models", "The models on this disk that need no path."),
     "remove": ("remove", "Delete a downloaded model."),
-    "rpc-server": ("rpc_server", "Lend this machine's device to others over RPC."),
+    "rpc-server": ("rpc_server", "Serve this machine's device to other machines over RPC."),
 }
 
-# Likewise; no help lists them.
+# name → module, of commands that no help lists: a former name, and what memfit itself starts
 _UNLISTED = {"worker": "rpc_server", "calibration-run": "calibration_run"}
 
 

@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and the values they become."""
+"""Options that several subcommands share (budget, workload, sampling, engine), and the values they become."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def budget_options(command: _Command) -> _Command:
             "--rpc",
             multiple=True,
             metavar="HOST:PORT[=SIZE]",
-            help="Use a device that `memfit rpc-server` lends there, and at most so much of it; repeatable.",
+            help="Use a device that `memfit rpc-server` serves there, and at most so much of it; repeatable.",
         ),
         click.option("--no-disk", is_flag=True, help="Refuse to stream weights from disk."),
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from memfit.hub.download import Progress
-    from memfit.hub.names import RemoteModel
+    from memfit.hub.remote_files import RemoteModel
 
 __all__ = ["command", "download"]
 
@@ -39,7 +39,7 @@ def command(model: str, as_json: bool) -> None:
     """
     from memfit.hub.download import missing_bytes
     from memfit.hub.local_model import is_remote_name
-    from memfit.hub.names_meant import hub_name
+    from memfit.hub.name_suggestions import hub_name
     from memfit.hub.repository import find_remote
 
     if not is_remote_name(model):

@@ -13,7 +13,7 @@ import click
 from memfit.cli.json_output import json_option, write_json
 from memfit.errors import UsageError, readable
 from memfit.hub import library
-from memfit.hub.names_meant import hub_name
+from memfit.hub.name_suggestions import hub_name
 from memfit.units import format_bytes
 
 __all__ = ["command"]

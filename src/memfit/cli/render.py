@@ -1,4 +1,4 @@
-"""Pictures for people: the memory map of a plan, the progress of loading, the report of a run.
+"""What people see of a plan and a run: the memory map, the progress of loading, the report.
 
 Rich draws colours only on a terminal; piped, the same text is plain.
 """

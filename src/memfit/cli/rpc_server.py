@@ -1,4 +1,4 @@
-"""`memfit rpc-server`: lend this machine's device to others through llama.cpp's RPC, within a budget."""
+"""`memfit rpc-server`: serve this machine's device to others over llama.cpp's RPC, within a memory budget."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = ["command"]
 def command(
     host: str, port: int, memory: str | None, threads: int | None, as_json: bool, verbose: bool
 ) -> None:
-    """Lend this machine's device over RPC, to one client at a time, until Ctrl-C.
+    """Serve this machine's device over RPC, to one client at a time, until Ctrl-C.
 
     Clients run llama.cpp of the same version: memfit with --rpc HOST:PORT, or llama.cpp's own programs.
     Whoever reaches the port may use the machine: there is no password and no encryption.

@@ -1,4 +1,4 @@
-"""`--schema FILE`, the same for every command that has it."""
+"""The option `--schema FILE`: reads a JSON schema, for every command that has the option."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # a single line needs no pictures
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["brief_speeds", "measuring_progress", "print_speeds", "speeds_json"]
+__all__ = ["brief_speeds", "measuring_progress", "print_speeds", "printable", "speeds_json"]
 
 _NO = "-"  # a device does not do it, or a type stays plain
 _Rates = Mapping[str, Mapping[str, float] | None]
@@ -145,8 +145,12 @@ def _disk(mount: str, disk: DiskSpeed) -> str:
     rates = ", ".join(
         f"{_bytes(rate)} in blocks of {format_bytes(block)}" for block, rate in disk.bytes_per_second.items()
     )
-    name = "".join(letter if letter.isprintable() else "?" for letter in mount)
-    return f"reads from {name}: {rates}" + ("" if disk.direct else "; through the page cache")
+    return f"reads from {printable(mount)}: {rates}" + ("" if disk.direct else "; through the page cache")
+
+
+def printable(text: str) -> str:
+    """Text with file names in it, which may hold control characters, or bytes that are no text."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _bytes(rate: float) -> str:

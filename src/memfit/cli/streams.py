@@ -1,8 +1,7 @@
-"""The standard streams as a command may rely on them: all three are there, and a result that cannot be
-written is an error of ours, whoever writes it.
+"""stdin, stdout and stderr made reliable: all three are open, and a result that cannot be written is told.
 
-Closed, full, left by their reader, or of an encoding that lacks a letter: what people's shells, services and
-cron jobs give a program.
+Shells, services and cron jobs give a program streams that are closed, full, left by their reader, or of an
+encoding that lacks a letter.
 """
 
 from __future__ import annotations

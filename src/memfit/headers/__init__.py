@@ -1,4 +1,4 @@
-"""Reads model headers: GGUF today. Turns a file into a ModelSpec without reading weights."""
+"""Reads the headers of GGUF files and Hugging Face checkpoints into a ModelSpec; never reads weights."""
 
 from memfit.headers.gguf_model import read_model
 

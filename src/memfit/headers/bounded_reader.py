@@ -1,7 +1,7 @@
-"""Reads forward through a file's header, and trusts no length in it.
+"""Reads forward through a GGUF file's header, and trusts no length in it.
 
-Each length is checked against what is left before anything is allocated or read, so memory and time
-stay bounded by the limits below whatever the file claims. Knows nothing of GGUF's fields.
+Each length is checked before anything is allocated or read. So the limits below bound memory and time,
+whatever the file claims. Knows nothing of GGUF's fields.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A whole model from its files: finds all shards, draws the ModelSpec from the headers.
+"""Reads a whole GGUF model into a ModelSpec: finds all shards, and checks them against each other.
 
-Knows what the few keys mean that every plan needs; the other metadata is handed on as it stands.
+Understands the few metadata keys that every plan needs; hands on the others as they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a file is whose name says that it is a model, told from its first bytes, and what to do about it.
+"""Tells from a file's first bytes that it is no model, whatever its name says: a web page, a git pointer.
 
-Downloads go wrong in few ways: a page about the file, the pointer that git keeps of it, a server's message,
-an archive around it, or nothing yet. Knows beginnings only; judges no model.
+Downloads go wrong in few ways: they bring a page about the file, git's pointer to it, a server's message, an
+archive around it, or nothing. Also says what to do. Judges no model.
 """
 
 from __future__ import annotations

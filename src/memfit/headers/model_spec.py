@@ -1,4 +1,4 @@
-"""What a model's header says: the facts every plan starts from. Weights are never read for it."""
+"""ModelSpec: the facts in a model's header, which every plan starts from. Weights are never read for it."""
 
 from __future__ import annotations
 

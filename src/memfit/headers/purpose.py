@@ -1,7 +1,7 @@
-"""What a model is for, and whether it writes text: encoders, diffusion models and parts of models do not.
+"""Refuses models that write no text, and says what they are for: encoders, diffusion models, companions.
 
-One table for each way of telling. A model that is refused here would be planned like any other, and then end
-the engine's process.
+One table for each way of telling. Without this check such a model would be planned like any other, and would
+then crash the engine's process.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _DIFFUSION_TYPES = ("Dream", "dream", "llada", "llada_moe", "rnd1")  # model_typ
 
 
 def companion(metadata: Mapping[str, MetadataValue]) -> str | None:
-    """What a GGUF file is that goes beside a model; None for a model."""
+    """What a GGUF file is that goes with a model, a projector for example; None for a model."""
     kind, architecture = metadata.get("general.type"), metadata.get("general.architecture")
     if "adapter.type" in metadata:
         return _COMPANION_TYPES["adapter"]
@@ -97,8 +97,10 @@ def require_writes(spec: ModelSpec) -> None:
 
 
 def require_checkpoint_writes(source: str, config: Path) -> None:
-    """Raises ModelError where a config.json is of a model that does not write text. What else is wrong with
-    the file is for its reader to say."""
+    """Raises ModelError where a config.json describes a model that does not write text.
+
+    Other faults of the file are left to its reader, hf_config.py.
+    """
     try:
         value = parse_json(read_bytes(config, "config.json"), "the JSON")
     except UsageError:
@@ -108,7 +110,7 @@ def require_checkpoint_writes(source: str, config: Path) -> None:
 
 
 def _checkpoint(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Its class and what that is; None where it writes text, or nobody says."""
+    """A checkpoint's class and what it is for; None where it writes text, or where nothing says."""
     classes, model_type = config.get("architectures"), config.get("model_type")
     name = classes[0] if isinstance(classes, list) and classes else model_type
     if not isinstance(name, str):

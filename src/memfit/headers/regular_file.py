@@ -1,4 +1,4 @@
-"""A model's file before it is opened: there, a plain file, and its size."""
+"""Checks a model's file before it is opened: it exists, is a regular file, and has a size."""
 
 from __future__ import annotations
 

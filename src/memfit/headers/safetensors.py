@@ -1,4 +1,4 @@
-"""Reads safetensors headers, and the index of a checkpoint in several files.
+"""Reads the headers of safetensors files, and the index of a checkpoint in several files.
 
 It refuses what upstream's own reader (safetensors/src/tensor.rs, 0.8) refuses, never reads tensor
 data, and does not know what the tensors are for. Layout:
@@ -180,7 +180,7 @@ def read_weight_map(path: Path) -> dict[str, str]:
 
 
 def read_safetensors_header(path: Path, *, file_index: int = 0) -> SafetensorsHeader:
-    """Read one file's header; of a sparse stand-in as well, whose data is a hole of the right size.
+    """Read one file's header; of a header-only file as well, whose data is a hole of the right size.
 
     Raises:
         ModelNotFoundError: there is no such file.
@@ -244,7 +244,7 @@ def _read_json_bytes(path: Path, file_bytes: int) -> bytes:
 
 
 def require_safetensors(path: Path, head: bytes) -> None:
-    """Refuse what begins as another kind of file does; `head` as `impostor` takes it.
+    """Refuse a file whose first bytes are another kind of file's; `head` as `impostor` takes it.
 
     Raises:
         HeaderError: says what it is.

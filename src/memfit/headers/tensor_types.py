@@ -1,4 +1,4 @@
-"""The tensor types and file types that the pinned llama.cpp knows, by their numbers in GGUF.
+"""The table of GGUF types: each tensor type (Q4_K, BF16) and file type with number, name and block size.
 
 Source: ggml/include/ggml.h, ggml/src/ggml-common.h and include/llama.h of llama-cpp-python 0.3.36.
 Says how many bytes a type takes, not how its numbers are packed, nor which operations support it.

@@ -1,1 +1,1 @@
-"""Models on a network: what a repository holds, their headers read in place, and downloading them."""
+"""From MODEL to its files: names, the local cache, headers read over the network, downloads, deletion."""

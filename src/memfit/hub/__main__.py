@@ -1,11 +1,11 @@
-"""The other side of apart.py."""
+"""The process that asks the network: it answers the questions of subprocess.py."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-from memfit.hub.found import find_paths, list_choices
+from memfit.hub.remote_model import find_paths, list_choices
 from memfit.processes.child import Parent, answer
 
 

@@ -1,8 +1,8 @@
 """Where the files of a remote model lie on this disk once they are downloaded.
 
-A hub's files lie in the Hugging Face cache, in its own layout, so other programs share them: a blob named
-by what identifies its content, and a link to it under the commit. Files of other servers lie in memfit's
-cache folder, by URL and content. Names places only; downloads and deletes nothing.
+A hub's files lie in the Hugging Face cache, so other programs share them: a blob named by its content's hash,
+and a link to it under the commit. Files of other servers lie in memfit's cache folder, by URL and content.
+Only names paths; downloads and deletes nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path, PurePosixPath
 
 from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder
-from memfit.hub.names import RemoteFile, RemoteModel
+from memfit.hub.remote_files import RemoteFile, RemoteModel, stays_inside
 
 __all__ = [
     "FACTS_NAME",
-    "Place",
+    "CachePaths",
+    "cache_paths",
     "hub_cache",
     "model_root",
-    "place_of",
     "urls_folder",
 ]
 
@@ -31,8 +31,8 @@ _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """The paths of one file."""
+class CachePaths:
+    """The paths of one remote file on this disk."""
 
     partial: Path  # what has come so far; nobody takes it for a model
     blob: Path  # the whole, verified content
@@ -66,19 +66,22 @@ def model_root(model: RemoteModel) -> Path:
     return urls_folder() / _digest(model.files[0].url)[:24]
 
 
-def place_of(model: RemoteModel, file: RemoteFile) -> Place:
+def cache_paths(model: RemoteModel, file: RemoteFile) -> CachePaths:
     """Where this file of the model belongs.
 
     Raises:
         ModelError: the server's names would lead out of the folder.
     """
-    _require_plain(file.name, model)
+    if not stays_inside(file.name):
+        raise ModelError(
+            f"{model.source}: the server names a file {file.name!r}, which is no path inside a folder"
+        )
     root = model_root(model)
     if model.repo is None:
         # All shards beside each other; another content in another folder, so that two are never mixed.
         content = _digest("\0".join(f"{one.etag}\0{one.size_bytes}" for one in model.files))
         whole = root / content[:12] / PurePosixPath(file.name).name
-        return Place(
+        return CachePaths(
             partial=whole.with_name(f"{whole.name}.incomplete"),
             blob=whole,
             shown=whole,
@@ -89,7 +92,7 @@ def place_of(model: RemoteModel, file: RemoteFile) -> Place:
     for part in (file.etag, revision):
         if not _SAFE.fullmatch(part):
             raise ModelError(f"{model.source}: the hub identifies {file.name} by {part!r}, which is no name")
-    return Place(
+    return CachePaths(
         # Not the bare name: older versions of huggingface_hub leave files with holes under that.
         partial=root / "blobs" / f"{file.etag}.memfit.incomplete",
         blob=root / "blobs" / file.etag,
@@ -101,10 +104,3 @@ def place_of(model: RemoteModel, file: RemoteFile) -> Place:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _require_plain(name: str, model: RemoteModel) -> None:
-    if "\\" in name or not name.isprintable() or any(part in ("", ".", "..") for part in name.split("/")):
-        raise ModelError(
-            f"{model.source}: the server names a file {name!r}, which is no path inside a folder"
-        )

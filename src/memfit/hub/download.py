@@ -1,4 +1,4 @@
-"""Downloads the files of a remote model: whole and verified, or not at all.
+"""`pull`: downloads all files of a remote model, whole and verified, or not at all.
 
 A file gets its final name only after its size and, where the server says one, its checksum were checked on
 this disk; huggingface_hub checks sizes alone. Whatever interrupts, a partial file stays and is resumed.
@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from memfit.errors import ModelError
-from memfit.hub.cache_layout import Place, model_root, place_of
-from memfit.hub.names import RemoteFile, RemoteModel
+from memfit.hub.cache_layout import CachePaths, cache_paths, model_root
+from memfit.hub.remote_files import RemoteFile, RemoteModel
 from memfit.hub.repository import token_headers
 from memfit.hub.transfer import ChangedError, Patience, receive
 from memfit.units import MIB, format_bytes
@@ -92,40 +92,40 @@ class _Pull:
         self._headers = token_headers() if model.repo else {}
 
     def one(self, file: RemoteFile) -> Path:
-        place = self._prepared(file)
-        with _locked(place.lock, lambda: self._say(f"waiting: another program downloads {file.name}")):
-            path = self._ensure(file, place)
+        cached = self._prepared(file)
+        with _locked(cached.lock, lambda: self._say(f"waiting: another program downloads {file.name}")):
+            path = self._ensure(file, cached)
         self._done += path.stat().st_size
         self._on_progress(self._done, self._total)
         return path
 
-    def _prepared(self, file: RemoteFile) -> Place:
-        place = place_of(self._model, file)
-        for path in (place.blob, place.shown, place.lock):
+    def _prepared(self, file: RemoteFile) -> CachePaths:
+        cached = cache_paths(self._model, file)
+        for path in (cached.blob, cached.shown, cached.lock):
             path.parent.mkdir(parents=True, exist_ok=True)
-        return place
+        return cached
 
-    def _ensure(self, file: RemoteFile, place: Place) -> Path:
+    def _ensure(self, file: RemoteFile, cached: CachePaths) -> Path:
         """The whole, verified file at its place, or where a plain URL's present content belongs."""
-        present = place.whole
-        if present and self._is_sound(file, place, present):
-            _show(place)
-            return place.shown
+        present = cached.whole
+        if present and self._is_sound(file, cached, present):
+            _show(cached)
+            return cached.shown
         if present:
             self._say(f"{present} is damaged; downloading it again")
-            _discard(place)
+            _discard(cached)
         try:
-            self._fetch(file, place)
+            self._fetch(file, cached)
         except ChangedError as changed:
-            place.partial.unlink(missing_ok=True)
+            cached.partial.unlink(missing_ok=True)
             file = self._after_change(file, changed)
-            place = self._prepared(file)
+            cached = self._prepared(file)
             try:
-                self._fetch(file, place)
+                self._fetch(file, cached)
             except ChangedError as again:
-                place.partial.unlink(missing_ok=True)
+                cached.partial.unlink(missing_ok=True)
                 raise ModelError(f"{file.url} {again}, for the second time while it was downloaded") from None
-        return place.shown
+        return cached.shown
 
     def _after_change(self, file: RemoteFile, changed: ChangedError) -> RemoteFile:
         """What a plain URL has now. A commit never changes, so of a hub that is an error."""
@@ -144,39 +144,39 @@ class _Pull:
         self._total = file.size_bytes
         return file
 
-    def _fetch(self, file: RemoteFile, place: Place) -> None:
-        if place.facts:
-            _write_facts(place.facts, file, sha256="")  # whose partial file it is
-        place.partial.touch()
+    def _fetch(self, file: RemoteFile, cached: CachePaths) -> None:
+        if cached.facts:
+            _write_facts(cached.facts, file, sha256="")  # whose partial file it is
+        cached.partial.touch()
         receive(
             file,
-            place.partial,
+            cached.partial,
             headers=self._headers,
             repo=self._model.repo,
             on_held=lambda held: self._on_progress(self._done + held, self._total),
             patience=self._patience,
         )
-        with place.partial.open("rb") as whole:
+        with cached.partial.open("rb") as whole:
             os.fsync(whole.fileno())
-        found, expected = self._checksum(file, place.partial), self._expected(file)
+        found, expected = self._checksum(file, cached.partial), self._expected(file)
         if expected and found != expected:
-            place.partial.unlink()
+            cached.partial.unlink()
             raise ModelError(
                 f"{self._model.source}: {file.name} has the checksum {found} and not {expected}; what came "
                 "was deleted. Run memfit pull again; if it stays so, the file on the server is damaged"
             )
-        if place.facts:
-            _write_facts(place.facts, file, sha256=found)
-        place.partial.replace(place.blob)
-        _sync_folder(place.blob.parent)
-        _show(place)
+        if cached.facts:
+            _write_facts(cached.facts, file, sha256=found)
+        cached.partial.replace(cached.blob)
+        _sync_folder(cached.blob.parent)
+        _show(cached)
 
-    def _is_sound(self, file: RemoteFile, place: Place, path: Path) -> bool:
+    def _is_sound(self, file: RemoteFile, cached: CachePaths, path: Path) -> bool:
         if path.stat().st_size != file.size_bytes:
             return False
         expected = self._expected(file)
-        if place.facts:
-            expected = expected or read_facts(place.facts).get("sha256", "")
+        if cached.facts:
+            expected = expected or read_facts(cached.facts).get("sha256", "")
         return expected is None or self._checksum(file, path) == expected
 
     def _expected(self, file: RemoteFile) -> str | None:
@@ -198,8 +198,8 @@ class _Pull:
 
 
 def _held(model: RemoteModel, file: RemoteFile) -> int:
-    place = place_of(model, file)
-    for path in (place.whole, place.partial):
+    cached = cache_paths(model, file)
+    for path in (cached.whole, cached.partial):
         with suppress(OSError):
             if path:
                 return min(path.stat().st_size, file.size_bytes)
@@ -240,23 +240,23 @@ def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-def _show(place: Place) -> None:
+def _show(cached: CachePaths) -> None:
     """Give the blob the name that it is opened by."""
-    if place.shown == place.blob or not place.blob.exists():
+    if cached.shown == cached.blob or not cached.blob.exists():
         return
-    if place.shown.exists() and place.shown.samefile(place.blob):
+    if cached.shown.exists() and cached.shown.samefile(cached.blob):
         return
-    place.shown.unlink(missing_ok=True)
+    cached.shown.unlink(missing_ok=True)
     try:
-        place.shown.symlink_to(os.path.relpath(place.blob, place.shown.parent))
+        cached.shown.symlink_to(os.path.relpath(cached.blob, cached.shown.parent))
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
             raise
-        place.blob.replace(place.shown)  # no links on this file system
+        cached.blob.replace(cached.shown)  # no links on this file system
 
 
-def _discard(place: Place) -> None:
-    for path in (place.shown, place.blob):
+def _discard(cached: CachePaths) -> None:
+    for path in (cached.shown, cached.blob):
         path.unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
-"""Local stand-ins for remote models: the header as it is there, and a hole where the weights would be.
+"""Header-only files of remote models: the header is real, and a hole stands where the weights would be.
 
-A sparse file of the right length is all that planning needs, and what the engine itself can simulate. It is
-kept by what identifies the content, so that a header is fetched once. Nobody may load one: it holds zeros.
+Planning and the engine's simulation need no more than a sparse file of the right length. Its folder's name
+comes from the content's identity, so a header is fetched once. Its weights are zeros, so nothing may load it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from memfit.headers.gguf import read_open_header
 from memfit.headers.impostors import HEAD_BYTES
 from memfit.headers.safetensors import require_safetensors
 from memfit.hub.http import RangeReader
-from memfit.hub.names import RemoteFile, RemoteModel
+from memfit.hub.remote_files import RemoteFile, RemoteModel
 from memfit.hub.repository import how_to_access, token_headers
 from memfit.units import KIB, MIB
 
-__all__ = ["is_header_only", "make_stand_ins"]
+__all__ = ["fetch_headers", "is_header_only"]
 
 _PIECE_BYTES, _LARGEST_PIECE_BYTES = 128 * KIB, MIB  # only a first shard has a vocabulary
 _LARGEST_JSON_BYTES = 100 * MIB  # of a safetensors header, as upstream has it, or an index
 _SHARDS_AT_ONCE = 4
 
 
-def make_stand_ins(model: RemoteModel, say: Callable[[str], None] | None = None) -> tuple[Path, ...]:
-    """The stand-ins of a model's files, in its order; fetched where they are not known yet.
+def fetch_headers(model: RemoteModel, say: Callable[[str], None] | None = None) -> tuple[Path, ...]:
+    """The header-only files of a model, in its order; fetched where they are not in the cache yet.
 
     Raises:
         HeaderError: a file is no GGUF, or damaged.
@@ -41,8 +41,8 @@ def make_stand_ins(model: RemoteModel, say: Callable[[str], None] | None = None)
     """
     root = cache_folder() / "headers"
     files = model.files  # a checkpoint's tokenizer too: what it takes in memory is measured
-    place = root / _identity(files)
-    paths = tuple(place / Path(file.name).name for file in files)
+    folder = root / _identity(files)
+    paths = tuple(folder / Path(file.name).name for file in files)
     if all(file.etag for file in files) and all(map(_is_whole, paths, files)):
         return paths
     if say:
@@ -54,7 +54,7 @@ def make_stand_ins(model: RemoteModel, say: Callable[[str], None] | None = None)
             with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
                 # list() raises the first error.
                 list(pool.map(lambda file: _fetch(file, fresh / Path(file.name).name, model.repo), files))
-            _replace(fresh, place)
+            _replace(fresh, folder)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
@@ -63,7 +63,7 @@ def make_stand_ins(model: RemoteModel, say: Callable[[str], None] | None = None)
 
 
 def is_header_only(path: Path) -> bool:
-    """Whether a path is one of ours, and so holds no weights."""
+    """Whether a path is a header-only file, which holds no weights."""
     return path.parent.parent == cache_folder() / "headers"
 
 
@@ -78,13 +78,13 @@ def _is_whole(path: Path, file: RemoteFile) -> bool:
     return path.is_file() and path.stat().st_size == file.size_bytes
 
 
-def _replace(fresh: Path, place: Path) -> None:
-    """Whoever comes first wins: both hold the same."""
-    shutil.rmtree(place, ignore_errors=True)
+def _replace(fresh: Path, folder: Path) -> None:
+    """Another process may have come first; its files are the same."""
+    shutil.rmtree(folder, ignore_errors=True)
     try:
-        fresh.rename(place)
+        fresh.rename(folder)
     except OSError:
-        if not place.is_dir():
+        if not folder.is_dir():
             raise
 
 

@@ -1,4 +1,4 @@
-"""Pieces of files on a server, by HTTP range requests. Trusts nothing that the server says about lengths.
+"""Reads ranges of a file on a server over HTTP. Trusts nothing that the server says about lengths.
 
 Proxies come from the environment (HTTPS_PROXY, NO_PROXY). Knows nothing of what the files hold.
 """
@@ -17,7 +17,7 @@ from memfit.errors import ModelError, ModelNotFoundError
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["AGAIN", "Piece", "RangeReader", "TryAgainError", "make_client", "retry_after"]
+__all__ = ["AGAIN", "FileRange", "RangeReader", "TryAgainError", "make_client", "retry_after"]
 
 _CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 20.0
 _PIECE_SECONDS = 120.0  # a server that sends a byte now and then is never silent
@@ -29,7 +29,7 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class FileRange:
     """Consecutive bytes of a file, and what the server said of the whole."""
 
     data: bytes
@@ -65,7 +65,7 @@ class RangeReader:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def read(self, start: int, length: int) -> Piece:
+    def read(self, start: int, length: int) -> FileRange:
         """Up to `length` bytes from `start` on: fewer only at the file's end.
 
         Raises:
@@ -80,7 +80,7 @@ class RangeReader:
         self._about = about
         return piece
 
-    def _read(self, start: int, length: int) -> Piece:
+    def _read(self, start: int, length: int) -> FileRange:
         # Compressed, a range would be one of other bytes.
         wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         with _opened(self._client, self._url, {**self._headers, **wanted}) as answer:
@@ -106,7 +106,7 @@ class RangeReader:
                 size = _content_length(self._url, answer)
                 promised = min(length, size)
             data = _receive(answer, promised)
-        return Piece(data=data, file_bytes=size, etag=answer.headers.get("ETag", "").strip())
+        return FileRange(data=data, file_bytes=size, etag=answer.headers.get("ETag", "").strip())
 
 
 def make_client(silence_seconds: float) -> httpx2.Client:
@@ -146,7 +146,7 @@ def _receive(answer: httpx2.Response, promised: int) -> bytes:
     raise TryAgainError(f"the server sent {len(data)} of {promised} bytes")
 
 
-def _trying(url: str, read: Callable[[], Piece]) -> Piece:
+def _trying(url: str, read: Callable[[], FileRange]) -> FileRange:
     import httpx2
 
     for number in range(_TRIES):

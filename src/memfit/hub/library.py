@@ -1,7 +1,7 @@
-"""What is on this disk already: models in the Hugging Face cache, and those that came from plain URLs.
+"""The models on this disk, in the Hugging Face cache and from plain URLs: lists, finds and deletes them.
 
-Finds, names and deletes them; asks no network. Whole means that all files have their full size: what memfit
-downloads is verified before it gets its name, and other programs' downloads are trusted.
+Asks no network. A model is complete when all its files have their full size: memfit verifies its own
+downloads before they get their names, and trusts those of other programs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from memfit.errors import ModelError, ModelNotFoundError, UsageError
-from memfit.hub.cache_layout import hub_cache, place_of, urls_folder
+from memfit.hub.cache_layout import cache_paths, hub_cache, urls_folder
 from memfit.hub.download import read_facts
-from memfit.hub.names import RemoteFile, RemoteModel, choose, clash, shard_names, variants
-from memfit.hub.names_meant import download_address
+from memfit.hub.name_suggestions import download_address
+from memfit.hub.remote_files import RemoteFile, RemoteModel, choose, clash, shard_names, variants
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedFileInfo, CachedRepoInfo, HFCacheInfo
@@ -47,15 +47,15 @@ def local_files(model: RemoteModel) -> tuple[Path, ...] | None:
     """The files of this model, in its order, if all are here in this content and with their full size."""
     paths = []
     for file in model.files:
-        place = place_of(model, file)
-        if place.facts and not place.facts.is_file():
+        cached = cache_paths(model, file)
+        if cached.facts and not cached.facts.is_file():
             return None
         try:
-            if place.shown.stat().st_size != file.size_bytes:
+            if cached.shown.stat().st_size != file.size_bytes:
                 return None
         except OSError:
             return None
-        paths.append(place.shown)
+        paths.append(cached.shown)
     return tuple(paths)
 
 

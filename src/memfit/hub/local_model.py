@@ -12,9 +12,9 @@ from pathlib import Path
 from memfit.errors import ModelError, ModelNotFoundError
 from memfit.headers.impostors import HEAD_BYTES, impostor
 from memfit.headers.regular_file import NO_CHECKPOINT, require_file, shown_path
-from memfit.hub.folders import what_a_folder_holds
-from memfit.hub.names_meant import what_was_meant
-from memfit.hub.parts import as_part, how_to_join
+from memfit.hub.folder_contents import what_a_folder_holds
+from memfit.hub.name_suggestions import what_was_meant
+from memfit.hub.split_pieces import as_piece, how_to_join
 
 __all__ = ["is_remote_name", "local_path"]
 
@@ -70,10 +70,10 @@ def _refuse_parts(path: Path) -> None:
     Raises:
         ModelError: names the whole, or what the file is instead.
     """
-    if part := as_part(path.name):
+    if piece := as_piece(path.name):
         joined = how_to_join([each.name for each in path.parent.iterdir()], str(path.parent))
         raise ModelError(
-            f"{shown_path(path)} is a part of {part.whole}; {shown_path(path.parent)} holds {joined}"
+            f"{shown_path(path)} is a part of {piece.whole}; {shown_path(path.parent)} holds {joined}"
         )
     if path.name.endswith((".safetensors", ".safetensors.index.json")):
         if path.suffix == ".safetensors" and (found := _impostor(path)):

@@ -1,4 +1,4 @@
-"""What `hf:…` and `https://…` name: the files of a model, listed without downloading any.
+"""Asks the hub or a server which files `hf:…` or `https://…` names, without downloading any.
 
 The Hugging Face hub is asked through huggingface_hub, which knows HF_TOKEN and its token file, HF_ENDPOINT,
 HF_HUB_OFFLINE and proxies. Imported when first needed.
@@ -19,11 +19,20 @@ from urllib.parse import unquote, urlsplit
 
 from memfit.errors import ModelError, ModelNotFoundError, UsageError, readable
 from memfit.headers.impostors import HEAD_BYTES, impostor
-from memfit.hub.folders import PICKLES, adapter_of
+from memfit.hub.folder_contents import PICKLES, adapter_of
 from memfit.hub.http import RangeReader
-from memfit.hub.names import RemoteFile, RemoteModel, Variant, choose, clash, shard_names, variants
-from memfit.hub.names_meant import download_address, hub_name
-from memfit.hub.parts import as_part, how_to_join
+from memfit.hub.name_suggestions import download_address, hub_name
+from memfit.hub.remote_files import (
+    RemoteFile,
+    RemoteModel,
+    Variant,
+    choose,
+    clash,
+    shard_names,
+    stays_inside,
+    variants,
+)
+from memfit.hub.split_pieces import as_piece, how_to_join
 
 __all__ = [
     "Repository",
@@ -126,7 +135,7 @@ def list_repository(repo: str) -> Repository:
     files = []
     for one in info.siblings or ():
         name, size = one.rfilename, one.size
-        if not _is_plain(name):
+        if not stays_inside(name):
             raise ModelError(f"hf:{repo}: the hub lists a file with the name {name!r}")
         sha256 = one.lfs.sha256 if one.lfs else None
         etag = sha256 or one.blob_id
@@ -181,7 +190,7 @@ def _of_file(model: str, found: Repository, name: str) -> RemoteModel:
             raise ModelNotFoundError(
                 f"{model}: hf:{found.repo} has no file {one}" + (f"; write {near}" if near else "")
             )
-    if as_part(name):
+    if as_piece(name):
         raise ModelError(_in_parts(found))
     if not name.lower().endswith(".gguf"):
         raise ModelError(f"{model}: name a .gguf file, or the repository for its safetensors")
@@ -225,7 +234,7 @@ def _checkpoint(found: Repository) -> tuple[RemoteFile, ...]:
         # Read by nobody who does not say --trust-remote-code.
         programs = sorted(name for name in known if name.endswith(".py") and "/" not in name)
         return tuple(known[name] for name in (*beside, *weights, *text, *programs))
-    if any(as_part(name) for name in known):
+    if any(as_piece(name) for name in known):
         raise ModelError(_in_parts(found))
     if "adapter_config.json" in known:
         raise ModelError(f"hf:{found.repo}: {adapter_of(_base_of(found))}")
@@ -268,17 +277,6 @@ def _key_of(url: str) -> str:
     """How a hub's file is asked for with a token, which other servers are never sent."""
     meant = hub_name(url) if "/resolve/" in url else None
     return f"{meant} is asked for with HF_TOKEN" if meant else ""
-
-
-def _is_plain(name: Any) -> bool:
-    """A path that stays inside its folder; it becomes one on this disk."""
-    return (
-        isinstance(name, str)
-        and 0 < len(name) <= 1024
-        and "\\" not in name
-        and name.isprintable()
-        and all(part not in ("", ".", "..") for part in name.split("/"))
-    )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""Asks the network from a process of its own, which ends: what huggingface_hub holds in memory, 20 MiB, would
-otherwise be taken from a run's RAM budget.
+"""Asks the network in a subprocess (`python -m memfit.hub`), whose memory ends with it.
+
+huggingface_hub holds 20 MiB, which a run's RAM budget would otherwise lose.
 """
 
 from __future__ import annotations

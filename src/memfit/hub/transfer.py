@@ -1,7 +1,7 @@
-"""Bytes of one URL into one partial file, resumed where it ends, until it has its full size.
+"""Downloads one URL into a partial file, and resumes where that ends, until it has its full size.
 
-Trusts no length, range or patience of a server. Checks no checksum and gives the file no final name; its
-caller does both. Not huggingface_hub's own download: version 2.4's starts from zero after a kill.
+Trusts no length and no range that a server states. Its caller, download.py, checks the checksum and gives the
+file its final name. huggingface_hub's own download is not used: version 2.4's starts from zero after a kill.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from memfit.errors import ModelError, ModelNotFoundError
 from memfit.hub.http import AGAIN, TryAgainError, make_client, retry_after
-from memfit.hub.names import RemoteFile
+from memfit.hub.remote_files import RemoteFile
 from memfit.units import GIB, KIB, MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -197,12 +197,12 @@ class _Transfer:
         size = self._file.size_bytes
         if answer.status_code == 206:
             said = answer.headers.get("Content-Range", "")
-            place, _, total = said.removeprefix("bytes ").partition("/")
+            span, _, total = said.removeprefix("bytes ").partition("/")
             if _number(total) not in (None, size):
                 raise ChangedError(
                     f"has {total} bytes now, not {size}", size_bytes=_number(total), etag=_etag(answer)
                 )
-            first, last = (_number(one) for one in place.partition("-")[::2])
+            first, last = (_number(one) for one in span.partition("-")[::2])
             if first != held or last is None or not held <= last < stop:
                 raise ModelError(
                     f"{self._file.url}: the server sends another range ({said or 'it does not say which'}) "

@@ -1,7 +1,6 @@
-"""What the names of a repository's files say: which belong to one model, in what quantization, and which are
-companions of one.
+"""A repository's files by their names: shards of one model, its quantization, and companions (projectors).
 
-Names only, as publishers write them: "model-Q4_K_M.gguf", "Q4_K_M/model-00001-of-00003.gguf". Pure.
+The names are as publishers write them: "model-Q4_K_M.gguf", "Q4_K_M/model-00001-of-00003.gguf". Pure.
 """
 
 from __future__ import annotations
@@ -9,10 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from memfit.units import format_bytes
 
-__all__ = ["RemoteFile", "RemoteModel", "Variant", "choose", "clash", "shard_names", "variants"]
+__all__ = [
+    "RemoteFile",
+    "RemoteModel",
+    "Variant",
+    "choose",
+    "clash",
+    "shard_names",
+    "stays_inside",
+    "variants",
+]
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf|\.safetensors)", re.DOTALL | re.ASCII)
 _LABEL = re.compile(
@@ -90,6 +99,17 @@ def shard_names(name: str) -> tuple[str, ...]:
         return (name,)
     count = int(match[3])
     return tuple(f"{match[1]}-{number:05d}-of-{match[3]}{match[4]}" for number in range(1, count + 1))
+
+
+def stays_inside(name: Any) -> bool:
+    """Whether a server's name for a file is a path inside a folder; it becomes one on this disk."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 1024
+        and "\\" not in name
+        and name.isprintable()
+        and all(part not in ("", ".", "..") for part in name.split("/"))
+    )
 
 
 def variants(files: Sequence[RemoteFile]) -> tuple[Variant, ...]:

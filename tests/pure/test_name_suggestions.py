@@ -11,8 +11,8 @@ from gguf_files import tiny_model
 
 from memfit.errors import MemfitError, ModelError, ModelNotFoundError
 from memfit.hub.local_model import local_path
-from memfit.hub.names_meant import hub_name
-from memfit.hub.parts import as_part, how_to_join
+from memfit.hub.name_suggestions import hub_name
+from memfit.hub.split_pieces import as_piece, how_to_join
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_part_or_a_shard_of_a_checkpoint_is_no_model(tmp_path: Path) -> None:
     ],
 )
 def test_parts_by_their_names(name: str, whole: str | None) -> None:
-    part = as_part(name)
+    part = as_piece(name)
     assert (part and part.whole) == whole
 
 

@@ -1,7 +1,7 @@
-"""What a MODEL that names nothing on this disk may have meant, and what to type instead.
+"""What to type instead of a MODEL that names nothing on this disk.
 
-Names as people bring them from elsewhere: a hub's page, other programs' addresses, a shell's or another
-system's paths. Pure but for looking at what lies beside a path; asks no network.
+People bring names from elsewhere: the address of a hub's page, other programs' names, paths of a shell or of
+Windows. Looks at the names beside a path; asks no network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from memfit.hub.parts import as_part
+from memfit.hub.split_pieces import as_piece
 
 __all__ = ["download_address", "hub_name", "what_was_meant"]
 
@@ -40,7 +40,7 @@ _REPOSITORY = re.compile(
 
 
 def hub_name(text: str) -> str | None:
-    """`hf:org/repo[:TAG][/file.gguf]` of an address, a page's path or a name without `hf:`; else None."""
+    """An address, a page's path or a name without `hf:` as `hf:org/repo[:TAG][/file.gguf]`; else None."""
     text = text.strip().strip(_QUOTES).strip()
     text = re.sub(r"(?i)^(?:hf|huggingface):(?://)?", "", text)
     host = _SCHEME.match(text)
@@ -61,8 +61,8 @@ def hub_name(text: str) -> str | None:
 
 
 def download_address(model: str) -> str:
-    """Of a hub's page about a file, `https://host/org/repo/blob/main/x.gguf`, the address of the file itself;
-    any other MODEL is itself."""
+    """The address of a file, from the address of the hub's page about it
+    (`https://host/org/repo/blob/main/x.gguf`); any other MODEL stays as it is."""
     match = _PAGE_OF_FILE.fullmatch(model)
     return f"{match[1]}/resolve/{match[2]}" if match else model
 
@@ -146,7 +146,7 @@ def _beside(path: Path) -> str | None:
         parents = [parent for parent in path.parents if str(parent) != "."]
         missing = [parent for parent in parents if not os.path.lexists(parent)]
         return f"there is no folder {missing[-1]}" if missing else None
-    parts = sorted(name for name in names if (part := as_part(name)) and part.whole == path.name)
+    parts = sorted(name for name in names if (piece := as_piece(name)) and piece.whole == path.name)
     if parts:
         return f"its parts are there: {', '.join(parts)}; memfit plan {path.parent} says how to join them"
     packed = [name for name in names if name.startswith(f"{path.name}.") or name == f"{path.stem}.zip"]

@@ -1,4 +1,4 @@
-"""What a folder holds that was given as MODEL and is no checkpoint, and what to type instead."""
+"""What to type instead of a folder that holds no checkpoint, by the names of what lies in it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from memfit.errors import UsageError, readable
-from memfit.hub.names import RemoteFile, shard_names, variants
-from memfit.hub.parts import how_to_join
+from memfit.hub.remote_files import RemoteFile, shard_names, variants
+from memfit.hub.split_pieces import how_to_join
 from memfit.strict_json import parse_json, read_bytes
 from memfit.units import format_bytes
 

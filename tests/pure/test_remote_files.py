@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memfit.hub.names import RemoteFile, choose, shard_names, variants
+from memfit.hub.remote_files import RemoteFile, choose, shard_names, variants
 
 
 def _files(*names: str) -> list[RemoteFile]:

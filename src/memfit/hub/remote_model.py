@@ -1,4 +1,7 @@
-"""What a remote name leads to: the files on this disk, or stand-ins made of their headers."""
+"""A model on a network: its files where they were downloaded, else its headers; a repository's quantizations.
+
+It imports huggingface_hub, so only the subprocess calls it (subprocess.py).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from memfit.errors import ModelError
-from memfit.hub.header_only import make_stand_ins
+from memfit.hub.header_only import fetch_headers
 from memfit.hub.library import find_local, local_files
-from memfit.hub.names import choose, clash
+from memfit.hub.remote_files import choose, clash
 from memfit.hub.repository import find_remote, list_repository, repositories_of
 
 __all__ = ["find_paths", "list_choices"]
@@ -23,7 +26,7 @@ def find_paths(model: str, say: Callable[[str], None] | None = None) -> tuple[Pa
     """The model's files: GGUF in shard order, or a checkpoint's with its config.json first.
 
     Raises:
-        UsageError, ModelError: as `find_remote` and `make_stand_ins`.
+        UsageError, ModelError: as `find_remote` and `fetch_headers`.
     """
     try:
         remote = find_remote(model)
@@ -31,14 +34,14 @@ def find_paths(model: str, say: Callable[[str], None] | None = None) -> tuple[Pa
         if here := find_local(model):
             return here
         raise
-    return local_files(remote) or make_stand_ins(remote, say)
+    return local_files(remote) or fetch_headers(remote, say)
 
 
 def list_choices(repo: str) -> dict[str, Any]:
     """A repository's quantizations, the largest first, and smaller models of its owner; as JSON.
 
-    Each with a `name` to tell it by: the label, or the file where different models share labels; `clash` says
-    so where `hf:org/repo` alone would mean several, else it is null.
+    The `name` of each is its label, or its file where different models share labels. `clash` is the message
+    for an `hf:org/repo` that means several models, else null.
     """
     found = list_repository(repo)
     chosen = choose(found.variants, None)
@@ -60,7 +63,7 @@ def list_choices(repo: str) -> dict[str, Any]:
 
 
 def _smaller_models(repo: str) -> list[str]:
-    """Of the same owner, with fewer parameters by their names, and the same otherwise."""
+    """Repositories of the same owner whose names differ only in a smaller number of parameters."""
     owner, _, name = repo.partition("/")
     match = _SIZE.search(name)
     if not match:
