@@ -1,8 +1,9 @@
-"""Measures on this machine, once, what the oracle cannot say; keeps it in a cache file.
+"""Measures once per machine, and caches: memfit's own memory, the bytes that a GPU's context takes, the
+speeds of kernels and disks.
 
-The baseline comes from a model of a megabyte, written here, simulated and really loaded: what the
-second holds beyond the first is what every worker holds. Kernel speeds come from the worker's bench, the
-disk's from reading a file of its own.
+These are what the oracle cannot say. memfit's own memory is measured with a model of a megabyte, written
+here: it is simulated, then really loaded, and what the second run holds beyond the first is what every
+worker holds. Kernel speeds come from the worker's bench (kernels.py), disk speeds from reading a file.
 """
 
 from __future__ import annotations

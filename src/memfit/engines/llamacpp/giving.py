@@ -1,7 +1,7 @@
 """Gives each streamed matrix its address just before it is multiplied with, and takes it away again.
 
-Between its turns a matrix points to memory that nobody may read: a pass that reads it out of turn is ended,
-by name where we see it coming, else by the kernel. It never computes with what is not there.
+Between its turns a matrix points to memory that nobody may read. A pass that reads it out of turn ends: with
+an error that names the matrix where the graph shows it, else by a segmentation fault.
 """
 
 from __future__ import annotations

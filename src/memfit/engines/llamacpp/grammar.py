@@ -1,7 +1,7 @@
 """JSON schemas as grammars over the model's own vocabulary: which tokens may come next, and which must.
 
-llguidance does it. It is imported where the first grammar is asked for, in the worker. Equal schemas share
-one grammar; those that nobody uses go, the one unused for longest first, once they hold more than is planned.
+llguidance makes the grammars. The worker imports it when the first one is asked for. Equal schemas share a
+grammar. Unused grammars are kept while there is room, and the one unused for longest goes first.
 """
 
 from __future__ import annotations

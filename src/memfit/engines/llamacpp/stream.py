@@ -1,7 +1,8 @@
 """Weights that stay on the disk: read ahead of the computation, pass after pass, through a ring of memory.
 
-One thread reads, since one fills a disk's bandwidth and leaves the cores to compute. The order is that of
-computation and repeats with every pass; whoever asks out of order makes the reading begin anew there.
+One thread reads: it fills a disk's bandwidth, and leaves the cores to the computation. Matrices are read in
+the order of computation, which every pass repeats. Where one is asked for out of order, the reading begins
+anew with it.
 """
 
 from __future__ import annotations

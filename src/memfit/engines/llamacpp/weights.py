@@ -1,9 +1,9 @@
-"""Weights in memory of our own: pinned ones read once past the page cache, as they are or dequantized, and
-streamed ones through the ring.
+"""Weights in memory of our own: pinned ones read once, as they are or dequantized, and streamed ones from the
+ring.
 
 The engine has built the model without memory (`no_alloc`), as the oracle does; here every tensor in RAM gets
-its data. A matrix that is streamed is given its address just before it is multiplied with, by the scheduler's
-evaluation callback. The token table is read by row, so it stays a mapping of the file.
+its data, read past the page cache. A streamed matrix gets its address just before it is multiplied with, in
+the scheduler's evaluation callback. The token table is read by row, so it stays a mapping of the file.
 """
 
 from __future__ import annotations
@@ -65,17 +65,34 @@ class OwnWeights:
         self._table_file = self._table_start = -1
         self._files = [DirectFile(path) for path in config.paths]
         self._streamed: dict[int, Stretch] = {}  # by tensor
-        self._giving: Giving | None = None  # where any are
+        self._giving: Giving | None = None  # None: no tensor is streamed
         self._indices: dict[int, int] = {}  # tensor → its number in the order of computation
         self._shifts: list[int] = []  # where in its pages each tensor begins
-        self._ggml = ggml = library.ggml_base
+        self._ggml = library.ggml_base
         self._types = library.type_numbers
+        self._read(config, tensors, used, on_progress)
+        if self._streamed:
+            names = {address: part.tensors[0].name for address, part in self._streamed.items()}
+            largest = max(part.size_bytes for part in self._streamed.values())
+            self._giving = Giving(names, largest, has_devices=bool(config.devices))
+        self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
+            self._evaluate
+        )
+
+    def _read(
+        self,
+        config: LlamaConfig,
+        tensors: Sequence[TensorSpec],
+        used: Sequence[tuple[str, int]],
+        on_progress: Callable[[float], None],
+    ) -> None:
+        """Give every tensor its data, in the way that the config has for it; streamed ones come later."""
         streamed, dequantized = set(config.streamed), set(config.dequantized)
         known = {one.name: one for one in tensors}
         pinned, sent, larger = [], [], []
         for name, address in used:
             tensor = known[name]
-            if not ggml.ggml_backend_buffer_is_host(Node.from_address(address).buffer):
+            if not self._ggml.ggml_backend_buffer_is_host(Node.from_address(address).buffer):
                 sent.append((tensor, address))
             elif name in dequantized:
                 larger.append((tensor, address))
@@ -100,13 +117,6 @@ class OwnWeights:
                 self._dequantize(tensor, address, came)
         except StreamError as error:
             raise EngineError(str(error)) from None
-        if self._streamed:
-            names = {address: part.tensors[0].name for address, part in self._streamed.items()}
-            largest = max(part.size_bytes for part in self._streamed.values())
-            self._giving = Giving(names, largest, has_devices=bool(config.devices))
-        self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
-            self._evaluate
-        )
 
     def require_turns(self, nodes: Sequence[Node]) -> None:
         """Raises EngineError where a graph would read a streamed tensor before its turn."""
