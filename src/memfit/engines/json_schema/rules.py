@@ -1,4 +1,4 @@
-"""What becomes of one schema's keywords, each by its rule; what lies inside is walked by check.py."""
+"""What becomes of each keyword of a schema, a rule for each. check.py walks through inner schemas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _APPLICATORS = ("$ref", "const", "enum", "allOf", "anyOf")
 
 
 class Walk(Protocol):
-    """What walks through all of a schema."""
+    """check.py, which walks through the whole schema."""
 
     choices: list[tuple[str, list[Any]]]
 
@@ -91,14 +91,14 @@ class _Rules:
 
     @property
     def _nullable(self) -> bool:
-        """OpenAPI 3.0's."""
+        """The value of OpenAPI 3.0's keyword `nullable`."""
         found = self._value.get("nullable", False)
         if not isinstance(found, bool):
             self._refuse("nullable", f"got {shown(found)}, needed true or false")
         return bool(found)
 
     def _types(self) -> list[str]:
-        """Those that are allowed; empty where any is."""
+        """The allowed types; empty where all are allowed."""
         found = self._value.get("type", [])
         types = [found] if isinstance(found, str) else found
         if not isinstance(types, list) or ("type" in self._value and not types):

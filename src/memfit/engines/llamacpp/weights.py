@@ -56,7 +56,7 @@ class OwnWeights:
             EngineError: the files cannot be read, or a device has no room.
         """
         self.error: StreamError | EngineError | None = None
-        self.locked_bytes = 0  # of the pinned ones, where there is swap that they could go to
+        self.locked_bytes = 0  # of pinned weights, where there is swap
         self._abort, self._is_aborted = abort, is_aborted
         self._ring_bytes = config.ring_bytes
         self._ring: Ring | None = None
@@ -146,7 +146,7 @@ class OwnWeights:
             os.posix_fadvise(self._table_file, self._table_start, len(self._table), os.POSIX_FADV_DONTNEED)
 
     def _evaluate(self, node: int, ask: bool, _: object) -> bool:
-        """Called for each node before it is computed, and again after those that it said True of."""
+        """Called for each node before it is computed; where it returns True, also after that."""
         ring, giving = self._ring, self._giving
         assert ring is not None and giving is not None
         if not ask:
@@ -167,15 +167,17 @@ class OwnWeights:
         return index is not None or missing is not None
 
     def _refuse(self, error: StreamError | EngineError, tensor: int) -> None:
-        """End the pass. The engine looks for that after each node: this one still computes, with anything."""
+        """End the pass. The engine stops after the current node, which still computes, on any data."""
         assert self._ring is not None and self._giving is not None
         self.error = error
         self._abort()
         self._giving.give(tensor, self._ring.address)
 
     def _send(self, tensors: Sequence[tuple[TensorSpec, int]], came: Callable[[int], None]) -> None:
-        """To devices piece by piece: no more is held here than a piece, and its copy in a message. As the
-        engine does, the largest tensor first, so that each device's last piece is a small one."""
+        """Send devices their tensors in pieces; only a piece and its copy in a message are held here.
+
+        The largest tensor comes first, as the engine does it, so that each device's last piece is small.
+        """
         ggml = self._ggml
         memory = own_memory(SENT_BYTES)
         by_type: dict[int, list[tuple[TensorSpec, int]]] = {}
@@ -290,7 +292,7 @@ def _set_data(tensor: int, address: int) -> None:
 def _buffers(
     ggml: Any, kind: int, tensors: Sequence[tuple[TensorSpec, int]]
 ) -> Iterator[tuple[int, list[tuple[TensorSpec, int, int]]]]:
-    """The bytes of each buffer of this type, and what begins where in it; one, if it may be so large."""
+    """The bytes of each buffer of this type, and where each tensor begins in it."""
     alignment, most = ggml.ggml_backend_buft_get_alignment(kind), ggml.ggml_backend_buft_get_max_size(kind)
     end = 0
     inside: list[tuple[TensorSpec, int, int]] = []
