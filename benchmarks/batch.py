@@ -16,23 +16,21 @@ Bar: 50 MiB.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llama_server import complete_all
 from rewrite import rewrite
 from shapes import BIG, SMALL
-from subjects import models, peers
+from subjects import models
 from synthetic import write_model
 
 import memfit
@@ -162,62 +160,10 @@ def work(plan: Any, requests: list[Request]) -> tuple[Any, Any, int, dict[int, i
 
 def served(path: str, prompts: list[str], name: str, sequences: int, repack: bool) -> float:
     """llama-server's tokens per second; prints a row."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(peers() / "llama-server"), "-m", path, "-t", "2", "-np", str(sequences)]
-    command += ["-c", str(512 * sequences), "--host", "127.0.0.1", "--port", str(port), "-lv", "0"]
-    command += ["--repack" if repack else "--no-repack"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not is_ready(port):
-            time.sleep(0.2)
-            assert server.poll() is None, "llama-server ended"
-        started = time.perf_counter()
-        tokens = ask_all(port, prompts, sequences)
-        seconds = time.perf_counter() - started
-    finally:
-        server.terminate()
-        server.wait()
+    tokens, seconds = complete_all(path, prompts, TOKENS, sequences, repack)
     who = f"llama-server, repack {'on' if repack else 'off'}"
     row(name, who, sequences, f"{seconds:.1f}", f"{tokens / seconds:.1f}", "", "")
     return tokens / seconds
-
-
-def is_ready(port: int) -> bool:
-    try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-
-
-def ask_all(port: int, prompts: list[str], connections: int) -> int:
-    """As many requests at a time as there are connections; returns the tokens generated."""
-    waiting, tokens, lock = list(reversed(prompts)), [0], threading.Lock()
-
-    def work_through() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-        while True:
-            with lock:
-                if not waiting:
-                    return
-                prompt = waiting.pop()
-            body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "cache_prompt": False}
-            connection.request(
-                "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-            )
-            answer = json.loads(connection.getresponse().read())
-            with lock:
-                tokens[0] += answer["usage"]["completion_tokens"]
-
-    threads = [threading.Thread(target=work_through) for _ in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return tokens[0]
 
 
 # -- streaming, a common beginning, many lines -----------------------------------------------------------
@@ -242,15 +188,9 @@ def streaming(folder: Path) -> int:
         plan = planned(str(path), requests, memfit.Budget(ram=ram), **settings)
         totals, report, tokens, _ = work(plan, requests)
         rates[sequences] = tokens / totals.seconds
+        speeds = f"{totals.seconds:.1f}", f"{rates[sequences]:.2f}"
         error = report.tiers[0].error_bytes / MIB
-        row(
-            "",
-            plan.config.parallel,
-            plan.streamed_bytes // 10**6,
-            f"{totals.seconds:.1f}",
-            f"{rates[sequences]:.2f}",
-            error,
-        )
+        row("", plan.config.parallel, plan.streamed_bytes // 10**6, *speeds, error)
     print(f"ratio {rates[16] / rates[1]:.1f}")
     path.unlink()
     return rates[16] < 8 * rates[1]
@@ -298,14 +238,8 @@ def divergence(folder: Path) -> int:
             ("bf16", "f32", None),
         ):
             mean, largest, same = compared(saved[with_way, False], saved[way, True])
-            row(
-                name,
-                f"{way}, 16 at once",
-                f"{with_way}, alone",
-                f"{mean:.1e}",
-                f"{largest:.1e}",
-                f"{same:.2%}",
-            )
+            figures = f"{mean:.1e}", f"{largest:.1e}", f"{same:.2%}"
+            row(name, f"{way}, 16 at once", f"{with_way}, alone", *figures)
             missed += bar is not None and mean > bar
         for one in saved.values():
             one.unlink()

@@ -1,4 +1,4 @@
-"""Bar B: predicted against measured RAM, over models, contexts, KV types and sequences.
+"""Predicted against measured RAM, over models, contexts, KV types and sequences.
 
     python benchmarks/memory.py
 

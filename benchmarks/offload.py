@@ -1,4 +1,4 @@
-"""Bar E of devices: our placement against llama.cpp's whole-layer split, measured, at the same device budget.
+"""Our placement against llama.cpp's whole-layer split, measured, at the same device budget.
 
     python benchmarks/offload.py
 

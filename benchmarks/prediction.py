@@ -1,4 +1,4 @@
-"""Bar D of devices: predicted against measured speed, resident and split over workers, at several depths.
+"""Predicted against measured speed, resident and split over workers, at several depths.
 
     python benchmarks/prediction.py
 

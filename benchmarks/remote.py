@@ -1,4 +1,4 @@
-"""Bar B of remote headers: a 64 GB split model on a server, planned from its headers alone.
+"""A 64 GB split model on a server, planned from its headers alone.
 
     python benchmarks/remote.py
 

@@ -1,4 +1,4 @@
-"""Bar C: memfit bench against llama-bench, from the same sources, same threads, alternating in one run.
+"""memfit bench against llama-bench, from the same sources, same threads, alternating in one run.
 
     python benchmarks/speed.py
 

@@ -1,4 +1,4 @@
-"""Bar D and the further bars: seconds until memfit has an answer to give. Medians of five.
+"""Seconds until memfit has an answer to give. Medians of five.
 
     python benchmarks/startup.py
 

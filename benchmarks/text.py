@@ -1,4 +1,4 @@
-"""Bar E: the first 64 greedy tokens of memfit and llama-completion, from the same sources, repack off.
+"""The first 64 greedy tokens of memfit and llama-completion, from the same sources, repack off.
 
     python benchmarks/text.py
 

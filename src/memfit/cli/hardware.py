@@ -15,7 +15,7 @@ import click
 
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, printable, speeds_json
-from memfit.engines.llamacpp.calibrate import Calibration, Measured
+from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.errors import EngineError, EngineMissingError, WrongValueError
 from memfit.hardware import probe
 from memfit.hardware.disks import mount_of
@@ -61,11 +61,11 @@ def command(context: click.Context, calibrate: bool, rpc: tuple[str, ...], as_js
             click.echo(f"{label:<8}{text}")
 
 
-def _known(machine: Machine) -> Measured:
+def _known(machine: Machine) -> MachineSpeeds:
     try:
         return Calibration(cpu_model=machine.cpu.model, say=_say_nothing).measured()
     except EngineMissingError:
-        return Measured(devices=(), disks={})  # this command also works without an engine
+        return MachineSpeeds(devices=(), disks={})  # this command also works without an engine
 
 
 def _say_nothing(text: str) -> None:

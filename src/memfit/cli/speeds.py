@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from memfit.engines.llamacpp.calibrate import Measured, MeasuredDevice
+from memfit.engines.llamacpp.calibrate import MachineSpeeds, MeasuredDevice
 from memfit.hardware.disk_speed import DiskSpeed
 from memfit.units import format_bytes
 
@@ -20,7 +20,7 @@ _NO = "-"  # a device does not do it, or a type stays plain
 _Rates = Mapping[str, Mapping[str, float] | None]
 
 
-def speeds_json(measured: Measured) -> dict[str, Any]:
+def speeds_json(measured: MachineSpeeds) -> dict[str, Any]:
     """Whole numbers, but for times."""
     return {
         "devices": [_device_json(device) for device in measured.devices],
@@ -67,7 +67,7 @@ def _rates_json(rates: _Rates) -> dict[str, Any]:
     }
 
 
-def brief_speeds(measured: Measured) -> Iterator[str]:
+def brief_speeds(measured: MachineSpeeds) -> Iterator[str]:
     """One line for each device and disk."""
     for device in measured.devices:
         plain, repacked = (
@@ -83,7 +83,7 @@ def brief_speeds(measured: Measured) -> Iterator[str]:
         yield _disk(mount, disk)
 
 
-def print_speeds(measured: Measured, out: Console) -> None:
+def print_speeds(measured: MachineSpeeds, out: Console) -> None:
     for device in measured.devices:
         out.print(_title(device), style="bold")
         out.print(_weights_table(device))

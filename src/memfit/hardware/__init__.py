@@ -1,4 +1,8 @@
-"""Probes the machine: CPU, RAM, cgroup limits, GPUs, disks. Knows nothing of models."""
+"""Probes the machine: CPU, RAM, cgroup limits, GPUs, disks. `profiles/*.json` describe machines that are not
+here.
+
+Knows nothing of models.
+"""
 
 from memfit.hardware.probe import probe
 

@@ -1,4 +1,4 @@
-"""A file read past the page cache: what of it lies in memory is what its reader holds."""
+"""A file read past the page cache, so that only its reader's own buffers take memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StreamError(Exception):
 
 
 class DirectFile:
-    """A model file, read past the page cache where the filesystem lets us, and dropped from it elsewhere."""
+    """A model file, read past the page cache; where the filesystem refuses that, pages are dropped later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

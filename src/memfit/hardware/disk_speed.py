@@ -92,10 +92,10 @@ def measure_file(path: Path) -> tuple[float, float]:
 
 
 def own_memory(size_bytes: int) -> mmap.mmap:
-    """Memory of this process alone, aligned to pages; untouched, it takes none.
+    """Private memory, aligned to pages. It takes none until it is touched.
 
-    In huge pages where there are any: a direct read into small ones, which lie here and there, is cut into as
-    many pieces, and took up to twice as long.
+    It uses huge pages where the kernel has them: a direct read into small pages is cut into a piece for each
+    page, and took up to twice as long.
     """
     memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them

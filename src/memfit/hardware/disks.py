@@ -1,4 +1,4 @@
-"""Disks with room for models: each mounted device once, and wherever the user is and lives.
+"""Disks with room for models: each mounted device once, with the disks of the current and the home folder.
 
 Measures no speeds; network filesystems are listed only where the user stands on one.
 """

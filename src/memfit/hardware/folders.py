@@ -1,4 +1,4 @@
-"""Where memfit keeps what it can make or fetch again."""
+"""The cache folder: where memfit keeps what it can make or fetch again."""
 
 from __future__ import annotations
 

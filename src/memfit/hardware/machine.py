@@ -52,7 +52,7 @@ def is_remote(engine_name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A place for weights that is not this machine's RAM: a GPU, or a worker behind RPC."""
+    """A device with memory of its own: a GPU, or an RPC server's."""
 
     name: str  # what people call it, and its tier: "gpu0", "192.168.1.7:50052"
     engine_name: str  # "CUDA0"; a remote one's address; a dummy device's has a colon too

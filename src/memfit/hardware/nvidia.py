@@ -1,7 +1,8 @@
-"""NVIDIA GPUs as their driver describes them, through NVML.
+"""Probes NVIDIA GPUs through NVML, their driver's library; a probe of AMD or Intel GPUs would be a file
+beside this.
 
-No driver is a normal machine. A driver that is there and fails leaves a note in its own words.
-Indices are NVML's (by PCI address); which of them CUDA_VISIBLE_DEVICES leaves is not known here.
+A machine without a driver is normal. A driver that is there and fails leaves a note in its own words.
+A GPU's index is NVML's, by PCI address. Which GPUs CUDA_VISIBLE_DEVICES leaves is not known here.
 """
 
 from __future__ import annotations

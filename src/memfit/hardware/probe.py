@@ -1,4 +1,8 @@
-"""Asks every part of this machine once and puts the answers together. Measures no speeds."""
+"""Probes the machine: asks the file of each part once (cpu.py, ram.py, nvidia.py, disks.py), and puts the
+answers together.
+
+Measures no speeds.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A cap that the kernel keeps: memfit's processes in a memory cgroup of their own, with a limit.
+"""A RAM cap that the kernel keeps (`--hard-cap`): memfit's processes in a memory cgroup of their own.
 
-The group lies below this process's own, so limits that hold already go on holding. Counted is what is
-allocated inside, page cache and the kernel's own memory included; what a process held before it came in
-stays where it was counted, as do pages of files, such as libraries, that were cached before.
+The group lies below this process's own, so existing limits still hold. The kernel counts what is allocated
+inside, with page cache and its own memory. What a process held before it came in stays counted where it was,
+and so do pages of files that were cached before, libraries among them.
 """
 
 from __future__ import annotations

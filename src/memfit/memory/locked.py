@@ -15,7 +15,7 @@ _SWAPS = Path("/proc/swaps")
 
 
 def lock_memory(address: int, size_bytes: int) -> int:
-    """Lock the beginning of memory that begins at a page; returns how many bytes, 0 where there is no swap.
+    """Lock as much of a piece of memory as may be; returns the locked bytes, 0 where there is no swap.
 
     RLIMIT_MEMLOCK is raised as far as it goes without privilege. Source: mlock(2), getrlimit(2).
     """

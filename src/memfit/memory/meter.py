@@ -68,7 +68,7 @@ class Meter:
         return self.together(self._worker_peak)
 
     def together(self, worker_bytes: int) -> int:
-        """What all hold where the worker holds so much."""
+        """What the processes hold together, from what the worker holds."""
         return self._parent_peak + worker_bytes - self._shared_bytes + self._cache_bytes
 
     def settle(self) -> None:

@@ -1,9 +1,9 @@
 """How a memfit rpc-server tells a client its budget, peak and threads, within llama.cpp's RPC protocol.
 
-The protocol's one question about memory is answered by two numbers, free and total bytes of a device. A
-plain server answers the machine's RAM or the card's memory, in whole pages. a memfit rpc-server answers its
-budget in whole pages plus a mark in the bits that a page leaves over, and as free what its peak leaves of
-the budget, plus its threads in those bits. So a client that knows nothing of it still reads sensible numbers.
+The protocol has a single question about memory, answered by two numbers: a device's free and total bytes. A
+plain server answers the machine's RAM or the GPU's memory, in whole pages. A memfit rpc-server answers as
+total its budget in whole pages, plus a mark in the bits below a page; as free, the budget less its peak, plus
+its number of threads in those bits. A client that does not know this still reads sensible numbers.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ __all__ = ["Parent", "answer"]
 
 
 class Parent:
-    """The parent, seen from its helper. Takes its descriptors' numbers from the command line."""
+    """The parent, as its helper sees it. The numbers of its pipes are on the command line."""
 
     def __init__(
         self, on_message: Callable[[dict[str, Any]], None] | None = None, *, listens: bool = True
@@ -61,7 +61,7 @@ class Parent:
 
 
 def answer(find: Callable[[Parent], dict[str, Any]]) -> int:
-    """A helper that is asked once, by its arguments: the parent hears what `find` returns or raises."""
+    """Be a helper that is asked once, by its arguments: send the parent what `find` returns or raises."""
     parent = Parent()
     try:
         found = find(parent)

@@ -119,7 +119,7 @@ class Helper:
                 self._unsent.clear()
 
     def has_message(self, wait_seconds: float | None = 0.0) -> bool:
-        """Whether it has sent something, or ended, by then."""
+        """Whether it has sent something, or has ended, within that time."""
         if b"\n" in self._unread or self._events.closed:
             return True
         poll = select.poll()  # `select` knows no descriptor above 1,023
@@ -176,7 +176,7 @@ class Helper:
         )
 
     def close(self, signal_number: int | None = None) -> None:
-        """End it, by a signal or the end of its requests, and wait. Safe to repeat."""
+        """End it, by a signal or by closing its requests, and wait. Safe to repeat."""
         self._requests.close()
         if signal_number is not None:
             self._process.send_signal(signal_number)

@@ -1,8 +1,8 @@
 """A stranger's JSON schema → one that the engine enforces to the letter, or a refusal that names the place.
 
-What is written for the engine is made anew: known keywords only, references to definitions of one flat
-list, regular expressions of one dialect, bounds that a double holds exactly. Where a keyword cannot be
-enforced as it stands it may become stricter (an answer then satisfies both), never laxer. Knows no engine.
+The engine gets a new schema: it has known keywords only, references into one flat list of definitions,
+regular expressions of one dialect, and bounds that a double holds exactly. A keyword that cannot be enforced
+as it stands may become stricter, so that an answer satisfies both schemas, but never laxer. Knows no engine.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _refusal(where: str, pointer: str, why: str) -> UsageError:
 
 
 def _check_size(schema: Any, where: str) -> None:
-    """Before anything walks through it by recursion."""
+    """Refuse what is too large or too deep, before recursion walks through it."""
     layer, depth = [schema], 0
     while layer:
         if depth > 2 * _MOST_DEPTH:

@@ -1,4 +1,4 @@
-"""Objects with properties of their own get no others, and numbers an end, where the schema leaves it open.
+"""Closes what a schema leaves open: objects get no further properties, and numbers get an end.
 
 An answer with fewer names satisfies the schema as well, and a small model that may add names adds them until
 its tokens are used up. Only where a schema stands alone: joined, each would exclude the other's names.
@@ -15,7 +15,7 @@ __all__ = ["close_objects"]
 
 
 def close_objects(root: Any, definitions: Mapping[str, Any]) -> None:
-    """Of a checked schema, in place."""
+    """Change a checked schema in place."""
     joined: set[str] = set()  # definitions that are joined with something
     alone: list[dict[str, Any]] = []
     for schema in (root, *definitions.values()):

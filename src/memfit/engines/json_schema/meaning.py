@@ -1,5 +1,5 @@
-"""What a checked schema means as a whole: that some finite answer satisfies it, that no reference runs in a
-circle, that alternatives exclude each other where they must. Over schemas as check.py makes them."""
+"""Checks a schema as a whole: some finite answer satisfies it, no reference runs in a circle, and
+alternatives exclude each other where they must. Takes schemas as check.py makes them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Meaning:
     # -- circles -----------------------------------------------------------------------------------
 
     def _check_circles(self) -> None:
-        """A definition that is itself, with nothing around it, means nothing."""
+        """Refuse a definition that refers to itself with nothing around it."""
         state: dict[str, int] = {}
 
         def visit(name: str) -> None:
@@ -125,7 +125,7 @@ class Meaning:
         return "#"
 
     def _cut_endless(self, schema: Any) -> None:
-        """Whoever began with an optional part that cannot end would never end."""
+        """Forbid optional parts that no finite answer can have: an answer that began one would never end."""
         if not isinstance(schema, dict):
             return
         for word in ("properties", "patternProperties"):
@@ -271,7 +271,7 @@ class Meaning:
 
 
 def _common_multiple(numbers: Collection[Decimal]) -> int:
-    """In units of the last decimal place that any of them has."""
+    """The least common multiple of decimal numbers, in units of their last decimal place."""
     places = max((-int(one.normalize().as_tuple().exponent) for one in numbers), default=0)
     return math.lcm(*(int(one.scaleb(max(0, places))) for one in numbers))
 

@@ -1,7 +1,7 @@
 """Numbers and constants of a schema: as exact as the engine reads them, or refused.
 
-It holds them as doubles, and whole ones beyond 2^53 lose their last digits: bounds move inwards to where
-every number is exact, constants out there are refused.
+The engine holds numbers as doubles, so whole numbers beyond 2^53 lose their last digits. Bounds move inwards
+to where every number is exact; larger constants are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_PLACES = 9
 
 
 def count(value: Any, pointer: str) -> int:
-    """Of items, characters or properties; JSON Schema takes 2.0 for 2."""
+    """A number of items, characters or properties; JSON Schema takes 2.0 for 2."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:

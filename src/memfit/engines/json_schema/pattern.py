@@ -49,10 +49,10 @@ def translate_pattern(pattern: str, *, exact: bool = False) -> str:
     pattern = _KNOWN.get(pattern, pattern)
     if len(pattern) > _MOST_CHARACTERS:
         raise PatternError(f"it has more than {_MOST_CHARACTERS} characters")
-    return _Reader(pattern, exact).read()
+    return _PatternReader(pattern, exact).read()
 
 
-class _Reader:
+class _PatternReader:
     def __init__(self, pattern: str, exact: bool) -> None:
         self._text = pattern
         self._exact = exact

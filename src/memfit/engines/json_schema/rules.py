@@ -1,4 +1,4 @@
-"""What becomes of one schema's keywords, each by its rule; what lies inside is walked by check.py."""
+"""What becomes of each keyword of a schema, a rule for each. check.py walks through inner schemas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memfit.engines.json_schema.keywords import TYPES
 from memfit.engines.json_schema.numbers import bound, constant, count, multiple
 from memfit.engines.json_schema.pattern import PatternError, translate_pattern
 from memfit.engines.json_schema.refusal import Refusal, escaped
-from memfit.engines.json_schema.strings import encoding_pattern, format_rule, media_type_rule
+from memfit.engines.json_schema.strings import encoding_pattern, format_rule, media_type_rule, names_pattern
 from memfit.strict_json import shown
 
 __all__ = ["Walk", "apply_rules"]
@@ -27,7 +27,7 @@ _APPLICATORS = ("$ref", "const", "enum", "allOf", "anyOf")
 
 
 class Walk(Protocol):
-    """What walks through all of a schema."""
+    """check.py, which walks through the whole schema."""
 
     choices: list[tuple[str, list[Any]]]
 
@@ -91,14 +91,14 @@ class _Rules:
 
     @property
     def _nullable(self) -> bool:
-        """OpenAPI 3.0's."""
+        """The value of OpenAPI 3.0's keyword `nullable`."""
         found = self._value.get("nullable", False)
         if not isinstance(found, bool):
             self._refuse("nullable", f"got {shown(found)}, needed true or false")
         return bool(found)
 
     def _types(self) -> list[str]:
-        """Those that are allowed; empty where any is."""
+        """The allowed types; empty where all are allowed."""
         found = self._value.get("type", [])
         types = [found] if isinstance(found, str) else found
         if not isinstance(types, list) or ("type" in self._value and not types):
@@ -223,7 +223,7 @@ class _Rules:
             return
         if declared or self._value.get("required"):
             raise Refusal(pointer, "beside properties and required only a list of names is enforced")
-        self._made["patternProperties"] = {_names_pattern(names, pointer): others}
+        self._made["patternProperties"] = {names_pattern(names, pointer): others}
         self._made["additionalProperties"] = False
 
     def _least_properties(self, value: Any, pointer: str) -> None:
@@ -236,20 +236,17 @@ class _Rules:
         if least > known:
             self._made["minProperties"] = least
 
-    def _most_properties(self, value: Any, pointer: str) -> None:
-        most = count(value, pointer)
-        if most < _ENDLESS:
-            self._made["maxProperties"] = most
-
     def _unevaluated_properties(self, value: Any, pointer: str) -> None:
+        self._unevaluated(value, pointer, "additionalProperties", "propertyNames")
+
+    def _unevaluated(self, value: Any, pointer: str, word: str, other: str) -> None:
+        """As `word`, where no other schema beside it describes properties or items."""
         made = self._inner(value, pointer)
         if made is True or made == {}:
             return
-        if not self._value.keys().isdisjoint(
-            (*_APPLICATORS, "oneOf", "additionalProperties", "propertyNames")
-        ):
-            raise Refusal(pointer, "it is not enforced beside other schemas; use additionalProperties")
-        self._made["additionalProperties"] = made
+        if not self._value.keys().isdisjoint((*_APPLICATORS, "oneOf", word, other)):
+            raise Refusal(pointer, f"it is not enforced beside other schemas; use {word}")
+        self._made[word] = made
 
     # -- lists -------------------------------------------------------------------------------------
 
@@ -272,12 +269,7 @@ class _Rules:
             raise Refusal(pointer, "it means something beside a list of items only; use items")
 
     def _unevaluated_items(self, value: Any, pointer: str) -> None:
-        made = self._inner(value, pointer)
-        if made is True or made == {}:
-            return
-        if not self._value.keys().isdisjoint((*_APPLICATORS, "oneOf", "items", "contains")):
-            raise Refusal(pointer, "it is not enforced beside other schemas; use items")
-        self._made["items"] = made
+        self._unevaluated(value, pointer, "items", "contains")
 
     def _unique(self, value: Any, pointer: str) -> None:
         if not isinstance(value, bool):
@@ -288,11 +280,6 @@ class _Rules:
     def _least_items(self, value: Any, pointer: str) -> None:
         self._made["minItems"] = self._at_most(count(value, pointer), _MOST_REQUIRED_ITEMS, pointer)
 
-    def _most_items(self, value: Any, pointer: str) -> None:
-        most = count(value, pointer)
-        if most < _ENDLESS:
-            self._made["maxItems"] = most
-
     def _contains(self, value: Any, pointer: str) -> None:
         least = self._value.get("minContains", 1)
         if least != 0 or "maxContains" in self._value:
@@ -301,6 +288,12 @@ class _Rules:
     def _contains_count(self, value: Any, pointer: str) -> None:
         if "contains" not in self._value:
             raise Refusal(pointer, "it means something beside contains only")
+
+    def _most_inside(self, value: Any, pointer: str) -> None:
+        """maxItems and maxProperties."""
+        most = count(value, pointer)
+        if most < _ENDLESS:
+            self._made[pointer.rpartition("/")[2]] = most
 
     @staticmethod
     def _at_most(number: int, most: int, pointer: str) -> int:
@@ -377,17 +370,6 @@ class _Rules:
         self._made["multipleOf"] = multiple(value, pointer)
 
 
-def _names_pattern(names: Any, pointer: str) -> str:
-    """A pattern for names that a schema allows."""
-    if isinstance(names, dict) and names.get("type", "string") == "string":
-        words = names.keys() - {"type"}
-        if words == {"pattern"}:
-            return str(names["pattern"])
-        if words and words <= {"minLength", "maxLength"}:
-            return f"^(?s:.{{{names.get('minLength', 0)},{names.get('maxLength', '')}}})$"
-    raise Refusal(pointer, "of names only a list, a pattern or a length is enforced")
-
-
 def _translated(pattern: str, pointer: str, *, exact: bool = False) -> str:
     try:
         return translate_pattern(pattern, exact=exact)
@@ -409,14 +391,14 @@ _RULES: dict[str, Callable[[_Rules, Any, str], None]] = {
     "required": _Rules._required,
     "propertyNames": _Rules._property_names,
     "minProperties": _Rules._least_properties,
-    "maxProperties": _Rules._most_properties,
+    "maxProperties": _Rules._most_inside,
     "unevaluatedProperties": _Rules._unevaluated_properties,
     "items": _Rules._items,
     "prefixItems": _Rules._prefix_items,
     "additionalItems": _Rules._additional_items,
     "unevaluatedItems": _Rules._unevaluated_items,
     "minItems": _Rules._least_items,
-    "maxItems": _Rules._most_items,
+    "maxItems": _Rules._most_inside,
     "uniqueItems": _Rules._unique,
     "contains": _Rules._contains,
     "minContains": _Rules._contains_count,

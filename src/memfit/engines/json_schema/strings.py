@@ -17,7 +17,7 @@ from memfit.engines.json_schema.keywords import (
 from memfit.engines.json_schema.refusal import Refusal
 from memfit.strict_json import shown
 
-__all__ = ["FormatRule", "encoding_pattern", "format_rule", "media_type_rule"]
+__all__ = ["FormatRule", "encoding_pattern", "format_rule", "media_type_rule", "names_pattern"]
 
 _LONGEST = {"hostname": 253, "duration": 40}  # the standard's; and beyond what anybody means
 _ENCODINGS = ("base64", "base64url", "base16")  # each a format of that name
@@ -69,3 +69,14 @@ def encoding_pattern(value: Any, pointer: str) -> str | None:
 def media_type_rule(value: Any, pointer: str) -> None:
     if value not in _PLAIN_MEDIA_TYPES:
         raise Refusal(pointer, f"what is inside of a text, {shown(value)}, is not enforced; leave it out")
+
+
+def names_pattern(names: Any, pointer: str) -> str:
+    """A pattern for names that a schema allows."""
+    if isinstance(names, dict) and names.get("type", "string") == "string":
+        words = names.keys() - {"type"}
+        if words == {"pattern"}:
+            return str(names["pattern"])
+        if words and words <= {"minLength", "maxLength"}:
+            return f"^(?s:.{{{names.get('minLength', 0)},{names.get('maxLength', '')}}})$"
+    raise Refusal(pointer, "of names only a list, a pattern or a length is enforced")

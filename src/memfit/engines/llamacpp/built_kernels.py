@@ -1,6 +1,6 @@
-"""Which instruction sets the engine was compiled for, asked in a process that may die of the answer.
+"""Says which instruction sets the engine was compiled for, in a process that may die of it.
 
-Asked by `LIBRARY NAME…`, it answers those names for which `ggml_cpu_has_NAME` says yes.
+Called with `LIBRARY NAME…`, it answers those names for which `ggml_cpu_has_NAME` says yes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Measures on this machine, once, what the oracle cannot say; keeps it in a cache file.
+"""Measures once per machine, and caches: memfit's own memory, the bytes that a GPU's context takes, the
+speeds of kernels and disks.
 
-The baseline comes from a model of a megabyte, written here, simulated and really loaded: what the
-second holds beyond the first is what every worker holds. Kernel speeds come from the worker's bench, the
-disk's from reading a file of its own.
+These are what the oracle cannot say. memfit's own memory is measured with a model of a megabyte, written
+here: it is simulated, then really loaded, and what the second run holds beyond the first is what every
+worker holds. Kernel speeds come from the worker's bench (kernels.py), disk speeds from reading a file.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from memfit.memory.process_memory import ProcessMemory
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed, attention_key
 from memfit.processes.helper import ask_helper
 
-__all__ = ["Calibration", "Measured", "MeasuredDevice"]
+__all__ = ["Calibration", "MachineSpeeds", "MeasuredDevice"]
 
 _REMOTE_SECONDS = 600  # for which a remote device is taken to be the same
 _BUSY_SECONDS = 60  # between two tries to measure a busy machine
@@ -47,7 +48,7 @@ _ATTENTION = tuple(attention_key(kind, head) for kind in ("F16", "Q8_0") for hea
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredDevice:
-    """The figures of one device as they are cached; those of a type are None where it does not do it."""
+    """The cached figures of one device. A type that the device cannot compute with has None."""
 
     name: str  # "cpu", "CUDA0", "192.168.1.7:50052"
     threads: int | None  # of the CPU
@@ -58,7 +59,7 @@ class MeasuredDevice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MachineSpeeds:
     """What is known of this machine's speed, for people to see."""
 
     devices: Sequence[MeasuredDevice]
@@ -91,7 +92,7 @@ class Calibration:
         )
 
     def grammar(self, spec: ModelSpec) -> ProcessMemory:
-        """What a worker holds more where answers follow JSON schemas; measured once for each vocabulary."""
+        """What a worker holds beyond its baseline for JSON schemas; measured once for each vocabulary."""
         known = self._values.setdefault("grammars", {})
         # A header ends where its vocabulary's text makes it end; models of one family share it but for names.
         key = f"{spec.metadata.get('tokenizer.ggml.pre')} {spec.vocabulary} {spec.data_offset_bytes[0]}"
@@ -122,15 +123,17 @@ class Calibration:
         return {repack: _device_speed(one) for repack, one in speeds.items()}
 
     def device_speed(self, name: str, types: Sequence[str], attention: Sequence[str]) -> DeviceSpeed | None:
-        """Measured speed of a device; None where it is too busy. A remote one is measured anew after ten
-        minutes, since another machine may answer there."""
+        """Measured speed of a device; None where it is too busy.
+
+        A remote device is measured anew after ten minutes, since another machine may answer there.
+        """
         speeds = self._speeds(name, types, attention, repack=False, threads=None)
         if speeds is None:
             return None
         return replace(_device_speed(speeds), op_offload=not is_remote(name))
 
     def gpu_runtime_bytes(self, name: str, gpu: Gpu) -> int:
-        """What the driver's context and the engine's kernels take of a GPU; measured once per driver."""
+        """Bytes that the driver's context and the engine's kernels take on a GPU; once per driver."""
         known: dict[str, int] = self._values.setdefault("gpu_runtime", {})
         key = f"{gpu.driver} {gpu.name}"
         if key not in known:
@@ -146,7 +149,7 @@ class Calibration:
             self._write()
         return known[key]
 
-    def measured(self) -> Measured:
+    def measured(self) -> MachineSpeeds:
         """What is cached and still believed; measures nothing."""
         return _measured(self._values.get("speeds", {}), self._values.get("disks", {}))
 
@@ -157,7 +160,7 @@ class Calibration:
         threads: int,
         folders: Sequence[Path],
         on_progress: Callable[[float, str], None],
-    ) -> Measured:
+    ) -> MachineSpeeds:
         """Measure devices (None is this CPU) and the disks of folders anew.
 
         It replaces what was known of them, once all of it is measured; before, nothing changes.
@@ -273,16 +276,16 @@ def _steps(device: str | None, threads: int) -> Iterator[tuple[str, str, dict[st
     for repack in (False, True) if device is None else (False,):
         what = f"{device or 'this CPU'}{' with repacked weights' if repack else ''}"
         key = _speeds_key(device, threads, repack=repack)
-        place = {"device": device, "threads": threads if device is None else None, "repack": repack}
+        where = {"device": device, "threads": threads if device is None else None, "repack": repack}
         requests = [{**nothing, "types": [name]} for name in _TYPES]
         if not repack:  # which changes weights only
             requests += [{**nothing, "attention": [name]} for name in _ATTENTION]
             requests.append({**nothing, "basics": True})
         for request in requests:
-            yield what, key, {**place, **request}
+            yield what, key, {**where, **request}
 
 
-def _measured(speeds: dict[str, Any], disks: dict[str, Any]) -> Measured:
+def _measured(speeds: dict[str, Any], disks: dict[str, Any]) -> MachineSpeeds:
     devices = []
     for key, values in speeds.items():
         threads, _, repack = key.partition(" ")  # of the CPU only: other names hold no space
@@ -300,7 +303,9 @@ def _measured(speeds: dict[str, Any], disks: dict[str, Any]) -> Measured:
                 basics=values["basics"],
             )
         )
-    return Measured(devices=devices, disks={mount: _disk_speed(values) for mount, values in disks.items()})
+    return MachineSpeeds(
+        devices=devices, disks={mount: _disk_speed(values) for mount, values in disks.items()}
+    )
 
 
 def _disk_speed(values: dict[str, Any]) -> DiskSpeed:

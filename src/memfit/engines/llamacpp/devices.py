@@ -1,9 +1,9 @@
 """The engine's devices by name: local GPUs, remote ones behind RPC, and dummy devices in the place of either.
 
-A dummy device is this CPU behind an RPC server of our own on loopback: a simulating worker asks it instead
-of the device itself, so that planning neither occupies a remote machine nor needs a GPU that is not
-here. Simulated buffers are counted on the client's side, so none of its memory is used.
-Lives in the worker: the engine aborts when a remote device does not answer.
+A dummy device is this CPU behind an RPC server of our own on loopback. A simulating worker asks it instead
+of the real device, so that planning neither occupies a remote machine nor needs a GPU that is not here.
+Simulated buffers are counted on the client's side, so a dummy device uses no memory.
+All of it lives in the worker, since the engine aborts when a remote device does not answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Gives each streamed matrix its address just before it is multiplied with, and takes it away again.
 
-Between its turns a matrix points to memory that nobody may read: a pass that reads it out of turn is ended,
-by name where we see it coming, else by the kernel. It never computes with what is not there.
+Between its turns a matrix points to memory that nobody may read. A pass that reads it out of turn ends: with
+an error that names the matrix where the graph shows it, else by a segmentation fault.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NO_ACCESS = 0  # PROT_NONE
 
 
 class Giving:
-    """Which streamed tensor has its address now: one at most."""
+    """Knows which streamed tensor has its address now: never more than one."""
 
     def __init__(self, names: Mapping[int, str], largest_bytes: int, *, has_devices: bool) -> None:
         """`names` of the streamed tensors by their address; `largest_bytes` is the size of the largest."""
@@ -52,9 +52,14 @@ class Giving:
         return order
 
     def require_turns(self, nodes: Sequence[Node]) -> None:
-        """Raises EngineError where a graph reads a streamed tensor before its address is given: through a
-        view, whose address is set while the graph is made, by another source than the first, or as a device's
-        copy, which is made before the node's callback."""
+        """Check that a graph reads no streamed tensor before its address is given.
+
+        That happens through a view, whose address is set while the graph is made; through another source
+        than the first; and through a device's copy, which is made before the node's callback.
+
+        Raises:
+            EngineError: one is read so; it is named.
+        """
         for node in nodes:
             if node.view_src in self._names:
                 raise self.too_early(node.view_src)
@@ -75,13 +80,13 @@ class Giving:
         return EngineError(f"the engine would compute with {name} before it has been read from the disk")
 
     def give(self, tensor: int, address: int) -> None:
-        """To the node that is computed next."""
+        """Give a tensor its address, for the node that is computed next."""
         self.take_away()
         _set_data(tensor, address)
         self._given = tensor
 
     def take_away(self) -> None:
-        """It has been computed with, or its pass ended early."""
+        """Called when the tensor has been computed with, or when its pass ended early."""
         if self._given:
             _set_data(self._given, self._no_address)
             self._given = 0

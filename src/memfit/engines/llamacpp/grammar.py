@@ -1,7 +1,7 @@
 """JSON schemas as grammars over the model's own vocabulary: which tokens may come next, and which must.
 
-llguidance does it. It is imported where the first grammar is asked for, in the worker. Equal schemas share
-one grammar; those that nobody uses go, the one unused for longest first, once they hold more than is planned.
+llguidance makes the grammars. The worker imports it when the first one is asked for. Equal schemas share a
+grammar. Unused grammars are kept while there is room, and the one unused for longest goes first.
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ _FEW_PARTS = 100  # that any stack has room for
 _MOST_LOOKED_AT = 200  # parts of a schema that are compiled alone, to find the one that was refused
 _UNNAMED = b"\xff<control>"  # a token that is no text: it may not come
 _PIECE_BYTES = 256
-_REHEARSAL = {"properties": {"a": {"type": "string"}, "b": {"items": {"type": "integer"}}}, "required": ["b"]}
-# Of a text's inside, what is looked up at once: without, a mask of a free text takes 50 ms of 262,000 tokens.
+_TRIAL_SCHEMA = {
+    "properties": {"a": {"type": "string"}, "b": {"items": {"type": "integer"}}},
+    "required": ["b"],
+}
+# Parts of a text whose masks are kept: without them a mask of a free text takes 50 ms with 262,000 tokens.
 # The library's own four are 3 times as fast where a text has a maxLength, and take half as much memory again.
 _SLICES = (r'[^"\\\x00-\x1F\x7F]{1,10}', r'[^"\\\x00-\x1F\x7F]+')
 
 
 class Grammars:
-    """Grammars of one model. All of it lives on one thread, beside the one that prepares."""
+    """The grammars of one model. Used by one thread; another reads the vocabulary while the model loads."""
 
     def __init__(self, api: Any, vocabulary: int, *, limit_bytes: int) -> None:
         self._api = api
@@ -89,23 +92,23 @@ class Grammars:
             self._failure = EngineError(f"the vocabulary makes no grammar: {readable(str(error), most=200)}")
 
     def rehearse(self) -> None:
-        """Hold what any grammar will need, the library's own pages among it."""
-        with self.grammar(_REHEARSAL) as grammar:
+        """Use a small grammar, so that the pages that every grammar needs are in memory and counted."""
+        with self.grammar(_TRIAL_SCHEMA) as grammar:
             grammar.forced()
             grammar.mask()
 
     @property
     def has_room(self) -> bool:
-        """Whether one more is within what was planned, once the unused are gone."""
+        """Whether another grammar is within the plan, once unused ones are gone."""
         if not any(one.users for one in self._known.values()):
             return True
         return self._make_room() < self._limit_bytes
 
     def grammar(self, schema: Mapping[str, Any]) -> Grammar:
-        """What a new answer follows.
+        """A new answer's way through a schema.
 
         Raises:
-            UsageError: no schema, or one with something that cannot be enforced; it is named.
+            UsageError: not a schema, or a part of it cannot be enforced; the part is named.
             EngineMissingError: llguidance is not here.
         """
         checked = check_schema(schema)
@@ -123,7 +126,7 @@ class Grammars:
         return Grammar(compiled.matcher.deep_copy(), compiled)
 
     def _check_size(self, text: str) -> None:
-        """One that is too large by itself is none."""
+        """Refuse a grammar that is too large even alone."""
         if self._make_room(but=text) <= self._limit_bytes or len(self._known) > 1:
             return
         held = _heap_bytes() - self._empty_bytes
@@ -135,7 +138,7 @@ class Grammars:
         )
 
     def _make_room(self, but: str = "") -> int:
-        """Bytes that are held once as many unused ones are gone as must."""
+        """Drop unused grammars until the rest is within the plan; returns the bytes that are held then."""
         held = _heap_bytes() - self._empty_bytes
         if held < self._limit_bytes:
             return held
@@ -162,7 +165,7 @@ class Grammars:
         return llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
 
     def _find(self, checked: CheckedSchema, error: str) -> tuple[str, str]:
-        """The innermost place that is refused by itself, and why; the library names none."""
+        """The innermost part of the schema that is refused, and why; the library does not say where."""
         definitions = checked.schema.get("$defs", {}) if isinstance(checked.schema, dict) else {}
         for pointer, part in checked.places[:_MOST_LOOKED_AT]:
             if not isinstance(part, dict):
@@ -174,7 +177,7 @@ class Grammars:
 
     @staticmethod
     def _run(checked: CheckedSchema, task: Callable[[], Any]) -> Any:
-        """With a stack that is deep enough for the schema; what it takes goes with its thread."""
+        """Run a task with a stack that is deep enough for the schema, on a thread that ends with it."""
         if len(checked.places) < _FEW_PARTS:
             return task()
         found: list[Any] = []
@@ -209,7 +212,7 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, taken; often none.
+        """The tokens that must come next, often none. They count as taken.
 
         Raises:
             EngineError: the grammar has grown beyond its limits.
@@ -224,7 +227,7 @@ class Grammar:
         return bool(self._matcher.validate_tokens([token]))
 
     def mask(self) -> bytes:
-        """A bit for every token that may come next, in order, the lowest bit first.
+        """A bit for each token of the vocabulary, set where the token may come next; the lowest bit first.
 
         Raises:
             EngineError: the grammar has grown beyond its limits.
@@ -234,7 +237,7 @@ class Grammar:
         return bits
 
     def take(self, token: int) -> None:
-        """The token that was chosen; one that ends the answer is none.
+        """Go on by the token that was chosen. A token that ends the answer is not taken.
 
         Raises:
             EngineError: the grammar has grown beyond its limits.
@@ -261,7 +264,7 @@ class Grammar:
 
 
 def _library() -> Any:
-    """Untyped: what it says of its own options is narrower than what it takes."""
+    """llguidance, untyped: its annotations are narrower than what it accepts."""
     return importlib.import_module("llguidance")
 
 
@@ -309,7 +312,7 @@ def _address(function: Any) -> int:
 
 
 def _reason(error: str) -> str:
-    """A library's message without what it knows of itself."""
+    """The library's message, shortened to what concerns the schema."""
     lines = [line.strip() for line in error.strip().splitlines() if line.strip()]
     text = lines[0] if lines else "no reason was given"
     if text.startswith("regex parse error"):
@@ -333,7 +336,7 @@ class _HeapInfo(ctypes.Structure):
 
 
 def _heap_bytes() -> int:
-    """What is in use on the C heap; 0 where glibc is older than 2.33 and does not tell."""
+    """Bytes in use on the C heap; 0 where glibc is older than 2.33, which does not tell."""
     library = ctypes.CDLL(None)
     try:
         ask = library.mallinfo2

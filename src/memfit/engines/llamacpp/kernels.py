@@ -1,9 +1,10 @@
-"""How fast a device runs the engine's own kernels: this CPU, a GPU, or one behind RPC. In the worker.
+"""How fast a device runs the engine's own kernels: this CPU, a GPU, or one behind RPC. Runs in the worker.
 
-Measured: one multiplication per quantization type with a single token, weights streamed from memory
-(generation), and with a ubatch of 512 (prompt); attention over a KV cache, likewise; activations
-passing through memory; a graph node that does next to nothing; and what it costs to hand a device its
-input and take its result back.
+Measured are:
+- for each quantization type, a multiplication with 1, 16 and 512 tokens, weights streamed from memory;
+- attention over a KV cache, with 1 and with 512 tokens;
+- activations passing through memory, and a graph node that does next to nothing;
+- a graph split: what it takes to hand a device its input and take the result back.
 """
 
 from __future__ import annotations

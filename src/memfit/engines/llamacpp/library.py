@@ -1,12 +1,13 @@
-"""The C library as the worker sees it: loaded without its Python package, checked, with three doors added.
+"""The C library as the worker sees it: loaded without its Python package, checked, and with the functions
+that Python lacks.
 
 Only worker processes import this: a failed assertion inside ggml aborts the process it lives in.
 
 The pinned low-level module (`llama_cpp.llama_cpp`) is imported under a stub parent package, because
-the real package's `__init__` pulls numpy, jinja2 and diskcache: 16 MiB instead of 39.
-Functions that are C++ or return structures have no Python binding; they are called through ctypes here,
-and nowhere else: the memory breakdown, the graph of a reserved batch and its scheduler, and the size of
-the work buffer that the CPU backend allocates for a graph.
+the real package's `__init__` imports numpy, jinja2 and diskcache: 39 MiB instead of 16.
+Functions that are C++, or return structures, have no Python binding; ctypes calls them here: the memory
+breakdown, the graph of a reserved batch with its scheduler, the model's tensors, and the size of the CPU
+backend's work buffer for a graph.
 """
 
 from __future__ import annotations

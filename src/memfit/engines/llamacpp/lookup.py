@@ -1,4 +1,9 @@
-"""Finds the devices that a budget names, and asks what they hold; makes dummy devices of a profile's GPUs."""
+"""Finds the devices that a budget names, with the bytes reserved on each for its runtime and context; makes
+dummy devices of a profile's GPUs.
+
+A GPU's runtime and context are measured by calibrate.py; a profile's GPU gets a constant. A device behind
+RPC tells what its server holds.
+"""
 
 from __future__ import annotations
 

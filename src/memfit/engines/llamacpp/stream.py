@@ -1,7 +1,8 @@
 """Weights that stay on the disk: read ahead of the computation, pass after pass, through a ring of memory.
 
-One thread reads, since one fills a disk's bandwidth and leaves the cores to compute. The order is that of
-computation and repeats with every pass; whoever asks out of order makes the reading begin anew there.
+One thread reads: it fills a disk's bandwidth, and leaves the cores to the computation. Matrices are read in
+the order of computation, which every pass repeats. Where one is asked for out of order, the reading begins
+anew with it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from memfit.memory.streaming import Stretch
 
 __all__ = ["Ring"]
 
-_LOOK_SECONDS = 0.05  # how often one who waits looks whether the request was cancelled
+_LOOK_SECONDS = 0.05  # how often a wait looks whether the request was cancelled
 
 
 @dataclass
-class _Slot:
-    """A stretch's place in the ring, from the moment its reading begins until it is given back."""
+class _Reading:
+    """Where a stretch lies in the ring, from the beginning of its reading until it is given back."""
 
     index: int
     start: int
@@ -34,7 +35,7 @@ class _Slot:
 class Ring:
     """Memory that the streamed tensors pass through, in order.
 
-    `take` and `give_back` belong to the thread that computes, all else to the reading one.
+    `take` and `give_back` belong to the thread that computes; the rest belongs to the thread that reads.
     """
 
     def __init__(
@@ -52,11 +53,11 @@ class Ring:
         self._memory = own_memory(size_bytes)
         self._view = memoryview(self._memory)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._slots: deque[_Slot] = deque()  # the oldest first
-        self._head = 0  # where the next slot may begin
+        self._readings: deque[_Reading] = deque()  # the oldest first
+        self._head = 0  # where the next reading may begin
         self._next = 0  # the part to be read next
         self._round = 0  # counted up whenever the reading begins anew
-        self._taken = False  # whether the oldest slot is computed with
+        self._taken = False  # whether the oldest reading is computed with
         self._error: StreamError | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -64,9 +65,9 @@ class Ring:
         self._thread.start()
 
     def take(self, index: int) -> int:
-        """The address of a part's first page, once it is there; it stays until `give_back`.
+        """Wait for a part, and return the address of its first page. The part stays until `give_back`.
 
-        Where the request was cancelled meanwhile, any address: nothing will be computed with it.
+        Where the request was cancelled meanwhile, the address means nothing: no result is used.
 
         Raises:
             StreamError: it cannot be read.
@@ -77,10 +78,10 @@ class Ring:
                     raise self._error
                 if not self._expects(index):
                     self._restart(index)
-                slot = self._slots[0] if self._slots else None
-                if slot and slot.whole:
+                reading = self._readings[0] if self._readings else None
+                if reading and reading.whole:
                     self._taken = True
-                    return self.address + slot.start
+                    return self.address + reading.start
                 if self._cancelled():
                     return self.address
                 self._changed.wait(_LOOK_SECONDS)
@@ -89,7 +90,7 @@ class Ring:
         """The oldest part has been computed with."""
         with self._changed:
             if self._taken:
-                self._slots.popleft()
+                self._readings.popleft()
                 self._taken = False
                 self._changed.notify_all()
 
@@ -100,10 +101,10 @@ class Ring:
         self._thread.join()
 
     def _expects(self, index: int) -> bool:
-        return (self._slots[0].index if self._slots else self._next) == index
+        return (self._readings[0].index if self._readings else self._next) == index
 
     def _restart(self, index: int) -> None:
-        self._slots.clear()
+        self._readings.clear()
         self._next, self._head, self._taken = index, 0, False
         self._round += 1
         self._changed.notify_all()
@@ -111,19 +112,19 @@ class Ring:
     def _read_ahead(self) -> None:
         while True:
             with self._changed:
-                while not self._closed and (slot := self._reserve()) is None:
+                while not self._closed and (reading := self._reserve()) is None:
                     self._changed.wait()
                 if self._closed:
                     return
-                assert slot is not None
+                assert reading is not None
                 round_number = self._round
-            part = self._parts[slot.index]
+            part = self._parts[reading.index]
             try:
                 for done in range(0, part.size_bytes, READ_BYTES):
                     if round_number != self._round or self._closed:
                         break
                     end = min(done + READ_BYTES, part.size_bytes)
-                    piece = self._view[slot.start + done : slot.start + end]
+                    piece = self._view[reading.start + done : reading.start + end]
                     self._files[part.file_index].read(piece, part.start_bytes + done)
             except StreamError as error:
                 with self._changed:
@@ -132,13 +133,13 @@ class Ring:
                 return
             with self._changed:
                 if round_number == self._round:
-                    slot.whole = True
+                    reading.whole = True
                     self._changed.notify_all()
 
-    def _reserve(self) -> _Slot | None:
-        """Room for the next part behind the newest one; None while there is none."""
+    def _reserve(self) -> _Reading | None:
+        """Take room for the next part behind the newest; None while the ring is full."""
         size = self._parts[self._next].size_bytes
-        tail = self._slots[0].start if self._slots else None
+        tail = self._readings[0].start if self._readings else None
         if tail is None:
             start = self._head if self._head + size <= self._size else 0
         elif self._head > tail:
@@ -149,8 +150,8 @@ class Ring:
             start = self._head
         else:
             return None
-        slot = _Slot(index=self._next, start=start, end=start + size)
-        self._slots.append(slot)
-        self._head = slot.end
+        reading = _Reading(index=self._next, start=start, end=start + size)
+        self._readings.append(reading)
+        self._head = reading.end
         self._next = (self._next + 1) % len(self._parts)
-        return slot
+        return reading

@@ -1,8 +1,11 @@
-"""The model's own chat template, rendered as transformers and llama.cpp render it, but under guard.
+"""The model's chat template, rendered as transformers and llama.cpp do: the functions that a template may
+call, and the guards around it.
 
-A template is a program from a stranger's file. It runs in jinja2's immutable sandbox inside the
-worker, with a limit on time, on memory and on output. What even that cannot stop, a C routine that
-never returns, the kernel ends together with the worker.
+A template may call what `_compiled` adds to jinja2: `tojson`, `raise_exception`, `strftime_now`, loop
+controls and generation blocks.
+
+A template is a program from a stranger's file. It runs in jinja2's immutable sandbox, inside the worker,
+with limits on time, memory and output. Where a C routine never returns, the kernel ends the worker.
 """
 
 from __future__ import annotations

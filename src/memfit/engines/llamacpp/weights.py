@@ -1,9 +1,9 @@
-"""Weights in memory of our own: pinned ones read once past the page cache, as they are or dequantized, and
-streamed ones through the ring.
+"""Weights in memory of our own: pinned ones read once, as they are or dequantized, and streamed ones from the
+ring.
 
 The engine has built the model without memory (`no_alloc`), as the oracle does; here every tensor in RAM gets
-its data. A matrix that is streamed is given its address just before it is multiplied with, by the scheduler's
-evaluation callback. The token table is read by row, so it stays a mapping of the file.
+its data, read past the page cache. A streamed matrix gets its address just before it is multiplied with, in
+the scheduler's evaluation callback. The token table is read by row, so it stays a mapping of the file.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class OwnWeights:
             EngineError: the files cannot be read, or a device has no room.
         """
         self.error: StreamError | EngineError | None = None
-        self.locked_bytes = 0  # of the pinned ones, where there is swap that they could go to
+        self.locked_bytes = 0  # of pinned weights, where there is swap
         self._abort, self._is_aborted = abort, is_aborted
         self._ring_bytes = config.ring_bytes
         self._ring: Ring | None = None
@@ -65,17 +65,34 @@ class OwnWeights:
         self._table_file = self._table_start = -1
         self._files = [DirectFile(path) for path in config.paths]
         self._streamed: dict[int, Stretch] = {}  # by tensor
-        self._giving: Giving | None = None  # where any are
+        self._giving: Giving | None = None  # None: no tensor is streamed
         self._indices: dict[int, int] = {}  # tensor → its number in the order of computation
         self._shifts: list[int] = []  # where in its pages each tensor begins
-        self._ggml = ggml = library.ggml_base
+        self._ggml = library.ggml_base
         self._types = library.type_numbers
+        self._read(config, tensors, used, on_progress)
+        if self._streamed:
+            names = {address: part.tensors[0].name for address, part in self._streamed.items()}
+            largest = max(part.size_bytes for part in self._streamed.values())
+            self._giving = Giving(names, largest, has_devices=bool(config.devices))
+        self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
+            self._evaluate
+        )
+
+    def _read(
+        self,
+        config: LlamaConfig,
+        tensors: Sequence[TensorSpec],
+        used: Sequence[tuple[str, int]],
+        on_progress: Callable[[float], None],
+    ) -> None:
+        """Give every tensor its data, in the way that the config has for it; streamed ones come later."""
         streamed, dequantized = set(config.streamed), set(config.dequantized)
         known = {one.name: one for one in tensors}
         pinned, sent, larger = [], [], []
         for name, address in used:
             tensor = known[name]
-            if not ggml.ggml_backend_buffer_is_host(Node.from_address(address).buffer):
+            if not self._ggml.ggml_backend_buffer_is_host(Node.from_address(address).buffer):
                 sent.append((tensor, address))
             elif name in dequantized:
                 larger.append((tensor, address))
@@ -100,13 +117,6 @@ class OwnWeights:
                 self._dequantize(tensor, address, came)
         except StreamError as error:
             raise EngineError(str(error)) from None
-        if self._streamed:
-            names = {address: part.tensors[0].name for address, part in self._streamed.items()}
-            largest = max(part.size_bytes for part in self._streamed.values())
-            self._giving = Giving(names, largest, has_devices=bool(config.devices))
-        self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
-            self._evaluate
-        )
 
     def require_turns(self, nodes: Sequence[Node]) -> None:
         """Raises EngineError where a graph would read a streamed tensor before its turn."""
@@ -136,7 +146,7 @@ class OwnWeights:
             os.posix_fadvise(self._table_file, self._table_start, len(self._table), os.POSIX_FADV_DONTNEED)
 
     def _evaluate(self, node: int, ask: bool, _: object) -> bool:
-        """Called for each node before it is computed, and again after those that it said True of."""
+        """Called for each node before it is computed; where it returns True, also after that."""
         ring, giving = self._ring, self._giving
         assert ring is not None and giving is not None
         if not ask:
@@ -157,15 +167,17 @@ class OwnWeights:
         return index is not None or missing is not None
 
     def _refuse(self, error: StreamError | EngineError, tensor: int) -> None:
-        """End the pass. The engine looks for that after each node: this one still computes, with anything."""
+        """End the pass. The engine stops after the current node, which still computes, on any data."""
         assert self._ring is not None and self._giving is not None
         self.error = error
         self._abort()
         self._giving.give(tensor, self._ring.address)
 
     def _send(self, tensors: Sequence[tuple[TensorSpec, int]], came: Callable[[int], None]) -> None:
-        """To devices piece by piece: no more is held here than a piece, and its copy in a message. As the
-        engine does, the largest tensor first, so that each device's last piece is a small one."""
+        """Send devices their tensors in pieces; only a piece and its copy in a message are held here.
+
+        The largest tensor comes first, as the engine does it, so that each device's last piece is small.
+        """
         ggml = self._ggml
         memory = own_memory(SENT_BYTES)
         by_type: dict[int, list[tuple[TensorSpec, int]]] = {}
@@ -280,7 +292,7 @@ def _set_data(tensor: int, address: int) -> None:
 def _buffers(
     ggml: Any, kind: int, tensors: Sequence[tuple[TensorSpec, int]]
 ) -> Iterator[tuple[int, list[tuple[TensorSpec, int, int]]]]:
-    """The bytes of each buffer of this type, and what begins where in it; one, if it may be so large."""
+    """The bytes of each buffer of this type, and where each tensor begins in it."""
     alignment, most = ggml.ggml_backend_buft_get_alignment(kind), ggml.ggml_backend_buft_get_max_size(kind)
     end = 0
     inside: list[tuple[TensorSpec, int, int]] = []

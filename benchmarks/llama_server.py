@@ -1,0 +1,71 @@
+"""llama-server as a peer: started for a model, asked through many connections, timed, ended."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import threading
+import time
+
+from subjects import peers
+
+
+def complete_all(
+    path: str, prompts: list[str], most_tokens: int, sequences: int, repack: bool
+) -> tuple[int, float]:
+    """The tokens it generated for all prompts, and the seconds from the first request to the last answer."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(peers() / "llama-server"), "-m", path, "-t", "2", "-np", str(sequences)]
+    command += ["-c", str(512 * sequences), "--host", "127.0.0.1", "--port", str(port), "-lv", "0"]
+    command += ["--repack" if repack else "--no-repack"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not _is_ready(port):
+            time.sleep(0.2)
+            assert server.poll() is None, "llama-server ended"
+        started = time.perf_counter()
+        tokens = _ask_all(port, prompts, most_tokens, sequences)
+        return tokens, time.perf_counter() - started
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def _ask_all(port: int, prompts: list[str], most_tokens: int, connections: int) -> int:
+    """As many requests at a time as there are connections; returns the tokens generated."""
+    waiting, tokens, lock = list(reversed(prompts)), [0], threading.Lock()
+
+    def work_through() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        while True:
+            with lock:
+                if not waiting:
+                    return
+                prompt = waiting.pop()
+            body = {"prompt": prompt, "max_tokens": most_tokens, "temperature": 0, "cache_prompt": False}
+            connection.request(
+                "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+            )
+            answer = json.loads(connection.getresponse().read())
+            with lock:
+                tokens[0] += answer["usage"]["completion_tokens"]
+
+    threads = [threading.Thread(target=work_through) for _ in range(connections)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return tokens[0]
