@@ -357,9 +357,7 @@ class _Search:
             ):
                 continue
             rate = config.load_in if each.kind == "linear" else plain
-            elements = each.elements
-            if each.kind == "experts":
-                elements = elements * min(8, each.shape[0]) // each.shape[0]
+            elements = each.elements * self._spec.active_share(each.name)
             one += elements / _of(runtime.elements_per_second, rate)
             # Of a prompt only the last token's logits are computed.
             rows = 1 if each.kind in ("head", "embedding") else tokens
@@ -416,8 +414,8 @@ def _reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime) -> Iterat
         yield "bitsandbytes packs the weights anew at the first pass: this CPU has AVX512-BF16"
     if config.gguf:
         yield (
-            f"transformers dequantizes the file to {config.precision.plain_type}: at its first run it becomes "
-            f"a checkpoint of {format_bytes(sum(path.stat().st_size for path in config.paths))} in "
+            f"transformers dequantizes the file to {config.precision.plain_type}: at its first run it "
+            f"becomes a checkpoint of {format_bytes(sum(path.stat().st_size for path in config.paths))} in "
             f"{config.folder.parent}, and that takes {format_bytes(runtime.converting_bytes)} of RAM"
         )
     in_ram = sum(place == "cpu" for module, place in config.device_map if module) if runtime.gpus else 0
