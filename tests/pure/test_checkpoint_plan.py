@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import make_machine
+from fakes import make_machine, write_checkpoint
 
 from memfit.errors import UsageError
 from memfit.headers.hf_config import read_config
-from memfit.headers.hf_shapes import HfModel, model_from_config
+from memfit.headers.hf_shapes import HfModel, model_from_checkpoint, model_from_config
+from memfit.headers.hf_spec import spec_of_checkpoint
 from memfit.headers.model_spec import ModelSpec
+from memfit.headers.safetensors import read_checkpoint
 from memfit.memory.loaded_checkpoint import (
     TransformersConfig,
     layer_bytes,
@@ -69,9 +71,10 @@ def _plan(
     disk: bool = True,
     context: int = 256,
     runtimes: Sequence[Runtime] = (_RUNTIME,),
+    spec: ModelSpec | None = None,
     **asked: Any,
 ) -> TransformersPlan:
-    spec = ModelSpec(
+    spec = spec or ModelSpec(
         source="folder",
         paths=(),
         file_bytes=0,
@@ -268,3 +271,31 @@ def test_what_this_engine_does_not_do_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=option):
         _plan(_model(tmp_path), ram=500 * MIB, **workload)
+
+
+def test_a_token_is_priced_with_the_experts_it_is_routed_to(tmp_path: Path) -> None:
+    """As Qwen1.5-MoE-A2.7B, 60 experts of which 4 are used, and a shared one; counted by hand.
+
+    Per layer: attention 4 x 8 x 8, the shared expert 3 x 16 x 8 and its gate 8, and 4 experts of 3 x 4 x 8.
+    The router is not priced, nor the embedding, of which one row is read; the head is.
+    """
+    stored: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (10, 8), "lm_head.weight": (10, 8)}
+    for layer in range(2):
+        prefix = f"model.layers.{layer}."
+        stored |= {f"{prefix}self_attn.{name}_proj.weight": (8, 8) for name in "qkvo"}
+        stored |= {f"{prefix}mlp.gate.weight": (60, 8), f"{prefix}mlp.shared_expert_gate.weight": (1, 8)}
+        for part, inner in [("shared_expert", 16), *((f"experts.{number}", 4) for number in range(60))]:
+            stored |= {f"{prefix}mlp.{part}.{name}_proj.weight": (inner, 8) for name in ("gate", "up")}
+            stored[f"{prefix}mlp.{part}.down_proj.weight"] = (8, inner)
+    weights = read_checkpoint(write_checkpoint(tmp_path / "model.safetensors", stored))
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 4}
+    config = {"model_type": "qwen2_moe", "torch_dtype": "bfloat16", "vocab_size": 10, **sizes, **experts}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    hf_config = read_config(tmp_path / "config.json")
+    model = model_from_checkpoint(hf_config, weights)
+    spec = spec_of_checkpoint("folder", hf_config, weights, model)
+    active = 2 * (4 * 64 + 3 * 16 * 8 + 8 + 4 * 3 * 4 * 8) + 10 * 8
+    runtime = replace(_RUNTIME, layer_seconds=0.0, elements_per_second={"bf16": 1e6})
+    plan = _plan(model, spec=spec, ram=200 * MIB, load_in="bf16", runtimes=[runtime])
+    assert plan.prediction.generation.value == pytest.approx(1e6 / active)

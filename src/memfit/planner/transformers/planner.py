@@ -361,9 +361,7 @@ class _Search:
             ):
                 continue
             rate = config.load_in if each.kind == "linear" else plain
-            elements = each.elements
-            if each.kind == "experts":
-                elements = elements * min(8, each.shape[0]) // each.shape[0]
+            elements = each.elements * self._spec.active_share(each.name)
             one += elements / _of(runtime.elements_per_second, rate)
             # Of a prompt only the last token's logits are computed.
             rows = 1 if each.kind in ("head", "embedding") else tokens
