@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
+from memfit.engines.fingerprinting import take_fingerprint
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
 from memfit.engines.llamacpp.oracle import LlamaOracle, small_config
@@ -34,7 +35,7 @@ from memfit.planner.plan import LlamaPlan, Plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, needed_rates
 from memfit.planner.transformers.planner import TransformersPlan
-from memfit.saved_plan import require_this_machine, take_fingerprint
+from memfit.saved_plan import require_this_machine
 
 __all__ = ["ENGINES", "load", "plan", "plan_batch"]
 
@@ -62,7 +63,7 @@ def plan(
     `count_parent` counts the calling process as memfit's own, as the command line does. `machine` names a
     profile, or its JSON file, of a machine that is not this one; such a plan cannot be loaded. `say` hears of
     one-time measurements. `engine` "auto" takes transformers for a checkpoint, and llama.cpp for GGUF, which
-    "transformers" dequantizes. For transformers only: `load_in` one of planner.checkpoint.LOAD_IN, None for
+    "transformers" dequantizes. For transformers only: `load_in` one of loaded_checkpoint.LOAD_IN, None for
     the type that is stored, or "bf16" for GGUF;
     `double_quant` with "nf4" and "fp4"; `trust_remote_code` runs the model's own program, which may do
     anything. The plan may not fit: see `Plan.fits`.
@@ -198,7 +199,7 @@ def _planning(
                 spec,
                 here,
                 used,
-                calibration,
+                engine=f"llamacpp {calibration.engine_build}".strip(),
                 profile=profile.name if profile else None,
                 counts_parent=count_parent,
             )

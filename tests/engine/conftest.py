@@ -62,7 +62,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random llama of 15 M config in float32, in two shards, with SmolLM2's tokenizer."""
+    """A random llama of 15 M parameters in float32, in two shards, with SmolLM2's tokenizer."""
     transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -81,7 +81,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
     )
     model = transformers.LlamaForCausalLM(config)
-    for parameter in model.config():  # so far from each other that roundings decide nothing
+    for parameter in model.parameters():  # so far from each other that roundings decide nothing
         parameter.data *= 3
     model.save_pretrained(found, max_shard_size="60MB")
     demo = resolve("demo")

@@ -30,7 +30,7 @@ from memfit.planner.transformers.planner import GpuRuntime, Runtime
 from memfit.processes.helper import ask_helper
 from memfit.units import MIB
 
-__all__ = ["Calibration", "require_libraries"]
+__all__ = ["Calibration", "library_versions", "require_libraries"]
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
 _QUANTIZING, _READING_GGUF = "bitsandbytes", "gguf"
@@ -50,6 +50,10 @@ def require_libraries(*, quantizes: bool, reads_gguf: bool = False) -> None:
                 f"checkpoints need {name}, which is not installed; torch first, in the build for your "
                 "machine (https://pytorch.org), then: pip install 'memfit[transformers]'"
             )
+
+
+def library_versions() -> str:
+    return " ".join(_version(name) for name in (*_LIBRARIES, _QUANTIZING))
 
 
 def _version(name: str) -> str:
@@ -84,8 +88,7 @@ class Calibration:
         """
         quantizes = config.load_in in ("int8", "nf4", "fp4")
         require_libraries(quantizes=quantizes)
-        versions = [_version(name) for name in (*_LIBRARIES, _QUANTIZING)]
-        key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), *versions])
+        key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), library_versions()])
         values = read_cached(self._path, key)
         where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{config.threads} threads"
         shape = tuple(-(-size // 64) * 64 for size in (hf_config.intermediate_size, hf_config.hidden_size))

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from memfit.engines.transformers.calibrate import Calibration
-from memfit.engines.transformers.gguf_files import find_checkpoint_of
+from memfit.engines.fingerprinting import take_fingerprint
+from memfit.engines.transformers.calibrate import Calibration, library_versions, require_libraries
+from memfit.engines.transformers.gguf_files import find_checkpoint_of, is_converted
 from memfit.errors import EngineError, ModelError, UsageError, WrongValueError
 from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Gpu, Machine
 from memfit.headers.gguf_model import read_model
 from memfit.headers.hf_config import HfConfig, read_config
-from memfit.headers.hf_shapes import model_from_checkpoint
+from memfit.headers.hf_shapes import HfModel, model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_checkpoint_writes, require_writes
 from memfit.hub.header_only import is_header_only
 from memfit.hub.resolve import find_file, find_weights
-from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes, plain_type
+from memfit.memory.loaded_checkpoint import LOAD_IN, TransformersConfig, converting_peak_bytes, plain_type
+from memfit.memory.precision import PrecisionRow, precision_row
 from memfit.memory.process_memory import process_memory
 from memfit.planner.llamacpp.planner import thread_count
 from memfit.planner.llamacpp.streaming import ASSUMED_DISK
 from memfit.planner.request import Budget, Workload
 from memfit.planner.transformers.planner import (
-    LOAD_IN,
     Runtime,
     TransformersPlan,
     plan_checkpoint,
     require_sense,
 )
 
-__all__ = ["plan_for_transformers"]
+__all__ = ["FoundCheckpoint", "find_again", "plan_for_transformers"]
 
 _STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_DECIDING = ("config.json", "generation_config.json", "tokenizer.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
@@ -59,33 +62,21 @@ def plan_for_transformers(
     """
     if load_in is not None and load_in not in LOAD_IN:
         raise WrongValueError("load_in", f" is {load_in!r}; it must be one of {', '.join(LOAD_IN)}")
-    path, spec, gguf = find_file(model, say), None, None
-    if path.name != "config.json":
-        spec = _one_file(read_model(path, source=model))
-        require_writes(spec)
-        load_in = load_in or "bf16"
-        gguf = find_checkpoint_of(path, dtype=plain_type(load_in), say=say)
-        path = gguf.folder / "config.json"
-    else:
-        require_checkpoint_writes(model, path)
-    hf_config, weights = read_config(path), find_weights(path)
-    if weights is None:
-        raise ModelError(_no_weights(hf_config))
-    checkpoint = model_from_checkpoint(hf_config, weights)
-    here = probe()
+    found = _find(find_file(model, say), model, load_in, say)
+    hf_config, here = found.hf_config, probe()
     config = TransformersConfig(
-        folder=path.absolute().parent,
-        paths=weights.paths,
-        load_in=load_in or _STORED[hf_config.dtype or "float32"],
+        folder=found.folder,
+        paths=found.paths,
+        load_in=load_in or found.stored_in,
         double_quant=double_quant,
         context=0,
         ubatch=0,
         threads=thread_count(here, workload),
         trust_remote_code=trust_remote_code,
-        gguf=spec.paths[0] if spec and gguf and not gguf.is_whole else None,
+        gguf=found.gguf,
     )
     require_sense(config, workload)
-    spec = spec or spec_of_checkpoint(model, hf_config, weights, checkpoint)
+    spec = found.spec
     remote = any(map(is_header_only, spec.paths))
     disk = ASSUMED_DISK[0] if remote else measure_file(max(spec.paths, key=lambda one: one.stat().st_size))[0]
     calibration = Calibration(say)
@@ -108,12 +99,83 @@ def plan_for_transformers(
             if budget.vram is not None:
                 raise
             say(f"GPUs are not used: {error}")
-    if gguf and not gguf.is_whole:
+    if found.gguf:
         needs = converting_peak_bytes(spec.tensors, 4 if config.plain_type == "fp32" else 2)
         parent = process_memory().anonymous_bytes if count_parent else 0
-        converting = parent + gguf.reading_bytes + needs
+        converting = parent + found.reading_bytes + needs
         runtimes = [replace(one, converting_bytes=converting) for one in runtimes]
-    return plan_checkpoint(spec, checkpoint, config, here, budget, workload, runtimes)
+    plan = plan_checkpoint(spec, found.model, config, here, budget, workload, runtimes)
+    fingerprint = take_fingerprint(
+        spec, here, engine=_engine(), whole_files=found.whole_files, counts_parent=count_parent
+    )
+    return replace(plan, fingerprint=fingerprint)
+
+
+def find_again(
+    config: TransformersConfig, model: str, say: Callable[[str], None], *, moved: bool
+) -> tuple[FoundCheckpoint, PrecisionRow, str]:
+    """The checkpoint of a saved plan, what it takes in its precision, and the engine with its build.
+
+    It is where it was, unless it has `moved` to `model`, or is what a GGUF file becomes.
+    """
+    require_libraries(quantizes=False)
+    named = model if moved or is_converted(config.folder) else str(config.folder)
+    found = _find(find_file(named, say), model, config.load_in, say)
+    return found, precision_row(found.model, config.precision, config.context), _engine()
+
+
+def _engine() -> str:
+    return f"transformers of {library_versions()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundCheckpoint:
+    """A checkpoint, or what a GGUF file becomes as one."""
+
+    spec: ModelSpec
+    hf_config: HfConfig
+    model: HfModel
+    paths: tuple[Path, ...]  # of the weights
+    stored_in: str  # the precision without another wish
+    gguf: Path | None = None  # the file, until it has become a checkpoint
+    reading_bytes: int = 0  # what a process held at most while it read that file's header
+
+    @property
+    def folder(self) -> Path:
+        return self.hf_config.path.absolute().parent
+
+    @property
+    def whole_files(self) -> tuple[Path, ...]:
+        """Small files that the model's answers hang on as well."""
+        if self.spec.paths != self.paths:  # a GGUF file has it all
+            return ()
+        found = (self.folder / name for name in _DECIDING)
+        return tuple(path for path in found if path.is_file())
+
+
+def _find(path: Path, source: str, load_in: str | None, say: Callable[[str], None]) -> FoundCheckpoint:
+    """`path` is a config.json or a GGUF file."""
+    spec, gguf = None, None
+    if path.name != "config.json":
+        spec = _one_file(read_model(path, source=source))
+        require_writes(spec)
+        gguf = find_checkpoint_of(path, dtype=plain_type(load_in or "bf16"), say=say)
+        path = gguf.folder / "config.json"
+    else:
+        require_checkpoint_writes(source, path)
+    hf_config, weights = read_config(path), find_weights(path)
+    if weights is None:
+        raise ModelError(_no_weights(hf_config))
+    model = model_from_checkpoint(hf_config, weights)
+    return FoundCheckpoint(
+        spec=spec or spec_of_checkpoint(source, hf_config, weights, model),
+        hf_config=hf_config,
+        model=model,
+        paths=weights.paths,
+        stored_in="bf16" if spec else _STORED[hf_config.dtype or "float32"],
+        gguf=spec.paths[0] if spec and gguf and not gguf.is_whole else None,
+        reading_bytes=gguf.reading_bytes if gguf else 0,
+    )
 
 
 def _gpus(machine: Machine, budget: Budget) -> list[tuple[Gpu, int]]:

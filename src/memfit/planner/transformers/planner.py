@@ -31,9 +31,8 @@ from memfit.planner.speed import Prediction, Rate
 from memfit.planner.transformers.layers import LayerCosts, counts_on_gpus, device_map, place_of
 from memfit.units import MIB, format_bytes
 
-__all__ = ["LOAD_IN", "GpuRuntime", "Runtime", "TransformersPlan", "plan_checkpoint", "require_sense"]
+__all__ = ["GpuRuntime", "Runtime", "TransformersPlan", "plan_checkpoint", "require_sense"]
 
-LOAD_IN = ("fp32", "bf16", "fp16", "int8", "nf4", "fp4")
 _QUANTIZED = ("int8", "nf4", "fp4")
 _UBATCHES = (512, 256, 128, 64, 32)
 _INT8_UBATCH = 128  # no faster above, and memory grows with it
