@@ -63,7 +63,7 @@ def plan(
     `count_parent` counts the calling process as memfit's own, as the command line does. `machine` names a
     profile, or its JSON file, of a machine that is not this one; such a plan cannot be loaded. `say` hears of
     one-time measurements. `engine` "auto" takes transformers for a checkpoint, and llama.cpp for GGUF, which
-    "transformers" dequantizes. For transformers only: `load_in` one of loaded_checkpoint.LOAD_IN, None for
+    "transformers" dequantizes. For transformers only: `load_in` one of memory.precision.LOAD_IN, None for
     the type that is stored, or "bf16" for GGUF;
     `double_quant` with "nf4" and "fp4"; `trust_remote_code` runs the model's own program, which may do
     anything. The plan may not fit: see `Plan.fits`.

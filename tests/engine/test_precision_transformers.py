@@ -17,7 +17,8 @@ import pytest
 from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import HfModel, model_from_checkpoint, model_from_config
 from memfit.headers.safetensors import read_checkpoint
-from memfit.memory.precision import PRECISIONS, PrecisionRow, kv_cache_bytes, precision_table
+from memfit.memory.precision import PRECISIONS
+from memfit.memory.precision_table import PrecisionRow, kv_cache_bytes, precision_table
 
 pytestmark = pytest.mark.engine
 
@@ -84,6 +85,7 @@ _SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2ForCausalLM", {**_TEXT, "use_sliding_window": True, "max_window_layers": 1}),
     "qwen3": ("Qwen3ForCausalLM", {**_TEXT, "attention_bias": True}),
     "qwen3_moe": ("Qwen3MoeForCausalLM", {**_TEXT, **_MOE}),
+    "mixtral": ("MixtralForCausalLM", {**_TEXT, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "gemma3_text": ("Gemma3ForCausalLM", _GEMMA_TEXT),
     "gemma3": (
         "Gemma3ForConditionalGeneration",

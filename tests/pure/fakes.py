@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,8 @@ def make_spec(
     architecture: str = "llama",
     context_length: int = 32768,
     metadata: dict[str, MetadataValue] | None = None,
+    n_experts: int = 0,
+    n_experts_used: int = 0,
 ) -> ModelSpec:
     """Without tensors: one matrix of 1,000 weights in 1,000 bytes, and an output of its own."""
     tensors = tensors or (
@@ -48,6 +52,8 @@ def make_spec(
         vocabulary=10,
         metadata=metadata or {},
         tensors=tensors,
+        n_experts=n_experts,
+        n_experts_used=n_experts_used,
     )
 
 
@@ -209,8 +215,8 @@ def make_layered_spec(
         # In the order of a real file, which is not that of execution.
         tensors += [matrix(f"blk.{layer}.ffn_{kind}{suffix}", 16) for kind in ("down", "gate", "up")]
     count = max(experts.values(), default=0)
-    facts = {"llama.expert_count": count, "llama.expert_used_count": 2} if count else {}
-    return make_spec(*_one_after_another((*tensors, *more)), metadata=dict(facts))
+    used = 2 if count else 0
+    return make_spec(*_one_after_another((*tensors, *more)), n_experts=count, n_experts_used=used)
 
 
 def _one_after_another(tensors: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
@@ -326,8 +332,7 @@ class DeviceOracle:
     ) -> Iterator[Operation]:
         """In order of execution."""
         placed = {one.name: (one, place) for one, place in engine_places(self._spec, config)}
-        metadata = self._spec.metadata
-        share = 2 / int(str(metadata["llama.expert_count"])) if "llama.expert_count" in metadata else 1.0
+        share = 2 / self._spec.n_experts if self._spec.n_experts else 1.0
 
         def multiply(name: str, rows: int) -> Operation:
             tensor, place = placed[name]
@@ -358,6 +363,23 @@ class DeviceOracle:
                     if name in placed:
                         yield multiply(name, tokens)
         yield multiply("output.weight" if "output.weight" in placed else "token_embd.weight", 1)
+
+
+def write_checkpoint(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
+    """The header of a .safetensors file, and a hole where the data would be."""
+    width = {"BF16": 2, "F32": 4, "U8": 1}[dtype]
+    header, end = {}, 0
+    for name, shape in tensors.items():
+        size = width
+        for dimension in shape:
+            size *= dimension
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    content = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(content)) + content)
+        file.truncate(8 + len(content) + end)
+    return path
 
 
 def make_tier(

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import make_machine
+from fakes import make_machine, write_checkpoint
 
 from memfit.errors import UsageError
 from memfit.headers.hf_config import read_config
-from memfit.headers.hf_shapes import HfModel, model_from_config
+from memfit.headers.hf_shapes import HfModel, model_from_checkpoint, model_from_config
+from memfit.headers.hf_spec import spec_of_checkpoint
 from memfit.headers.model_spec import ModelSpec
+from memfit.headers.safetensors import read_checkpoint
 from memfit.memory.loaded_checkpoint import (
     TransformersConfig,
     layer_bytes,
@@ -23,6 +25,7 @@ from memfit.memory.loaded_checkpoint import (
     packed_state_bytes,
     refused_layer,
 )
+from memfit.memory.precision import precision
 from memfit.planner.request import Budget, Workload
 from memfit.planner.transformers.layers import LayerCosts, counts_on_gpus, device_map, place_of
 from memfit.planner.transformers.planner import GpuRuntime, Runtime, TransformersPlan, plan_checkpoint
@@ -68,9 +71,10 @@ def _plan(
     disk: bool = True,
     context: int = 256,
     runtimes: Sequence[Runtime] = (_RUNTIME,),
+    spec: ModelSpec | None = None,
     **asked: Any,
 ) -> TransformersPlan:
-    spec = ModelSpec(
+    spec = spec or ModelSpec(
         source="folder",
         paths=(),
         file_bytes=0,
@@ -118,15 +122,15 @@ def test_layer_10_is_loaded_after_layer_2_and_the_embedding_first(tmp_path: Path
     model = _model(tmp_path)
     embedding = 1000 * 64
     whole = 2 * (embedding + 11 * _LAYER + 64)
-    assert loading_peak_bytes(model, "fp32") == 2 * whole
+    assert loading_peak_bytes(model, precision("fp32")) == 2 * whole
     # The worst moment is near the end: q of layer 10 in both types; v and a norm come after.
     assert 6 * embedding < whole
-    assert loading_peak_bytes(model, "bf16") == whole - 2 * (32 * 64 + 64) + 4 * 64 * 64
+    assert loading_peak_bytes(model, precision("bf16")) == whole - 2 * (32 * 64 + 64) + 4 * 64 * 64
 
 
 def test_as_few_layers_as_will_do_stay_on_the_disk(tmp_path: Path) -> None:
     model = _model(tmp_path, intermediate_size=64 * 1024)
-    sizes = list(layer_bytes(model, "fp32").values())
+    sizes = list(layer_bytes(model, precision("fp32")).values())
     whole = _plan(model, ram=4096 * MIB, context=32)
     smallest = _plan(model, ram=whole.ram.total_bytes - 2 * sizes[0], context=32)
     assert smallest.fits
@@ -172,7 +176,8 @@ def test_parameters_survive_being_json() -> None:
         device_map=(("model.layers.0", "cpu"), ("model.layers.1", "disk")),
     )
     assert TransformersConfig.from_json(json.loads(json.dumps(one.to_json()))) == one
-    assert one.precision == "nf4-dq" and replace(one, double_quant=False).precision == "nf4"
+    assert one.precision == precision("nf4-dq")
+    assert replace(one, double_quant=False).precision == precision("nf4")
 
 
 # -- GPUs ------------------------------------------------------------------------------------------
@@ -206,7 +211,7 @@ def test_layers_on_two_gpus_counted_by_hand() -> None:
 
 def test_a_device_map_names_every_module_once(tmp_path: Path) -> None:
     model = _model(tmp_path)
-    layers = list(layer_bytes(model, "bf16"))
+    layers = list(layer_bytes(model, precision("bf16")))
     assert device_map(model, layers, [("gpu0", 11), ("cpu", 0), ("disk", 0)]) == (("", "gpu0"),)
     assert device_map(model, layers, [("cpu", 11), ("disk", 0)]) == (("", "cpu"),)
     places = dict(device_map(model, layers, [("gpu0", 4), ("gpu3", 3), ("cpu", 3), ("disk", 1)]))
@@ -229,7 +234,7 @@ def test_all_of_it_on_a_gpu_that_holds_it(tmp_path: Path) -> None:
 
 def test_what_a_gpu_does_not_hold_lies_in_ram_and_its_kv_cache_does_not(tmp_path: Path) -> None:
     model = _model(tmp_path, intermediate_size=64 * 1024)
-    whole = sum(layer_bytes(model, "fp32").values())
+    whole = sum(layer_bytes(model, precision("fp32")).values())
     short = [_with_gpus(50 * MIB + whole // 2 + 200 * MIB), _RUNTIME]
     plan = _plan(model, ram=1000 * MIB, runtimes=short)
     vram, ram = plan.tiers
@@ -266,3 +271,31 @@ def test_what_this_engine_does_not_do_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=option):
         _plan(_model(tmp_path), ram=500 * MIB, **workload)
+
+
+def test_a_token_is_priced_with_the_experts_it_is_routed_to(tmp_path: Path) -> None:
+    """As Qwen1.5-MoE-A2.7B, 60 experts of which 4 are used, and a shared one; counted by hand.
+
+    Per layer: attention 4 x 8 x 8, the shared expert 3 x 16 x 8 and its gate 8, and 4 experts of 3 x 4 x 8.
+    The router is not priced, nor the embedding, of which one row is read; the head is.
+    """
+    stored: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (10, 8), "lm_head.weight": (10, 8)}
+    for layer in range(2):
+        prefix = f"model.layers.{layer}."
+        stored |= {f"{prefix}self_attn.{name}_proj.weight": (8, 8) for name in "qkvo"}
+        stored |= {f"{prefix}mlp.gate.weight": (60, 8), f"{prefix}mlp.shared_expert_gate.weight": (1, 8)}
+        for part, inner in [("shared_expert", 16), *((f"experts.{number}", 4) for number in range(60))]:
+            stored |= {f"{prefix}mlp.{part}.{name}_proj.weight": (inner, 8) for name in ("gate", "up")}
+            stored[f"{prefix}mlp.{part}.down_proj.weight"] = (8, inner)
+    weights = read_checkpoint(write_checkpoint(tmp_path / "model.safetensors", stored))
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 4}
+    config = {"model_type": "qwen2_moe", "torch_dtype": "bfloat16", "vocab_size": 10, **sizes, **experts}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    hf_config = read_config(tmp_path / "config.json")
+    model = model_from_checkpoint(hf_config, weights)
+    spec = spec_of_checkpoint("folder", hf_config, weights, model)
+    active = 2 * (4 * 64 + 3 * 16 * 8 + 8 + 4 * 3 * 4 * 8) + 10 * 8
+    runtime = replace(_RUNTIME, layer_seconds=0.0, elements_per_second={"bf16": 1e6})
+    plan = _plan(model, spec=spec, ram=200 * MIB, load_in="bf16", runtimes=[runtime])
+    assert plan.prediction.generation.value == pytest.approx(1e6 / active)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes import make_spec
 from gguf_files import (
     ARRAY,
     BOOL,
@@ -39,6 +40,23 @@ def test_a_tiny_model_by_hand(tmp_path: Path) -> None:
     assert spec.architecture_value("block_count") == 2
     assert [tensor.file_index for tensor in spec.tensors] == [0, 0, 0]
     assert spec.data_offset_bytes == (spec.tensors[0].offset_bytes,)
+
+
+@pytest.mark.parametrize(
+    ("count", "used", "share"), [(60, 4, 4 / 60), (8, 8, 1.0), (8, 9, 1.0), (8, 0, 1.0), (0, 2, 1.0)]
+)
+def test_the_share_of_a_tensor_that_a_token_is_multiplied_with(count: int, used: int, share: float) -> None:
+    spec = make_spec(n_experts=count, n_experts_used=used)
+    for name in ("blk.3.ffn_up_exps.weight", "blk.3.ffn_up_chexps.weight", "model.layers.3.mlp.experts.up"):
+        assert spec.active_share(name) == share
+    for name in ("blk.3.ffn_up_shexp.weight", "blk.3.ffn_up.weight", "model.layers.3.mlp.shared_experts.up"):
+        assert spec.active_share(name) == 1.0
+
+
+def test_experts_of_the_metadata(tmp_path: Path) -> None:
+    model = tiny_model(llama__expert_count=number(60), llama__expert_used_count=number(4))
+    spec = read_model(model.write(tmp_path / "moe.gguf"))
+    assert (spec.n_experts, spec.n_experts_used) == (60, 4)
 
 
 def test_the_source_is_the_path_by_default(tmp_path: Path) -> None:

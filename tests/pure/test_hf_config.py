@@ -169,6 +169,7 @@ def test_absurd_numbers_are_refused(tmp_path: Path, field: str, value: Any) -> N
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"quantization_config": "gptq"}, "quantization_config"),
         ({"num_experts": -1}, "num_experts"),
+        ({"num_experts": 4, "num_experts_per_tok": "2", "moe_intermediate_size": 8}, "num_experts_per_tok"),
         ({"max_position_embeddings": 0}, "max_position_embeddings"),
         ({"num_experts": 4, "mlp_only_layers": [2], "moe_intermediate_size": 8}, "mlp_only_layers[0]"),
         ({"text_config": []}, "text_config"),
@@ -217,3 +218,22 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
 def test_experts_without_a_width_of_their_own(tmp_path: Path, experts: str) -> None:
     config = _read(tmp_path, {**_LLAMA, "model_type": "another", experts: 4})
     assert (config.num_experts, config.moe_intermediate_size) == (4, config.intermediate_size)
+
+
+@pytest.mark.parametrize(
+    ("fields", "experts", "used"),
+    [
+        ({}, 0, 0),
+        ({"num_experts_per_tok": 2}, 0, 0),  # of none
+        ({"num_experts": 60, "num_experts_per_tok": 4}, 60, 4),
+        ({"num_experts": 60}, 60, 0),  # the file does not say, and the type is not known
+        ({"model_type": "qwen3_moe"}, 128, 8),
+        ({"model_type": "mixtral"}, 8, 2),
+        ({"model_type": "mixtral", "num_local_experts": 16, "num_experts_per_tok": 3}, 16, 3),
+    ],
+)
+def test_experts_that_a_token_is_routed_to(
+    tmp_path: Path, fields: dict[str, Any], experts: int, used: int
+) -> None:
+    config = _read(tmp_path, {**_LLAMA, "model_type": "another", "moe_intermediate_size": 8, **fields})
+    assert (config.num_experts, config.num_experts_per_tok) == (experts, used)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import write_checkpoint
 
 from memfit.errors import HeaderError, ModelError, UsageError
 from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import HfModel, model_from_checkpoint, model_from_config
 from memfit.headers.safetensors import read_checkpoint
-from memfit.memory.precision import PRECISIONS, PrecisionRow, precision_table
+from memfit.memory.precision import PRECISIONS
+from memfit.memory.precision_table import PrecisionRow, precision_table
 
 _GEMMA_3_4B = {
     "model_type": "gemma3",
@@ -70,23 +71,6 @@ def _model(folder: Path, value: dict[str, Any]) -> HfModel:
 
 def _rows(model: HfModel, context: int = 10) -> dict[str, PrecisionRow]:
     return {row.precision: row for row in precision_table(model, context)}
-
-
-def _write(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
-    """A stand-in checkpoint: a header, and a hole where the data would be."""
-    width = {"BF16": 2, "F32": 4, "U8": 1}[dtype]
-    header, end = {}, 0
-    for name, shape in tensors.items():
-        size = width
-        for dimension in shape:
-            size *= dimension
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    content = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(content)) + content)
-        file.truncate(8 + len(content) + end)
-    return path
 
 
 def _stored(model: HfModel) -> dict[str, tuple[int, ...]]:
@@ -208,7 +192,7 @@ def test_a_checkpoint_agrees_with_its_config(tmp_path: Path) -> None:
     alone = _model(tmp_path, _TOY)
     # An older file holds the rotary buffer too, which is not loaded.
     stored = {**_stored(alone), "model.layers.0.self_attn.rotary_emb.inv_freq": (8,)}
-    path = _write(tmp_path / "model.safetensors", stored)
+    path = write_checkpoint(tmp_path / "model.safetensors", stored)
     model = model_from_checkpoint(read_config(tmp_path / "config.json"), read_checkpoint(path))
     assert model.parameters == alone.parameters
     assert model.checkpoint_bytes == path.stat().st_size
@@ -225,10 +209,10 @@ def test_experts_lie_one_by_one_in_a_checkpoint(tmp_path: Path) -> None:
             stored |= {f"{prefix}{part}_proj.weight": (10, 64) for part in ("gate", "up")}
             stored[f"{prefix}down_proj.weight"] = (64, 10)
     config = read_config(tmp_path / "config.json")
-    checkpoint = read_checkpoint(_write(tmp_path / "model.safetensors", stored))
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model.safetensors", stored))
     assert model_from_checkpoint(config, checkpoint).parameters == alone.parameters
     del stored["model.layers.1.mlp.experts.1.down_proj.weight"]
-    checkpoint = read_checkpoint(_write(tmp_path / "model.safetensors", stored))
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model.safetensors", stored))
     with pytest.raises(HeaderError, match="num_experts"):
         model_from_checkpoint(config, checkpoint)
 
@@ -244,9 +228,67 @@ def test_experts_lie_one_by_one_in_a_checkpoint(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_not_its_configs(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     stored = {**_stored(_model(tmp_path, _TOY)), **change}
     kept = {name: shape for name, shape in stored.items() if shape is not None}
-    checkpoint = read_checkpoint(_write(tmp_path / "model.safetensors", kept))
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model.safetensors", kept))
     with pytest.raises(HeaderError, match=words):
         model_from_checkpoint(read_config(tmp_path / "config.json"), checkpoint)
+
+
+# As mistralai/Mixtral-8x7B-v0.1 publishes it.
+_MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mixtral",
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.02,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.36.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+
+
+def test_mixtral_is_known_by_its_config(tmp_path: Path) -> None:
+    model = _model(tmp_path, _MIXTRAL)
+    assert sum(each.elements for each in model.parameters) == 46_702_792_704  # what its card says
+    layer = 8 * 3 * 4096 * 14336 + 8 * 4096 + 2 * 4096 * 4096 + 2 * 1024 * 4096 + 2 * 4096
+    assert 32 * layer + 2 * 32000 * 4096 + 4096 == 46_702_792_704
+    row = _rows(model)["bf16"]
+    assert row.resident_bytes == 2 * 46_702_792_704 + 2 * 64 * 4  # inv_freq twice: half of a head's 128
+    assert row.kv_cache_bytes == 32 * 10 * 2 * 8 * 128 * 2
+
+
+def test_mixtral_agrees_with_its_files(tmp_path: Path) -> None:
+    small = {**_TOY, "model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}
+    alone = _model(tmp_path, small)
+    stored = {}
+    for each in alone.parameters:
+        if each.kind != "experts":
+            stored[each.name.replace(".mlp.gate.", ".block_sparse_moe.gate.")] = each.shape
+    for layer, expert in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        prefix = f"model.layers.{layer}.block_sparse_moe.experts.{expert}."
+        shapes = {"w1": (100, 64), "w2": (64, 100), "w3": (100, 64)}
+        stored |= {f"{prefix}{name}.weight": shape for name, shape in shapes.items()}
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model.safetensors", stored))
+    assert (
+        model_from_checkpoint(read_config(tmp_path / "config.json"), checkpoint).parameters
+        == alone.parameters
+    )
 
 
 def test_an_unknown_type_needs_its_files(tmp_path: Path) -> None:
@@ -272,7 +314,9 @@ def test_an_unknown_type_is_counted_by_names(tmp_path: Path) -> None:
         "transformer.h.0.table.weight": ((2, 2, 2), "other"),
         "lm_head.weight": ((50, 64), "head"),
     }
-    path = _write(tmp_path / "model.safetensors", {name: shape for name, (shape, _) in stored.items()})
+    path = write_checkpoint(
+        tmp_path / "model.safetensors", {name: shape for name, (shape, _) in stored.items()}
+    )
     config = read_config(_config(tmp_path, {**_TOY, "model_type": "phi3"}))
     model = model_from_checkpoint(config, read_checkpoint(path))
     assert {each.name: each.kind for each in model.parameters} == {
@@ -289,7 +333,7 @@ def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"quantized already \(\"gptq\"\)"):
         _model(tmp_path, {**_TOY, "quantization_config": {"quant_method": "gptq"}})
     config = read_config(_config(tmp_path, _TOY))
-    checkpoint = read_checkpoint(_write(tmp_path / "m.safetensors", {"a.weight": (4, 4)}, "U8"))
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m.safetensors", {"a.weight": (4, 4)}, "U8"))
     with pytest.raises(ModelError, match=r'tensor "a\.weight" is U8'):
         model_from_checkpoint(config, checkpoint)
 

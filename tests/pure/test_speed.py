@@ -482,18 +482,19 @@ def test_the_assumed_machine_knows_every_type() -> None:
     assert prediction.basis == "assumed"
 
 
-# --- side by side ---
+# --- in parallel ---
 
 
-def _together(sequences: int, *operations: Operation, prompt: Graph | None = None, **rates: float) -> float:
+def _together(sequences: int, *operations: Operation, expert_share: float = 1.0, **rates: float) -> float:
     """Seconds of a pass for all sequences, by what the kernels reach by themselves."""
     speed = replace(_RAM, weights={"Q8_0": replace(_RAM.weights["Q8_0"], **rates)}, node_seconds=0.0)
     prediction = predict(
-        _answer(make_graph(*operations), prompt),
+        _answer(make_graph(*operations)),
         (speed,),
         prompt_tokens=10,
         generated_tokens=20,
         sequences=sequences,
+        expert_share=expert_share,
     )
     return _GENERATION_EFFICIENCY * sequences / prediction.together.value
 
@@ -523,8 +524,7 @@ def test_caches_and_activations_are_each_sequences_own() -> None:
 
 def test_experts_are_read_as_far_as_any_token_is_routed_to_them() -> None:
     """A token takes a quarter of 8,000 bytes; two take a quarter and a quarter of the rest."""
-    prompt = make_graph(make_operation("experts", bytes=8000), tokens=10)
     one = make_operation("experts", bytes=2000)
-    assert _together(1, one, prompt=prompt) == pytest.approx(1)
-    assert _together(2, one, prompt=prompt) == pytest.approx(3500 / 2000)
-    assert _together(60, one, prompt=prompt) == pytest.approx(4)
+    assert _together(1, one, expert_share=0.25) == pytest.approx(1)
+    assert _together(2, one, expert_share=0.25) == pytest.approx(3500 / 2000)
+    assert _together(60, one, expert_share=0.25) == pytest.approx(4)

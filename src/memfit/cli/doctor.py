@@ -227,7 +227,7 @@ def _gpu(here: _Here) -> Check:
 def _checkpoints(here: _Here) -> Check:
     name = "checkpoints"
     try:
-        require_libraries(quantizes=True, reads_gguf=True)
+        require_libraries("bitsandbytes", "gguf")
     except EngineMissingError as error:
         return Check(name=name, ok=False, detail=f"{error}")
     torch = importlib.metadata.version("torch")

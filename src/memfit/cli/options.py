@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from memfit.errors import UsageError, WrongValueError
+from memfit.memory.precision import LOAD_IN
 from memfit.planner.request import KV_TYPES, Budget, Workload
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def engine_options(command: _Command) -> _Command:
         ),
         click.option(
             "--load-in",
-            type=click.Choice(["fp32", "bf16", "fp16", "int8", "nf4", "fp4"]),
+            type=click.Choice(LOAD_IN),
             help="Precision of a checkpoint's weights in transformers.  [as stored]",
         ),
         click.option("--double-quant", is_flag=True, help="Quantize the scales too, with nf4 and fp4."),

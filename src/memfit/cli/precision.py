@@ -7,7 +7,7 @@ from rich.table import Table
 from memfit.cli.json_output import write_json
 from memfit.cli.render import PIPE_WIDTH, console, plain
 from memfit.headers.hf_shapes import HfModel
-from memfit.memory.precision import PrecisionRow, precision_table
+from memfit.memory.precision_table import PrecisionRow, precision_table
 from memfit.planner.request import Workload
 from memfit.units import format_bytes
 

@@ -25,6 +25,7 @@ from memfit.headers.hf_shapes import model_from_checkpoint
 from memfit.headers.hf_spec import spec_of_checkpoint
 from memfit.hub.resolve import find_weights
 from memfit.memory.loaded_checkpoint import TransformersConfig
+from memfit.memory.precision import LOAD_IN
 from memfit.memory.process_memory import process_memory
 from memfit.planner.request import Budget, Workload
 from memfit.planner.transformers.planner import GpuRuntime, Runtime, plan_checkpoint
@@ -44,7 +45,7 @@ def _rehearse(_: Parent) -> dict[str, Any]:
     assert weights is not None
     model = model_from_checkpoint(hf_config, weights)
     spec = spec_of_checkpoint(str(config.folder), hf_config, weights, model)
-    rates = dict.fromkeys(("fp32", "bf16", "fp16", "int8", "nf4", "fp4"), 1e9)  # of no interest here
+    rates = dict.fromkeys(LOAD_IN, 1e9)  # of no interest here
     machine = probe()
     runtime = Runtime(
         process_bytes=0,

@@ -54,6 +54,8 @@ def read_model(path: str | Path, source: str | None = None) -> ModelSpec:
         vocabulary=_vocabulary(first.metadata, architecture),
         metadata=first.metadata,
         tensors=tensors,
+        n_experts=_count(first.metadata, f"{architecture}.expert_count"),
+        n_experts_used=_count(first.metadata, f"{architecture}.expert_used_count"),
     )
 
 
@@ -151,5 +153,10 @@ def _vocabulary(metadata: dict[str, MetadataValue], architecture: str) -> int:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, SkippedArray):
         return tokens.length
-    size = metadata.get(f"{architecture}.vocab_size", 0)
-    return size if type(size) is int and 0 <= size <= _LARGEST_COUNT else 0
+    return _count(metadata, f"{architecture}.vocab_size")
+
+
+def _count(metadata: dict[str, MetadataValue], key: str) -> int:
+    """0 where it is absent or absurd."""
+    value = metadata.get(key, 0)
+    return value if type(value) is int and 0 <= value <= _LARGEST_COUNT else 0

@@ -19,7 +19,9 @@ from memfit.strict_json import parse_json, read_bytes, shown
 __all__ = ["HfConfig", "VisionConfig", "read_config"]
 
 _LARGEST_COUNT = 2**31 - 1
-_MOST_LAYERS = 4096  # no limit of the format, only far beyond every real model
+# No limits of the format, only far beyond every real model.
+_MOST_LAYERS = 4096
+_MOST_EXPERTS = 2**20
 
 _DTYPES = ("float32", "bfloat16", "float16")
 # Layer types whose KV cache is known here; others (linear attention, chunks, …) are an error.
@@ -45,6 +47,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "max_position_embeddings": 131072,
         "sliding_window": 4096,
+    },
+    "mixtral": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
     },
     "qwen2": {
         "vocab_size": 151936,
@@ -77,6 +90,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768,
         "moe_intermediate_size": 768,
         "num_experts": 128,
+        "num_experts_per_tok": 8,
         "decoder_sparse_step": 1,
         **(_SLIDING_OFF | {"max_window_layers": 0}),  # its class has no such field: all layers slide
     },
@@ -151,6 +165,7 @@ class HfConfig:
     mlp_bias: bool
     layer_windows: tuple[int | None, ...]  # per layer: tokens its attention looks back, None for all
     num_experts: int  # 0 without experts
+    num_experts_per_tok: int  # 0 without experts, or where the file does not say
     moe_intermediate_size: int  # 0 without experts
     sparse_layers: tuple[int, ...]  # the layers with experts
     quant_method: str | None  # how the checkpoint is quantized already: "gptq"
@@ -296,6 +311,7 @@ def _read_text(whole: _Section, text: _Section, vision: VisionConfig | None) -> 
         mlp_bias=text.flag("mlp_bias"),
         layer_windows=_layer_windows(text, text_type, layers),
         num_experts=_experts(text),
+        num_experts_per_tok=_experts_per_token(text),
         # Where experts are all there is, as in Mixtral and OLMoE, they have the plain field's width.
         moe_intermediate_size=(
             text.count("moe_intermediate_size", text.count("intermediate_size")) if sparse else 0
@@ -339,12 +355,16 @@ def _dtype(whole: _Section, text: _Section) -> str | None:
 
 
 def _experts(text: _Section) -> int:
-    key = "num_local_experts" if text.has("num_local_experts") else "num_experts"
-    return text.count(key, 0, low=0, high=2**20)
+    key = "num_experts" if text.get("num_local_experts") is None else "num_local_experts"
+    return text.count(key, 0, low=0, high=_MOST_EXPERTS)
+
+
+def _experts_per_token(text: _Section) -> int:
+    return text.count("num_experts_per_tok", 0, low=0, high=_MOST_EXPERTS) if _experts(text) else 0
 
 
 def _sparse_layers(text: _Section, layers: int) -> tuple[int, ...]:
-    """As Qwen3MoeDecoderLayer decides it; the other known types have no experts."""
+    """As Qwen3MoeDecoderLayer decides it; Mixtral has experts in all layers."""
     if not _experts(text):
         return ()
     step = text.count("decoder_sparse_step", 1)

@@ -90,6 +90,7 @@ class _Decoder:
     layer_norms: tuple[str, ...]
     scaled_embedding: bool = False  # has a buffer with its scale
     rotary_by_layer_type: bool = False
+    has_experts: bool = False
 
 
 _TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -97,9 +98,14 @@ _FOUR_NORMS = (*_TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layer
 _DECODERS = {
     "llama": _Decoder(qkv_bias=None, o_bias=None, mlp_bias=None, qk_norm=False, layer_norms=_TWO_NORMS),
     "mistral": _Decoder(qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False, layer_norms=_TWO_NORMS),
+    "mixtral": _Decoder(
+        qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False, layer_norms=_TWO_NORMS, has_experts=True
+    ),
     "qwen2": _Decoder(qkv_bias=True, o_bias=False, mlp_bias=False, qk_norm=False, layer_norms=_TWO_NORMS),
     "qwen3": _Decoder(qkv_bias=None, o_bias=None, mlp_bias=False, qk_norm=True, layer_norms=_TWO_NORMS),
-    "qwen3_moe": _Decoder(qkv_bias=None, o_bias=None, mlp_bias=False, qk_norm=True, layer_norms=_TWO_NORMS),
+    "qwen3_moe": _Decoder(
+        qkv_bias=None, o_bias=None, mlp_bias=False, qk_norm=True, layer_norms=_TWO_NORMS, has_experts=True
+    ),
     "gemma3_text": _Decoder(
         qkv_bias=None,
         o_bias=None,
@@ -186,7 +192,7 @@ def _refuse_quantized(config: HfConfig) -> None:
 def _decoder(config: HfConfig) -> _Decoder | None:
     whole = config.model_type in _WITH_VISION or config.model_type == config.text_model_type
     decoder = _DECODERS.get(config.text_model_type) if whole else None
-    if decoder is not None and config.num_experts and config.text_model_type != "qwen3_moe":
+    if decoder is not None and config.num_experts and not decoder.has_experts:
         return None  # a variant with experts under a name that has none
     return decoder
 

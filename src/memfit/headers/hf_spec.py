@@ -31,6 +31,8 @@ def spec_of_checkpoint(source: str, config: HfConfig, weights: Checkpoint, model
         context_length=config.max_position_embeddings or 0,
         vocabulary=config.vocab_size,
         metadata={},
+        n_experts=config.num_experts,
+        n_experts_used=config.num_experts_per_tok,
         tensors=tuple(
             TensorSpec(
                 name=one.name,

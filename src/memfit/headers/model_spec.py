@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ class SkippedArray:
 
 # Short arrays of numbers (per-layer head counts, say) are read; long ones and strings are skipped.
 MetadataValue = str | int | float | bool | tuple[int | float | bool, ...] | SkippedArray
+
+# Names of experts: "blk.3.ffn_up_exps.weight", "model.layers.3.mlp.experts.gate_up_proj"; no shared ones.
+_ROUTED = re.compile(r"_(?:ch)?exps\.|\.experts\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,23 @@ class ModelSpec:
     vocabulary: int  # tokens
     metadata: Mapping[str, MetadataValue] = field(repr=False)
     tensors: tuple[TensorSpec, ...] = field(repr=False)
+    n_experts: int = 0  # of a layer, those that tokens are routed to; 0: there are none
+    n_experts_used: int = 0  # of them, by one token; 0: the header does not say
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of all tensors, without padding between them."""
         return sum(tensor.size_bytes for tensor in self.tensors)
+
+    @property
+    def expert_share(self) -> float:
+        """Of the routed experts, the share that one token is multiplied with; all where that is not known."""
+        known = 0 < self.n_experts_used < self.n_experts
+        return self.n_experts_used / self.n_experts if known else 1.0
+
+    def active_share(self, tensor: str) -> float:
+        """Of a tensor, the share that one token is multiplied with, by its name: GGUF's or transformers'."""
+        return self.expert_share if _ROUTED.search(tensor) else 1.0
 
     def architecture_value(self, key: str) -> MetadataValue | None:
         """`{architecture}.{key}` of the metadata, such as `block_count`; None where absent."""

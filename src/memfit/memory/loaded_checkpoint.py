@@ -1,8 +1,7 @@
-"""What memfit's own way of loading and running a checkpoint in transformers takes, beyond what precision.py
-counts of the model itself: the KV cache it takes in advance, what a pass needs, what loading needs.
+"""What loading and running a checkpoint in transformers takes beyond precision_table.py's bytes of the model.
 
-Every formula is held against reality by tests/engine/test_transformers_memory.py and
-benchmarks/transformers_engine.py. Pure.
+That is the KV cache, which is taken in advance, what a pass needs, and what loading needs. Held against
+reality by tests/engine/test_transformers.py and benchmarks/transformers_engine.py. Pure.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import Annotated, Any
 from memfit.headers.hf_config import HfConfig
 from memfit.headers.hf_shapes import HfModel, HfParameter
 from memfit.headers.model_spec import TensorSpec
-from memfit.memory.precision import loaded_bytes
+from memfit.memory.precision import LOAD_IN, Precision, precision, stored_precision
+from memfit.memory.precision_table import loaded_bytes
 from memfit.strict_json import Between, Length, Matching
 from memfit.units import MIB
 
 __all__ = [
-    "LOAD_IN",
     "TransformersConfig",
     "converting_peak_bytes",
     "layer_bytes",
@@ -29,12 +28,10 @@ __all__ = [
     "loading_peak_bytes",
     "packed_state_bytes",
     "pass_bytes",
-    "plain_type",
     "refused_layer",
 ]
 
-_BLOCK = 64  # weights that share one scale
-_PACKED_ROWS = 32  # rows that bitsandbytes packs together on a CPU with AVX512-BF16
+_PACKED_ROWS, _PACKED_COLUMNS = 32, 64  # what bitsandbytes packs together on a CPU with AVX512-BF16
 # INT8, for each number that a matrix gives: an int32 and three float32; and what glibc's memalign
 # leaves between them from matrix to matrix, measured.
 _INT8_BYTES, _INT8_LEFT_BYTES = 16, 3
@@ -43,7 +40,6 @@ _SAMPLER_BYTES = 24  # per token of the vocabulary: scores in float32 and sorted
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)\.")
 
 
-LOAD_IN = ("fp32", "bf16", "fp16", "int8", "nf4", "fp4")
 _Module = Annotated[str, Length(1000)]
 _Place = Annotated[str, Matching(r"cpu|disk|gpu\d{1,3}", "cpu, disk or gpu0")]
 
@@ -54,10 +50,7 @@ class TransformersConfig:
 
     folder: Path  # config.json, tokenizer and weights
     paths: tuple[Path, ...]  # of the weights
-    # "fp32", "bf16", "fp16", "int8", "nf4" or "fp4".
-    load_in: Annotated[
-        str, Matching("fp32|bf16|fp16|int8|nf4|fp4", "one of fp32, bf16, fp16, int8, nf4, fp4")
-    ]
+    load_in: Annotated[str, Matching("|".join(LOAD_IN), f"one of {', '.join(LOAD_IN)}")]
     double_quant: bool  # scales quantized once more, with "nf4" and "fp4"
     context: Annotated[int, Between(1, 2**31 - 1)]  # tokens
     ubatch: Annotated[int, Between(1, 65_536)]  # tokens of a prompt per pass
@@ -70,14 +63,8 @@ class TransformersConfig:
     gguf: Path | None = None  # the file that becomes the checkpoint; None where that is one already
 
     @property
-    def plain_type(self) -> str:
-        """Of what is not quantized: "fp32", "bf16" or "fp16"."""
-        return plain_type(self.load_in)
-
-    @property
-    def precision(self) -> str:
-        """A row of precision.py."""
-        return self.load_in + "-dq" * self.double_quant
+    def precision(self) -> Precision:
+        return precision(self.load_in, double_quant=self.double_quant)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -103,11 +90,6 @@ class TransformersConfig:
         )
 
 
-def plain_type(load_in: str) -> str:
-    """Of what `load_in` does not quantize: "fp32", "bf16" or "fp16"."""
-    return load_in if load_in in ("fp32", "bf16", "fp16") else "bf16"
-
-
 # -- what stays ------------------------------------------------------------------------------------
 
 
@@ -128,18 +110,18 @@ def packed_state_bytes(model: HfModel, *, double_quant: bool) -> int:
     of 64 weights, whether it was nested before or not, and the code book; of a nested one its offset too.
     """
     linear = [one for one in model.parameters if one.kind == "linear"]
-    return sum(one.elements // _BLOCK * 2 + 64 + 4 * double_quant for one in linear)
+    return sum(one.elements // _PACKED_COLUMNS * 2 + 64 + 4 * double_quant for one in linear)
 
 
 def refused_layer(model: HfModel) -> HfParameter | None:
     """The first layer that bitsandbytes cannot pack on such a CPU: it fails at the first pass."""
     for one in model.parameters:
-        if one.kind == "linear" and (one.shape[0] % _PACKED_ROWS or one.shape[1] % _BLOCK):
+        if one.kind == "linear" and (one.shape[0] % _PACKED_ROWS or one.shape[1] % _PACKED_COLUMNS):
             return one
     return None
 
 
-def layer_bytes(model: HfModel, precision: str) -> dict[str, int]:
+def layer_bytes(model: HfModel, precision: Precision) -> dict[str, int]:
     """Bytes of each decoder layer in a precision, by its module's name, in order."""
     found: dict[str, int] = {}
     for one in model.parameters:
@@ -152,16 +134,14 @@ def layer_bytes(model: HfModel, precision: str) -> dict[str, int]:
 # -- what passes -----------------------------------------------------------------------------------
 
 
-def loading_peak_bytes(model: HfModel, precision: str, streamed: Collection[str] = ()) -> int:
+def loading_peak_bytes(model: HfModel, precision: Precision, streamed: Collection[str] = ()) -> int:
     """The most that lies in RAM while engines/transformers/reading.py reads one tensor after the other, in
     the order of their names as transformers sorts them; `streamed` modules go to the disk at once.
 
     Beside what has been loaded: of a plain tensor its bytes in the file, where another type is wanted; of a
     quantized one what bitsandbytes puts beside it; of merged experts the parts they are put together from.
     """
-    quantizes = precision.split("-")[0]
-    stored = _STORED_BYTES[model.hf_config.dtype or "float32"]
-    held = 4 if precision == "fp32" else 2
+    stored, held = stored_precision(model.hf_config.dtype).element_bytes, precision.element_bytes
     cast = 0 if stored == held else stored
     loaded = peak = 0
     for one in sorted(model.parameters, key=lambda one: _natural(one.name)):
@@ -169,9 +149,9 @@ def loading_peak_bytes(model: HfModel, precision: str, streamed: Collection[str]
         extra = cast * one.elements
         if one.stacks:
             extra = held * one.elements + cast * one.elements // max(1, one.shape[0])
-        elif one.kind == "linear" and quantizes == "int8":
+        elif one.kind == "linear" and precision.bits == 8:
             extra = (held + max(cast, 9)) * one.elements
-        elif one.kind == "linear" and quantizes in ("nf4", "fp4"):
+        elif one.kind == "linear" and precision.bits == 4:
             extra = held * one.elements + max(cast * one.elements, 27 * one.elements // 2)
         peak = max(peak, loaded + size + extra)
         if not any(one.name.startswith(f"{module}.") for module in streamed):
@@ -197,7 +177,7 @@ def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
     return tuple((not one.isdigit(), int(one) if one.isdigit() else 0, one) for one in parts)
 
 
-def pass_bytes(model: HfModel, load_in: str, *, context: int, ubatch: int, packs: bool) -> int:
+def pass_bytes(model: HfModel, precision: Precision, *, context: int, ubatch: int, packs: bool) -> int:
     """What a pass needs beside weights and KV cache, at its worst moment.
 
     Counted: the residual stream and what one attention and one feed-forward block hold at once; keys and
@@ -205,7 +185,7 @@ def pass_bytes(model: HfModel, load_in: str, *, context: int, ubatch: int, packs
     the sampler.
     Ignored: what kernels keep for themselves, which the rehearsal has in its figure.
     """
-    config, element = model.hf_config, 4 if load_in == "fp32" else 2
+    config, element = model.hf_config, precision.element_bytes
     hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
     key_values = config.num_key_value_heads * config.head_dim
     stream = ubatch * hidden * (2 * element + 8)  # and a norm in float32
@@ -218,11 +198,8 @@ def pass_bytes(model: HfModel, load_in: str, *, context: int, ubatch: int, packs
     )
     linear = [one for one in model.parameters if one.kind == "linear"]
     extra = 0
-    if load_in in ("nf4", "fp4") and not packs:
+    if precision.bits == 4 and not packs:
         extra = max((one.elements for one in linear), default=0) * element
-    elif load_in == "int8":
+    elif precision.bits == 8:
         extra = ubatch * (_INT8_BYTES * wide + _INT8_LEFT_BYTES * sum(one.shape[0] for one in linear))
     return stream + max(feed_forward, attention) + extra + _SAMPLER_BYTES * config.vocab_size
-
-
-_STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

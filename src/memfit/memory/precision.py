@@ -1,268 +1,101 @@
-"""What a model takes in transformers at each precision: bytes = parameters x precision, done exactly.
+"""The precisions that transformers loads a model in, one row each: the only place that knows what they are.
 
-Counts the tensors of one process: parameters, buffers, bitsandbytes' quantization state, the KV cache,
-and the tensors that live only while loading. Does not count what lies around tensors (the allocator's
-rounding, torch, CUDA contexts) nor activations; nor what a CPU with AVX512-BF16 does at the first
-call, where bitsandbytes 0.50.2 packs 4-bit weights anew and keeps their scales in bfloat16 (with double
-quantization that is more than before: 2 bytes for each 64 weights and not 1).
-
-Sources: transformers 5.23.0 (integrations/bitsandbytes.py, quantizers/base.py, core_model_loading.py,
-cache_utils.py) and bitsandbytes 0.50.2 (functional.py, nn/modules.py, backends/default/ops.py).
+With bitsandbytes only the weights of linear layers are quantized; all else, and the KV cache, keeps the plain
+type. Knows bits and bytes, no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from memfit.errors import UsageError
-from memfit.headers.hf_config import HfConfig
-from memfit.headers.hf_shapes import KINDS, HfBuffer, HfModel, HfParameter
+__all__ = ["LOAD_IN", "PRECISIONS", "Precision", "precision", "stored_precision"]
 
-__all__ = [
-    "PRECISIONS",
-    "Kept",
-    "PrecisionRow",
-    "kv_cache_bytes",
-    "loaded_bytes",
-    "precision_row",
-    "precision_table",
-]
-
-_ELEMENT_BYTES = {"float32": 4, "int64": 8}
-_BLOCK = 64  # weights that share one scale
-_NESTED_BLOCK = 256  # scales that share one scale of scales
+_PLAIN = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}  # torch's name, bytes
+_SCALE_BYTES = 4  # float32
 _CODE_BYTES = 16 * 4  # the 4-bit code book; every layer has its own copy
-_NESTED_CODE_BYTES = 256 * 4  # the 8-bit one, likewise
+_NESTED_CODE_BYTES = 256 * 4  # the 8-bit one of scales, likewise
 _OFFSET_BYTES = 4
-
-_LARGEST_CONTEXT = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Precision:
-    plain_bytes: int  # of an element that is not quantized, and of the KV cache's
-    bits: int | None = None  # of a linear layer's element; None where nothing is quantized
-    nested: bool = False  # the scales are quantized once more
+class Precision:
+    """How weights are held."""
+
+    name: str  # "nf4-dq" is nf4 with double quantization
+    plain_type: str = "bf16"  # of what is not quantized: "fp32", "bf16" or "fp16"
+    bits: int | None = None  # of a linear layer's weight; None: nothing is quantized
+    block: int = 0  # weights that share one scale; 0: those of an output row
+    nested_block: int = 0  # scales that share one scale of their own: double quantization; 0: none do
+
+    @property
+    def load_in(self) -> str:
+        """The value of --load-in."""
+        return self.name.removesuffix("-dq")
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.bits is not None
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What must be installed beside transformers."""
+        return ("bitsandbytes",) if self.is_quantized else ()
+
+    @property
+    def dtype(self) -> str:
+        """torch's name of the plain type."""
+        return _PLAIN[self.plain_type][0]
+
+    @property
+    def element_bytes(self) -> int:
+        """Of what is not quantized, the KV cache too."""
+        return _PLAIN[self.plain_type][1]
+
+    def packed_bytes(self, elements: int) -> int:
+        """A linear layer's weights; an odd number of 4-bit ones is padded by one."""
+        assert self.bits is not None
+        return -(-elements * self.bits // 8)
+
+    def blocks(self, elements: int) -> int:
+        return -(-elements // self.block)
+
+    def state_bytes(self, rows: int, elements: int) -> int:
+        """Scales and code books of a linear layer with so many output rows.
+
+        INT8: SCB, a float32 for each row. 4 bits: a float32 for each block, and the code book. With double
+        quantization a byte for each block, and for those bytes an offset, a float32 for each nested block,
+        and their code book.
+        """
+        if not self.block:
+            return rows * _SCALE_BYTES
+        blocks = self.blocks(elements)
+        if not self.nested_block:
+            return blocks * _SCALE_BYTES + _CODE_BYTES
+        scales = -(-blocks // self.nested_block) * _SCALE_BYTES
+        return blocks + scales + _NESTED_CODE_BYTES + _OFFSET_BYTES + _CODE_BYTES
 
 
 _TABLE = {
-    "fp32": _Precision(plain_bytes=4),
-    "bf16": _Precision(plain_bytes=2),
-    "fp16": _Precision(plain_bytes=2),
-    "int8": _Precision(plain_bytes=2, bits=8),
-    "nf4": _Precision(plain_bytes=2, bits=4),
-    "nf4-dq": _Precision(plain_bytes=2, bits=4, nested=True),  # with double quantization
-    "fp4": _Precision(plain_bytes=2, bits=4),
-    "fp4-dq": _Precision(plain_bytes=2, bits=4, nested=True),
+    row.name: row
+    for row in (
+        Precision(name="fp32", plain_type="fp32"),
+        Precision(name="bf16"),
+        Precision(name="fp16", plain_type="fp16"),
+        Precision(name="int8", bits=8),
+        Precision(name="nf4", bits=4, block=64),
+        Precision(name="nf4-dq", bits=4, block=64, nested_block=256),
+        Precision(name="fp4", bits=4, block=64),
+        Precision(name="fp4-dq", bits=4, block=64, nested_block=256),
+    )
 }
+LOAD_IN = tuple(dict.fromkeys(row.load_in for row in _TABLE.values()))
 PRECISIONS = ("fp32", "bf16", "int8", "nf4", "nf4-dq")  # those that differ in bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """Parameters of one kind that keep the model's own precision."""
-
-    kind: str
-    why: str
-    parameters: int  # how many tensors
-    size_bytes: int
+def precision(name: str, *, double_quant: bool = False) -> Precision:
+    return _TABLE[name + "-dq" * double_quant]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrecisionRow:
-    """One precision of one model."""
-
-    precision: str
-    quantized_layers: int
-    quantized_bytes: int  # packed weights of linear layers
-    unquantized_bytes: int
-    unquantized: tuple[Kept, ...]  # the same, by kind
-    state_bytes: int  # scales and code books, which get_memory_footprint leaves out
-    buffers_bytes: int | None  # in transformers 5.23.0; None: not known for this model type
-    reported_bytes: Mapping[str, int]  # release of transformers → what get_memory_footprint says
-    context: int  # tokens
-    kv_cache_bytes: int  # one sequence of `context` tokens
-    loading_extra_bytes: Mapping[str, int]  # "cpu" or "cuda" → beyond `resident_bytes`, at most
-    checkpoint_bytes: int | None  # files that are mapped while loading; their clean pages are the cache's
-
-    @property
-    def resident_bytes(self) -> int:
-        """What the process holds once the model is loaded."""
-        return self.quantized_bytes + self.unquantized_bytes + self.state_bytes + (self.buffers_bytes or 0)
-
-    @property
-    def loading_peak_bytes(self) -> dict[str, int]:
-        """By device: no more than this lives in tensors while loading (`_loading_extra`)."""
-        return {device: self.resident_bytes + extra for device, extra in self.loading_extra_bytes.items()}
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "precision": self.precision,
-            "quantized_layers": self.quantized_layers,
-            "quantized_bytes": self.quantized_bytes,
-            "unquantized_bytes": self.unquantized_bytes,
-            "unquantized": [vars(kept) for kept in self.unquantized],
-            "state_bytes": self.state_bytes,
-            "buffers_bytes": self.buffers_bytes,
-            "reported_bytes": dict(self.reported_bytes),
-            "resident_bytes": self.resident_bytes,
-            "context": self.context,
-            "kv_cache_bytes": self.kv_cache_bytes,
-            "loading_peak_bytes": self.loading_peak_bytes,
-            "checkpoint_bytes": self.checkpoint_bytes,
-        }
-
-
-def precision_table(model: HfModel, context: int) -> tuple[PrecisionRow, ...]:
-    """One row per precision, in the order of PRECISIONS, with the KV cache of `context` tokens.
-
-    Quantized rows are loaded with dtype=bfloat16 and a BitsAndBytesConfig without other settings.
-
-    Raises:
-        UsageError: `context` is no number of tokens.
-    """
-    if not 0 < context <= _LARGEST_CONTEXT:
-        raise UsageError(f"a context of {context} tokens; needed 1 to {_LARGEST_CONTEXT}")
-    return tuple(precision_row(model, name, context) for name in PRECISIONS)
-
-
-def kv_cache_bytes(config: HfConfig, context: int, *, element_bytes: int) -> int:
-    """Keys and values of one sequence, as transformers' DynamicCache holds them after a token.
-
-    A sliding layer keeps the last `sliding_window` tokens: window - 1 of them count on, the newest
-    lies in the same storage. Not counted: after a prompt, until the next token, the sliding layers'
-    storage still has the whole prompt; and each append copies a layer's cache.
-    """
-    tokens = sum(context if window is None else min(context, window) for window in config.layer_windows)
-    return tokens * 2 * config.num_key_value_heads * config.head_dim * element_bytes
-
-
-def precision_row(model: HfModel, name: str, context: int) -> PrecisionRow:
-    """One of them; FP4 and FP16 take what NF4 and BF16 take."""
-    precision = _TABLE[name]
-    quantized = [each for each in model.parameters if _is_quantized(each, precision)]
-    plain = [each for each in model.parameters if not _is_quantized(each, precision)]
-    quantized_bytes = sum(_packed_bytes(each.elements, precision) for each in quantized)
-    unquantized_bytes = sum(each.elements for each in plain) * precision.plain_bytes
-    return PrecisionRow(
-        precision=name,
-        quantized_layers=len(quantized),
-        quantized_bytes=quantized_bytes,
-        unquantized_bytes=unquantized_bytes,
-        unquantized=_kept(plain, precision),
-        state_bytes=sum(_state_bytes(each, precision) for each in quantized),
-        buffers_bytes=None if model.buffers is None else _buffers_bytes(model.buffers, precision),
-        reported_bytes=_reported(model, precision, quantized_bytes + unquantized_bytes),
-        context=context,
-        kv_cache_bytes=kv_cache_bytes(model.hf_config, context, element_bytes=precision.plain_bytes),
-        loading_extra_bytes=_loading_extra(model, precision),
-        checkpoint_bytes=model.checkpoint_bytes,
-    )
-
-
-def loaded_bytes(parameter: HfParameter, name: str) -> int:
-    """One parameter in the precision of that name, with its quantization state."""
-    precision = _TABLE[name]
-    if not _is_quantized(parameter, precision):
-        return parameter.elements * precision.plain_bytes
-    return _packed_bytes(parameter.elements, precision) + _state_bytes(parameter, precision)
-
-
-def _is_quantized(parameter: HfParameter, precision: _Precision) -> bool:
-    return precision.bits is not None and parameter.kind == "linear"
-
-
-def _packed_bytes(elements: int, precision: _Precision) -> int:
-    assert precision.bits is not None
-    return -(-elements * precision.bits // 8)  # an odd number of 4-bit elements is padded by one
-
-
-def _state_bytes(parameter: HfParameter, precision: _Precision) -> int:
-    """Scales and code books of one linear layer.
-
-    INT8: SCB, a float32 for each output row. NF4: a float32 for each block of 64 weights, and the code
-    book. With double quantization a byte for each block, and for those bytes an offset, a float32 for
-    each 256 of them, and their code book.
-    """
-    if precision.bits == 8:
-        return parameter.shape[0] * 4
-    blocks = _blocks(parameter)
-    if not precision.nested:
-        return blocks * 4 + _CODE_BYTES
-    return blocks + -(-blocks // _NESTED_BLOCK) * 4 + _NESTED_CODE_BYTES + _OFFSET_BYTES + _CODE_BYTES
-
-
-def _blocks(parameter: HfParameter) -> int:
-    return -(-parameter.elements // _BLOCK)
-
-
-def _kept(plain: list[HfParameter], precision: _Precision) -> tuple[Kept, ...]:
-    rows = []
-    for kind, why in KINDS.items():
-        found = [each.elements for each in plain if each.kind == kind]
-        if found:
-            size = sum(found) * precision.plain_bytes
-            rows.append(Kept(kind=kind, why=why, parameters=len(found), size_bytes=size))
-    return tuple(rows)
-
-
-def _buffers_bytes(buffers: tuple[HfBuffer, ...], precision: _Precision) -> int:
-    return sum(
-        each.elements * (precision.plain_bytes if each.dtype is None else _ELEMENT_BYTES[each.dtype])
-        for each in buffers
-    )
-
-
-def _reported(model: HfModel, precision: _Precision, parameters_bytes: int) -> dict[str, int]:
-    """Parameters and buffers (modeling_utils.py, get_memory_footprint): no quantization state.
-
-    Release 5 registers each rotary `original_inv_freq` as a buffer of its own; in 4.57 it is another
-    name of `inv_freq`. That release is left out where it builds other modules: experts are linear
-    layers there.
-    """
-    if model.buffers is None:
-        return {}
-    buffers = {"5.23.0": model.buffers}
-    if not any(each.kind == "experts" for each in model.parameters):
-        buffers = {"4.57.1": tuple(each for each in model.buffers if each.in_release_4), **buffers}
-    return {release: parameters_bytes + _buffers_bytes(each, precision) for release, each in buffers.items()}
-
-
-def _loading_extra(model: HfModel, precision: _Precision) -> dict[str, int]:
-    """Bytes of tensors beyond the loaded model, at the worst moment of from_pretrained, by device.
-
-    Files are mapped, and what is loaded as it stands on the CPU stays a view of the mapping. Tensors are
-    loaded one after the other when they are quantized, so only the largest counts. Counted, per element:
-
-    - a merged parameter: its stacked parts beside it
-    - 4 bits on CUDA: the bfloat16 weight; with double quantization also the float32 scales, twice
-    - 4 bits on the CPU: 13.5 bytes of scratch (float32, float32, int32, a byte and a half)
-    - INT8 on CUDA: the bfloat16 weight and bitsandbytes' float16 copy; on the CPU that copy and
-      8 bytes of float32 scratch, less the byte of the result, which is not there yet
-    - on the CPU: a bfloat16 copy where the checkpoint has another type
-
-    Not counted: scratch within CUDA kernels, and on CUDA the RAM that a copy passes through. It is an
-    upper bound: it takes all other tensors as loaded while the largest is at work.
-    """
-    extra = {"cpu": 0, "cuda": 0}
-    for parameter in model.parameters:
-        if parameter.stacks:
-            both = parameter.elements * precision.plain_bytes
-            found = {"cpu": both, "cuda": both}
-        elif _is_quantized(parameter, precision):
-            found = _quantizing_extra(parameter, precision, model.hf_config.dtype == "bfloat16")
-        else:
-            continue
-        extra = {device: max(most, found[device]) for device, most in extra.items()}
-    return extra
-
-
-def _quantizing_extra(parameter: HfParameter, precision: _Precision, as_stored: bool) -> dict[str, int]:
-    elements = parameter.elements
-    cast = 0 if as_stored else 2 * elements
-    if precision.bits == 8:
-        return {"cpu": cast + 9 * elements, "cuda": 4 * elements}
-    scales = 8 * _blocks(parameter) if precision.nested else 0
-    return {"cpu": cast + 27 * elements // 2, "cuda": 2 * elements + scales}
+def stored_precision(dtype: str | None) -> Precision:
+    """Of a checkpoint whose config.json says `dtype`; float32 where it says nothing."""
+    return next(row for row in _TABLE.values() if row.dtype == (dtype or "float32") and not row.is_quantized)

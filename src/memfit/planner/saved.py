@@ -17,6 +17,7 @@ from memfit.errors import UsageError, readable
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
+from memfit.memory.precision import precision
 from memfit.planner.llamacpp.dequantizing import may_dequantize
 from memfit.planner.plan import LlamaPlan, Plan, TierUse
 from memfit.planner.transformers.planner import TransformersPlan
@@ -60,6 +61,8 @@ def named_model(values: Any, where: str) -> tuple[str, LlamaConfig | Transformer
     if isinstance(config, TransformersConfig):
         if config.trust_remote_code:  # a program beside the weights, which only its user can trust
             reader.refuse("config.trust_remote_code", True, "false: that is for whoever runs the plan to say")
+        if config.double_quant and precision(config.load_in).bits != 4:
+            reader.refuse("config.double_quant", True, "false, unless load_in is nf4 or fp4")
         gpus = {int(place[3:]) for _, place in config.device_map if place.startswith("gpu")}
         if not gpus <= set(config.gpus) or len(config.gpus) != len(config.gpu_limits):
             reader.refuse("config.gpus", [], "every GPU of config.device_map, with one of config.gpu_limits")

@@ -202,10 +202,12 @@ def predict(
     generated_tokens: int,
     depth: int | None = None,
     sequences: int = 1,
+    expert_share: float = 1.0,
 ) -> Prediction:
     """Rates for a request of these lengths; `speeds` are those of RAM and then of each device.
 
-    What `depth` means: `cells_in_use`. `sequences` such requests run side by side.
+    What `depth` means: `cells_in_use`. `sequences` such requests run in parallel; of routed experts one token
+    is multiplied with `expert_share`.
     """
     speeds = speeds[: 1 + len(answer.devices)]  # a device that is not opened takes nothing over
     passes = math.ceil(prompt_tokens / answer.prompt.tokens)
@@ -213,7 +215,7 @@ def predict(
     prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated_tokens, depth)
     prompt = _terms(answer.prompt, speeds, cells=prompt_cells, filled=filled, many=True)
     generation = _terms(answer.generation, speeds, cells=generation_cells)
-    parallel = _repeated(answer, sequences)
+    parallel = _repeated(answer.generation, sequences, expert_share)
     all_together = _terms(parallel, speeds, cells=generation_cells, many=sequences >= MANY_TOKENS)
     used = {0} | {one.place for graph in (answer.prompt, answer.generation) for one in graph.operations}
     basis = min((speeds[place].basis for place in used), key=_BASES.index)
@@ -227,22 +229,18 @@ def predict(
     )
 
 
-def _repeated(answer: MemoryEstimate, sequences: int) -> Graph:
-    """A pass of one token for each of so many sequences: weights are read once, of experts all that are
-    routed to, each token's by chance; caches and activations are each sequence's own."""
-    if sequences == 1:
-        return answer.generation
-    experts = {one.type: one.bytes for one in answer.prompt.operations if one.kind == "experts"}
+def _repeated(graph: Graph, sequences: int, expert_share: float) -> Graph:
+    """A pass of one token for each sequence, from that of one token: weights are read once, experts as far as
+    any token is routed to them, each by chance; caches and activations are each sequence's own."""
 
     def repeat(one: Operation) -> Operation:
-        own = one.kind in ("attention", "other")
-        read = one.bytes * sequences if own else one.bytes
-        if one.kind == "experts":
-            whole = max(experts.get(one.type, 0), one.bytes)
-            read = round(whole * (1 - (1 - one.bytes / whole) ** sequences))
-        return replace(one, bytes=read, operations=one.operations * sequences)
+        read = float(one.bytes)
+        if one.kind in ("attention", "other"):
+            read *= sequences
+        elif one.kind == "experts":
+            read *= (1 - (1 - expert_share) ** sequences) / expert_share
+        return replace(one, bytes=round(read), operations=one.operations * sequences)
 
-    graph = answer.generation
     return replace(
         graph,
         tokens=sequences,

@@ -33,7 +33,7 @@ from memfit.units import MIB
 __all__ = ["Calibration", "library_versions", "require_libraries"]
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
-_QUANTIZING, _READING_GGUF = "bitsandbytes", "gguf"
+_QUANTIZING = "bitsandbytes"
 # What kernels for larger matrices keep beyond those for the small ones: up to 12 MiB in
 # benchmarks/transformers_engine.py.
 _LARGER_BYTES = 8 * MIB
@@ -42,9 +42,9 @@ _FORMAT = 6  # of what is cached
 _REHEARSAL = "memfit.cli.rehearse_checkpoint"
 
 
-def require_libraries(*, quantizes: bool, reads_gguf: bool = False) -> None:
-    """Raises EngineMissingError where something that the engine needs is not installed."""
-    for name in (*_LIBRARIES, *[_QUANTIZING] * quantizes, *[_READING_GGUF] * reads_gguf):
+def require_libraries(*more: str) -> None:
+    """Raises EngineMissingError where a package that the engine needs, or one of `more`, is not installed."""
+    for name in (*_LIBRARIES, *more):
         if not _version(name):
             raise EngineMissingError(
                 f"checkpoints need {name}, which is not installed; torch first, in the build for your "
@@ -86,8 +86,7 @@ class Calibration:
             EngineMissingError: a library is not installed.
             EngineError: the small model cannot be run, or torch cannot use a GPU.
         """
-        quantizes = config.load_in in ("int8", "nf4", "fp4")
-        require_libraries(quantizes=quantizes)
+        require_libraries(*config.precision.packages)
         key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), library_versions()])
         values = read_cached(self._path, key)
         where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{config.threads} threads"
@@ -100,12 +99,12 @@ class Calibration:
                 f"measuring how fast torch multiplies here in {name}, once",
                 partial(_speed, name, shape, config.threads, gpus),
             )
-            for name in (config.load_in, config.plain_type)
+            for name in (config.load_in, config.precision.plain_type)
         }
         found = self._kept(
             values,
             key,
-            f"{config.precision} {_identity(config.folder)} {where}",
+            f"{config.precision.name} {_identity(config.folder)} {where}",
             "measuring what transformers itself needs for this kind of model, once",
             partial(_rehearse, config, gpus),
         )
@@ -121,7 +120,7 @@ class Calibration:
             layer_seconds=found["layer_seconds"],
             elements_per_second={name: one["elements_per_second"] for name, one in speeds.items()},
             operations_per_second={name: one["operations_per_second"] for name, one in speeds.items()},
-            link_bytes_per_second=speeds[config.plain_type]["link_bytes_per_second"],
+            link_bytes_per_second=speeds[config.precision.plain_type]["link_bytes_per_second"],
             disk_bytes_per_second=disk_bytes_per_second,
             gpus=tuple(
                 GpuRuntime(

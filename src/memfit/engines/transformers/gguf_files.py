@@ -44,7 +44,7 @@ def find_checkpoint_of(file: Path, *, dtype: str, say: Callable[[str], None]) ->
         EngineError: transformers cannot read it.
         EngineMissingError: transformers is not installed, or what it reads such files with.
     """
-    require_libraries(quantizes=False, reads_gguf=True)
+    require_libraries("gguf")
     status = file.stat()
     told = f"{file.absolute()} {status.st_size} {status.st_mtime_ns} {dtype} {_FORMAT}"
     place = _folders() / hashlib.sha256(told.encode()).hexdigest()[:16]
@@ -90,7 +90,7 @@ def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[Transformers
         )
     with (
         _fresh(place / _WHOLE) as folder,
-        TransformersWorker(load_in=config.plain_type, threads=config.threads) as worker,
+        TransformersWorker(load_in=config.precision.plain_type, threads=config.threads) as worker,
     ):
         for path in config.folder.iterdir():  # the tokenizer
             if path not in config.paths and path.name != _ABOUT:
@@ -104,7 +104,9 @@ def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[Transformers
         )
         meter.start()
         try:
-            worker.ask("convert_gguf", file=str(config.gguf), folder=str(folder), dtype=config.plain_type)
+            worker.ask(
+                "convert_gguf", file=str(config.gguf), folder=str(folder), dtype=config.precision.plain_type
+            )
         except WorkerDiedError:
             if meter.overrun_bytes is None:
                 raise

@@ -14,7 +14,8 @@ import torch
 import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
-from memfit.engines.transformers.model import DTYPES, explained
+from memfit.engines.transformers.model import explained
+from memfit.memory.precision import precision
 from memfit.memory.process_memory import process_status
 
 __all__ = ["convert_gguf", "describe_gguf"]
@@ -30,7 +31,9 @@ def describe_gguf(file: str, folder: str, dtype: str) -> dict[str, Any]:
         config = transformers.AutoConfig.from_pretrained(**where)
         transformers.AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, precision(dtype).dtype)
+            )
         # As save_pretrained will write it: what is measured for one holds for the other.
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
@@ -48,7 +51,7 @@ def convert_gguf(file: str, folder: str, dtype: str) -> dict[str, Any]:
         where = _named(file)
         whole = transformers.GgufConfig(dequantize=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            **where, quantization_config=whole, dtype=DTYPES[dtype]
+            **where, quantization_config=whole, dtype=getattr(torch, precision(dtype).dtype)
         )
         model.save_pretrained(folder)
     return {}

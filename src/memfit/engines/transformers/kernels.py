@@ -10,9 +10,9 @@ from typing import Any
 import bitsandbytes
 import torch
 
-from memfit.engines.transformers.model import DTYPES
 from memfit.errors import EngineError
-from memfit.memory.loaded_checkpoint import plain_type
+from memfit.memory.precision import Precision
+from memfit.memory.precision import precision as named
 from memfit.units import MIB
 
 __all__ = ["measure_kernels"]
@@ -33,8 +33,9 @@ def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: b
     device = torch.device("cuda" if gpu else "cpu")
     outputs, inputs = shape
     count = max(1, _ELEMENTS * (4 if gpu else 1) // (outputs * inputs))  # a GPU's caches are larger
-    layers = [_layer(precision, outputs, inputs, device) for _ in range(count)]
-    dtype = DTYPES[plain_type(precision)]
+    held = named(precision)
+    layers = [_layer(held, outputs, inputs, device) for _ in range(count)]
+    dtype = getattr(torch, held.dtype)
     one, many = (torch.randn(tokens, inputs).to(device, dtype) for tokens in (1, _MANY))
     elements = count * outputs * inputs
     return {
@@ -44,23 +45,23 @@ def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: b
     }
 
 
-def _layer(precision: str, outputs: int, inputs: int, device: torch.device) -> Any:
+def _layer(held: Precision, outputs: int, inputs: int, device: torch.device) -> Any:
     weight = torch.randn(outputs, inputs) / inputs**0.5
-    if precision in DTYPES:
+    weight = weight.to(getattr(torch, held.dtype))
+    if not held.is_quantized:
         plain = torch.nn.Linear(inputs, outputs, bias=False)
-        plain.weight = torch.nn.Parameter(weight.to(DTYPES[precision]), requires_grad=False)
+        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
         return plain.to(device)
-    weight = weight.to(torch.bfloat16)
-    if precision == "int8":
+    if held.bits == 8:
         layer = bitsandbytes.nn.Linear8bitLt(
             inputs, outputs, bias=False, has_fp16_weights=False, threshold=6.0
         )
         layer.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         return layer.to(device).eval()  # which quantizes
     layer = bitsandbytes.nn.Linear4bit(
-        inputs, outputs, bias=False, compute_dtype=torch.bfloat16, quant_type=precision
+        inputs, outputs, bias=False, compute_dtype=torch.bfloat16, quant_type=held.load_in
     )
-    layer.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type=precision)
+    layer.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type=held.load_in)
     return layer.to(device).eval()
 
 

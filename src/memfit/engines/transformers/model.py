@@ -22,9 +22,8 @@ from memfit.hub.resolve import find_weights
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import process_status
 
-__all__ = ["DTYPES", "Aborted", "Model", "explained"]
+__all__ = ["Aborted", "Model", "explained"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WARM_UP_TOKENS = 2  # a prompt, then a token: the kernels of both
 
 
@@ -91,7 +90,7 @@ class Model:
             None,
             config=hf_config,
             state_dict=lazy_tensors(checkpoint, self._before_each(checkpoint, on_progress)),
-            dtype=DTYPES[config.plain_type],
+            dtype=getattr(torch, config.precision.dtype),
             quantization_config=_quantization(config),
             device_map=device_map,
             offload_folder=offload_folder if streams else None,
@@ -260,9 +259,9 @@ def _model_class(hf_config: Any, config: TransformersConfig) -> Any:
 
 
 def _quantization(config: TransformersConfig) -> Any:
-    if config.load_in == "int8":
+    if config.precision.bits == 8:
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    if config.load_in in ("nf4", "fp4"):
+    if config.precision.bits == 4:
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=config.load_in,

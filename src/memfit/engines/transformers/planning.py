@@ -22,8 +22,9 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_checkpoint_writes, require_writes
 from memfit.hub.header_only import is_header_only
 from memfit.hub.resolve import find_file, find_weights
-from memfit.memory.loaded_checkpoint import LOAD_IN, TransformersConfig, converting_peak_bytes, plain_type
-from memfit.memory.precision import PrecisionRow, precision_row
+from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes
+from memfit.memory.precision import LOAD_IN, precision, stored_precision
+from memfit.memory.precision_table import PrecisionRow, precision_row
 from memfit.memory.process_memory import process_memory
 from memfit.planner.llamacpp.planner import thread_count
 from memfit.planner.llamacpp.streaming import ASSUMED_DISK
@@ -37,7 +38,6 @@ from memfit.planner.transformers.planner import (
 
 __all__ = ["FoundCheckpoint", "find_again", "plan_for_transformers"]
 
-_STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _DECIDING = ("config.json", "generation_config.json", "tokenizer.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
@@ -100,7 +100,7 @@ def plan_for_transformers(
                 raise
             say(f"GPUs are not used: {error}")
     if found.gguf:
-        needs = converting_peak_bytes(spec.tensors, 4 if config.plain_type == "fp32" else 2)
+        needs = converting_peak_bytes(spec.tensors, config.precision.element_bytes)
         parent = process_memory().anonymous_bytes if count_parent else 0
         converting = parent + found.reading_bytes + needs
         runtimes = [replace(one, converting_bytes=converting) for one in runtimes]
@@ -118,7 +118,7 @@ def find_again(
 
     It is where it was, unless it has `moved` to `model`, or is what a GGUF file becomes.
     """
-    require_libraries(quantizes=False)
+    require_libraries()
     named = model if moved or is_converted(config.folder) else str(config.folder)
     found = _find(find_file(named, say), model, config.load_in, say)
     return found, precision_row(found.model, config.precision, config.context), _engine()
@@ -159,7 +159,7 @@ def _find(path: Path, source: str, load_in: str | None, say: Callable[[str], Non
     if path.name != "config.json":
         spec = _one_file(read_model(path, source=source))
         require_writes(spec)
-        gguf = find_checkpoint_of(path, dtype=plain_type(load_in or "bf16"), say=say)
+        gguf = find_checkpoint_of(path, dtype=precision(load_in or "bf16").plain_type, say=say)
         path = gguf.folder / "config.json"
     else:
         require_checkpoint_writes(source, path)
@@ -172,7 +172,7 @@ def _find(path: Path, source: str, load_in: str | None, say: Callable[[str], Non
         hf_config=hf_config,
         model=model,
         paths=weights.paths,
-        stored_in="bf16" if spec else _STORED[hf_config.dtype or "float32"],
+        stored_in="bf16" if spec else stored_precision(hf_config.dtype).name,
         gguf=spec.paths[0] if spec and gguf and not gguf.is_whole else None,
         reading_bytes=gguf.reading_bytes if gguf else 0,
     )

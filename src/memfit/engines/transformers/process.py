@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memfit.engines.client import WorkerProcess
+from memfit.memory.precision import precision
 
 __all__ = ["TransformersWorker"]
 
@@ -27,7 +28,7 @@ class TransformersWorker(WorkerProcess):
             # Tensors are read by several threads otherwise, and lie beside each other before their turn.
             "HF_DEACTIVATE_ASYNC_LOAD": "1",
         }
-        if load_in == "int8":
+        if precision(load_in).bits == 8:
             # oneDNN keeps a compiled kernel of each shape, 1,024 of them, and outliers have ever new ones.
             environment |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
         super().__init__("memfit.engines.transformers.worker", environment, verbose=verbose)

@@ -97,7 +97,7 @@ class CostModel:
             for tensor in tensors:
                 if len(tensor.shape) < 2:
                     continue
-                share = self._share(tensor)
+                share = self._spec.active_share(tensor.name)
                 rates = speed.weight(tensor.type, tensor.shape[0])
                 total += self._workload.generated_tokens * tensor.size_bytes * share / rates.bytes_per_second
                 operations = 2 * tensor.elements * share * prompt
@@ -109,13 +109,6 @@ class CostModel:
             seconds.append(total)
         size = sum(tensor.size_bytes for tensor in tensors)
         return Piece(name=name, size_bytes=size, seconds=tuple(seconds))
-
-    def _share(self, tensor: TensorSpec) -> float:
-        """Of a routed expert tensor, the share of its experts that a token uses."""
-        if "_exps." not in tensor.name and "_chexps." not in tensor.name:
-            return 1.0
-        experts, used = (self._spec.architecture_value(key) for key in ("expert_count", "expert_used_count"))
-        return used / experts if isinstance(experts, int) and isinstance(used, int) and experts else 1.0
 
     def _attention_seconds(self, kv_bytes: int, base: MemoryEstimate) -> tuple[float, ...]:
         """A layer's attention over a request, by the nodes of the graph that read as many bytes."""

@@ -356,6 +356,7 @@ class _Planner:
             generated_tokens=workload.generated_tokens,
             depth=workload.depth,
             sequences=workload.parallel,
+            expert_share=self._spec.expert_share,
         )
         if read := streamed_bytes(self._spec.tensors, config.streamed):
             tokens = min(workload.prompt_tokens, answer.context)

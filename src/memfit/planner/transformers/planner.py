@@ -24,7 +24,8 @@ from memfit.memory.loaded_checkpoint import (
     pass_bytes,
     refused_layer,
 )
-from memfit.memory.precision import PrecisionRow, loaded_bytes, precision_row
+from memfit.memory.precision import precision
+from memfit.memory.precision_table import PrecisionRow, loaded_bytes, precision_row
 from memfit.planner.plan import Plan, TierUse
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import Prediction, Rate
@@ -33,7 +34,6 @@ from memfit.units import MIB, format_bytes
 
 __all__ = ["GpuRuntime", "Runtime", "TransformersPlan", "plan_checkpoint", "require_sense"]
 
-_QUANTIZED = ("int8", "nf4", "fp4")
 _UBATCHES = (512, 256, 128, 64, 32)
 _INT8_UBATCH = 128  # no faster above, and memory grows with it
 _DEFAULT_CONTEXT = 4096
@@ -116,8 +116,8 @@ class TransformersPlan(Plan):
     @property
     def settings(self) -> str:
         config = self.config
-        precision = config.load_in + ", double quantization" * config.double_quant
-        return f"transformers, {precision} · ubatch {config.ubatch} · {config.threads} threads"
+        kind = config.load_in + ", double quantization" * config.double_quant
+        return f"transformers, {kind} · ubatch {config.ubatch} · {config.threads} threads"
 
 
 def plan_checkpoint(
@@ -171,13 +171,13 @@ class _Search:
     def best(self, config: TransformersConfig) -> TransformersPlan:
         """All in memory with the largest ubatch that fits; else with layers on the disk; else what is
         smallest. With GPUs as many layers there as they hold."""
-        most = _INT8_UBATCH if config.load_in == "int8" else config.context
+        most = _INT8_UBATCH if config.precision.bits == 8 else config.context
         sizes = [size for size in _UBATCHES if size <= max(most, _UBATCHES[-1])]
         for size in sizes:
             plan = self._plan(self._with_streamed(replace(config, ubatch=size), 0))
             if plan.fits:
                 return plan
-        if self._may_stream and config.load_in not in _QUANTIZED:
+        if self._may_stream and not config.precision.is_quantized:
             for size in sizes:
                 plan = self._streaming(replace(config, ubatch=size))
                 if plan.fits:
@@ -190,7 +190,7 @@ class _Search:
         for load_in, double_quant in (("bf16", False), ("int8", False), ("nf4", False), ("nf4", True)):
             other = replace(wanted, load_in=load_in, double_quant=double_quant)
             smaller = precision_row(self._model, other.precision, 1).resident_bytes < plan.row.resident_bytes
-            runs = load_in == "int8" or load_in == "bf16" or not self._refused()
+            runs = other.precision.bits != 4 or not self._refused()
             if smaller and runs and self.best(other).fits:
                 yield f"--load-in {load_in}{' --double-quant' * double_quant}"
                 break
@@ -231,7 +231,7 @@ class _Search:
                 ring=self._largest_module(config),
             )
             counts = counts_on_gpus(costs, [gpu.room_bytes for gpu in gpus])
-            if config.load_in in _QUANTIZED:  # all of it on GPUs, or nothing
+            if config.precision.is_quantized:  # all of it on GPUs, or nothing
                 counts[-1] += len(layers) - sum(counts)
         names = [gpu.name for gpu in gpus]
         # The first has what is no layer; another one without layers is not touched.
@@ -247,12 +247,14 @@ class _Search:
         )
 
     def _kv_of_layers(self, config: TransformersConfig) -> list[int]:
-        return layer_kv_bytes(self._model.hf_config, config.context, config.ubatch, _element_bytes(config))
+        return layer_kv_bytes(
+            self._model.hf_config, config.context, config.ubatch, config.precision.element_bytes
+        )
 
     def _pass_bytes(self, config: TransformersConfig) -> int:
         return pass_bytes(
             self._model,
-            config.load_in,
+            config.precision,
             context=config.context,
             ubatch=config.ubatch,
             packs=self._runtime.packs_4bit,
@@ -263,7 +265,7 @@ class _Search:
         modules: Counter[str] = Counter()
         for one in self._model.parameters:
             if one.kind in ("linear", "experts"):
-                modules[one.name.rpartition(".")[0]] += one.elements * _element_bytes(config)
+                modules[one.name.rpartition(".")[0]] += one.elements * config.precision.element_bytes
         return max(modules.values(), default=0)
 
     def _plan(self, config: TransformersConfig) -> TransformersPlan:
@@ -274,7 +276,7 @@ class _Search:
         weights = Counter({main: row.buffers_bytes or 0})
         for one in model.parameters:
             weights[place_of(one.name, modules)] += loaded_bytes(one, config.precision)
-        if config.load_in in ("nf4", "fp4") and runtime.packs_4bit:
+        if config.precision.bits == 4 and runtime.packs_4bit:
             weights[main] += packed_state_bytes(model, double_quant=config.double_quant) - row.state_bytes
         kv_cache: Counter[str] = Counter()
         layers = layer_bytes(model, config.precision)
@@ -346,7 +348,7 @@ class _Search:
         """Seconds of a pass: each matrix at its precision's rate, each layer's own time, the disk's, and what
         is sent to a GPU."""
         runtime, model = self._runtime, self._model
-        plain = config.plain_type
+        plain = config.precision.plain_type
         one = many = 0.0
         tokens = min(config.ubatch, self._workload.prompt_tokens)
         for each in model.parameters:
@@ -355,9 +357,7 @@ class _Search:
             ):
                 continue
             rate = config.load_in if each.kind == "linear" else plain
-            elements = each.elements
-            if each.kind == "experts":
-                elements = elements * min(8, each.shape[0]) // each.shape[0]
+            elements = each.elements * self._spec.active_share(each.name)
             one += elements / _of(runtime.elements_per_second, rate)
             # Of a prompt only the last token's logits are computed.
             rows = 1 if each.kind in ("head", "embedding") else tokens
@@ -380,10 +380,6 @@ def _rate(value: float) -> Rate:
     return Rate(value=value, low=value * (1 - _SPREAD), high=value * (1 + _SPREAD))
 
 
-def _element_bytes(config: TransformersConfig) -> int:
-    return 4 if config.load_in == "fp32" else 2
-
-
 def require_sense(config: TransformersConfig, workload: Workload) -> None:
     """Raises UsageError where the workload asks for what this engine does not do."""
     if workload.parallel != 1:
@@ -392,12 +388,12 @@ def require_sense(config: TransformersConfig, workload: Workload) -> None:
         raise WrongValueError("kv_type", ": transformers keeps the cache in the model's own type")
     if workload.repack != "auto":
         raise WrongValueError("repack", ": transformers holds weights as --load-in says")
-    if config.double_quant and config.load_in not in ("nf4", "fp4"):
+    if config.double_quant and precision(config.load_in).bits != 4:
         raise WrongValueError("double_quant", " goes with --load-in nf4 or fp4")
 
 
 def _refuse_shapes(model: HfModel, config: TransformersConfig, runtime: Runtime) -> None:
-    if config.load_in in ("nf4", "fp4") and runtime.packs_4bit and (layer := refused_layer(model)):
+    if config.precision.bits == 4 and runtime.packs_4bit and (layer := refused_layer(model)):
         shape = " x ".join(map(str, layer.shape))
         raise WrongValueError(
             "load_in",
@@ -415,12 +411,12 @@ def _reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime) -> Iterat
             f"{row.quantized_layers} layers quantized to {format_bytes(row.quantized_bytes)}, with "
             f"{format_bytes(row.state_bytes)} of scales that transformers' own footprint leaves out"
         )
-    if config.load_in in ("nf4", "fp4") and runtime.packs_4bit:
+    if config.precision.bits == 4 and runtime.packs_4bit:
         yield "bitsandbytes packs the weights anew at the first pass: this CPU has AVX512-BF16"
     if config.gguf:
         yield (
-            f"transformers dequantizes the file to {config.plain_type}: at its first run it becomes a "
-            f"checkpoint of {format_bytes(sum(path.stat().st_size for path in config.paths))} in "
+            f"transformers dequantizes the file to {config.precision.plain_type}: at its first run it "
+            f"becomes a checkpoint of {format_bytes(sum(path.stat().st_size for path in config.paths))} in "
             f"{config.folder.parent}, and that takes {format_bytes(runtime.converting_bytes)} of RAM"
         )
     in_ram = sum(place == "cpu" for module, place in config.device_map if module) if runtime.gpus else 0
