@@ -187,7 +187,12 @@ def _within(plan: Plan, free: Mapping[str, int]) -> Plan:
 
 
 def _command(plan: Plan) -> str:
-    return f"memfit plan {shlex.quote(plan.spec.source)} --json > FILE"
+    settings, config = "", plan.config
+    if isinstance(config, TransformersConfig):
+        settings = (
+            f" --engine transformers --load-in {config.load_in}" + " --double-quant" * config.double_quant
+        )
+    return f"memfit plan {shlex.quote(plan.spec.source)}{settings} --json > FILE"
 
 
 def _say_nothing(text: str) -> None:
