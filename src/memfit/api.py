@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from memfit.engines.fingerprints import require_this_machine
 from memfit.engines.protocol import Engine, LoadOptions, Planner, PlanOptions
 from memfit.engines.requests import Request
 from memfit.engines.worker_session import WorkerSession
@@ -16,6 +15,7 @@ from memfit.hub.resolve import ResolvedModel, resolve
 from memfit.planner.parallel import Lengths, plan_parallel
 from memfit.planner.plan import Plan
 from memfit.planner.request import Budget, Workload
+from memfit.saved_plan import require_this_machine
 
 __all__ = ["ENGINES", "load", "plan", "plan_batch"]
 

@@ -1,20 +1,17 @@
-"""Saved plans: takes the fingerprint of model and machine, and reads a plan back where both are the same.
+"""Saved plans: reads a plan back where model, machine and software are as they were.
 
 What the JSON means is planner/saved.py's. A plan keeps its limits; they only shrink to what is free now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from memfit.engines.fingerprints import (
-    new_plan_command,
-    remote_bytes,
-    require_this_machine,
-    take_fingerprint,
-)
+from memfit.engines.fingerprinting import lent, take_fingerprint
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.lookup import find_devices
 from memfit.errors import UsageError
@@ -23,13 +20,27 @@ from memfit.hardware.machine import Device, Machine
 from memfit.headers import read_model
 from memfit.headers.purpose import require_writes
 from memfit.hub.resolve import resolve
+from memfit.memory.estimate import LlamaConfig
+from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.fingerprint import Fingerprint
-from memfit.planner.plan import LlamaPlan
+from memfit.planner.plan import LlamaPlan, Plan
 from memfit.planner.request import Budget
 from memfit.planner.saved import named_model, plan_from_json
 from memfit.strict_json import parse_json, read_bytes, shown
 
-__all__ = ["read_plan"]
+__all__ = ["read_plan", "require_this_machine"]
+
+_Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A plan with its model's files as they lie now, and what else its engine has here."""
+
+    plan: Plan
+    engine: str  # its name and build
+    whole_files: tuple[Path, ...] = ()  # of the model, beside those that the plan's spec has
+    find_devices: Callable[[Machine], list[Device]]  # those in use, in the plan's order
 
 
 def read_plan(
@@ -37,8 +48,8 @@ def read_plan(
     *,
     model: str | None = None,
     count_parent: bool = False,
-    say: Callable[[str], None] | None = None,
-) -> LlamaPlan:
+    say: _Say | None = None,
+) -> Plan:
     """The plan that `memfit plan --json`, or `Plan.to_json`, wrote to a file.
 
     `model` says where its model lies by now; left out, it is where it was. `count_parent` as in `load`.
@@ -47,56 +58,95 @@ def read_plan(
         UsageError: no plan, or one for another model, machine or version of memfit.
         ModelError: the model is missing or cannot be read.
         DoesNotFitError: what the plan needs is not free now.
-        EngineError: a remote device does not answer.
+        EngineError: a remote device does not answer, or a library is missing.
     """
     where = f"plan {shown(str(path))}"
     values = parse_json(read_bytes(Path(path), where), where)
-    source, paths = named_model(values, where)
+    source, config = named_model(values, where)
+    if isinstance(config, LlamaConfig):
+        found = _find_llama(values, where, source, config, model, say or _say_nothing)
+    else:
+        found = _find_checkpoint(values, where, source, config, model, say or _say_nothing)
+    return _ready(found, where, count_parent)
+
+
+def _find_llama(
+    values: Any, where: str, source: str, config: LlamaConfig, model: str | None, say: _Say
+) -> _Found:
     named = source if model is None else model
-    place = paths[0] if model is None and source != "demo" else resolve(named, say).path
+    place = config.paths[0] if model is None and source != "demo" else resolve(named, say).path
     spec = read_model(place, source=named)
     require_writes(spec)
     plan = plan_from_json(values, where, spec)
+    assert isinstance(plan, LlamaPlan)
     require_this_machine(plan)
-    if model is None and source != "demo" and plan.spec.paths != paths:
-        raise UsageError(f"{where}: config.paths are not the files of the model {paths[0]}")
+    if model is None and source != "demo" and spec.paths != config.paths:
+        raise UsageError(f"{where}: config.paths are not the files of the model {config.paths[0]}")
     # From here on nothing hangs on the paths in the JSON.
-    plan = replace(plan, config=replace(plan.config, paths=plan.spec.paths))
-    return _ready(plan, where, count_parent, say or _say_nothing)
+    plan = replace(plan, config=replace(config, paths=spec.paths))
+    calibration = Calibration(cpu_model=probe().cpu.model, say=say)
+    return _Found(
+        plan=plan,
+        engine=f"llamacpp {calibration.engine_build}".strip(),
+        find_devices=lambda here: _find_again(plan, here, calibration, where),
+    )
 
 
-def _ready(plan: LlamaPlan, where: str, count_parent: bool, say: Callable[[str], None]) -> LlamaPlan:
+def _find_checkpoint(
+    values: Any, where: str, source: str, config: TransformersConfig, model: str | None, say: _Say
+) -> _Found:
+    from memfit.engines.transformers.planning import find_again  # where such a plan is read
+
+    found, row, engine = find_again(config, source if model is None else model, say, moved=model is not None)
+    plan = plan_from_json(values, where, found.spec, row=row)
+    require_this_machine(plan)
+    config = replace(config, folder=found.folder, paths=found.paths, gguf=found.gguf)
+    plan = replace(plan, config=config)
+    return _Found(plan=plan, engine=engine, whole_files=found.whole_files, find_devices=lambda _: [])
+
+
+def require_this_machine(plan: Plan) -> None:
+    """Raises UsageError where the plan was made with --machine."""
+    if plan.fingerprint and plan.fingerprint.profile is not None:
+        raise UsageError(
+            f"the plan is for the machine {plan.fingerprint.profile}: it can be kept and compared, but "
+            f"not run here; a plan for this machine: {_command(plan)}"
+        )
+
+
+def _ready(found: _Found, where: str, count_parent: bool) -> Plan:
     """The plan with its limits as of now; refused unless all is as it was when it was made."""
-    made_for = plan.fingerprint
+    plan, made_for = found.plan, found.plan.fingerprint
     assert made_for is not None, "plan_from_json refuses a plan without"
     if count_parent and not made_for.counts_parent:
         raise UsageError(
             f"{where} was made in Python and leaves out the command line's own memory; "
-            f"make a new one: {new_plan_command(plan)}"
+            f"make a new one: {_command(plan)}"
         )
     here = probe()
-    calibration = Calibration(cpu_model=here.cpu.model, say=say)
     now = take_fingerprint(
         plan.spec,
         here,
-        (),
-        f"llamacpp {calibration.engine_build}".strip(),
+        engine=found.engine,
+        whole_files=found.whole_files,
         counts_parent=made_for.counts_parent,
     )
     # Remote devices last: what has changed here is a better reason than that one of them is gone.
     _require_same(plan, replace(now, remote_devices=made_for.remote_devices), where)
-    devices = _find_again(plan, here, calibration, where)
-    _require_same(plan, replace(now, remote_devices=remote_bytes(devices)), where)
+    devices = found.find_devices(here)
+    _require_same(plan, replace(now, remote_devices=lent(devices)), where)
     plan.require_fit()
-    return _within(plan, [here.ram.available_bytes, *(device.free_bytes for device in devices)])
+    free = {f"gpu{gpu.index}": gpu.free_bytes for gpu in here.gpus}
+    free |= {device.name: device.free_bytes for device in devices}
+    return _within(plan, free | {"ram": here.ram.available_bytes})
 
 
-def _require_same(plan: LlamaPlan, now: Fingerprint, where: str) -> None:
+def _require_same(plan: Plan, now: Fingerprint, where: str) -> None:
     assert plan.fingerprint is not None
     if changes := "; ".join(plan.fingerprint.changes(now)):
         raise UsageError(
             f"{where} was made for another model or machine; changed are: {changes}; "
-            f"make a new one: {new_plan_command(plan)}"
+            f"make a new one: {_command(plan)}"
         )
 
 
@@ -115,25 +165,34 @@ def _find_again(plan: LlamaPlan, here: Machine, calibration: Calibration, where:
         there = ", ".join(f"{device.name} as {device.engine_name}" for device in found) or "none"
         raise UsageError(
             f"{where} needs {', '.join(f'{name} as {engine}' for name, engine in wanted)}, and there is "
-            f"{there}; make a new one: {new_plan_command(plan)}"
+            f"{there}; make a new one: {_command(plan)}"
         )
     return found
 
 
-def _within(plan: LlamaPlan, free: Sequence[int]) -> LlamaPlan:
-    """With no limit above what is `free` now, per place in use.
+def _within(plan: Plan, free: Mapping[str, int]) -> Plan:
+    """With no limit above what is `free` now, by the names of the tiers in use.
 
     Raises:
         DoesNotFitError: it is too little.
     """
-    used = plan.tiers[: len(free)]
-    tiers = [
-        replace(tier, limit_bytes=min(tier.limit_bytes, size)) for tier, size in zip(used, free, strict=True)
-    ]
-    limited = replace(plan, tiers=(*tiers, *plan.tiers[len(free) :]))
-    advice = ("closing what else uses memory", f"a new plan: {new_plan_command(plan)}")
+    tiers = tuple(
+        replace(tier, limit_bytes=min(tier.limit_bytes, free.get(tier.name, tier.limit_bytes)))
+        for tier in plan.tiers
+    )
+    limited = replace(plan, tiers=tiers)
+    advice = ("closing what else uses memory", f"a new plan: {_command(plan)}")
     replace(limited, suggestions=advice).require_fit()
     return limited
+
+
+def _command(plan: Plan) -> str:
+    settings, config = "", plan.config
+    if isinstance(config, TransformersConfig):
+        settings = (
+            f" --engine transformers --load-in {config.load_in}" + " --double-quant" * config.double_quant
+        )
+    return f"memfit plan {shlex.quote(plan.spec.source)}{settings} --json > FILE"
 
 
 def _say_nothing(text: str) -> None:

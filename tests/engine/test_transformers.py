@@ -20,6 +20,7 @@ import pytest
 from memfit import Budget, Sampling, Session, Workload, load, plan
 from memfit.errors import DoesNotFitError, EngineError, ModelError, UsageError
 from memfit.planner.transformers.planner import TransformersPlan
+from memfit.saved_plan import read_plan
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -322,3 +323,32 @@ def test_what_streams_and_what_lies_in_ram_beside_a_gpu_come_by_name(llama: Path
         assert all(torch.equal(found[name], whole[name]) for name in [*rest, kept])
     with pytest.raises(KeyError):
         found["absent"]
+
+
+@pytest.mark.parametrize("load_in", ["bf16", "nf4"])
+def test_a_saved_plan_runs_as_it_was_planned(copied: Path, tmp_path: Path, load_in: str) -> None:
+    planned = plan(str(copied), workload=_WORKLOAD, load_in=load_in)
+    assert isinstance(planned, TransformersPlan)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(planned.to_json()))
+    again = read_plan(path)
+    assert (again.config, again.fingerprint, again.spec) == (
+        planned.config,
+        planned.fingerprint,
+        planned.spec,
+    )
+    assert isinstance(again, TransformersPlan) and again.row == planned.row
+    with load(again) as session:
+        assert session.generate(_PROMPT, _GREEDY).completion_tokens
+        report = session.report()
+    assert report.within_budget
+    saved = json.loads(path.read_text())
+    saved["config"]["trust_remote_code"] = True
+    path.write_text(json.dumps(saved))
+    with pytest.raises(UsageError, match="trust_remote_code"):
+        read_plan(path)
+    path.write_text(json.dumps(planned.to_json()))
+    config = copied / "config.json"
+    config.write_text(config.read_text() + "\n")
+    with pytest.raises(UsageError, match=r"changed are: the model's file 3 of 5 from \d+ to"):
+        read_plan(path)

@@ -26,8 +26,8 @@ from fakes import (
 
 from memfit import saved_plan
 from memfit.cli.main import main
-from memfit.engines import fingerprints
-from memfit.engines.fingerprints import require_this_machine, take_fingerprint
+from memfit.engines import fingerprinting
+from memfit.engines.fingerprinting import take_fingerprint
 from memfit.errors import DoesNotFitError, MemfitError, ModelNotFoundError, UsageError
 from memfit.hardware.machine import Device, Gpu, Machine
 from memfit.headers import read_model
@@ -36,7 +36,7 @@ from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.saved import _PATTERN, plan_from_json
 from memfit.planner.speed import AttentionSpeed, Term
-from memfit.saved_plan import read_plan
+from memfit.saved_plan import read_plan, require_this_machine
 from memfit.units import GIB, MIB
 
 _ENDPOINT = "127.0.0.1:50052"
@@ -88,7 +88,7 @@ class _World:
 
     def fingerprint(self, plan: LlamaPlan, devices: list[Device]) -> Any:
         engine = f"llamacpp {self.engine_build}"
-        return take_fingerprint(plan.spec, self.machine, devices, engine, counts_parent=True)
+        return take_fingerprint(plan.spec, self.machine, devices, engine=engine, counts_parent=True)
 
     def with_devices(self, *names: str, engine_names: tuple[str, ...] = ()) -> LlamaPlan:
         tiers = tuple(make_tier(50 * MIB, 8 * MIB, MIB, MIB, 700 * MIB, name=name) for name in names)
@@ -338,7 +338,7 @@ def test_every_byte_of_a_small_file_is_in_the_fingerprint(world: _World) -> None
     ("size", "data_offset"), [(10_000, 0), (10_000, 9_990), (5_000, 5_000), (2**20, 4096), (2**36, 2**23)]
 )
 def test_the_samples_lie_in_the_file_begin_to_end(size: int, data_offset: int) -> None:
-    ranges = list(fingerprints._ranges(size, data_offset))
+    ranges = list(fingerprinting._ranges(size, data_offset))
     header = [one for one in ranges if one[0] < data_offset]
     assert sum(length for _, length in header) == data_offset
     samples = ranges[len(header) :]
@@ -466,9 +466,9 @@ _WRONG: list[tuple[str, object, str]] = [
     ("prediction.basis", "hoped", "basis"),
     ("prediction.generation_terms.0.seconds", -0.5, "seconds"),
     ("prediction.generation_terms.0.place", 9, "place"),
-    ("workload.parallel", 257, "--parallel"),
+    ("workload.parallel", 257, "workload.parallel is 257; it must be between 1 and 256"),
     ("workload.context", "4096", "workload.context"),
-    ("workload.kv_type", "f32", "--kv-type"),
+    ("workload.kv_type", "f32", "workload.kv_type is 'f32'; it must be auto, f16"),
     ("fingerprint.counts_parent", None, "counts_parent"),
     ("fingerprint.files", [{"size_bytes": 1}], "sha256"),
     ("fingerprint.files", [], "number of files from 0 to 1"),

@@ -15,7 +15,7 @@ import click
 
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, printable, speeds_json
-from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.engines.llamacpp.calibrate import Calibration, MachineSpeeds
 from memfit.errors import EngineError, EngineMissingError, WrongValueError
 from memfit.hardware import probe
 from memfit.hardware.disks import mount_of

@@ -7,14 +7,14 @@ whoever predicts has to leave it out. Knows nothing of models, and judges no fig
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Any
 
-from memfit.errors import UsageError, readable
+from memfit.errors import UsageError, WrongValueError, readable
 from memfit.hardware.machine import Cpu, Gpu, Machine, Ram
-from memfit.strict_json import Fields, parse_json, read_bytes, shown
+from memfit.strict_json import Between, JsonReader, Matching, parse_json, read_bytes, shown
 
 __all__ = [
     "Figure",
@@ -30,12 +30,16 @@ __all__ = [
 
 _MEMORY_LIMIT_BYTES = 2**50
 _CORES_LIMIT = 4096
+_Cores = Annotated[int, Between(1, _CORES_LIMIT)]
+_Memory = Annotated[int, Between(1, _MEMORY_LIMIT_BYTES)]
+_Rate = Annotated[float, Between(0, 1e18, above=True)]
+_Source = Annotated[str, Matching("https?://[^ ]*", "a URL: https://…")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    value: float  # in base units: bytes or operations per second
-    source: str | None  # a URL that can be opened; None: whoever wrote the file states it
+    value: _Rate  # in base units: bytes or operations per second
+    source: _Source | None  # can be opened; None: whoever wrote the file states it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,41 +47,48 @@ class Measured:
     """A published result of llama.cpp."""
 
     what: str  # "llama 7B Q4_0 pp512"
-    tokens_per_second: float
-    source: str | None
+    tokens_per_second: _Rate
+    source: _Source | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileCpu:
     model: str
     architecture: str  # platform.machine(): "x86_64", "aarch64"
-    physical_cores: int
-    logical_cores: int
-    operations_per_second: (
-        Figure | None
-    )  # all cores in a whole prompt of a quantized model; a multiply-add is 2
+    physical_cores: _Cores
+    logical_cores: _Cores
+    # Of all cores in a whole prompt of a quantized model; a multiply-add is 2.
+    operations_per_second: Figure | None
+
+    def __post_init__(self) -> None:
+        _require("logical_cores", self.logical_cores, self.physical_cores, _CORES_LIMIT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileRam:
-    total_bytes: int
+    total_bytes: _Memory
     system_bytes: int  # held by the operating system and what else runs
     bandwidth_bytes_per_second: Figure | None  # of all channels, in theory
     type: str | None  # "DDR4"
+
+    def __post_init__(self) -> None:
+        _require("system_bytes", self.system_bytes, 0, self.total_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileGpu:
     name: str
-    total_bytes: int
+    total_bytes: _Memory
     reserved_bytes: int  # held by the driver and the display
     bandwidth_bytes_per_second: Figure | None  # of its memory, in theory
-    operations_per_second: (
-        Figure | None
-    )  # dense FP16 tensor cores with FP32 accumulation; a multiply-add is 2
+    # Of dense FP16 tensor cores with FP32 accumulation; a multiply-add is 2.
+    operations_per_second: Figure | None
     link_bytes_per_second: Figure | None  # from the host, one direction
     compute_capability: str | None
     measured: tuple[Measured, ...]
+
+    def __post_init__(self) -> None:
+        _require("reserved_bytes", self.reserved_bytes, 0, self.total_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,103 +179,34 @@ def read_profile(name_or_path: str) -> Profile:
 
 def _parse(content: bytes, where: str, *, own_file: str | None = None) -> Profile:
     """`own_file` is the name of a file that somebody wrote for a machine of their own."""
-    fields = Fields(parse_json(content, where), where, "", _keys("name description cpu ram gpus disk"))
-    figures = _Figures(may_state=own_file is not None)
-    return Profile(
-        name=fields.text("name"),
-        description=fields.text("description"),
-        cpu=_cpu(
-            fields.child("cpu", _keys("model architecture physical_cores logical_cores") | _OPERATIONS),
-            figures,
-        ),
-        ram=_ram(fields.child("ram", _keys("total_bytes system_bytes type") | _BANDWIDTH), figures),
-        gpus=tuple(_gpu(gpu, figures) for gpu in fields.children("gpus", _GPU_KEYS)),
-        disk=None
-        if fields.is_null("disk")
-        else _disk(fields.child("disk", {"read_bytes_per_second"}), figures),
-        stated_in=own_file if figures.stated else None,
-    )
+    reader = _ProfileReader(where, may_state=own_file is not None)
+    keys = {part.name for part in fields(Profile)} - {"stated_in"}  # which is not the file's to say
+    profile: Profile = reader.read(Profile, reader.keys(parse_json(content, where), "", keys))
+    return replace(profile, stated_in=own_file if reader.has_stated else None)
 
 
-class _Figures:
+class _ProfileReader(JsonReader):
     """Reads what needs a source, or where figures may be stated does not."""
 
-    def __init__(self, *, may_state: bool) -> None:
-        self.needed, self.optional = (set[str](), {"source"}) if may_state else ({"source"}, set[str]())
-        self._reason = set[str]() if may_state else {"note"}  # why a figure is unknown
-        self.stated = False  # whether one has no source
+    def __init__(self, where: str, *, may_state: bool) -> None:
+        super().__init__(where)
+        self._may_state = may_state
+        self.has_stated = False  # whether a figure has no source
 
-    def read(self, parent: Fields, key: str) -> Figure | None:
-        value = parent.value(key)
-        if isinstance(value, dict) and value.get("value", 0) is None:
-            parent.child(key, {"value", *self._reason})
-            return None
-        fields = parent.child(key, {"value", *self.needed}, optional=self.optional)
-        return Figure(value=fields.rate("value"), source=self.source(fields))
-
-    def source(self, fields: Fields) -> str | None:
-        if fields.has("source"):
-            return fields.url("source")
-        self.stated = True
-        return None
+    def read(self, kind: Any, value: Any, field: str = "") -> Any:
+        if kind == Figure | None:
+            if isinstance(value, dict) and value.get("value", 0) is None:
+                reason = set[str]() if self._may_state else {"note"}  # why it is unknown
+                self.keys(value, field, {"value", *reason})
+                return None
+            kind = Figure
+        if kind in (Figure, Measured) and self._may_state and isinstance(value, dict):
+            self.has_stated |= value.get("source") is None
+            value = {"source": None, **value}
+        return super().read(kind, value, field)
 
 
-def _keys(names: str) -> set[str]:
-    return set(names.split())
-
-
-_OPERATIONS = {"operations_per_second"}
-_BANDWIDTH = {"bandwidth_bytes_per_second"}
-_GPU_KEYS = _keys("name total_bytes reserved_bytes compute_capability link_bytes_per_second measured")
-_GPU_KEYS |= _OPERATIONS | _BANDWIDTH
-
-
-def _cpu(fields: Fields, figures: _Figures) -> ProfileCpu:
-    physical = fields.integer("physical_cores", 1, _CORES_LIMIT)
-    return ProfileCpu(
-        model=fields.text("model"),
-        architecture=fields.text("architecture"),
-        physical_cores=physical,
-        logical_cores=fields.integer("logical_cores", physical, _CORES_LIMIT),
-        operations_per_second=figures.read(fields, "operations_per_second"),
-    )
-
-
-def _ram(fields: Fields, figures: _Figures) -> ProfileRam:
-    total = fields.integer("total_bytes", 1, _MEMORY_LIMIT_BYTES)
-    return ProfileRam(
-        total_bytes=total,
-        system_bytes=fields.integer("system_bytes", 0, total),
-        bandwidth_bytes_per_second=figures.read(fields, "bandwidth_bytes_per_second"),
-        type=None if fields.is_null("type") else fields.text("type"),
-    )
-
-
-def _gpu(fields: Fields, figures: _Figures) -> ProfileGpu:
-    total = fields.integer("total_bytes", 1, _MEMORY_LIMIT_BYTES)
-    return ProfileGpu(
-        name=fields.text("name"),
-        total_bytes=total,
-        reserved_bytes=fields.integer("reserved_bytes", 0, total),
-        bandwidth_bytes_per_second=figures.read(fields, "bandwidth_bytes_per_second"),
-        operations_per_second=figures.read(fields, "operations_per_second"),
-        link_bytes_per_second=figures.read(fields, "link_bytes_per_second"),
-        compute_capability=None
-        if fields.is_null("compute_capability")
-        else fields.text("compute_capability"),
-        measured=tuple(_measured(fields, figures)),
-    )
-
-
-def _measured(fields: Fields, figures: _Figures) -> Iterator[Measured]:
-    keys = _keys("what tokens_per_second") | figures.needed
-    for each in fields.children("measured", keys, optional=figures.optional):
-        yield Measured(
-            what=each.text("what"),
-            tokens_per_second=each.rate("tokens_per_second"),
-            source=figures.source(each),
-        )
-
-
-def _disk(fields: Fields, figures: _Figures) -> ProfileDisk:
-    return ProfileDisk(read_bytes_per_second=figures.read(fields, "read_bytes_per_second"))
+def _require(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        needed = f"a whole number from {least} to {most}"
+        raise WrongValueError(name, f": got {value}, needed {needed}", got=value, needed=needed)

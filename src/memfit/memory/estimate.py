@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from memfit.strict_json import Between, Matching
 
 __all__ = ["RAM", "DeviceBytes", "Graph", "LlamaConfig", "MemoryEstimate", "Operation", "Oracle"]
 
@@ -21,15 +23,18 @@ class LlamaConfig:
     """Everything that decides an engine's memory and kernels; a plan carries one of these."""
 
     paths: tuple[Path, ...]  # the model's files, in shard order
-    context: int  # tokens over all sequences (llama.cpp's n_ctx)
-    parallel: int  # sequences (n_seq_max)
-    kv_type: str  # "f16", "q8_0" or "q4_0", for keys and values alike
-    ubatch: int  # tokens per pass of a prompt (n_ubatch)
-    threads: int
+    context: Annotated[int, Between(1, 2**31 - 1)]  # tokens over all sequences (llama.cpp's n_ctx)
+    parallel: Annotated[int, Between(1, 256)]  # sequences (n_seq_max); LLAMA_MAX_SEQ
+    kv_type: Annotated[str, Matching("f16|q8_0|q4_0", "one of f16, q8_0, q4_0")]  # of keys and values
+    ubatch: Annotated[int, Between(1, 65_536)]  # tokens per pass of a prompt (n_ubatch)
+    threads: Annotated[int, Between(1, 512)]  # GGML_MAX_N_THREADS
     repack: bool  # weights in RAM rewritten while loading for this CPU's kernels
-    load_mode: str  # "mmap": the file's own pages; "read": copied by the engine; "own": by ourselves
+    # "mmap": the file's own pages; "read": copied by the engine; "own": by ourselves.
+    load_mode: Annotated[str, Matching("mmap|read|own", "one of mmap, read, own")]
     devices: tuple[str, ...] = ()  # the engine's names: "CUDA0", or "HOST:PORT" of a remote one
-    layers: tuple[int, ...] = ()  # per device: how many layers it is home to; the others, first, are RAM's
+    layers: tuple[
+        Annotated[int, Between(0, 4096)], ...
+    ] = ()  # per device: how many layers it is home to; the others, first, are RAM's
     # Exceptions from each layer's home: a tensor whose name matches the pattern lies in that place.
     overrides: tuple[tuple[str, int], ...] = ()
     # With load_mode "own": tensors in RAM's care that stay on the disk, and what they pass through.

@@ -10,13 +10,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from memfit.headers.hf_config import HfConfig
 from memfit.headers.hf_shapes import HfModel, HfParameter
 from memfit.headers.model_spec import TensorSpec
-from memfit.memory.precision import Precision, precision, stored_precision
+from memfit.memory.precision import LOAD_IN, Precision, precision, stored_precision
 from memfit.memory.precision_table import loaded_bytes
+from memfit.strict_json import Between, Length, Matching
 from memfit.units import MIB
 
 __all__ = [
@@ -39,19 +40,23 @@ _SAMPLER_BYTES = 24  # per token of the vocabulary: scores in float32 and sorted
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)\.")
 
 
+_Module = Annotated[str, Length(1000)]
+_Place = Annotated[str, Matching(r"cpu|disk|gpu\d{1,3}", "cpu, disk or gpu0")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformersConfig:
     """Everything that decides what transformers holds; a plan carries one of these."""
 
     folder: Path  # config.json, tokenizer and weights
     paths: tuple[Path, ...]  # of the weights
-    load_in: str  # one of precision.py's LOAD_IN
+    load_in: Annotated[str, Matching("|".join(LOAD_IN), f"one of {', '.join(LOAD_IN)}")]
     double_quant: bool  # scales quantized once more, with "nf4" and "fp4"
-    context: int  # tokens
-    ubatch: int  # tokens of a prompt per pass
-    threads: int
+    context: Annotated[int, Between(1, 2**31 - 1)]  # tokens
+    ubatch: Annotated[int, Between(1, 65_536)]  # tokens of a prompt per pass
+    threads: Annotated[int, Between(1, 512)]
     # Module → "gpu0", "cpu" or "disk", as accelerate's device map has it but for the names of GPUs.
-    device_map: tuple[tuple[str, str], ...] = (("", "cpu"),)
+    device_map: tuple[tuple[_Module, _Place], ...] = (("", "cpu"),)
     trust_remote_code: bool = False
     gpus: tuple[int, ...] = ()  # by NVML's numbers; the first also computes what lies in RAM or on the disk
     gpu_limits: tuple[int, ...] = ()  # bytes that torch may take on each of them

@@ -9,6 +9,7 @@ from typing import Any
 from memfit.errors import DoesNotFitError, UsageError
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
+from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.streaming import streamed_bytes
 from memfit.planner.fingerprint import Fingerprint
 from memfit.planner.request import Workload
@@ -75,6 +76,8 @@ class Plan:
     why: tuple[str, ...]
     suggestions: tuple[str, ...] = ()  # options that do fit; only where this plan does not
     workload: Workload = field(default_factory=Workload)  # what it was made for
+    config: LlamaConfig | TransformersConfig  # what the engine is told
+    fingerprint: Fingerprint | None = None  # of model and machine; None: cannot be read back once it is saved
 
     @property
     def engine(self) -> str:
@@ -194,6 +197,8 @@ class Plan:
             },
             "workload": asdict(self.workload),
             "prediction": asdict(self.prediction),
+            "config": self.config.to_json(),
+            "fingerprint": self.fingerprint and self.fingerprint.to_json(),
         }
         return values | error.to_json() if (error := self._refusal) else values
 
@@ -203,7 +208,6 @@ class LlamaPlan(Plan):
     """For llama.cpp. saved.py makes an equal one of its JSON."""
 
     config: LlamaConfig
-    fingerprint: Fingerprint | None = None  # of model and machine; None: cannot be saved
 
     @property
     def engine(self) -> str:
@@ -254,13 +258,6 @@ class LlamaPlan(Plan):
             f"KV {config.kv_type} · ubatch {config.ubatch} · "
             f"{config.threads} threads · {repack} · {config.load_mode}"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **super().to_json(),
-            "config": self.config.to_json(),
-            "fingerprint": self.fingerprint and self.fingerprint.to_json(),
-        }
 
 
 def _rate_json(rate: Rate) -> dict[str, float]:

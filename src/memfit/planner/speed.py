@@ -16,8 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from memfit.memory.estimate import Graph, MemoryEstimate, Operation
+from memfit.strict_json import Between, Matching
 
 __all__ = [
     "ASSUMED",
@@ -119,13 +121,16 @@ ASSUMED = DeviceSpeed(
 ASSUMED_DEVICE = replace(ASSUMED, split_seconds=200e-6)
 
 
+_PerSecond = Annotated[float, Between(0, 1e18, above=True)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rate:
     """Tokens per second, with the range that reality should lie in."""
 
-    value: float
-    low: float
-    high: float
+    value: _PerSecond
+    low: _PerSecond
+    high: _PerSecond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +147,7 @@ class Prediction:
     prompt: Rate
     generation: Rate  # of one sequence alone
     together: Rate  # of all sequences side by side, their tokens added up
-    basis: str
+    basis: Annotated[str, Matching("assumed|profile|calibrated", "one of assumed, profile, calibrated")]
     prompt_terms: tuple[Term, ...] = ()  # of one ubatch
     generation_terms: tuple[Term, ...] = ()  # of one token
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from memfit.engines.fingerprints import take_fingerprint
+from memfit.engines.fingerprinting import take_fingerprint
 from memfit.engines.llamacpp.calibrate import Calibration
 from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
 from memfit.engines.llamacpp.oracle import LlamaOracle, small_config
@@ -100,7 +100,7 @@ class LlamaPlanner:
             self.spec,
             self._machine,
             [device for device in self._devices if device.engine_name in planned.config.devices],
-            f"llamacpp {self._calibration.engine_build}".strip(),
+            engine=f"llamacpp {self._calibration.engine_build}".strip(),
             profile=profile.name if profile else None,
             counts_parent=options.count_parent,
         )

@@ -30,7 +30,7 @@ from memfit.planner.transformers.planner import GpuRuntime, Runtime
 from memfit.processes.helper import ask_helper
 from memfit.units import MIB
 
-__all__ = ["Calibration", "require_libraries"]
+__all__ = ["Calibration", "library_versions", "require_libraries"]
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
 _QUANTIZING = "bitsandbytes"
@@ -48,6 +48,10 @@ def require_libraries(*more: str) -> None:
                 f"checkpoints need {name}, which is not installed; torch first, in the build for your "
                 "machine (https://pytorch.org), then: pip install 'memfit[transformers]'"
             )
+
+
+def library_versions() -> str:
+    return " ".join(_version(name) for name in (*_LIBRARIES, _QUANTIZING))
 
 
 def _version(name: str) -> str:
@@ -81,8 +85,7 @@ class Calibration:
             EngineError: the small model cannot be run, or torch cannot use a GPU.
         """
         require_libraries(*config.precision.packages)
-        versions = [_version(name) for name in (*_LIBRARIES, _QUANTIZING)]
-        key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), *versions])
+        key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), library_versions()])
         values = read_cached(self._path, key)
         where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{config.threads} threads"
         shape = tuple(-(-size // 64) * 64 for size in (hf_config.intermediate_size, hf_config.hidden_size))

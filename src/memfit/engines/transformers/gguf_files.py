@@ -22,7 +22,7 @@ from memfit.memory.meter import Meter
 from memfit.planner.transformers.planner import TransformersPlan
 from memfit.units import format_bytes
 
-__all__ = ["GgufCheckpoint", "convert", "find_checkpoint_of"]
+__all__ = ["GgufCheckpoint", "convert", "find_checkpoint_of", "is_converted"]
 
 _FORMAT = 1  # of the folders
 _PLANNED, _WHOLE, _ABOUT = "planned", "whole", "about.json"
@@ -47,7 +47,7 @@ def find_checkpoint_of(file: Path, *, dtype: str, say: Callable[[str], None]) ->
     require_libraries("gguf")
     status = file.stat()
     told = f"{file.absolute()} {status.st_size} {status.st_mtime_ns} {dtype} {_FORMAT}"
-    place = cache_folder() / "gguf" / hashlib.sha256(told.encode()).hexdigest()[:16]
+    place = _folders() / hashlib.sha256(told.encode()).hexdigest()[:16]
     about = place / _PLANNED / _ABOUT
     if not about.is_file():
         say(f"reading {file.name} with transformers, once")
@@ -60,6 +60,15 @@ def find_checkpoint_of(file: Path, *, dtype: str, say: Callable[[str], None]) ->
         is_whole=whole.is_dir(),
         reading_bytes=json.loads(about.read_text())["peak_bytes"],
     )
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether it is a checkpoint that a GGUF file became, or will become."""
+    return folder.parent.parent == _folders()
+
+
+def _folders() -> Path:
+    return cache_folder() / "gguf"
 
 
 def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[TransformersPlan, int]:

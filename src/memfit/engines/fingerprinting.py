@@ -1,23 +1,21 @@
-"""Takes the fingerprint of a model and a machine: what a saved plan is compared by."""
+"""Takes the fingerprint of a model and a machine, which planner/fingerprint.py compares, for both engines."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from memfit import __version__
-from memfit.errors import ModelError, UsageError
+from memfit.errors import ModelError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
-from memfit.planner.plan import LlamaPlan, Plan
 from memfit.units import KIB, MIB
 
-__all__ = ["new_plan_command", "remote_bytes", "require_this_machine", "take_fingerprint"]
+__all__ = ["lent", "take_fingerprint"]
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 64 * KIB
@@ -27,15 +25,16 @@ _PIECE_BYTES = MIB
 def take_fingerprint(
     spec: ModelSpec,
     machine: Machine,
-    devices: Sequence[Device],
-    engine: str,
+    devices: Sequence[Device] = (),
     *,
+    engine: str,
+    whole_files: Sequence[Path] = (),
     profile: str | None = None,
     counts_parent: bool,
 ) -> Fingerprint:
-    """Of a model and of a machine, with those `devices` that are used; `engine` is its name and build.
+    """Of a model and of a machine, with those `devices` that are used. `engine` is its name and build.
 
-    Reads some 1 MiB of each file.
+    Reads some 1 MiB of each of the model's files, and all of `whole_files`, which are the model's as well.
 
     Raises:
         ModelError: a file cannot be read.
@@ -49,37 +48,24 @@ def take_fingerprint(
         cores=machine.cpu.logical_cores,
         ram_bytes=machine.ram.total_bytes,
         gpus=tuple(NamedBytes(name=gpu.name, total_bytes=gpu.total_bytes) for gpu in machine.gpus),
-        remote_devices=remote_bytes(devices),
-        files=tuple(map(_mark, spec.paths, spec.data_offset_bytes)),
+        remote_devices=lent(devices),
+        files=(*map(_mark, spec.paths, spec.data_offset_bytes), *map(_mark, whole_files)),
         counts_parent=counts_parent,
     )
 
 
-def remote_bytes(devices: Sequence[Device]) -> tuple[NamedBytes, ...]:
+def lent(devices: Sequence[Device]) -> tuple[NamedBytes, ...]:
     return tuple(NamedBytes(name=one.name, total_bytes=one.total_bytes) for one in devices if one.is_remote)
 
 
-def require_this_machine(plan: Plan) -> None:
-    """Raises UsageError where the plan was made with --machine."""
-    if isinstance(plan, LlamaPlan) and plan.fingerprint and plan.fingerprint.profile is not None:
-        raise UsageError(
-            f"the plan is for the machine {plan.fingerprint.profile}: it can be kept and compared, but "
-            f"not run here; a plan for this machine: {new_plan_command(plan)}"
-        )
-
-
-def new_plan_command(plan: Plan) -> str:
-    return f"memfit plan {shlex.quote(plan.spec.source)} --json > FILE"
-
-
-def _mark(path: Path, data_offset: int) -> FileMark:
+def _mark(path: Path, data_offset: int | None = None) -> FileMark:
     """Of header and evenly spaced samples of the tensors; an edit between two samples is not noticed."""
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing beyond the samples
-            for offset, length in _ranges(size, data_offset):
+            for offset, length in _ranges(size, size if data_offset is None else data_offset):
                 digest.update(os.pread(file.fileno(), length, offset))
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
