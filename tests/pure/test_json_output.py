@@ -213,7 +213,7 @@ def test_numbers_that_json_lacks_are_a_fault(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny_model().write(tmp_path / "tiny.gguf")
-    monkeypatch.setattr(inspect, "_facts", lambda *_, **__: {"rate": float("nan")})
+    monkeypatch.setattr(inspect, "_facts_of_gguf", lambda *_, **__: {"rate": float("nan")})
     code, document, _ = _call(capsys, "inspect", str(path), "--json")
     assert code == 5 and "error" in document
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from memfit.batch.lines import LineError, parse_line
-from memfit.engines.protocol import Sampling
+from memfit.engines.requests import Sampling
 from memfit.errors import UsageError
 from memfit.openai.requests import read_request
 

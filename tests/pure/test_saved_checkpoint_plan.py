@@ -18,6 +18,7 @@ from memfit.engines.transformers import planning
 from memfit.errors import DoesNotFitError, MemfitError, UsageError
 from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import model_from_config
+from memfit.hub.resolve import resolve
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.request import Budget, Workload
 from memfit.planner.transformers.planner import Runtime, TransformersPlan, plan_checkpoint
@@ -66,7 +67,7 @@ class _World:
         monkeypatch.setattr(planning, "require_libraries", lambda *_: None)
 
     def plan(self, *, load_in: str = "bf16") -> TransformersPlan:
-        found = planning._find(self.folder / "config.json", str(self.folder), load_in, lambda _: None)
+        found = planning._find(resolve(str(self.folder)), load_in, lambda _: None)
         config = TransformersConfig(
             folder=found.folder,
             paths=found.paths,
