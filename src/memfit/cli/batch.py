@@ -214,7 +214,7 @@ def _planner(
         return plan_batch(
             source or model,
             sample,
-            lambda counts: lengths_in_tokens(lines.lengths, sample, counts, expected),
+            lambda counts: lengths_in_tokens(lines.sizes, sample, counts, expected),
             budget=budget,
             workload=workload,
             sequences=sequences,
