@@ -95,7 +95,7 @@ def _find_llama(
 def _find_checkpoint(
     values: Any, where: str, source: str, config: TransformersConfig, model: str | None, say: _Say
 ) -> _Found:
-    from memfit.engines.transformers.planning import find_again  # where such a plan is read
+    from memfit.engines.transformers.checkpoint_files import find_again  # where such a plan is read
 
     found, row, engine = find_again(config, source if model is None else model, say, moved=model is not None)
     plan = plan_from_json(values, where, found.spec, row=row)
