@@ -24,7 +24,7 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.headers.purpose import require_writes
 from memfit.hub.resolve import find_file
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
-from memfit.planner.plan import LlamaPlan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.request import Budget
 from memfit.planner.saved import named_model, plan_from_json
 from memfit.strict_json import parse_json, read_bytes, shown

@@ -16,7 +16,8 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import RAM, LlamaConfig
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
 from memfit.planner.llamacpp.dequantizing import may_dequantize
-from memfit.planner.plan import LlamaPlan, TierUse
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.plan import TierUse
 from memfit.planner.request import KV_TYPES, Workload
 from memfit.planner.speed import Prediction, Rate, Term
 from memfit.strict_json import Fields
