@@ -26,15 +26,17 @@ from memfit.headers.purpose import require_writes
 from memfit.hub.header_only import is_header_only
 from memfit.hub.resolve import find_model, is_checkpoint
 from memfit.memory.streaming import DEQUANTIZED
+from memfit.planner.defaults import ASSUMED_DISK, thread_count
+from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.parallel import Lengths, plan_parallel
-from memfit.planner.llamacpp.planner import make_plan, repack_modes, thread_count
+from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.profile_speed import profile_speeds
 from memfit.planner.llamacpp.solver_process import SolverProcess
-from memfit.planner.llamacpp.streaming import ASSUMED_DISK
-from memfit.planner.plan import LlamaPlan, Plan
+from memfit.planner.plan import Plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, needed_rates
-from memfit.planner.transformers.planner import TransformersPlan
+from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.saved_plan import require_this_machine
 
 __all__ = ["ENGINES", "load", "plan", "plan_batch"]
@@ -193,7 +195,16 @@ def _planning(
             return measure_file(max(spec.paths, key=lambda path: path.stat().st_size))
 
         def make(wanted: Workload) -> LlamaPlan:
-            planned = make_plan(spec, here, budget, wanted, oracle, speeds, lent, solver.solve, disk_speed)
+            inputs = PlanInputs(
+                spec=spec,
+                machine=here,
+                budget=budget,
+                workload=wanted,
+                speeds=speeds,
+                devices=lent,
+                disk_speed=disk_speed,
+            )
+            planned = make_plan(inputs, oracle, solver.solve)
             used = [device for device in devices if device.engine_name in planned.config.devices]
             fingerprint = take_fingerprint(
                 spec,

@@ -23,7 +23,8 @@ from memfit.hub.resolve import find_file
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.fingerprint import Fingerprint
-from memfit.planner.plan import LlamaPlan, Plan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.plan import Plan
 from memfit.planner.request import Budget
 from memfit.planner.saved import named_model, plan_from_json
 from memfit.strict_json import parse_json, read_bytes, shown

@@ -20,7 +20,9 @@ from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import model_from_config
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.request import Budget, Workload
-from memfit.planner.transformers.planner import Runtime, TransformersPlan, plan_checkpoint
+from memfit.planner.transformers.planner import plan_checkpoint
+from memfit.planner.transformers.runtime import Runtime
+from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.saved_plan import read_plan
 from memfit.units import GIB, MIB
 

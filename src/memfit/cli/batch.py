@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from memfit.cli.fetch import MakePlan
     from memfit.engines.protocol import BatchSession, BatchTotals, Sampling
     from memfit.engines.report import Report
-    from memfit.planner.plan import LlamaPlan
+    from memfit.planner.llamacpp.llama_plan import LlamaPlan
     from memfit.planner.request import Budget, Workload
 
 __all__ = ["command"]

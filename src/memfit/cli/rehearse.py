@@ -19,6 +19,7 @@ from memfit.hardware import probe
 from memfit.headers import read_model
 from memfit.memory.baseline import Baseline
 from memfit.memory.process_memory import process_memory
+from memfit.planner.llamacpp.inputs import PlanInputs
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import ASSUMED
@@ -33,8 +34,9 @@ def _rehearse(_: Parent) -> dict[str, Any]:
     # The tiny model's speed is of no interest, only that it is printed.
     speeds = {False: ASSUMED}
     workload = Workload(repack="off", threads=2, prompt_tokens=8, generated_tokens=4)
+    inputs = PlanInputs(spec=spec, machine=probe(), budget=Budget(), workload=workload, speeds=speeds)
     with LlamaOracle(spec, nothing, repack_modes=(False,)) as oracle:
-        plan = make_plan(spec, probe(), Budget(), workload, oracle, speeds)
+        plan = make_plan(inputs, oracle)
     with open(os.devnull, "w", encoding="utf-8") as sink:  # noqa: PTH123 - not a file
         out = console(file=sink)
         print_plan(plan, out)

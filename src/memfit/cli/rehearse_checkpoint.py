@@ -28,7 +28,8 @@ from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.precision import LOAD_IN
 from memfit.memory.process_memory import process_memory
 from memfit.planner.request import Budget, Workload
-from memfit.planner.transformers.planner import GpuRuntime, Runtime, plan_checkpoint
+from memfit.planner.transformers.planner import plan_checkpoint
+from memfit.planner.transformers.runtime import GpuRuntime, Runtime
 from memfit.processes.child import Parent, answer
 from memfit.units import MIB
 

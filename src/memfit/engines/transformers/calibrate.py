@@ -26,7 +26,7 @@ from memfit.hardware.machine import Cpu, Gpu
 from memfit.headers.hf_config import HfConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import ProcessMemory, group_bytes
-from memfit.planner.transformers.planner import GpuRuntime, Runtime
+from memfit.planner.transformers.runtime import GpuRuntime, Runtime
 from memfit.processes.helper import ask_helper
 from memfit.units import MIB
 

@@ -19,15 +19,11 @@ from memfit.hub.resolve import find_file
 from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes
 from memfit.memory.precision import LOAD_IN
 from memfit.memory.process_memory import process_memory
-from memfit.planner.llamacpp.planner import thread_count
-from memfit.planner.llamacpp.streaming import ASSUMED_DISK
+from memfit.planner.defaults import ASSUMED_DISK, thread_count
 from memfit.planner.request import Budget, Workload
-from memfit.planner.transformers.planner import (
-    Runtime,
-    TransformersPlan,
-    plan_checkpoint,
-    require_sense,
-)
+from memfit.planner.transformers.planner import plan_checkpoint, require_sense
+from memfit.planner.transformers.runtime import Runtime
+from memfit.planner.transformers.transformers_plan import TransformersPlan
 
 __all__ = ["plan_for_transformers"]
 

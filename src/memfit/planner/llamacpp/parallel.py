@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from memfit.planner.plan import LlamaPlan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.request import Workload
 
 __all__ = ["Lengths", "plan_parallel", "request_seconds"]

@@ -10,8 +10,8 @@ from fakes import make_plan_value, make_tier
 from memfit.batch.input import InputSizes
 from memfit.batch.lengths import lengths_in_tokens
 from memfit.engines.protocol import Request
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.parallel import Lengths, plan_parallel, request_seconds
-from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Workload
 from memfit.planner.speed import Rate
 from memfit.units import MIB
