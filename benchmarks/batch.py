@@ -35,7 +35,7 @@ from synthetic import write_model
 
 import memfit
 from memfit.api import plan_batch
-from memfit.batch.input import Lengths as ByteLengths
+from memfit.batch.input import InputSizes
 from memfit.batch.lengths import lengths_in_tokens
 from memfit.engines.requests import Request, RequestResult, Sampling
 
@@ -124,7 +124,7 @@ def planned(
     **workload: Any,
 ) -> Any:
     sizes = [len(one.prompt or "") for one in requests]
-    found = ByteLengths(
+    found = InputSizes(
         count=len(requests),
         mean_prompt_bytes=sum(sizes) / len(sizes),
         largest_prompt_bytes=max(sizes),

@@ -23,7 +23,7 @@ from synthetic import write_model
 import memfit
 from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.memory.baseline import Baseline
-from memfit.planner.plan import LlamaPlan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.units import MIB
 
 ROUNDS = 2

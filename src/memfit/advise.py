@@ -11,7 +11,7 @@ from memfit.errors import MemfitError, ModelError
 from memfit.hub.repository import repository_of
 from memfit.hub.subprocess import ask
 from memfit.planner.advice import Advice, Option, WhatIf, recommend
-from memfit.planner.plan import LlamaPlan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.request import Budget, Workload
 from memfit.units import MIB
 

@@ -2,7 +2,7 @@
 
     MemfitError
     ├── UsageError            2   the request makes no sense: a bad size, a prompt longer than the context
-    │   └── WrongValueError       one value of it, which every edge calls by a name of its own
+    │   └── WrongValueError       a single value of it; each edge has its own name for the value
     ├── DoesNotFitError       3   the budget is too small; says needed, short and what to try
     ├── ModelError            4   the model cannot be had
     │   ├── ModelNotFoundError    there is nothing at that place
@@ -96,8 +96,8 @@ class UsageError(MemfitError):
 class WrongValueError(UsageError):
     """A value of a budget, a workload or a request that nothing can be done with.
 
-    `name` is the value's own: "max_tokens", or "vram 1" for one of several. Each edge has another one for it:
-    this is said as the command line does, `--max-tokens`, and `as_field` says it as another edge does.
+    `name` is the value's own: "max_tokens", or "vram 1" where there are several. Each edge has its own name
+    for it. The message has the command line's, `--max-tokens`; `as_field` makes the message of another edge.
     """
 
     def __init__(

@@ -23,7 +23,8 @@ from memfit.hub.resolve import resolve
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.fingerprint import Fingerprint
-from memfit.planner.plan import LlamaPlan, Plan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.plan import Plan
 from memfit.planner.request import Budget
 from memfit.planner.saved import named_model, plan_from_json
 from memfit.strict_json import parse_json, read_bytes, shown
@@ -95,7 +96,7 @@ def _find_llama(
 def _find_checkpoint(
     values: Any, where: str, source: str, config: TransformersConfig, model: str | None, say: _Say
 ) -> _Found:
-    from memfit.engines.transformers.planning import find_again  # where such a plan is read
+    from memfit.engines.transformers.checkpoint_files import find_again  # where such a plan is read
 
     found, row, engine = find_again(config, source if model is None else model, say, moved=model is not None)
     plan = plan_from_json(values, where, found.spec, row=row)

@@ -11,8 +11,8 @@ import pytest
 import memfit
 from memfit.engines.requests import Request, RequestResult
 from memfit.planner.llamacpp.dequantizing import may_dequantize
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.streaming import held_bytes
-from memfit.planner.plan import LlamaPlan
 
 pytestmark = pytest.mark.engine
 

@@ -12,7 +12,7 @@ import memfit
 from conftest import children_of
 from memfit.engines.client import WorkerProcess
 from memfit.memory.process_memory import process_memory
-from memfit.planner.plan import LlamaPlan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine

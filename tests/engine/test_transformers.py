@@ -19,7 +19,7 @@ import pytest
 
 from memfit import Budget, Sampling, Session, Workload, load, plan
 from memfit.errors import DoesNotFitError, EngineError, ModelError, UsageError
-from memfit.planner.transformers.planner import TransformersPlan
+from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.saved_plan import read_plan
 from memfit.units import MIB
 

@@ -15,7 +15,8 @@ from memfit.errors import EngineError
 from memfit.hardware.machine import Cpu, Device, Gpu, Machine, Ram
 from memfit.headers.model_spec import MetadataValue, ModelSpec, TensorSpec
 from memfit.memory.estimate import RAM, DeviceBytes, Graph, LlamaConfig, MemoryEstimate, Operation
-from memfit.planner.plan import LlamaPlan, TierUse
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.plan import TierUse
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, Prediction, Rate, WeightSpeed
 from memfit.units import GIB, KIB, MIB
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit.errors import DoesNotFitError, UsageError
-from memfit.planner.llamacpp.planner import make_plan, repack_modes
+from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
+from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.request import Budget, Workload
 from memfit.units import MIB
 
@@ -75,7 +76,17 @@ def test_any_request_is_planned(
     lent = [(make_device(name, size, overhead), make_speed(5e9)) for name, size in devices.items()]
     small = any(size <= overhead for size in devices.values())
     try:
-        plan = make_plan(spec, make_machine(available), budget, workload, DeviceOracle(spec), speeds, lent)
+        plan = make_plan(
+            PlanInputs(
+                spec=spec,
+                machine=make_machine(available),
+                budget=budget,
+                workload=workload,
+                speeds=speeds,
+                devices=lent,
+            ),
+            DeviceOracle(spec),
+        )
     except UsageError as error:
         assert small and "its runtime alone takes" in str(error)
         return

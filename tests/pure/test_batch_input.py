@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfit.batch.input import Input, Lengths, open_input
+from memfit.batch.input import Input, InputSizes, open_input
 from memfit.batch.lines import LINE_LIMIT_BYTES, Line, LineError
 from memfit.engines.requests import Sampling
 from memfit.errors import UsageError
@@ -52,7 +52,7 @@ def test_what_a_scan_finds(tmp_path: Path) -> None:
         assert list(source.blank_numbers) == [2, 4]
         assert source.sha256 == hashlib.sha256(content).hexdigest()
         assert source.path == tmp_path / "in.jsonl"
-        assert source.lengths == Lengths(
+        assert source.sizes == InputSizes(
             count=3,
             mean_prompt_bytes=(3 + 6 + 1) / 3,
             largest_prompt_bytes=6,
@@ -79,7 +79,7 @@ def test_lengths_of_every_form(tmp_path: Path) -> None:
     ]
     content = b"\n".join(json.dumps(value).encode() for value in values)
     with open_input(_written(tmp_path, content), Sampling()) as source:
-        found = source.lengths
+        found = source.sizes
     assert (found.count, found.mean_prompt_bytes, found.largest_prompt_bytes) == (2, 5.0, 7)
     assert (found.with_max_tokens, found.mean_max_tokens, found.largest_max_tokens) == (1, 4.0, 4)
 
@@ -95,7 +95,7 @@ def test_a_sample_has_the_first_and_the_longest(tmp_path: Path) -> None:
 
 def test_nothing_known_about_lengths(tmp_path: Path) -> None:
     with open_input(_written(tmp_path, b'{"body": 1}'), Sampling()) as source:
-        assert source.lengths == Lengths(
+        assert source.sizes == InputSizes(
             count=0,
             mean_prompt_bytes=0.0,
             largest_prompt_bytes=0,
@@ -296,5 +296,5 @@ def test_every_prompt_comes_back(tmp_path: Path, prompts: list[str], end: bytes)
     with open_input(_written(tmp_path, content), Sampling()) as source:
         assert [prompt for _, prompt in _prompts(source)] == prompts
         sizes = [len(prompt.encode()) for prompt in prompts]
-        assert source.lengths.largest_prompt_bytes == max(sizes)
-        assert source.lengths.mean_prompt_bytes == sum(sizes) / len(sizes)
+        assert source.sizes.largest_prompt_bytes == max(sizes)
+        assert source.sizes.mean_prompt_bytes == sum(sizes) / len(sizes)

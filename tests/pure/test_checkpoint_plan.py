@@ -27,8 +27,10 @@ from memfit.memory.loaded_checkpoint import (
 )
 from memfit.memory.precision import precision
 from memfit.planner.request import Budget, Workload
-from memfit.planner.transformers.layers import LayerCosts, counts_on_gpus, device_map, place_of
-from memfit.planner.transformers.planner import GpuRuntime, Runtime, TransformersPlan, plan_checkpoint
+from memfit.planner.transformers.layers import LayerCosts, counts_on_gpus, device_map, device_of
+from memfit.planner.transformers.planner import plan_checkpoint
+from memfit.planner.transformers.runtime import GpuRuntime, Runtime
+from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.units import MIB
 
 # Per layer: q and o 64 x 64, k and v 32 x 64, three of 128 x 64, two norms of 64.
@@ -218,7 +220,7 @@ def test_a_device_map_names_every_module_once(tmp_path: Path) -> None:
     assert [places[name] for name in layers] == ["gpu0"] * 4 + ["gpu3"] * 3 + ["cpu"] * 3 + ["disk"]
     assert places["model.embed_tokens"] == places["model.norm"] == places["lm_head"] == "gpu0"
     for one in model.parameters:
-        assert place_of(one.name, places) in ("gpu0", "gpu3", "cpu", "disk")
+        assert device_of(one.name, places) in ("gpu0", "gpu3", "cpu", "disk")
     assert not any(a != b and a.startswith(f"{b}.") for a in places for b in places)
 
 

@@ -11,9 +11,10 @@ from fakes import FakeOracle, make_graph, make_machine, make_operation, make_spe
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig, MemoryEstimate
 from memfit.planner.llamacpp.dequantizing import dequantize, may_dequantize
+from memfit.planner.llamacpp.inputs import PlanInputs
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.streaming import held_bytes
-from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import WeightSpeed
 from memfit.units import MIB
@@ -144,12 +145,14 @@ class _Oracle(FakeOracle):
 
 def _plan(ram: float, *, oracle: FakeOracle | None = None, **workload: Any) -> LlamaPlan:
     return make_plan(
-        _spec(),
-        make_machine(),
-        Budget(ram=int(ram * MIB)),
-        Workload(**{"parallel": 8, "context": 1024, **workload}),
+        PlanInputs(
+            spec=_spec(),
+            machine=make_machine(),
+            budget=Budget(ram=int(ram * MIB)),
+            workload=Workload(**{"parallel": 8, "context": 1024, **workload}),
+            speeds={False: _SPEED, True: _SPEED},
+        ),
         oracle or _Oracle(),
-        {False: _SPEED, True: _SPEED},
     )
 
 

@@ -34,10 +34,12 @@ from hypothesis import strategies as st
 from memfit.errors import DoesNotFitError, EngineError, UsageError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
+from memfit.planner.defaults import thread_count
+from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.placement import Placement, Problem, solve
-from memfit.planner.llamacpp.planner import make_plan, repack_modes, thread_count
+from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.tiers import _receiving
-from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, WeightSpeed
 from memfit.units import GIB, KIB, MIB
@@ -55,12 +57,14 @@ def _plan(
 ) -> LlamaPlan:
     """Repacking is off unless the test is about it, which keeps the sums short."""
     return make_plan(
-        spec or make_spec(),
-        machine or make_machine(),
-        Budget(ram=ram, disk=False),
-        Workload(**{"repack": "off", **workload}),
+        PlanInputs(
+            spec=spec or make_spec(),
+            machine=machine or make_machine(),
+            budget=Budget(ram=ram, disk=False),
+            workload=Workload(**{"repack": "off", **workload}),
+            speeds=speeds or make_speeds(),
+        ),
         oracle or FakeOracle(),
-        speeds or make_speeds(),
     )
 
 
@@ -544,13 +548,15 @@ def _device_plan(
     lent = tuple(zip(devices, speeds or (make_speed(1e11),) * len(devices), strict=True))
     remote = {one.name: None for one in devices if one.is_memfit_server} if rpc is None else rpc
     return make_plan(
-        spec,
-        make_machine(available, gpus=(make_gpu(),)),
-        Budget(ram=ram, vram=vram, rpc=remote, disk=False),
-        Workload(**{"repack": "off", **workload}),
+        PlanInputs(
+            spec=spec,
+            machine=make_machine(available, gpus=(make_gpu(),)),
+            budget=Budget(ram=ram, vram=vram, rpc=remote, disk=False),
+            workload=Workload(**{"repack": "off", **workload}),
+            speeds=make_speeds(),
+            devices=lent,
+        ),
         DeviceOracle(spec),
-        make_speeds(),
-        lent,
     )
 
 
@@ -877,13 +883,15 @@ def test_the_solver_may_be_another() -> None:
         return solve(problem)
 
     plan = make_plan(
-        spec,
-        make_machine(gpus=(make_gpu(),)),
-        Budget(ram=GIB),
-        Workload(repack="off"),
+        PlanInputs(
+            spec=spec,
+            machine=make_machine(gpus=(make_gpu(),)),
+            budget=Budget(ram=GIB),
+            workload=Workload(repack="off"),
+            speeds=make_speeds(),
+            devices=((make_device(), make_speed(1e11)),),
+        ),
         DeviceOracle(spec),
-        make_speeds(),
-        ((make_device(), make_speed(1e11)),),
         solver,
     )
     assert plan.config.devices == ("CUDA0",)

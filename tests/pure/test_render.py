@@ -15,7 +15,8 @@ from rich.console import Console
 from memfit.cli.render import console, loading_progress, plain, print_plan, print_report, print_why
 from memfit.engines.report import CapReport
 from memfit.engines.requests import Speed
-from memfit.planner.plan import LlamaPlan, TierUse
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.plan import TierUse
 from memfit.planner.speed import Term
 from memfit.units import GIB, MIB
 

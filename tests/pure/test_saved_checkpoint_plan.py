@@ -14,14 +14,16 @@ from fakes import make_machine, write_checkpoint
 
 from memfit import saved_plan
 from memfit.engines.fingerprinting import take_fingerprint
-from memfit.engines.transformers import planning
+from memfit.engines.transformers import checkpoint_files
 from memfit.errors import DoesNotFitError, MemfitError, UsageError
 from memfit.headers.hf_config import read_config
 from memfit.headers.hf_shapes import model_from_config
 from memfit.hub.resolve import resolve
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.request import Budget, Workload
-from memfit.planner.transformers.planner import Runtime, TransformersPlan, plan_checkpoint
+from memfit.planner.transformers.planner import plan_checkpoint
+from memfit.planner.transformers.runtime import Runtime
+from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.saved_plan import read_plan
 from memfit.units import GIB, MIB
 
@@ -63,11 +65,11 @@ class _World:
         self.machine = make_machine(2 * GIB)
         self.versions = "2.13 5.24"
         monkeypatch.setattr(saved_plan, "probe", lambda: self.machine)
-        monkeypatch.setattr(planning, "library_versions", lambda: self.versions)
-        monkeypatch.setattr(planning, "require_libraries", lambda *_: None)
+        monkeypatch.setattr(checkpoint_files, "engine_build", lambda: f"transformers of {self.versions}")
+        monkeypatch.setattr(checkpoint_files, "require_libraries", lambda *_: None)
 
     def plan(self, *, load_in: str = "bf16") -> TransformersPlan:
-        found = planning._find(resolve(str(self.folder)), load_in, lambda _: None)
+        found = checkpoint_files.find_checkpoint_files(resolve(str(self.folder)), load_in, lambda _: None)
         config = TransformersConfig(
             folder=found.folder,
             paths=found.paths,
@@ -82,7 +84,7 @@ class _World:
         fingerprint = take_fingerprint(
             found.spec,
             self.machine,
-            engine=planning._engine(),
+            engine=checkpoint_files.engine_build(),
             whole_files=found.whole_files,
             counts_parent=True,
         )

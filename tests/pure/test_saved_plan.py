@@ -31,8 +31,9 @@ from memfit.engines.fingerprinting import take_fingerprint
 from memfit.errors import DoesNotFitError, MemfitError, ModelNotFoundError, UsageError
 from memfit.hardware.machine import Device, Gpu, Machine
 from memfit.headers import read_model
+from memfit.planner.llamacpp.inputs import PlanInputs
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
-from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.saved import _PATTERN, plan_from_json
 from memfit.planner.speed import AttentionSpeed, Term
@@ -576,13 +577,15 @@ def test_the_planners_own_patterns_are_among_them() -> None:
     spec = make_layered_spec()
     attention = {"F16/64": AttentionSpeed(generation=1e6, prompt=1e6)}
     plan = make_plan(
-        spec,
-        make_machine(2 * GIB),
-        Budget(rpc={_ENDPOINT: 90 * MIB}),
-        Workload(repack="off"),
+        PlanInputs(
+            spec=spec,
+            machine=make_machine(2 * GIB),
+            budget=Budget(rpc={_ENDPOINT: 90 * MIB}),
+            workload=Workload(repack="off"),
+            speeds={False: make_speed(attention=attention)},
+            devices=[(make_device(_ENDPOINT), make_speed(1e11))],
+        ),
         DeviceOracle(spec),
-        {False: make_speed(attention=attention)},
-        [(make_device(_ENDPOINT), make_speed(1e11))],
     )
     patterns = [pattern for pattern, _ in plan.config.overrides]
     assert len(patterns) >= 2

@@ -11,10 +11,11 @@ from fakes import FakeOracle, make_machine, make_spec, make_speeds
 from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.memory.estimate import RAM, LlamaConfig
 from memfit.memory.streaming import ring_bytes, streamed_bytes
+from memfit.planner.llamacpp.inputs import PlanInputs
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.streaming import held_bytes, row_bytes, slowed, stream_out
 from memfit.planner.llamacpp.tensor_devices import places_of
-from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import MIB
@@ -135,13 +136,15 @@ def test_a_plan_streams_only_where_it_must() -> None:
 
     def plan(ram: int, *, disk: bool = True) -> LlamaPlan:
         return make_plan(
-            _spec(),
-            make_machine(),
-            Budget(ram=ram * MIB, disk=disk),
-            Workload(repack="off", context=1024),
+            PlanInputs(
+                spec=_spec(),
+                machine=make_machine(),
+                budget=Budget(ram=ram * MIB, disk=disk),
+                workload=Workload(repack="off", context=1024),
+                speeds=make_speeds(),
+                disk_speed=lambda: (1e6, 1e6),
+            ),
             oracle,
-            make_speeds(),
-            disk_speed=lambda: (1e6, 1e6),
         )
 
     roomy = plan(1024)
@@ -167,12 +170,14 @@ def test_a_plan_streams_only_where_it_must() -> None:
 def _refused_to_stream(ram: int, *, disk: bool = True) -> LlamaPlan:
     """Asked for rewritten weights in less memory than they take."""
     return make_plan(
-        _spec(),
-        make_machine(),
-        Budget(ram=ram, disk=disk),
-        Workload(context=256, repack="on"),
+        PlanInputs(
+            spec=_spec(),
+            machine=make_machine(),
+            budget=Budget(ram=ram, disk=disk),
+            workload=Workload(context=256, repack="on"),
+            speeds=make_speeds(),
+        ),
         FakeOracle(),
-        make_speeds(),
     )
 
 

@@ -1,7 +1,7 @@
 """Works through an input: feeds a session, keeps its answers, and goes on where a worker ends.
 
-When a worker dies, the requests that it had are tried once more together. If that kills the next one too,
-they are halved until the one that does it stands alone; it fails, and the others are answered.
+When a worker dies, the requests that it had are tried once more together. If the next worker dies, too,
+they are halved until the request that kills it stands alone; it fails, and the others are answered.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Executor:
         self._suspects = _Suspects()
 
     def run(self) -> tuple[Report, StreamTotals]:
-        """RequestResult every line that is not done; returns the last session's report, and what all came to.
+        """Answer every line that is not done; returns the last session's report, and the totals of all.
 
         Raises:
             InterruptedByUser: Ctrl-C; what is finished is kept.

@@ -23,15 +23,15 @@ from memfit.engines.requests import Sampling
 from memfit.errors import MemfitError, UsageError
 from memfit.units import MIB
 
-__all__ = ["Input", "Lengths", "open_input", "scratch_file"]
+__all__ = ["Input", "InputSizes", "open_input", "scratch_file"]
 
 _DISK_FOLDER = Path("/var/tmp")  # /tmp is memory on many systems
 _Parse = Callable[[int, bytes], Line]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """How long the requests are, for planning; over all lines that could be read as JSON."""
+class InputSizes:
+    """How long the requests are, for planning, over all lines that could be read as JSON."""
 
     count: int
     mean_prompt_bytes: float  # UTF-8 of a prompt, or of all of a line's messages, without their template
@@ -60,7 +60,7 @@ class Input:
         self.last_number = scan.last_number  # lines in the file
         self.blank_numbers: Sequence[int] = scan.blank_numbers
         self.sha256 = scan.hash.hexdigest()
-        self.lengths = scan.lengths()
+        self.sizes = scan.sizes()
         self.has_schemas = scan.has_schemas  # of answers, in any line
         self._longest_number = scan.longest_number
         self._first_numbers = self._repeated(scan.suspects)
@@ -78,7 +78,7 @@ class Input:
                 yield self._item(number, data)
 
     def sample(self, count: int) -> list[Line]:
-        """Of the first so many requests, and the one with the longest prompt, those that can be read."""
+        """The first `count` requests and the longest, without those that cannot be read."""
         first = list(islice(self.items(), count))
         last = first[-1].number if first else 0
         longest = [
@@ -175,7 +175,7 @@ def scratch_file() -> IO[bytes]:
 
 
 class _Scan:
-    """What is learned of each line without checking it: a line that is wrong is found when it is read."""
+    """What is learned of each line without checking it; a wrong line is refused later, when it is read."""
 
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
@@ -226,8 +226,8 @@ class _Scan:
         self._largest_prompt_bytes = max(self._largest_prompt_bytes, prompt_bytes)
         return is_longest
 
-    def lengths(self) -> Lengths:
-        return Lengths(
+    def sizes(self) -> InputSizes:
+        return InputSizes(
             count=self._readable,
             mean_prompt_bytes=self._prompt_bytes / max(1, self._readable),
             largest_prompt_bytes=self._largest_prompt_bytes,
@@ -270,7 +270,7 @@ def _copied(pipe: BinaryIO, path: Path | None) -> IO[bytes]:
 
 
 def _lines(file: IO[bytes], on_bytes: Callable[[bytes], None] | None = None) -> Iterator[tuple[int, bytes]]:
-    """Every line without its end, numbered from 1; of one that is too long, just more than the limit."""
+    """Every line without its end, numbered from 1; a line that is too long is cut just beyond the limit."""
     file.seek(0)
     number = 0
     while data := file.readline(LINE_LIMIT_BYTES + 3):  # a byte too many, and the line's end
@@ -302,7 +302,7 @@ def _is_blank(data: bytes) -> bool:
 
 
 def _loaded(data: bytes) -> dict[str, Any] | None:
-    """The object of a line, read fast: `parse_line` is who checks it."""
+    """The object of a line, read fast; `parse_line` checks it later."""
     if len(data) > LINE_LIMIT_BYTES:
         return None
     try:
@@ -324,7 +324,7 @@ def _prompt_bytes(body: Mapping[str, Any]) -> int:
 
 
 def _text_bytes(content: Any) -> int:
-    """UTF-8 bytes of a text, or of a list of texts or of parts with one."""
+    """UTF-8 bytes of a text, of a list of texts, or of a list of parts that have a text."""
     if isinstance(content, str):
         return len(content.encode("utf-8", "surrogatepass"))
     if isinstance(content, dict):

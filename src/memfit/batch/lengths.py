@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memfit.batch.input import Lengths as ByteLengths
+from memfit.batch.input import InputSizes
 from memfit.engines.requests import Request
 from memfit.planner.parallel import Lengths
 
@@ -15,7 +15,7 @@ _LONGER = 1.25  # a prompt of fewer bytes may have more tokens than the longest
 
 
 def lengths_in_tokens(
-    found: ByteLengths, sample: Sequence[Request], counts: Sequence[int | None], answer_tokens: int
+    found: InputSizes, sample: Sequence[Request], counts: Sequence[int | None], answer_tokens: int
 ) -> Lengths:
     """`counts` are the tokens of the sample's prompts, their template included; `answer_tokens` are expected
     where a line gives no limit."""
@@ -37,8 +37,11 @@ def lengths_in_tokens(
 
 
 def _tokens_by_bytes(pairs: Sequence[tuple[int, int]], largest: int) -> tuple[float, float]:
-    """Tokens of a prompt without bytes, its template's, and more for each byte: the line through the mean of
-    what was counted and the longest; without that, all are bytes' doing."""
+    """Tokens of a prompt without bytes, which are its template's, and tokens for each byte more.
+
+    The line through the mean of the counted prompts and the longest of them. Where that gives no line, all
+    tokens are counted as the bytes'.
+    """
     usual = [pair for pair in pairs if pair[0] < largest] or pairs
     if not usual:
         return 0.0, 1 / _ASSUMED_BYTES

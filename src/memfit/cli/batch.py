@@ -222,7 +222,7 @@ def _planner(
         return plan_batch(
             source or model,
             sample,
-            lambda counts: lengths_in_tokens(lines.lengths, sample, counts, expected),
+            lambda counts: lengths_in_tokens(lines.sizes, sample, counts, expected),
             options,
             workload=workload,
             engine=engine,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from memfit.engines.requests import Speed
     from memfit.engines.worker_session import WorkerSession
     from memfit.planner.plan import Plan
-    from memfit.planner.transformers.planner import Runtime
+    from memfit.planner.transformers.runtime import Runtime
 
 __all__ = ["command"]
 
@@ -91,6 +91,7 @@ def _run_gguf(path: str) -> dict[str, Any]:
     from memfit.engines.llamacpp.oracle import LlamaOracle
     from memfit.headers import read_model
     from memfit.memory.baseline import Baseline
+    from memfit.planner.llamacpp.inputs import PlanInputs
     from memfit.planner.llamacpp.planner import make_plan
 
     spec = read_model(path)
@@ -98,8 +99,9 @@ def _run_gguf(path: str) -> dict[str, Any]:
     # The tiny model's speed is of no interest, only that it is printed.
     speeds = {False: ASSUMED}
     workload = Workload(repack="off", threads=2, prompt_tokens=8, generated_tokens=4)
+    inputs = PlanInputs(spec=spec, machine=probe(), budget=Budget(), workload=workload, speeds=speeds)
     with LlamaOracle(spec, nothing, repack_modes=(False,)) as oracle:
-        plan = make_plan(spec, probe(), Budget(), workload, oracle, speeds)
+        plan = make_plan(inputs, oracle)
     with _run(plan, 8, 4) as run:
         return {
             "parent": _held(run.parent),
@@ -155,7 +157,7 @@ def _held(memory: ProcessMemory) -> dict[str, Any]:
 def _assumed_runtime(machine: Machine, gpus: Sequence[int]) -> Runtime:
     """For a plan whose figures are of no interest."""
     from memfit.memory.precision import LOAD_IN
-    from memfit.planner.transformers.planner import GpuRuntime, Runtime
+    from memfit.planner.transformers.runtime import GpuRuntime, Runtime
 
     rates = dict.fromkeys(LOAD_IN, 1e9)
     return Runtime(

@@ -75,7 +75,7 @@ def _say_nothing(text: str) -> None:
 def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
     from memfit.cli.render import console
     from memfit.engines.llamacpp.lookup import find_devices
-    from memfit.planner.llamacpp.planner import thread_count
+    from memfit.planner.defaults import thread_count
     from memfit.planner.request import Budget, Workload
 
     if sys.platform != "linux":

@@ -8,18 +8,16 @@ from memfit.cli.json_output import write_json
 from memfit.cli.render import PIPE_WIDTH, console, plain
 from memfit.headers.hf_shapes import HfModel
 from memfit.memory.precision_table import PrecisionRow, precision_table
+from memfit.planner.defaults import context_of
 from memfit.planner.request import Workload
 from memfit.units import format_bytes
 
 __all__ = ["show_precisions"]
 
-_DEFAULT_CONTEXT = 4096
-
 
 def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_json: bool) -> int:
     """Print every precision; the exit code."""
-    longest = checkpoint.hf_config.max_position_embeddings or _DEFAULT_CONTEXT
-    context = workload.context or min(_DEFAULT_CONTEXT, longest)
+    context = context_of(workload, checkpoint.hf_config.max_position_embeddings)
     rows = precision_table(checkpoint, context)
     parameters = sum(one.elements for one in checkpoint.parameters)
     if as_json:

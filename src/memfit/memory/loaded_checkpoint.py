@@ -84,7 +84,7 @@ class TransformersConfig:
                 "folder": Path(values["folder"]),
                 "paths": tuple(Path(path) for path in values["paths"]),
                 "gguf": Path(values["gguf"]) if values["gguf"] else None,
-                "device_map": tuple((module, place) for module, place in values["device_map"]),
+                "device_map": tuple((module, device) for module, device in values["device_map"]),
                 "gpus": tuple(values["gpus"]),
                 "gpu_limits": tuple(values["gpu_limits"]),
             }

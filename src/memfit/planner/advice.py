@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memfit.planner.plan import LlamaPlan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 
 __all__ = ["LOSS_SOURCE", "Advice", "Option", "WhatIf", "recommend"]
 

@@ -10,12 +10,11 @@ from memfit.errors import DoesNotFitError, UsageError
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
-from memfit.memory.streaming import streamed_bytes
 from memfit.planner.fingerprint import Fingerprint
 from memfit.planner.request import Workload
 from memfit.planner.speed import Prediction, Rate
 
-__all__ = ["LlamaPlan", "Plan", "TierUse"]
+__all__ = ["Plan", "TierUse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,63 +200,6 @@ class Plan:
             "fingerprint": self.fingerprint and self.fingerprint.to_json(),
         }
         return values | error.to_json() if (error := self._refusal) else values
-
-
-@dataclass(frozen=True, kw_only=True)
-class LlamaPlan(Plan):
-    """For llama.cpp. saved.py makes an equal one of its JSON."""
-
-    config: LlamaConfig
-
-    @property
-    def engine(self) -> str:
-        return "llamacpp"
-
-    @property
-    def parallel(self) -> int:
-        return self.config.parallel
-
-    @property
-    def sequence_context(self) -> int:
-        return self.context if self.config.kv_unified else self.context // self.config.parallel
-
-    @property
-    def ubatch(self) -> int:
-        return self.config.ubatch
-
-    @property
-    def streamed_bytes(self) -> int:
-        return streamed_bytes(self.spec.tensors, self.config.streamed)
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        return {
-            "kv_type": self.config.kv_type,
-            "threads": self.config.threads,
-            "repack": self.config.repack,
-            "load_mode": self.config.load_mode,
-            "devices": list(self.config.devices),
-            "layers": list(self.config.layers),
-            "overrides": [list(one) for one in self.config.overrides],
-        }
-
-    def require_schemas(self) -> None:
-        if not self.config.grammar_bytes:
-            raise UsageError(
-                "this plan has no memory for JSON schemas; make one with --schema FILE, or in Python with "
-                "Workload(grammars=True)"
-            )
-
-    @property
-    def settings(self) -> str:
-        config = self.config
-        repack = "repack on" if config.repack else "repack off"
-        if config.dequantized:
-            repack = f"{len(config.dequantized)} matrices as BF16"
-        return (
-            f"KV {config.kv_type} · ubatch {config.ubatch} · "
-            f"{config.threads} threads · {repack} · {config.load_mode}"
-        )
 
 
 def _rate_json(rate: Rate) -> dict[str, float]:

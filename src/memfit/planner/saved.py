@@ -19,8 +19,9 @@ from memfit.memory.estimate import LlamaConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.precision import precision
 from memfit.planner.llamacpp.dequantizing import may_dequantize
-from memfit.planner.plan import LlamaPlan, Plan, TierUse
-from memfit.planner.transformers.planner import TransformersPlan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.plan import Plan, TierUse
+from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.strict_json import JsonReader, Length
 
 __all__ = ["named_model", "plan_from_json"]

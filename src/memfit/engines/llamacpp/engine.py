@@ -8,7 +8,8 @@ from memfit.engines.protocol import LoadOptions, PlanOptions
 from memfit.errors import WrongValueError
 from memfit.headers.purpose import require_writes
 from memfit.hub.resolve import ResolvedModel
-from memfit.planner.plan import LlamaPlan, Plan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.plan import Plan
 from memfit.planner.request import Workload
 
 __all__ = ["ENGINE"]

@@ -18,11 +18,12 @@ from memfit.hardware.profile import read_profile
 from memfit.headers.model_spec import ModelSpec
 from memfit.hub.header_only import is_header_only
 from memfit.memory.streaming import DEQUANTIZED
-from memfit.planner.llamacpp.planner import make_plan, repack_modes, thread_count
+from memfit.planner.defaults import ASSUMED_DISK, thread_count
+from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.profile_speed import profile_speeds
 from memfit.planner.llamacpp.solver_process import SolverProcess
-from memfit.planner.llamacpp.streaming import ASSUMED_DISK
-from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Workload, require_devices
 from memfit.planner.speed import DeviceSpeed, needed_rates
 
@@ -85,17 +86,16 @@ class LlamaPlanner:
 
     def plan(self, workload: Workload) -> LlamaPlan:
         options, profile = self._options, self._profile
-        planned = make_plan(
-            self.spec,
-            self._machine,
-            options.budget,
-            workload,
-            self._oracle,
-            self._speeds,
-            self._lent,
-            self._solver.solve,
-            self._disk_speed,
+        inputs = PlanInputs(
+            spec=self.spec,
+            machine=self._machine,
+            budget=options.budget,
+            workload=workload,
+            speeds=self._speeds,
+            devices=self._lent,
+            disk_speed=self._disk_speed,
         )
+        planned = make_plan(inputs, self._oracle, self._solver.solve)
         fingerprint = take_fingerprint(
             self.spec,
             self._machine,

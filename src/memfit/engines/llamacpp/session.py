@@ -13,7 +13,7 @@ from memfit.errors import WorkerDiedError
 from memfit.hardware.machine import is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.memory.rpc_memory import decode_rpc_memory
-from memfit.planner.plan import LlamaPlan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 
 __all__ = ["LlamaSession"]
 

@@ -26,11 +26,11 @@ from memfit.hardware.machine import Cpu, Gpu
 from memfit.headers.hf_config import HfConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import ProcessMemory, group_bytes
-from memfit.planner.transformers.planner import GpuRuntime, Runtime
+from memfit.planner.transformers.runtime import GpuRuntime, Runtime
 from memfit.processes.helper import ask_helper
 from memfit.units import MIB
 
-__all__ = ["Calibration", "library_versions", "require_libraries"]
+__all__ = ["Calibration", "engine_build", "require_libraries"]
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
 _QUANTIZING = "bitsandbytes"
@@ -50,7 +50,12 @@ def require_libraries(*more: str) -> None:
             )
 
 
-def library_versions() -> str:
+def engine_build() -> str:
+    """The engine with its libraries' versions, as plans say it."""
+    return f"transformers of {_versions()}"
+
+
+def _versions() -> str:
     return " ".join(_version(name) for name in (*_LIBRARIES, _QUANTIZING))
 
 
@@ -85,7 +90,7 @@ class Calibration:
             EngineError: the small model cannot be run, or torch cannot use a GPU.
         """
         require_libraries(*config.precision.packages)
-        key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), library_versions()])
+        key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), _versions()])
         values = read_cached(self._path, key)
         where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{config.threads} threads"
         shape = tuple(-(-size // 64) * 64 for size in (hf_config.intermediate_size, hf_config.hidden_size))

@@ -9,7 +9,7 @@ from memfit.errors import WrongValueError
 from memfit.hub.resolve import ResolvedModel
 from memfit.planner.plan import Plan
 from memfit.planner.request import Workload
-from memfit.planner.transformers.planner import TransformersPlan
+from memfit.planner.transformers.transformers_plan import TransformersPlan
 
 __all__ = ["ENGINE"]
 

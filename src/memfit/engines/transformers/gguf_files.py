@@ -19,7 +19,7 @@ from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import DoesNotFitError, ModelError, WorkerDiedError
 from memfit.hardware.folders import cache_folder, scratch_folder
 from memfit.memory.meter import Meter
-from memfit.planner.transformers.planner import TransformersPlan
+from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.units import format_bytes
 
 __all__ = ["GgufCheckpoint", "convert", "find_checkpoint_of", "is_converted"]

@@ -16,7 +16,7 @@ from memfit.engines.worker_session import WorkerSession
 from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder, scratch_folder
 from memfit.hardware.nvidia import gpu_bytes_of
-from memfit.planner.transformers.planner import TransformersPlan
+from memfit.planner.transformers.transformers_plan import TransformersPlan
 
 __all__ = ["TransformersSession"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from memfit.memory.estimate import RAM
 from memfit.memory.streaming import DEQUANTIZED, dequantized_bytes
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.tensor_devices import exceptions_of
-from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Budget
 from memfit.planner.speed import Prediction
 from memfit.units import format_bytes, format_rate

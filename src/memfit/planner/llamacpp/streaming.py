@@ -22,9 +22,8 @@ from memfit.planner.llamacpp.tensor_devices import places_of
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import KIB
 
-__all__ = ["ASSUMED_DISK", "held_bytes", "is_matrix", "resident", "row_bytes", "slowed", "stream_out"]
+__all__ = ["held_bytes", "is_matrix", "resident", "row_bytes", "slowed", "stream_out"]
 
-ASSUMED_DISK = (0.7e9, 1.5e9)  # bytes per second: an older NVMe drive, or two SATA ones
 _LEAST_BYTES = 256 * KIB  # of a tensor: waiting for a smaller one costs more than it frees
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _MATRIX = re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|gate_up|down)(_(ch)?exps|_shexp)?)\.weight")

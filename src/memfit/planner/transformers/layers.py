@@ -1,8 +1,8 @@
-"""Which place each decoder layer of a checkpoint gets, as accelerate's device map: GPUs first, then RAM, then
-the disk, in the order in which they are computed. Pure.
+"""Which device gets each decoder layer of a checkpoint, as accelerate's device map.
 
-What is no layer (embedding, last norm, head) lies on the first GPU, or in RAM where there is none. There
-accelerate also computes what lies in RAM or on the disk beside GPUs, and so their KV cache lies there.
+GPUs come first, then RAM, then the disk, in the order of computation. What is no layer (embedding, last norm,
+head) lies on the first GPU, or in RAM where there is none. There accelerate also computes what lies in RAM
+or on the disk beside GPUs, and so their KV cache lies there. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from memfit.headers.hf_shapes import HfModel
 
-__all__ = ["LayerCosts", "counts_on_gpus", "device_map", "place_of"]
+__all__ = ["LayerCosts", "counts_on_gpus", "device_map", "device_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +52,18 @@ def counts_on_gpus(costs: LayerCosts, rooms: Sequence[int]) -> list[int]:
 
 
 def device_map(
-    model: HfModel, layers: Sequence[str], places: Sequence[tuple[str, int]]
+    model: HfModel, layers: Sequence[str], devices: Sequence[tuple[str, int]]
 ) -> tuple[tuple[str, str], ...]:
-    """`places` are names with how many layers they hold, in order. accelerate wants every module named once,
+    """`devices` are names with how many layers they hold, in order. accelerate wants every module named once,
     and none inside another."""
-    used = [(place, count) for place, count in places if count]
-    main = next((place for place, _ in places if place.startswith("gpu")), "cpu")
-    if not any(place != main for place, _ in used):
+    used = [(device, count) for device, count in devices if count]
+    main = next((device for device, _ in devices if device.startswith("gpu")), "cpu")
+    if not any(device != main for device, _ in used):
         return (("", main),)
     modules: dict[str, str] = {}
     left = iter(layers)
-    for place, count in used:
-        modules |= {next(left): place for _ in range(count)}
+    for device, count in used:
+        modules |= {next(left): device for _ in range(count)}
     for one in model.parameters:
         if not any(one.name.startswith(f"{name}.") for name in layers):
             modules[one.name.rpartition(".")[0]] = main
@@ -73,7 +73,7 @@ def device_map(
     return tuple(modules.items())
 
 
-def place_of(name: str, modules: Mapping[str, str]) -> str:
+def device_of(name: str, modules: Mapping[str, str]) -> str:
     """Where a parameter lies: as the innermost module around it that a device map names."""
     while name not in modules:
         name = name.rpartition(".")[0]

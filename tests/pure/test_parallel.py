@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from fakes import make_plan_value, make_tier
 
-from memfit.batch.input import Lengths as ByteLengths
+from memfit.batch.input import InputSizes
 from memfit.batch.lengths import lengths_in_tokens
 from memfit.engines.requests import Request
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.parallel import Lengths, plan_parallel, request_seconds
-from memfit.planner.plan import LlamaPlan
 from memfit.planner.request import Workload
 from memfit.planner.speed import Rate
 from memfit.units import MIB
@@ -101,7 +101,7 @@ def test_what_was_asked_for_is_obeyed() -> None:
 
 
 def test_tokens_are_estimated_by_those_counted() -> None:
-    found = ByteLengths(
+    found = InputSizes(
         count=100,
         mean_prompt_bytes=300.0,
         largest_prompt_bytes=2000,

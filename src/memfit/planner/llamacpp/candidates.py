@@ -1,0 +1,175 @@
+"""Candidates: configurations with tensors placed, weighed by the oracle and timed by the speed model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate, Oracle
+from memfit.memory.streaming import streamed_bytes
+from memfit.planner.llamacpp.dequantizing import dequantize
+from memfit.planner.llamacpp.inputs import PlanInputs, UsedDevice
+from memfit.planner.llamacpp.offload import Offloader
+from memfit.planner.llamacpp.placement import Placement, Problem
+from memfit.planner.llamacpp.streaming import resident, slowed, stream_out
+from memfit.planner.llamacpp.tiers import tiers_of
+from memfit.planner.plan import TierUse
+from memfit.planner.speed import DeviceSpeed, Prediction, predict
+
+__all__ = ["Candidate", "Candidates"]
+
+_ATTEMPTS = 4  # to find out what a device really holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    config: LlamaConfig
+    answer: MemoryEstimate
+    tiers: tuple[TierUse, ...]
+    prediction: Prediction
+    seconds: float  # for one request of the workload
+
+    def fits(self, within: Sequence[int]) -> bool:
+        """`within`: the bytes that each device may need."""
+        return all(tier.needs_bytes <= most for tier, most in zip(self.tiers, within, strict=True))
+
+
+class Candidates:
+    """Makes them, each once. `used` are the devices that tensors may lie on."""
+
+    def __init__(
+        self,
+        inputs: PlanInputs,
+        oracle: Oracle,
+        solver: Callable[[Problem], Placement | None],
+        used: Sequence[UsedDevice],
+    ) -> None:
+        self._inputs = inputs
+        self._oracle = oracle
+        self._solver = solver
+        self._used = used
+        self._found: dict[tuple[LlamaConfig, tuple[int, ...], bool], Candidate | None] = {}
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """The bytes that may be used, RAM's first."""
+        return (self._inputs.ram_limit, *(one.limit_bytes for one in self._used))
+
+    def placed(
+        self, config: LlamaConfig, within: tuple[int, ...], *, streams: bool = False
+    ) -> Candidate | None:
+        """A configuration with its tensors placed, a part of them on the disk if it `streams`; None where it
+        does not fit. `config` have everything in RAM."""
+        key = (config, within, streams)
+        if key not in self._found:
+            placed: LlamaConfig | None = config
+            if streams:
+                placed = self._streaming(config, within)
+            elif self._used:
+                placed = self._offloader(config.repack, within).place(config, self._oracle.ask(config))
+            one = placed and self.evaluate(placed)
+            self._found[key] = one if one and one.fits(within) else None
+        return self._found[key]
+
+    def dequantized(self, config: LlamaConfig, within: tuple[int, ...]) -> Candidate | None:
+        """With as many matrices as memory has room for held as BF16, which many tokens at once multiply
+        faster; None where that gains nothing."""
+        own = replace(config, load_mode="own")
+        room = self._room_for_weights(own, within)
+        for _ in range(_ATTEMPTS):
+            speed = self._inputs.ram_speed(False)
+            larger = dequantize(self._inputs.spec, own, speed, self._inputs.workload, room)
+            if larger is None:
+                return None
+            one = self.evaluate(larger)
+            if one.fits(within):
+                return one
+            room -= one.tiers[RAM].needs_bytes - within[RAM]  # its kernels' work buffer is another
+        return None
+
+    def smallest(self, config: LlamaConfig, within: tuple[int, ...]) -> Candidate:
+        """The placement that leaves fewest bytes in RAM, fit or not."""
+        if self._used:
+            config = self._least_ram(config, within)
+        if self._inputs.may_stream:
+            config = stream_out(self._inputs.spec, config, None) or config
+        return self.evaluate(config)
+
+    def evaluate(self, config: LlamaConfig) -> Candidate:
+        answer = self._oracle.ask(resident(config))
+        workload = self._inputs.workload
+        prediction = self._predict(config, answer)
+        return Candidate(
+            config=config,
+            answer=answer,
+            tiers=self._tiers(config, answer),
+            prediction=prediction,
+            seconds=workload.prompt_tokens / prediction.prompt.value
+            + workload.generated_tokens / prediction.together.value,
+        )
+
+    def _predict(self, config: LlamaConfig, answer: MemoryEstimate) -> Prediction:
+        spec, workload = self._inputs.spec, self._inputs.workload
+        prompt_tokens = min(workload.prompt_tokens, answer.context)
+        prediction = predict(
+            answer,
+            self._speeds(config.repack),
+            prompt_tokens=prompt_tokens,
+            generated_tokens=workload.generated_tokens,
+            depth=workload.depth,
+            sequences=workload.parallel,
+            expert_share=spec.expert_share,
+        )
+        if not (read := streamed_bytes(spec.tensors, config.streamed)):
+            return prediction
+        return slowed(
+            prediction,
+            read,
+            len(config.streamed),
+            self._inputs.disk_speed(),
+            prompt_tokens,
+            config.ubatch,
+            workload.parallel,
+        )
+
+    def _streaming(self, config: LlamaConfig, within: tuple[int, ...]) -> LlamaConfig | None:
+        placed = self._least_ram(config, within) if self._used else config
+        own = replace(placed, load_mode="own")
+        return stream_out(self._inputs.spec, own, self._room_for_weights(own, within))
+
+    def _room_for_weights(self, config: LlamaConfig, within: Sequence[int]) -> int:
+        """What all else leaves of RAM."""
+        (ram, *_) = self._tiers(config, self._oracle.ask(resident(config)))
+        return within[RAM] - (ram.total_bytes - ram.weights_bytes)
+
+    def _least_ram(self, config: LlamaConfig, within: Sequence[int]) -> LlamaConfig:
+        """As much on the devices as they really hold: what else a placement needs, only the oracle knows."""
+        answer, limits = self._oracle.ask(config), list(within)
+        for _ in range(_ATTEMPTS):
+            placed = self._offloader(config.repack, limits).least_ram(config, answer)
+            tiers = self._tiers(placed, self._oracle.ask(resident(placed)))
+            over = [max(0, tier.needs_bytes - most) for tier, most in zip(tiers, within, strict=True)]
+            if not any(over[1:]):
+                break
+            limits = [limits[RAM], *(limit - more for limit, more in zip(limits[1:], over[1:], strict=True))]
+        return placed
+
+    def _offloader(self, repack: bool, within: Sequence[int]) -> Offloader:
+        return Offloader(
+            self._inputs.spec,
+            self._inputs.workload,
+            [one.device for one in self._used],
+            within,
+            [one.limit_bytes * one.is_asked_for for one in self._used],
+            self._speeds(repack),
+            lambda placed: self._tiers(placed, self._oracle.ask(resident(placed))),
+            self._solver,
+        )
+
+    def _speeds(self, repack: bool) -> list[DeviceSpeed]:
+        return [self._inputs.ram_speed(repack), *(one.speed for one in self._used)]
+
+    def _tiers(self, config: LlamaConfig, answer: MemoryEstimate) -> tuple[TierUse, ...]:
+        budgets = [self._inputs.ram_budget, *(one.budget_bytes for one in self._used)]
+        devices = [one.device for one in self._used]
+        return tuple(tiers_of(self._inputs.spec, config, answer, devices, budgets, self.limits))

@@ -1,0 +1,122 @@
+"""What a plan for llama.cpp is made from, and what follows from it before any byte is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from memfit.hardware.machine import Device, Machine
+from memfit.headers.model_spec import ModelSpec
+from memfit.memory.estimate import LlamaConfig
+from memfit.memory.grammars import grammar_bytes
+from memfit.planner.defaults import ASSUMED_DISK, UBATCHES, context_of, thread_count
+from memfit.planner.request import Budget, Workload
+from memfit.planner.speed import ASSUMED, ASSUMED_DEVICE, DeviceSpeed
+from memfit.units import MIB
+
+__all__ = ["ROOM_FOR_ERROR", "PlanInputs", "UsedDevice", "repack_modes", "ubatch_sizes"]
+
+ROOM_FOR_ERROR = 4 * MIB  # in RAM; predictions are within 2: benchmarks/memory.py
+_DEVICE_ROOM = 3 * MIB // 2
+_SERVER_ROOM = MIB // 2  # its kernel counts for us, and what it adds itself is known: benchmarks/devices.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedDevice:
+    """A device with a budget."""
+
+    device: Device
+    speed: DeviceSpeed
+    budget_bytes: int
+    limit_bytes: int  # the budget, or what is free where that is less
+    is_asked_for: bool  # by the budget; else it is used because it is there
+
+    @property
+    def safe_bytes(self) -> int:
+        """Less the room for what reality adds."""
+        return self.limit_bytes - (_SERVER_ROOM if self.device.is_memfit_server else _DEVICE_ROOM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanInputs:
+    spec: ModelSpec
+    machine: Machine
+    budget: Budget
+    workload: Workload
+    # This CPU's with repacked and with plain weights; None where they could not be measured, a device's too.
+    speeds: Mapping[bool, DeviceSpeed] | None
+    devices: Sequence[tuple[Device, DeviceSpeed | None]] = ()
+    # Bytes/s of the disk, slowest and fastest; only asked for where weights do not fit.
+    disk_speed: Callable[[], tuple[float, float]] = field(default=lambda: ASSUMED_DISK)
+
+    @property
+    def context(self) -> int:
+        return context_of(self.workload, self.spec.context_length)
+
+    @property
+    def ubatches(self) -> tuple[int, ...]:
+        return ubatch_sizes(self.context, self.workload.parallel)
+
+    @property
+    def kv_types(self) -> tuple[str, ...]:
+        return ("f16", "q8_0") if self.workload.kv_type == "auto" else (self.workload.kv_type,)
+
+    @property
+    def may_stream(self) -> bool:
+        """Streamed weights are not rewritten: who asks for that asks for all of the model in memory."""
+        return self.budget.disk and self.workload.repack != "on"
+
+    @property
+    def ram_budget(self) -> int:
+        return self.budget.ram_bytes(self.machine.ram)
+
+    @property
+    def ram_limit(self) -> int:
+        return min(self.ram_budget, self.machine.ram.available_bytes)
+
+    @property
+    def used_devices(self) -> tuple[UsedDevice, ...]:
+        """Those that the budget allows."""
+        return tuple(
+            UsedDevice(
+                device=device,
+                speed=speed or ASSUMED_DEVICE,
+                budget_bytes=size,
+                limit_bytes=min(size, device.free_bytes),
+                is_asked_for=self.budget.vram is not None or device.name in self.budget.rpc,
+            )
+            for device, speed in self.devices
+            if (size := self.budget.device_bytes(device))
+        )
+
+    def ram_speed(self, repack: bool) -> DeviceSpeed:
+        return self.speeds[repack] if self.speeds else ASSUMED
+
+    def config(self, kv_type: str, ubatch: int, repack: bool) -> LlamaConfig:
+        """With everything in RAM."""
+        parallel = self.workload.parallel
+        return LlamaConfig(
+            paths=self.spec.paths,
+            context=self.context,
+            parallel=parallel,
+            kv_type=kv_type,
+            ubatch=ubatch,
+            threads=thread_count(self.machine, self.workload),
+            repack=repack,
+            # Rewritten weights are copies, so mapping the file as well would hold both.
+            load_mode="read" if repack else "mmap",
+            kv_unified=self.workload.kv_unified,
+            grammar_bytes=grammar_bytes(parallel) if self.workload.grammars else 0,
+        )
+
+
+def repack_modes(workload: Workload) -> tuple[bool, ...]:
+    """The ways of holding weights that are worth asking about."""
+    return {"auto": (False, True), "on": (True,), "off": (False,)}[workload.repack]
+
+
+def ubatch_sizes(context: int, parallel: int) -> tuple[int, ...]:
+    """Those worth trying, the largest first."""
+    sizes = [size for size in UBATCHES if size <= context] or [context]
+    # Each sequence has at least a token in a ubatch.
+    return tuple(dict.fromkeys(max(size, parallel) for size in sizes))
