@@ -13,6 +13,7 @@ import click
 from memfit.cli.json_output import json_option, write_json
 from memfit.errors import UsageError, readable
 from memfit.hub import library
+from memfit.hub.local_model import is_remote_name
 from memfit.hub.name_suggestions import hub_name
 from memfit.units import format_bytes
 
@@ -28,7 +29,7 @@ def command(model: str, yes: bool, as_json: bool) -> None:
 
     Content that another model or revision also uses stays.
     """
-    if not model.startswith(("hf:", "https://", "http://")):
+    if not is_remote_name(model):
         meant = None if _is_here(model) else hub_name(model)
         raise UsageError(
             f"{readable(model, kept='')}: remove takes a name that memfit models lists; delete other files "
