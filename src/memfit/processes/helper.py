@@ -1,8 +1,8 @@
 """The parent's end of a helper process: start it, speak with it, end it, and say how it died.
 
-Messages are JSON objects, a line each, over two pipes that carry nothing else; the child finds their numbers on
-its command line (child.py). The child's stdout is its log, so nothing that a library prints, from Python or
-from C, comes between messages. A child whose parent ends reads the end of its pipe, and ends too.
+Messages are JSON objects, a line each, over two pipes that carry nothing else; the child finds their numbers
+on its command line (child.py). The child's stdout is its log, so nothing that a library prints, from Python
+or from C, comes between messages. A child whose parent ends reads the end of its pipe, and ends too.
 """
 
 from __future__ import annotations
@@ -55,11 +55,8 @@ class Helper:
         causes: Mapping[int, str] | None = None,
         own_session: bool = False,
     ) -> None:
-        """Start the process.
-
-        `name` is what errors call it; `environment` is all of its environment; `causes` says what its exit codes
-        mean (death.py's `more`). With `own_session` a terminal's Ctrl-C does not reach it.
-        """
+        """`name` is what errors call it; `environment` replaces ours; `causes` says what exit codes mean
+        (death.py's `more`). With `own_session` a terminal's Ctrl-C does not reach it."""
         self._name, self._causes = name, causes
         self._log = tempfile.TemporaryFile() if log == "kept" else None  # noqa: SIM115 - closed in close()
         err: IO[bytes] | int | None = self._log or _our_stderr()

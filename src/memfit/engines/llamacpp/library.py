@@ -195,8 +195,8 @@ class Library:
     def _split_graph(self, context: int, tokens: int, sequences: int) -> int:
         """The graph of `tokens` over a full context, divided between devices; nothing is allocated.
 
-        Its scheduler keeps the division until the next graph. To divide a graph twice would corrupt it:
-        its nodes already read from copies in memory that the second division uses again.
+        Its scheduler keeps the division until the next graph. Dividing a graph twice would corrupt it: its
+        nodes already read from copies, in memory that the second division uses again.
         """
         memory = self.api.llama_get_memory(context)
         full = self._full_memory(memory) if memory else None
@@ -271,9 +271,9 @@ class Library:
         return found
 
     def retype(self, model: int, names: Sequence[str]) -> Callable[[], None]:
-        """Let these tensors of a model that was built without memory be DEQUANTIZED, whatever the file has.
+        """Let these tensors of a model that was built without memory have the type DEQUANTIZED.
 
-        What is returned makes them again what they were.
+        The function that is returned gives them their own types back.
         """
         wanted = set(names)
         before: list[tuple[Node, int, tuple[int, ...]]] = []
@@ -352,38 +352,25 @@ def _check_abi(api: Any) -> None:
     if not api.llama_version().startswith(_LLAMA_VERSION):
         raise RuntimeError(f"llama.cpp says version {api.llama_version()!r}, not {_LLAMA_VERSION!r}")
     model, context = api.llama_model_default_params(), api.llama_context_default_params()
-    found = {
-        "n_gpu_layers": model.n_gpu_layers,
-        "load_mode": model.load_mode,
-        "use_extra_bufts": model.use_extra_bufts,
-        "no_alloc": model.no_alloc,
-        "n_ctx": context.n_ctx,
-        "n_batch": context.n_batch,
-        "n_ubatch": context.n_ubatch,
-        "flash_attn_type": context.flash_attn_type,
-        "type_v": context.type_v,
-        "offload_kqv": context.offload_kqv,
-        "swa_full": context.swa_full,
-        "kv_unified": context.kv_unified,
-        "n_samplers": context.n_samplers,
-    }
-    expected = {
-        "n_gpu_layers": -1,
-        "load_mode": api.LLAMA_LOAD_MODE_AUTO,
-        "use_extra_bufts": True,
-        "no_alloc": False,
-        "n_ctx": 512,
-        "n_batch": 2048,
-        "n_ubatch": 512,
-        "flash_attn_type": api.LLAMA_FLASH_ATTN_TYPE_AUTO,
-        "type_v": api.GGML_TYPE_F16,
-        "offload_kqv": True,
-        "swa_full": True,
-        "kv_unified": False,
-        "n_samplers": 0,
-    }
+    defaults: tuple[tuple[Any, str, Any], ...] = (
+        (model, "n_gpu_layers", -1),
+        (model, "load_mode", api.LLAMA_LOAD_MODE_AUTO),
+        (model, "use_extra_bufts", True),
+        (model, "no_alloc", False),
+        (context, "n_ctx", 512),
+        (context, "n_batch", 2048),
+        (context, "n_ubatch", 512),
+        (context, "flash_attn_type", api.LLAMA_FLASH_ATTN_TYPE_AUTO),
+        (context, "type_v", api.GGML_TYPE_F16),
+        (context, "offload_kqv", True),
+        (context, "swa_full", True),
+        (context, "kv_unified", False),
+        (context, "n_samplers", 0),
+    )
     wrong = [
-        f"{name} is {found[name]}, not {expected[name]}" for name in found if found[name] != expected[name]
+        f"{name} is {found}, not {expected}"
+        for structure, name, expected in defaults
+        if (found := getattr(structure, name)) != expected
     ]
     if wrong:
         raise RuntimeError("its parameter structures differ: " + "; ".join(wrong))

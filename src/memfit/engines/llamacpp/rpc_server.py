@@ -114,7 +114,7 @@ class _HostMemory:
         trim()
 
     def forget_peak(self) -> None:
-        """Let the high-water mark begin anew; where the kernel refuses, that since the start goes on."""
+        """Let the high-water mark begin anew. Where the kernel refuses, it stays that since the start."""
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -133,8 +133,8 @@ class _HostMemory:
 
 
 class _GpuMemory:
-    """A GPU's memory, as its driver tells: whatever went since the start counts as ours, seen only when a
-    buffer is made or a client asks. The driver's own context came before, and no kernel stands behind."""
+    """A GPU's memory, as its driver tells. What went since the start counts as ours, the driver's own context
+    aside. It is looked at when a buffer is made or a client asks; no kernel limit holds here."""
 
     def __init__(self, device: int) -> None:
         self._device, self._get_memory = device, _function(device + _GET_MEMORY_OFFSET, _GET_MEMORY)
@@ -166,7 +166,7 @@ class _GpuMemory:
 
 
 class _Budget:
-    """Our three functions, and the buffers that live. The server runs in one thread, so nothing is locked."""
+    """Our three functions, and the buffers that exist. The server has one thread, so nothing is locked."""
 
     def __init__(
         self,
@@ -306,10 +306,10 @@ def _log(level: int, text: bytes, verbose: bool) -> None:
 
 
 def _await_listening() -> socket.socket:
-    """The server's own socket, once it listens: it is the only one, and tells the port that a 0 became.
+    """Wait for the server's socket, the only one of this process; it knows which port a 0 became.
 
-    Connections inherit its options: without probes a client whose machine is gone would hold the
-    server, which serves one at a time, for ever.
+    Connections inherit its options. Without keep-alive probes a client whose machine is gone would hold the
+    server for ever, since it serves one client at a time.
     """
     while True:
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
