@@ -86,6 +86,21 @@ _GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
     ("ggml_backend_buffer_clear", [_POINTER, ctypes.c_uint8], None),
 )
 
+_DEVICE_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (  # of libggml, which knows all backends
+    ("ggml_backend_dev_by_name", [ctypes.c_char_p], _POINTER),
+    ("ggml_backend_dev_by_type", [ctypes.c_int], _POINTER),
+    ("ggml_backend_dev_count", [], ctypes.c_size_t),
+    ("ggml_backend_dev_get", [ctypes.c_size_t], _POINTER),
+)
+_RPC_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
+    ("ggml_backend_rpc_add_server", [ctypes.c_char_p], _POINTER),
+    (
+        "ggml_backend_rpc_start_server",
+        [ctypes.c_char_p, ctypes.c_char_p, *[ctypes.c_size_t] * 2, _POINTER],
+        None,
+    ),
+)
+
 
 class _GraphPlan(ctypes.Structure):
     """ggml's `ggml_cplan` (ggml-cpu.h); only the first field is read."""
@@ -129,9 +144,8 @@ class Library:
         self._scheduler.argtypes, self._scheduler.restype = [ctypes.c_void_p], ctypes.c_void_p
         self._tensor_map = api._lib._Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model
         self._tensor_map.argtypes, self._tensor_map.restype = [ctypes.c_void_p], ctypes.c_void_p
-        for name, arguments, result in _GGML_FUNCTIONS:
-            function = getattr(self.ggml_base, name)
-            function.argtypes, function.restype = arguments, result
+        _declare(self.ggml_base, _GGML_FUNCTIONS)
+        _declare(self.ggml, _DEVICE_FUNCTIONS)
         names = {self.ggml_base.ggml_type_name(number): number for number in range(_TYPES)}
         self.type_numbers = {name.decode().upper(): number for name, number in names.items() if name}
 
@@ -143,11 +157,13 @@ class Library:
             EngineMissingError: the engine was built without it.
         """
         try:
-            return ctypes.CDLL(str(_library_file(self._folder, "ggml-rpc")))
+            rpc = ctypes.CDLL(str(_library_file(self._folder, "ggml-rpc")))
         except OSError as error:
             raise EngineMissingError(
                 f"the engine was built without RPC: {error}; rebuild it with: {_INSTALL}"
             ) from error
+        _declare(rpc, _RPC_FUNCTIONS)
+        return rpc
 
     def memory_breakdown(self, context: int) -> dict[str, Breakdown]:
         """Bytes per buffer type name, as the engine itself counts them.
@@ -311,6 +327,12 @@ class Library:
     def graph_nodes(self, context: int, *, tokens: int, sequences: int) -> list[Node]:
         """The nodes of a pass, in order of computation. Valid until the next question."""
         return list(nodes_of(self.ggml_base, self._split_graph(context, tokens, sequences)))
+
+
+def _declare(library: Any, functions: tuple[tuple[str, list[Any], Any], ...]) -> None:
+    for name, arguments, result in functions:
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, result
 
 
 def _virtual(instance: int, index: int) -> int:
