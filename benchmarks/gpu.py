@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--vram 12GiB] [--large-gb 40]
 
 llama.cpp (built with CMAKE_ARGS=-DGGML_CUDA=on): the two packaged models, and a synthetic dense GGUF file of
-so many gigabytes, of which the GPU holds what the budget allows. transformers (torch's build for CUDA):
+--large-gb gigabytes, of which the GPU holds what the budget allows. transformers (torch's build for CUDA):
 SmolLM2 at every precision, and a random llama in half of what it would take, so that layers lie in RAM and
 are sent.
 A row is met where no tier went over its budget, and where what NVML says is within max(2 %, 16 MiB) of the

@@ -23,7 +23,7 @@ def read_disks() -> tuple[Disk, ...]:
     """Sorted by mount. A device mounted in several places is listed at the shortest of them."""
     found: dict[str, Disk] = {}
     for partition in sorted(_partitions(), key=lambda each: len(each.mountpoint)):
-        # Names such as "overlay" and "tmpfs" stand for many filesystems.
+        # "overlay" and "tmpfs" are names of many filesystems.
         is_device = partition.device.startswith("/dev/")
         key = partition.device if is_device else partition.mountpoint
         if key in found:

@@ -37,7 +37,7 @@ class Gpu:
     free_bytes: int
     others_bytes: int | None  # held by other processes; None where the driver does not say
     driver: str
-    cuda: str | None  # the newest CUDA version that the driver supports, such as "12.4"
+    cuda: str | None  # the newest CUDA version that the driver supports, as in "12.4"
     compute_capability: str | None
     link: str | None  # "PCIe 4.0 x16", the link's maximum
 

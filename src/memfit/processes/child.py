@@ -1,4 +1,4 @@
-"""A helper process's own end of what helper.py describes."""
+"""The child's end of a helper process: hears its parent (helper.py), sends answers and errors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class Parent:
     def __init__(
         self, on_message: Callable[[dict[str, Any]], None] | None = None, *, listens: bool = True
     ) -> None:
-        """`on_message` is called on the listening thread; without it, `messages` has them. One that does not
-        listen must see to it itself that it ends with its parent."""
+        """`on_message` is called on the listening thread; without it, messages come from `messages`.
+
+        A helper with `listens` False must end with its parent by other means.
+        """
         self._requests, self._events = map(int, sys.argv.pop().split(","))
         for number in (self._requests, self._events):
             os.set_inheritable(number, False)  # a child of ours must not keep them open

@@ -1,9 +1,8 @@
 """The parent's end of a helper process: start it, speak with it, end it, and say how it died.
 
-Messages are JSON objects, one a line, over two pipes. The last word of the child's command line has the
-numbers of its ends (child.py). Its stdout is its log from its first instruction, so that nothing that a
-library prints, from Python or from C, can come between them. A child whose parent ends reads the end of its
-pipe and leaves.
+Messages are JSON objects, a line each, over two pipes that carry nothing else; the child finds their numbers
+as the last word of its command line (child.py). The child's stdout is its log, so nothing that a library prints, from Python
+or from C, comes between messages. A child whose parent ends reads the end of its pipe, and ends too.
 """
 
 from __future__ import annotations
@@ -56,8 +55,8 @@ class Helper:
         causes: Mapping[int, str] | None = None,
         own_session: bool = False,
     ) -> None:
-        """`name` is what errors call it, `environment` the whole of it, `causes` are death.py's `more`. With
-        `own_session` a terminal's Ctrl-C does not reach it."""
+        """`name` is what errors call it; `environment` replaces ours; `causes` says what exit codes mean
+        (death.py's `more`). With `own_session` a terminal's Ctrl-C does not reach it."""
         self._name, self._causes = name, causes
         self._log = tempfile.TemporaryFile() if log == "kept" else None  # noqa: SIM115 - closed in close()
         err: IO[bytes] | int | None = self._log or _our_stderr()

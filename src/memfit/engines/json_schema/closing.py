@@ -1,7 +1,7 @@
 """Closes what a schema leaves open: objects get no further properties, and numbers get an end.
 
-An answer with fewer names satisfies the schema as well, and a small model that may add names adds them until
-its tokens are used up. Only where a schema stands alone: joined, each would exclude the other's names.
+An answer with fewer names satisfies the schema as well, while a small model that may add names does so until
+its tokens are used up. Schemas that are joined stay open: each would exclude the names of the other.
 """
 
 from __future__ import annotations

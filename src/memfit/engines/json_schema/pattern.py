@@ -1,6 +1,6 @@
 """A schema's regular expression (ECMA-262's, as JSON Schema has it) → the same for the engine's library.
 
-The two read many signs differently, and both without a word: "&&" and "[" inside a class, "." and a line
+The two read many signs differently, without an error: "&&" and "[" inside a class, "." and a line
 end, "\\s" beyond ASCII. What is written here means one thing to both, never more than the author wrote.
 """
 

@@ -139,19 +139,20 @@ class _Rules:
         self._made.setdefault("allOf", None)  # its place
 
     def _any(self, value: Any, pointer: str) -> None:
-        self._alternatives(self._schemas(value, pointer))
+        self._also("anyOf", self._schemas(value, pointer))
 
     def _one(self, value: Any, pointer: str) -> None:
         options = self._schemas(value, pointer)
         self._walk.choices.append((pointer, options))  # to be proved once all is known
-        self._alternatives(options)
+        self._also("anyOf", options)
 
-    def _alternatives(self, options: list[Any]) -> None:
-        if "anyOf" in self._made:
-            self._all_of.append({"anyOf": options})
+    def _also(self, word: str, value: Any) -> None:
+        """Set a keyword; where it is set already, both must hold."""
+        if word in self._made:
+            self._all_of.append({word: value})
             self._made.setdefault("allOf", None)
         else:
-            self._made["anyOf"] = options
+            self._made[word] = value
 
     def _not(self, value: Any, pointer: str) -> None:
         made = self._inner(value, pointer)
@@ -317,13 +318,8 @@ class _Rules:
         self._matches(_translated(value, pointer))
 
     def _matches(self, pattern: str | None) -> None:
-        if pattern is None:
-            return
-        if "pattern" in self._made:
-            self._all_of.append({"pattern": pattern})
-            self._made.setdefault("allOf", None)
-        else:
-            self._made["pattern"] = pattern
+        if pattern is not None:
+            self._also("pattern", pattern)
 
     def _format(self, value: Any, pointer: str) -> None:
         rule = format_rule(value, self._types(), "pattern" in self._value, pointer)

@@ -32,17 +32,6 @@ class Devices:
         self._library = library
         self._dummies = dummies
         self._dummy_devices: list[int] = []
-        ggml = library.ggml
-        ggml.ggml_backend_dev_by_name.argtypes, ggml.ggml_backend_dev_by_name.restype = (
-            [ctypes.c_char_p],
-            _POINTER,
-        )
-        ggml.ggml_backend_dev_by_type.argtypes, ggml.ggml_backend_dev_by_type.restype = (
-            [ctypes.c_int],
-            _POINTER,
-        )
-        ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-        ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], _POINTER
 
     def find(self, names: Sequence[str]) -> list[int]:
         """Addresses of devices, in order.
@@ -94,10 +83,7 @@ class Devices:
         return int(self._library.ggml_base.ggml_backend_dev_buffer_type(device))
 
     def _remote(self, endpoint: str) -> int | None:
-        rpc = self._library.rpc
-        rpc.ggml_backend_rpc_add_server.argtypes = [ctypes.c_char_p]
-        rpc.ggml_backend_rpc_add_server.restype = _POINTER
-        server = rpc.ggml_backend_rpc_add_server(endpoint.encode())
+        server = self._library.rpc.ggml_backend_rpc_add_server(endpoint.encode())
         device: int | None = server and self._library.ggml_base.ggml_backend_reg_dev_get(server, 0)
         return device
 
@@ -117,8 +103,6 @@ class Devices:
         endpoint = f"127.0.0.1:{port}"
         cpu = (_POINTER * 1)(self.cpu)
         start = self._library.rpc.ggml_backend_rpc_start_server
-        start.argtypes = [ctypes.c_char_p, _POINTER, ctypes.c_size_t, ctypes.c_size_t, _POINTER]
-        start.restype = None
         threading.Thread(target=start, args=(endpoint.encode(), None, 1, 1, cpu), daemon=True).start()
         ends = time.monotonic() + _START_SECONDS
         while time.monotonic() < ends:

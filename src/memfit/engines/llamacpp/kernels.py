@@ -78,7 +78,7 @@ _FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
 
 
 class BusyMachineError(Exception):
-    """In no run of a graph were its threads left alone."""
+    """Other programs interrupted every run of a graph."""
 
 
 class _UnsupportedError(Exception):
@@ -224,7 +224,7 @@ class Bench:
     # -- graphs ----------------------------------------------------------------------------------
 
     def _chain(self, context: int, nodes: int) -> int:
-        """Small nodes, each waiting for the one before: of the kinds that a layer has many of."""
+        """Small nodes of the kinds that a layer has many of, each waiting for the node before."""
         ggml = self._ggml
         weight = ggml.ggml_new_tensor_2d(context, _TYPE_F32, 64, 64)
         node = other = ggml.ggml_new_tensor_2d(context, _TYPE_F32, 64, 1)
@@ -274,8 +274,8 @@ class Bench:
         return seconds
 
     def _multiply(self, type_number: int, columns: int, count: int, tokens: int) -> float | None:
-        """Seconds of `count` multiplications of separate matrices with `tokens` columns; None where
-        they should be repacked and this CPU does not repack the type."""
+        """Seconds of multiplying `count` matrices with `tokens` columns; None where this CPU does not repack
+        the type and it should."""
         ggml = self._ggml
         weights_context, context = self._context(), self._context()
         weights = [
@@ -323,8 +323,8 @@ class Bench:
     def _time_graph(self, graph: int, last: int) -> float:
         """Seconds of a graph that ends with the node `last`.
 
-        A number of it is read back: computing behind RPC only sends the request, and would queue up
-        thousands of them. What reading takes by itself is subtracted.
+        One of its numbers is read back: an RPC device only gets the request, and thousands would queue up.
+        The time that reading takes is subtracted.
         """
         number = ctypes.create_string_buffer(4)
 
@@ -378,7 +378,7 @@ class Bench:
 
 
 def _pause() -> None:
-    """This thread works on, as the CPU does while it computes."""
+    """Keep this thread busy, as the CPU is while it computes."""
     ends = time.perf_counter() + _PAUSE_SECONDS
     while time.perf_counter() < ends:
         pass

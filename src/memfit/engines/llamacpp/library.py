@@ -86,6 +86,21 @@ _GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
     ("ggml_backend_buffer_clear", [_POINTER, ctypes.c_uint8], None),
 )
 
+_DEVICE_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (  # of libggml, which knows all backends
+    ("ggml_backend_dev_by_name", [ctypes.c_char_p], _POINTER),
+    ("ggml_backend_dev_by_type", [ctypes.c_int], _POINTER),
+    ("ggml_backend_dev_count", [], ctypes.c_size_t),
+    ("ggml_backend_dev_get", [ctypes.c_size_t], _POINTER),
+)
+_RPC_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
+    ("ggml_backend_rpc_add_server", [ctypes.c_char_p], _POINTER),
+    (
+        "ggml_backend_rpc_start_server",
+        [ctypes.c_char_p, ctypes.c_char_p, *[ctypes.c_size_t] * 2, _POINTER],
+        None,
+    ),
+)
+
 
 class _GraphPlan(ctypes.Structure):
     """ggml's `ggml_cplan` (ggml-cpu.h); only the first field is read."""
@@ -129,9 +144,8 @@ class Library:
         self._scheduler.argtypes, self._scheduler.restype = [ctypes.c_void_p], ctypes.c_void_p
         self._tensor_map = api._lib._Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model
         self._tensor_map.argtypes, self._tensor_map.restype = [ctypes.c_void_p], ctypes.c_void_p
-        for name, arguments, result in _GGML_FUNCTIONS:
-            function = getattr(self.ggml_base, name)
-            function.argtypes, function.restype = arguments, result
+        _declare(self.ggml_base, _GGML_FUNCTIONS)
+        _declare(self.ggml, _DEVICE_FUNCTIONS)
         names = {self.ggml_base.ggml_type_name(number): number for number in range(_TYPES)}
         self.type_numbers = {name.decode().upper(): number for name, number in names.items() if name}
 
@@ -143,11 +157,13 @@ class Library:
             EngineMissingError: the engine was built without it.
         """
         try:
-            return ctypes.CDLL(str(_library_file(self._folder, "ggml-rpc")))
+            rpc = ctypes.CDLL(str(_library_file(self._folder, "ggml-rpc")))
         except OSError as error:
             raise EngineMissingError(
                 f"the engine was built without RPC: {error}; rebuild it with: {_INSTALL}"
             ) from error
+        _declare(rpc, _RPC_FUNCTIONS)
+        return rpc
 
     def memory_breakdown(self, context: int) -> dict[str, Breakdown]:
         """Bytes per buffer type name, as the engine itself counts them.
@@ -195,8 +211,8 @@ class Library:
     def _split_graph(self, context: int, tokens: int, sequences: int) -> int:
         """The graph of `tokens` over a full context, divided between devices; nothing is allocated.
 
-        Its scheduler keeps the division until the next graph. To divide a graph twice would corrupt it:
-        its nodes already read from copies in memory that the second division uses again.
+        Its scheduler keeps the division until the next graph. Dividing a graph twice would corrupt it: its
+        nodes already read from copies, in memory that the second division uses again.
         """
         memory = self.api.llama_get_memory(context)
         full = self._full_memory(memory) if memory else None
@@ -271,9 +287,9 @@ class Library:
         return found
 
     def retype(self, model: int, names: Sequence[str]) -> Callable[[], None]:
-        """Let these tensors of a model that was built without memory be DEQUANTIZED, whatever the file has.
+        """Let these tensors of a model that was built without memory have the type DEQUANTIZED.
 
-        What is returned makes them again what they were.
+        The function that is returned gives them their own types back.
         """
         wanted = set(names)
         before: list[tuple[Node, int, tuple[int, ...]]] = []
@@ -311,6 +327,12 @@ class Library:
     def graph_nodes(self, context: int, *, tokens: int, sequences: int) -> list[Node]:
         """The nodes of a pass, in order of computation. Valid until the next question."""
         return list(nodes_of(self.ggml_base, self._split_graph(context, tokens, sequences)))
+
+
+def _declare(library: Any, functions: tuple[tuple[str, list[Any], Any], ...]) -> None:
+    for name, arguments, result in functions:
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, result
 
 
 def _virtual(instance: int, index: int) -> int:
@@ -352,38 +374,25 @@ def _check_abi(api: Any) -> None:
     if not api.llama_version().startswith(_LLAMA_VERSION):
         raise RuntimeError(f"llama.cpp says version {api.llama_version()!r}, not {_LLAMA_VERSION!r}")
     model, context = api.llama_model_default_params(), api.llama_context_default_params()
-    found = {
-        "n_gpu_layers": model.n_gpu_layers,
-        "load_mode": model.load_mode,
-        "use_extra_bufts": model.use_extra_bufts,
-        "no_alloc": model.no_alloc,
-        "n_ctx": context.n_ctx,
-        "n_batch": context.n_batch,
-        "n_ubatch": context.n_ubatch,
-        "flash_attn_type": context.flash_attn_type,
-        "type_v": context.type_v,
-        "offload_kqv": context.offload_kqv,
-        "swa_full": context.swa_full,
-        "kv_unified": context.kv_unified,
-        "n_samplers": context.n_samplers,
-    }
-    expected = {
-        "n_gpu_layers": -1,
-        "load_mode": api.LLAMA_LOAD_MODE_AUTO,
-        "use_extra_bufts": True,
-        "no_alloc": False,
-        "n_ctx": 512,
-        "n_batch": 2048,
-        "n_ubatch": 512,
-        "flash_attn_type": api.LLAMA_FLASH_ATTN_TYPE_AUTO,
-        "type_v": api.GGML_TYPE_F16,
-        "offload_kqv": True,
-        "swa_full": True,
-        "kv_unified": False,
-        "n_samplers": 0,
-    }
+    defaults: tuple[tuple[Any, str, Any], ...] = (
+        (model, "n_gpu_layers", -1),
+        (model, "load_mode", api.LLAMA_LOAD_MODE_AUTO),
+        (model, "use_extra_bufts", True),
+        (model, "no_alloc", False),
+        (context, "n_ctx", 512),
+        (context, "n_batch", 2048),
+        (context, "n_ubatch", 512),
+        (context, "flash_attn_type", api.LLAMA_FLASH_ATTN_TYPE_AUTO),
+        (context, "type_v", api.GGML_TYPE_F16),
+        (context, "offload_kqv", True),
+        (context, "swa_full", True),
+        (context, "kv_unified", False),
+        (context, "n_samplers", 0),
+    )
     wrong = [
-        f"{name} is {found[name]}, not {expected[name]}" for name in found if found[name] != expected[name]
+        f"{name} is {found}, not {expected}"
+        for structure, name, expected in defaults
+        if (found := getattr(structure, name)) != expected
     ]
     if wrong:
         raise RuntimeError("its parameter structures differ: " + "; ".join(wrong))

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from memfit.engines.allocator import trim
-from memfit.engines.llamacpp.library import Library, load_library
-from memfit.errors import EngineError, EngineMissingError, MemfitError, WrongValueError
+from memfit.engines.llamacpp.library import load_library
+from memfit.errors import EngineError, MemfitError, WrongValueError
 from memfit.memory.process_memory import process_status
 from memfit.memory.reserve import reserve_bytes
 from memfit.memory.rpc_memory import LATER_BYTES, RpcMemory, encode_rpc_memory, whole_pages
@@ -56,27 +56,6 @@ _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _PR_SET_PDEATHSIG = 1
 _LEAST_BYTES = 8 * MIB  # for a client: a small model's graph and messages take 4
 _SILENT_SECONDS, _PROBE_SECONDS, _PROBES = 60, 10, 6  # a client machine that is gone frees us in 2 min
-
-
-class _Ggml:
-    """The functions of ggml's registry and RPC libraries that the pinned Python module lacks."""
-
-    def __init__(self, library: Library) -> None:
-        folder = Path(library.api._base_path)
-        try:
-            rpc = ctypes.CDLL(str(folder / "libggml-rpc.so"))
-            registry = ctypes.CDLL(str(folder / "libggml.so"))
-        except OSError as error:
-            raise EngineMissingError(f"the engine was built without RPC (-DGGML_RPC=ON): {error}") from error
-        self.start_server: Any = rpc.ggml_backend_rpc_start_server
-        self.start_server.argtypes = [ctypes.c_char_p, ctypes.c_char_p, *[ctypes.c_size_t] * 2, _POINTER]
-        self.start_server.restype = None
-        self.device_by_type: Any = registry.ggml_backend_dev_by_type
-        self.device_by_type.argtypes, self.device_by_type.restype = [ctypes.c_int], _POINTER
-        self.device_name: Any = library.ggml_base.ggml_backend_dev_name
-        self.device_name.argtypes, self.device_name.restype = [_POINTER], ctypes.c_char_p
-        self.buffer_type: Any = library.ggml_base.ggml_backend_dev_buffer_type
-        self.buffer_type.argtypes, self.buffer_type.restype = [_POINTER], _POINTER
 
 
 class _HostMemory:
@@ -114,7 +93,7 @@ class _HostMemory:
         trim()
 
     def forget_peak(self) -> None:
-        """Let the high-water mark begin anew; where the kernel refuses, that since the start goes on."""
+        """Let the high-water mark begin anew. Where the kernel refuses, it stays that since the start."""
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -133,8 +112,8 @@ class _HostMemory:
 
 
 class _GpuMemory:
-    """A GPU's memory, as its driver tells: whatever went since the start counts as ours, seen only when a
-    buffer is made or a client asks. The driver's own context came before, and no kernel stands behind."""
+    """A GPU's memory, as its driver tells. What went since the start counts as ours, the driver's own context
+    aside. It is looked at when a buffer is made or a client asks; no kernel limit holds here."""
 
     def __init__(self, device: int) -> None:
         self._device, self._get_memory = device, _function(device + _GET_MEMORY_OFFSET, _GET_MEMORY)
@@ -166,7 +145,7 @@ class _GpuMemory:
 
 
 class _Budget:
-    """Our three functions, and the buffers that live. The server runs in one thread, so nothing is locked."""
+    """Our three functions, and the buffers that exist. The server has one thread, so nothing is locked."""
 
     def __init__(
         self,
@@ -251,9 +230,10 @@ def serve(settings: dict[str, Any], parent: Parent) -> None:
     library = load_library()
     log = library.api.llama_log_callback(lambda level, text, _: _log(level, text, settings["verbose"]))
     library.api.llama_log_set(log, None)
-    ggml = _Ggml(library)
-    gpu = ggml.device_by_type(_GPU)
-    device: int = gpu or ggml.device_by_type(_CPU)
+    ggml, rpc = library.ggml_base, library.rpc
+    device_by_type = library.ggml.ggml_backend_dev_by_type
+    gpu = device_by_type(_GPU)
+    device: int = gpu or device_by_type(_CPU)
     memory = (
         _GpuMemory(device)
         if gpu
@@ -261,7 +241,7 @@ def serve(settings: dict[str, Any], parent: Parent) -> None:
     )
     budget_bytes = _budget_bytes(memory, settings)
     threads = 0 if gpu else settings["threads"]
-    budget = _Budget(memory, budget_bytes, threads, device, ggml.buffer_type(device))
+    budget = _Budget(memory, budget_bytes, threads, device, ggml.ggml_backend_dev_buffer_type(device))
     if budget_bytes < budget.idle_bytes + _LEAST_BYTES:
         raise WrongValueError(
             "memory",
@@ -274,7 +254,7 @@ def serve(settings: dict[str, Any], parent: Parent) -> None:
         parent.send(
             "ready",
             port=listening.getsockname()[1],
-            device=ggml.device_name(device).decode(),
+            device=ggml.ggml_backend_dev_name(device).decode(),
             memory_bytes=budget_bytes,
             overhead_bytes=memory.held_bytes(),
         )
@@ -284,7 +264,8 @@ def serve(settings: dict[str, Any], parent: Parent) -> None:
     memory.wall_in(budget_bytes, max(1, settings["threads"] - 1) * settings["stack_bytes"])
     threading.Thread(target=announce, daemon=True).start()
     endpoint = f"{settings['host']}:{settings['port']}"
-    ggml.start_server(endpoint.encode(), None, settings["threads"], 1, ctypes.byref(_POINTER(device)))
+    devices = ctypes.byref(_POINTER(device))
+    rpc.ggml_backend_rpc_start_server(endpoint.encode(), None, settings["threads"], 1, devices)
     raise EngineError(f"llama.cpp's server cannot listen at {endpoint}")
 
 
@@ -307,10 +288,10 @@ def _log(level: int, text: bytes, verbose: bool) -> None:
 
 
 def _await_listening() -> socket.socket:
-    """The server's own socket, once it listens: it is the only one, and tells the port that a 0 became.
+    """Wait for the server's socket, the only one of this process; it knows which port a 0 became.
 
-    Connections inherit its options: without probes a client whose machine is gone would hold the
-    server, which serves one at a time, for ever.
+    Connections inherit its options. Without keep-alive probes a client whose machine is gone would hold the
+    server for ever, since it serves one client at a time.
     """
     while True:
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths

@@ -43,7 +43,7 @@ _POWER_LIMIT = 64  # exponents; 10 ** 10 ** 8 would not return
 
 
 class _Timeout(BaseException):
-    """Beyond the reach of jinja2's own `except Exception`, which would swallow the only alarm."""
+    """A BaseException, since jinja2's own `except Exception` would swallow an Exception."""
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
