@@ -34,8 +34,8 @@ _MOST_UBATCH = 65_536
 _BASES = ("assumed", "profile", "calibrated")
 _TIER_NAME = re.compile(r"gpu\d{1,3}|[\w.:%\[\]-]{1,255}:\d{1,5}", re.ASCII)
 
-# All patterns that the planner writes (places.py), and no other: the engine's own matcher recurses, so
-# that a stranger's pattern could end it.
+# All patterns that the planner writes (tensor_devices.py), and no other: the engine's own matcher
+# recurses, so that a stranger's pattern could end it.
 _PATTERN = re.compile(
     r"\^blk\\\.\(\d{1,5}(?:\|\d{1,5})*\)\\\.\([a-z_]{1,32}(?:\|[a-z_]{1,32})*\)\\\.|\^\(output\|token_embd\)",
     re.ASCII,
@@ -242,7 +242,7 @@ def _rate(prediction: Fields, key: str) -> Rate:
 def _terms(prediction: Fields, key: str, devices: int) -> tuple[Term, ...]:
     return tuple(
         Term(
-            place=fields.integer("place", RAM, devices),
+            device=fields.integer("device", RAM, devices),
             kind=fields.text("kind"),
             seconds=fields.seconds("seconds"),
         )
