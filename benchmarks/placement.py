@@ -11,7 +11,8 @@ import random
 import time
 from collections.abc import Iterator
 
-from memfit.planner.llamacpp.placement import Layer, Piece, Place, Problem, layer_split, solve
+from memfit.planner.llamacpp.placement import DeviceRoom, Layer, Piece, Problem, layer_split
+from memfit.planner.llamacpp.solver import solve
 
 _MB, _GIB = 1_000_000, 2**30
 _PASSES = 129  # 128 generated tokens and a prompt of 512
@@ -39,8 +40,8 @@ def _problem(
     spread: float = 0.0,  # of sizes, so that no two layers are equal
     kv_in_ram: bool = False,
 ) -> Problem:
-    places = (_RAM, *devices)
-    speeds = [speed for _, speed in places]
+    devices = (_RAM, *devices)
+    speeds = [speed for _, speed in devices]
     chance = random.Random(1)
 
     def size(mb: float) -> int:
@@ -50,13 +51,13 @@ def _problem(
     made = []
     for index in range(layers):
         sizes = [*blocks_mb[:-1], blocks_mb[-1] + richer_mb * (index % 2)]
-        blocks = (_piece(f"{index}.{mb}", size(mb), speeds, active=active) for mb in sizes)
+        ffn_tensors = (_piece(f"{index}.{mb}", size(mb), speeds, active=active) for mb in sizes)
         core = _piece(f"{index}.core", size(core_mb), speeds, kv_bytes=kv_bytes)
-        made.append(Layer(core=core, kv_bytes=kv_bytes, blocks=tuple(blocks)))
+        made.append(Layer(core=core, kv_bytes=kv_bytes, ffn_tensors=tuple(ffn_tensors)))
     return Problem(
-        places=tuple(
-            Place(name=str(index), room_bytes=room, split_seconds=split_seconds * _PASSES)
-            for index, (room, _) in enumerate(places)
+        devices=tuple(
+            DeviceRoom(name=str(index), room_bytes=room, split_seconds=split_seconds * _PASSES)
+            for index, (room, _) in enumerate(devices)
         ),
         layers=tuple(made),
         output=_piece("output", size(800), speeds),
@@ -82,7 +83,7 @@ def _cases() -> Iterator[tuple[str, Problem]]:
         yield f"  KV in RAM, {on}", _problem(devices=devices, kv_in_ram=True, **moe)
     alike = (_DEVICES[0],) * 3
     yield "dense 80x(1+3), 3 equal devices", _problem(layers=80, devices=alike)
-    yield "  entries 20 times as dear", _problem(layers=80, devices=alike, split_seconds=800e-6)
+    yield "  splits 20 times as dear", _problem(layers=80, devices=alike, split_seconds=800e-6)
     for count in (1, 2, 3):
         yield (
             f"80x(1+3), all layers differ, {count} devices",

@@ -13,7 +13,7 @@ import pytest
 import memfit
 from conftest import children_of, rpc_server, run_memfit
 from memfit.errors import EngineError
-from memfit.planner.llamacpp.tensor_devices import places_of
+from memfit.planner.llamacpp.tensor_devices import devices_of
 from memfit.units import MIB
 from thorough import times
 
@@ -47,13 +47,13 @@ def test_budgets_are_held_and_filled_and_the_text_is_the_cpus(
     assert text == alone
     assert report.within_budget
     assert plan.config.load_mode == "own" and plan.streamed_bytes == 0
-    places = places_of(plan.spec, plan.config)
-    for place, (tier, use) in enumerate(zip(report.tiers, plan.tiers, strict=True)):
+    devices = devices_of(plan.spec, plan.config)
+    for device, (tier, use) in enumerate(zip(report.tiers, plan.tiers, strict=True)):
         assert tier.peak_bytes is not None and tier.error_bytes is not None
         assert tier.peak_bytes <= tier.budget_bytes
         assert abs(tier.error_bytes) <= max(0.02 * tier.peak_bytes, 16 * MIB)
-        if place:
-            here = sum(one.size_bytes for one in plan.spec.tensors if places[one.name] == place)
+        if device:
+            here = sum(one.size_bytes for one in plan.spec.tensors if devices[one.name] == device)
             assert abs(use.weights_bytes - here) <= 0.01 * here  # rows are padded
             assert use.total_bytes >= 0.97 * tier.budget_bytes
             assert tier.error_bytes <= 4 * MIB

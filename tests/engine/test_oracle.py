@@ -14,7 +14,7 @@ from memfit.headers import read_model
 from memfit.memory.baseline import Baseline
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.process_memory import process_memory
-from memfit.planner.llamacpp.tensor_devices import places_of
+from memfit.planner.llamacpp.tensor_devices import devices_of
 from memfit.units import MIB
 from thorough import THOROUGH
 
@@ -92,9 +92,9 @@ def test_every_byte_lies_where_it_was_asked_to(demo: str) -> None:
     config = _config(demo, devices=("one:1", "two:2"), layers=(8, 6), overrides=overrides, load_mode="read")
     with _oracle(demo) as oracle:
         alone, placed = oracle.ask(_config(demo)), oracle.ask(config)
-    places = places_of(spec, config)
-    for place, device in enumerate(placed.devices, start=1):
-        here = sum(one.size_bytes for one in spec.tensors if places[one.name] == place)
+    devices = devices_of(spec, config)
+    for number, device in enumerate(placed.devices, start=1):
+        here = sum(one.size_bytes for one in spec.tensors if devices[one.name] == number)
         assert 0 <= device.weights_bytes - here <= 32 * len(spec.tensors)
     assert [device.kv_cache_bytes for device in placed.devices] == [
         8 * alone.kv_cache_bytes // 30,
@@ -108,7 +108,7 @@ def test_every_byte_lies_where_it_was_asked_to(demo: str) -> None:
             for answer in (alone, placed)
         ]
         assert counted[0] == counted[1]
-    assert placed.generation.entries[1] == 1 + 2 and placed.generation.entries[2] == 1 + 1
+    assert placed.generation.splits[1] == 1 + 2 and placed.generation.splits[2] == 1 + 1
 
 
 @pytest.mark.parametrize("model", ["demo", "gemma"])

@@ -146,14 +146,14 @@ def make_device_bytes(count: int) -> tuple[DeviceBytes, ...]:
     return (DeviceBytes(weights_bytes=0, kv_cache_bytes=0, compute_bytes=0, scratch_bytes=0),) * count
 
 
-def make_graph(*operations: Operation, tokens: int = 1, entries: tuple[int, ...] = (0,)) -> Graph:
-    return Graph(tokens=tokens, operations=operations, entries=entries, split_bytes=tuple(0 for _ in entries))
+def make_graph(*operations: Operation, tokens: int = 1, splits: tuple[int, ...] = (0,)) -> Graph:
+    return Graph(tokens=tokens, operations=operations, splits=splits, split_bytes=tuple(0 for _ in splits))
 
 
 def make_operation(kind: str = "matmul", type_name: str = "Q8_0", **changes: int) -> Operation:
     """The rows of a matrix are long ones."""
     width = 0 if kind == "other" else 4096
-    values = {"place": RAM, "count": 1, "bytes": 0, "operations": 0, "width": width, **changes}
+    values = {"device": RAM, "count": 1, "bytes": 0, "operations": 0, "width": width, **changes}
     return Operation(kind=kind, type=type_name, **values)
 
 
@@ -228,7 +228,7 @@ def _one_after_another(tensors: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
         offset += tensor.size_bytes
 
 
-def engine_places(spec: ModelSpec, config: LlamaConfig) -> Iterator[tuple[TensorSpec, int]]:
+def engine_devices(spec: ModelSpec, config: LlamaConfig) -> Iterator[tuple[TensorSpec, int]]:
     """Where llama.cpp puts each tensor (llama-model.cpp, `create_tensor`), written from its source.
 
     The first pattern that is found in a name decides; else the input lies in RAM, the last layers lie on
@@ -236,31 +236,31 @@ def engine_places(spec: ModelSpec, config: LlamaConfig) -> Iterator[tuple[Tensor
     embedding, a second time where it lies elsewhere.
     """
     count = 1 + max(int(one.name.split(".")[1]) for one in spec.tensors if one.name.startswith("blk."))
-    homes = [RAM] * (count - sum(config.layers))
+    layer_devices = [RAM] * (count - sum(config.layers))
     for device, layers in enumerate(config.layers):
-        homes += [device + 1] * layers
-    output = homes[-1] or len(config.devices)
+        layer_devices += [device + 1] * layers
+    output = layer_devices[-1] or len(config.devices)
 
-    def place(name: str, home: int) -> int:
+    def lies(name: str, layer_device: int) -> int:
         found = (target for pattern, target in config.overrides if re.search(pattern, name))
-        return next(found, home)
+        return next(found, layer_device)
 
     tied = all(one.name != "output.weight" for one in spec.tensors)
     for one in spec.tensors:
         if one.name.startswith("blk."):
-            yield one, place(one.name, homes[int(one.name.split(".")[1])])
+            yield one, lies(one.name, layer_devices[int(one.name.split(".")[1])])
         elif one.name == "token_embd.weight":
-            yield one, place(one.name, RAM)
-            if tied and place(one.name, output) != place(one.name, RAM):
-                yield one, place(one.name, output)
+            yield one, lies(one.name, RAM)
+            if tied and lies(one.name, output) != lies(one.name, RAM):
+                yield one, lies(one.name, output)
         else:
-            yield one, place(one.name, output)
+            yield one, lies(one.name, output)
 
 
 class DeviceOracle:
-    """Counts a spec's tensors where the engine puts them; the KV cache lies at its layer's home.
+    """Counts a spec's tensors where the engine puts them; the KV cache lies at its layer's layer_device.
 
-    KV per layer and token of context: f16 1 KiB, q8_0 544 B, q4_0 288 B. Every place that is open: 4 MiB
+    KV per layer and token of context: f16 1 KiB, q8_0 544 B, q4_0 288 B. Every device that is open: 4 MiB
     of compute and 1 MiB of scratch, half a MiB more for each further thread; the processes take 20 MiB. A
     layer's attention takes 4,096 operations per cell and token. An expert tensor of 8 experts is read to a
     quarter for one token.
@@ -275,12 +275,12 @@ class DeviceOracle:
         assert len(config.layers) == len(config.devices)
         context = -(-config.context // 256) * 256
         kv_bytes = self.kv_bytes[config.kv_type] * context
-        places = list(engine_places(self._spec, config))
-        homes = self._homes(config)
+        devices = list(engine_devices(self._spec, config))
+        layer_devices = self._layer_devices(config)
         weights = [0] * (1 + len(config.devices))
-        for tensor, place in places:
-            weights[place] += tensor.size_bytes
-        caches = [homes.count(place) * kv_bytes for place in range(len(weights))]
+        for tensor, device in devices:
+            weights[device] += tensor.size_bytes
+        caches = [layer_devices.count(device) * kv_bytes for device in range(len(weights))]
         return MemoryEstimate(
             context=context,
             weights_bytes=weights[RAM],
@@ -290,7 +290,7 @@ class DeviceOracle:
             process_bytes=20 * MIB,
             generation=self._graph(config, 1, context, kv_bytes),
             prompt=self._graph(config, min(config.ubatch, context), context, kv_bytes),
-            layer_kv_bytes=(kv_bytes,) * len(homes),
+            layer_kv_bytes=(kv_bytes,) * len(layer_devices),
             devices=tuple(
                 DeviceBytes(
                     weights_bytes=size,
@@ -303,56 +303,56 @@ class DeviceOracle:
             ),
         )
 
-    def _homes(self, config: LlamaConfig) -> list[int]:
+    def _layer_devices(self, config: LlamaConfig) -> list[int]:
         """The KV cache does not heed overrides."""
         plain = replace(config, overrides=())
         layers: dict[int, int] = {}
-        for tensor, place in engine_places(self._spec, plain):
+        for tensor, device in engine_devices(self._spec, plain):
             if tensor.name.startswith("blk."):
-                layers[int(tensor.name.split(".")[1])] = place
+                layers[int(tensor.name.split(".")[1])] = device
         return [layers[layer] for layer in sorted(layers)]
 
     def _graph(self, config: LlamaConfig, tokens: int, context: int, kv_bytes: int) -> Graph:
-        entries, here = [0] * (1 + len(config.devices)), RAM
+        splits, here = [0] * (1 + len(config.devices)), RAM
         operations = []
         for operation in self._operations(config, tokens, context, kv_bytes):
             operations.append(operation)
-            if operation.place != here:
-                entries[operation.place] += 1
-                here = operation.place
-        entries[RAM] += here != RAM
+            if operation.device != here:
+                splits[operation.device] += 1
+                here = operation.device
+        splits[RAM] += here != RAM
         return Graph(
             tokens=tokens,
             operations=tuple(operations),
-            entries=tuple(entries),
-            split_bytes=tuple(4096 * tokens * count for count in entries),
+            splits=tuple(splits),
+            split_bytes=tuple(4096 * tokens * count for count in splits),
         )
 
     def _operations(
         self, config: LlamaConfig, tokens: int, context: int, kv_bytes: int
     ) -> Iterator[Operation]:
         """In order of execution."""
-        placed = {one.name: (one, place) for one, place in engine_places(self._spec, config)}
+        placed = {one.name: (one, device) for one, device in engine_devices(self._spec, config)}
         share = 2 / self._spec.n_experts if self._spec.n_experts else 1.0
 
         def multiply(name: str, rows: int) -> Operation:
-            tensor, place = placed[name]
+            tensor, device = placed[name]
             routed = share if "_exps" in name else 1.0
             read = min(1.0, routed * tokens) if routed < 1 else 1.0
             return make_operation(
                 "experts" if routed < 1 else "matmul",
                 tensor.type,
-                place=place,
+                device=device,
                 bytes=int(tensor.size_bytes * read),
                 operations=int(2 * tensor.elements * routed * rows),
             )
 
-        for layer, home in enumerate(self._homes(config)):
+        for layer, layer_device in enumerate(self._layer_devices(config)):
             yield multiply(f"blk.{layer}.attn_q.weight", tokens)
             yield make_operation(
                 "attention",
                 "F16",
-                place=home,
+                device=layer_device,
                 bytes=kv_bytes,
                 operations=4096 * context * tokens,
                 cells=context,

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from memfit.errors import EngineError
-from memfit.planner.llamacpp.placement import Layer, Piece, Place, Problem, solve
+from memfit.planner.llamacpp.placement import DeviceRoom, Layer, Piece, Problem
+from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.solver_process import SolverProcess
 from memfit.processes import helper
 from memfit.processes.helper import Helper
@@ -23,13 +24,13 @@ def _problem(device_bytes: int, ram_bytes: int = 100) -> Problem:
     layer = Layer(
         core=Piece(name="core", size_bytes=10, seconds=(10.0, 1.0)),
         kv_bytes=0,
-        blocks=(Piece(name="block", size_bytes=10, seconds=(2.0, 1.0)),),
+        ffn_tensors=(Piece(name="block", size_bytes=10, seconds=(2.0, 1.0)),),
     )
-    places = (
-        Place(name="ram", room_bytes=ram_bytes, split_seconds=0.0),
-        Place(name="gpu", room_bytes=device_bytes, split_seconds=0.0),
+    devices = (
+        DeviceRoom(name="ram", room_bytes=ram_bytes, split_seconds=0.0),
+        DeviceRoom(name="gpu", room_bytes=device_bytes, split_seconds=0.0),
     )
-    return Problem(places=places, layers=(layer, layer), output=None)
+    return Problem(devices=devices, layers=(layer, layer), output=None)
 
 
 def _helper(solver: SolverProcess) -> Helper:
@@ -55,7 +56,7 @@ def _run(code: str) -> tuple[str, str]:
 
 @pytest.fixture
 def impostor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Puts a shell script in the solver's place, with the paths $problems and $answers."""
+    """Puts a shell script in the solver's device, with the paths $problems and $answers."""
 
     def put(script: str) -> None:
         path = tmp_path / "solver"
@@ -75,7 +76,7 @@ def test_its_answers_are_the_solvers() -> None:
         found += [solver.solve(problem) for problem in problems[1:]]
         assert _helper(solver) is process
     assert found == [solve(problem) for problem in problems]
-    assert found[0] is not None and (found[0].homes, found[0].blocks) == ((1, 1), ((0,), (0,)))
+    assert found[0] is not None and (found[0].layer_devices, found[0].ffn_devices) == ((1, 1), ((0,), (0,)))
     assert found[1] is None
 
 

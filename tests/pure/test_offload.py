@@ -14,7 +14,7 @@ from itertools import product
 import pytest
 from fakes import (
     DeviceOracle,
-    engine_places,
+    engine_devices,
     make_device,
     make_layered_spec,
     make_speed,
@@ -28,12 +28,13 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.planner.llamacpp.cost_model import CostModel
 from memfit.planner.llamacpp.offload import Offloader, _Found, _problem
-from memfit.planner.llamacpp.placement import Place, Placement, Problem, cost, solve
+from memfit.planner.llamacpp.placement import DeviceRoom, Placement, Problem, cost
+from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.tensor_devices import (
+    devices_of,
     exceptions_of,
     op_offload_bytes,
     placed_config,
-    places_of,
     sent_bytes,
 )
 from memfit.planner.plan import TierUse
@@ -49,7 +50,7 @@ from memfit.units import GIB, KIB, MIB
 from thorough import times
 
 _LARGE = 8 * GIB
-_BESIDE = 5 * MIB  # compute buffers and scratch of a place
+_BESIDE = 5 * MIB  # compute buffers and scratch of a device
 _VECTORS = 64 * KIB  # more than all vectors together
 # RAM attends a thousand times slower than it multiplies, so KV caches are worth most on a device.
 _SLOW_ATTENTION = make_speed(attention={"F16/64": AttentionSpeed(generation=1e6, prompt=1e6)})
@@ -135,12 +136,12 @@ def _placed(
     return found
 
 
-def _there(spec: ModelSpec, config: LlamaConfig, place: int = 1) -> set[str]:
-    """Names of the matrices in a place."""
+def _there(spec: ModelSpec, config: LlamaConfig, device: int = 1) -> set[str]:
+    """Names of the matrices in a device."""
     return {
         one.name.removesuffix(".weight")
-        for one, where in engine_places(spec, config)
-        if where == place and len(one.shape) > 1
+        for one, where in engine_devices(spec, config)
+        if where == device and len(one.shape) > 1
     }
 
 
@@ -157,14 +158,14 @@ def test_attention_and_kv_go_first() -> None:
     assert device.kv_cache_bytes == 12 * MIB
 
 
-@pytest.mark.parametrize("blocks", range(10))
-def test_then_block_by_block(blocks: int) -> None:
+@pytest.mark.parametrize("ffn_devices", range(10))
+def test_then_block_by_block(ffn_devices: int) -> None:
     """Each 16 MiB more hold one block more, whichever: tensors are not moved by whole layers."""
     spec = make_layered_spec()
-    placed = _placed(spec, _LARGE, (36 + 16 * blocks) * MIB + _BESIDE + _VECTORS)
+    placed = _placed(spec, _LARGE, (36 + 16 * ffn_devices) * MIB + _BESIDE + _VECTORS)
     assert placed.layers == (3,)
     there = _there(spec, placed)
-    assert sum("ffn" in name for name in there) == blocks
+    assert sum("ffn" in name for name in there) == ffn_devices
     assert "output" not in there
 
 
@@ -251,9 +252,9 @@ def test_a_place_that_is_slow_to_enter_is_entered_once() -> None:
     and a block beside them, and not another for the rest. Which of their blocks stay is all the same."""
     spec = make_layered_spec(4)
     slow = replace(_FAST, split_seconds=200.0)
-    home = make_speed(1e6)
-    placed = _placed(spec, _LARGE, 150 * MIB, speeds=[home, slow])
-    assert DeviceOracle(spec).ask(placed).generation.entries[1] == 1
+    layer_device = make_speed(1e6)
+    placed = _placed(spec, _LARGE, 150 * MIB, speeds=[layer_device, slow])
+    assert DeviceOracle(spec).ask(placed).generation.splits[1] == 1
     there = _there(spec, placed)
     assert {name for name in there if name.endswith("attn_q")} == {"blk.2.attn_q", "blk.3.attn_q"}
     blocks = {name.split(".")[1] for name in there if "ffn" in name}
@@ -270,11 +271,11 @@ def test_a_device_slower_than_ram_is_left_unused() -> None:
     assert _placed(spec, _LARGE, _LARGE, speeds=[_FAST, make_speed(1e9)]) == _config(spec)
 
 
-@pytest.mark.parametrize("blocks", range(1, 9))
-def test_a_slow_device_that_was_asked_for_is_filled(blocks: int) -> None:
+@pytest.mark.parametrize("ffn_devices", range(1, 9))
+def test_a_slow_device_that_was_asked_for_is_filled(ffn_devices: int) -> None:
     """RAM is faster and would hold everything."""
     spec = make_layered_spec()
-    limit = (36 + 16 * blocks) * MIB + _BESIDE + _VECTORS
+    limit = (36 + 16 * ffn_devices) * MIB + _BESIDE + _VECTORS
     placed = _placed(spec, _LARGE, limit, speeds=[_FAST, make_speed(1e9)], asked=True)
     (device,) = DeviceOracle(spec).ask(placed).devices
     assert 0.97 * limit <= device.total_bytes <= limit
@@ -310,30 +311,35 @@ def test_a_large_output_does_not_keep_a_worker_from_being_filled(
 
 
 def _half_placed(offloader: Offloader, spec: ModelSpec) -> _Found:
-    """The second of two layers at home on the device, with its output, gate and up, and the first one's gate:
+    """The second of two layers on the device, with its output, gate and up, and the first one's gate:
     8 + 4 + 12 + 3 * 16 MiB; up and down of the first and down of the second lie in RAM."""
     config, oracle = _config(spec), DeviceOracle(spec)
     pieces = CostModel(spec, Workload(), [_FAST, _FAST]).pieces(config, oracle.ask(config))
     problem = _problem(pieces, [_LARGE, _LARGE], [0.0, 0.0])
     placement = Placement(
-        homes=(0, 1), blocks=((1, 0, 0), (1, 1, 0)), output=1, seconds=0.0, used_bytes=(0, 0), exact=True
+        layer_devices=(0, 1),
+        ffn_devices=((1, 0, 0), (1, 1, 0)),
+        output=1,
+        seconds=0.0,
+        used_bytes=(0, 0),
+        exact=True,
     )
     return offloader._look(config, problem, placement)
 
 
 @pytest.mark.parametrize(
-    ("left", "blocks", "then"),
+    ("left", "ffn_devices", "then"),
     [
         (15, ((1, 0, 0), (1, 1, 0)), 15),
         (16, ((1, 1, 0), (1, 1, 0)), 0),
         (40, ((1, 1, 1), (1, 1, 0)), 8),
-        (-1, ((0, 0, 0), (1, 1, 0)), 15),  # rather what is not at home there
+        (-1, ((0, 0, 0), (1, 1, 0)), 15),  # rather what is not at layer_device there
         (-20, ((0, 0, 0), (0, 1, 0)), 12),
         (-100, ((0, 0, 0), (0, 0, 0)), -52),
     ],
 )
 def test_single_tensors_are_moved_until_it_comes_out_even(
-    left: int, blocks: tuple[tuple[int, ...], ...], then: int
+    left: int, ffn_devices: tuple[tuple[int, ...], ...], then: int
 ) -> None:
     spec = make_layered_spec(2)
     for asked in (True, False):
@@ -344,10 +350,10 @@ def test_single_tensors_are_moved_until_it_comes_out_even(
         if not asked and left > 0:  # nothing is pushed into what was only offered
             assert moved is found.placement
             continue
-        assert (moved.blocks, rooms[1]) == (blocks, then * MIB)
+        assert (moved.ffn_devices, rooms[1]) == (ffn_devices, then * MIB)
         assert sum(rooms) == _LARGE + left * MIB
         if moved is not found.placement:
-            assert moved.used_bytes[1] == (8 + 4 + 12 + 16 * sum(map(sum, blocks))) * MIB + 2 * 256
+            assert moved.used_bytes[1] == (8 + 4 + 12 + 16 * sum(map(sum, ffn_devices))) * MIB + 2 * 256
 
 
 def test_a_tensor_for_which_a_device_needs_more_than_its_bytes() -> None:
@@ -367,7 +373,7 @@ def test_a_tensor_for_which_a_device_needs_more_than_its_bytes() -> None:
     offloader._tiers = tiers
     fuller = offloader._adjust(_config(spec), found)
     assert fuller is not None and fuller.fits
-    assert sum(map(sum, fuller.placement.blocks)) == 4
+    assert sum(map(sum, fuller.placement.ffn_devices)) == 4
     assert offloader._adjust(_config(spec), fuller) is None
 
 
@@ -379,7 +385,7 @@ def test_a_placement_that_just_misses_is_mended() -> None:
     assert not found.fits
     mended = offloader._adjust(_config(spec), found)
     assert mended is not None and mended.fits
-    assert mended.placement.blocks == ((0, 0, 0), (1, 1, 0))
+    assert mended.placement.ffn_devices == ((0, 0, 0), (1, 1, 0))
 
 
 def test_what_only_loading_needs_is_left_free() -> None:
@@ -446,12 +452,12 @@ def test_dense_and_routed_blocks_of_one_layer_keep_their_order() -> None:
     config = _config(spec)
     prices = CostModel(spec, Workload(), [_SLOW_ATTENTION, _FAST])
     pieces = prices.pieces(config, DeviceOracle(spec).ask(config))
-    names = [block.name for block in pieces.layers[0].blocks]
+    names = [block.name for block in pieces.layers[0].ffn_tensors]
     assert names == [f"blk.0.ffn_{kind}{suffix}" for kind in kinds for suffix in ("", "_exps")]
     for chosen, name in enumerate(names):
         placement = Placement(
-            homes=(0,),
-            blocks=(tuple(int(index == chosen) for index in range(6)),),
+            layer_devices=(0,),
+            ffn_devices=(tuple(int(index == chosen) for index in range(6)),),
             output=0,
             seconds=0.0,
             used_bytes=(),
@@ -510,38 +516,45 @@ def test_every_tensor_lies_where_the_placement_says(data: st.DataObject, tied: b
     ]
     more = tuple(make_tensor(name, (64,), "F32", 256) for name in (*odd, *biases))
     spec = make_layered_spec(12, tied=tied, experts=dict.fromkeys(range(6, 12), 8), more=more)
-    place = st.integers(0, devices)
-    homes = tuple(sorted(data.draw(st.lists(place, min_size=12, max_size=12))))
-    blocks = tuple(data.draw(st.tuples(place, place, place)) for _ in range(12))
-    output = data.draw(st.sampled_from(sorted({0, homes[-1]})))
-    placement = Placement(homes=homes, blocks=blocks, output=output, seconds=0.0, used_bytes=(), exact=False)
+    device = st.integers(0, devices)
+    layer_devices = tuple(sorted(data.draw(st.lists(device, min_size=12, max_size=12))))
+    ffn_devices = tuple(data.draw(st.tuples(device, device, device)) for _ in range(12))
+    output = data.draw(st.sampled_from(sorted({0, layer_devices[-1]})))
+    placement = Placement(
+        layer_devices=layer_devices,
+        ffn_devices=ffn_devices,
+        output=output,
+        seconds=0.0,
+        used_bytes=(),
+        exact=False,
+    )
     config = _engine_parameters(spec, devices, placement)
-    if not any((*homes, output, *(where for one in blocks for where in one))):
+    if not any((*layer_devices, output, *(where for one in ffn_devices for where in one))):
         assert config == _config(spec)  # no device is opened
         return
     assert config.load_mode == "read"
-    for tensor, where in engine_places(spec, config):
+    for tensor, where in engine_devices(spec, config):
         layer = re.match(r"blk\.(\d+)\.", tensor.name)
         block = re.match(r"blk\.\d+\.ffn_(gate|up|down)(_exps)?\.(weight|bias)", tensor.name)
         if block and layer:
-            expected = {blocks[int(layer[1])][("gate", "up", "down").index(block[1])]}
+            expected = {ffn_devices[int(layer[1])][("gate", "up", "down").index(block[1])]}
         elif layer:
-            expected = {homes[int(layer[1])]}
+            expected = {layer_devices[int(layer[1])]}
         elif tensor.name == "token_embd.weight":
             expected = {0, output} if tied else {0}
         else:
             expected = {output}
         assert where in expected, tensor.name
     if tied and output:
-        names = [(one.name, where) for one, where in engine_places(spec, config)]
+        names = [(one.name, where) for one, where in engine_devices(spec, config)]
         assert ("token_embd.weight", 0) in names and ("token_embd.weight", output) in names
 
 
 def test_the_patterns_by_hand() -> None:
     spec = make_layered_spec(3)
     placement = Placement(
-        homes=(0, 1, 1),
-        blocks=((1, 0, 0), (1, 0, 0), (1, 0, 0)),
+        layer_devices=(0, 1, 1),
+        ffn_devices=((1, 0, 0), (1, 0, 0), (1, 0, 0)),
         output=0,
         seconds=0.0,
         used_bytes=(),
@@ -566,21 +579,21 @@ def test_the_patterns_by_hand() -> None:
 
 @pytest.mark.parametrize("room", [0, 5, 20, 40, 75, 100, 125, 200])
 def test_least_ram_is_the_least(room: int) -> None:
-    """Against every placement of two layers: homes go up, the output in RAM or with the last layer."""
+    """Every placement of two layers: their devices go up, the output in RAM or with the last layer."""
     spec = make_layered_spec(2)
     oracle, config = DeviceOracle(spec), _config(spec)
     limit = room * MIB + _BESIDE + _VECTORS
     found = oracle.ask(_offloader(spec, MIB, limit).least_ram(config, oracle.ask(config)))
 
-    def in_ram(homes: tuple[int, ...], blocks: tuple[int, ...], output: int) -> int:
-        there = 12 * output + sum(12 * home for home in homes) + 16 * sum(blocks)
+    def in_ram(layer_devices: tuple[int, ...], ffn_devices: tuple[int, ...], output: int) -> int:
+        there = 12 * output + sum(12 * layer_device for layer_device in layer_devices) + 16 * sum(ffn_devices)
         return 10 + 12 + 2 * 60 - there if there <= room else 1000
 
     least = min(
-        in_ram(homes, blocks, output)
-        for homes in ((0, 0), (0, 1), (1, 1))
-        for blocks in product((0, 1), repeat=6)
-        for output in {0, homes[-1]}
+        in_ram(layer_devices, ffn_devices, output)
+        for layer_devices in ((0, 0), (0, 1), (1, 1))
+        for ffn_devices in product((0, 1), repeat=6)
+        for output in {0, layer_devices[-1]}
     )
     held = found.weights_bytes + found.kv_cache_bytes
     assert held == pytest.approx(least * MIB, abs=_VECTORS)
@@ -602,7 +615,7 @@ def test_what_is_sent_by_hand() -> None:
     assert sent_bytes(spec, _with(spec, (1,))) == {
         1: [16 * MIB, 16 * MIB, 16 * MIB, 12 * MIB, 8 * MIB, 256, 256]
     }
-    # only a block, of a layer that is at home in RAM
+    # only a block, of a layer that is at layer_device in RAM
     assert sent_bytes(spec, _with(spec, (0,), (r"ffn_up", 1), (r"output", 0))) == {1: [16 * MIB]}
 
 
@@ -628,30 +641,30 @@ def test_what_is_sent_of_a_tied_output() -> None:
     layers=st.lists(st.integers(0, 2), min_size=1, max_size=2),
 )
 def test_what_lies_where_is_what_the_engine_does(data: st.DataObject, tied: bool, layers: list[int]) -> None:
-    """places_of, sent_bytes and op_offload_bytes against the engine's rules, whatever the patterns."""
+    """devices_of, sent_bytes and op_offload_bytes against the engine's rules, whatever the patterns."""
     spec = make_layered_spec(4, tied=tied)
     pattern = st.sampled_from([r"ffn_up", r"^blk\.(0|3)\.", r"^(output|token_embd)", "attn", "norm", "^$"])
-    places = {pattern: 0 if "token_embd" in pattern else None for pattern in data.draw(st.lists(pattern))}
+    devices = {pattern: 0 if "token_embd" in pattern else None for pattern in data.draw(st.lists(pattern))}
     overrides = tuple(
-        (pattern, data.draw(st.integers(0, len(layers))) if place is None else place)
-        for pattern, place in places.items()
+        (pattern, data.draw(st.integers(0, len(layers))) if device is None else device)
+        for pattern, device in devices.items()
     )
     config = _with(spec, tuple(layers), *overrides)
-    engine = list(engine_places(spec, config))
+    engine = list(engine_devices(spec, config))
     # A tied table that lies twice is listed where the output is, which comes second here.
-    assert places_of(spec, config) == {one.name: place for one, place in engine}
+    assert devices_of(spec, config) == {one.name: device for one, device in engine}
     sent = {
-        device: sorted((one.size_bytes for one, place in engine if place == device), reverse=True)
+        device: sorted((one.size_bytes for one, where in engine if where == device), reverse=True)
         for device in range(1, 1 + len(layers))
     }
     assert sent_bytes(spec, config) == {device: sizes for device, sizes in sent.items() if sizes}
-    kept = [one.size_bytes for one, place in engine if place == 0 and one.name.startswith("blk.")]
+    kept = [one.size_bytes for one, device in engine if device == 0 and one.name.startswith("blk.")]
     assert op_offload_bytes(spec, config) == max(kept, default=0)
 
 
 def test_without_devices_everything_lies_in_ram() -> None:
     spec = make_layered_spec(1)
-    assert set(places_of(spec, _config(spec)).values()) == {0}
+    assert set(devices_of(spec, _config(spec)).values()) == {0}
     assert op_offload_bytes(spec, _config(spec)) == 16 * MIB
 
 
@@ -677,19 +690,25 @@ def test_what_is_minimised_is_what_is_predicted(
     pieces = CostModel(spec, workload, speeds).pieces(config, oracle.ask(config))
     passes = generated_tokens + -(-prompt_tokens // config.ubatch)
     problem = Problem(
-        places=tuple(
-            Place(name="", room_bytes=_LARGE, split_seconds=passes * speed.split_seconds) for speed in speeds
+        devices=tuple(
+            DeviceRoom(name="", room_bytes=_LARGE, split_seconds=passes * speed.split_seconds)
+            for speed in speeds
         ),
         layers=pieces.layers,
         output=pieces.output,
     )
-    place = st.integers(0, 1)
-    homes = tuple(sorted(data.draw(st.lists(place, min_size=4, max_size=4))))
-    blocks = tuple(data.draw(st.tuples(place, place, place)) for _ in range(4))
-    output = data.draw(st.sampled_from(sorted({0, homes[-1]})))
-    seconds, used = cost(problem, homes, blocks, output)
+    device = st.integers(0, 1)
+    layer_devices = tuple(sorted(data.draw(st.lists(device, min_size=4, max_size=4))))
+    ffn_devices = tuple(data.draw(st.tuples(device, device, device)) for _ in range(4))
+    output = data.draw(st.sampled_from(sorted({0, layer_devices[-1]})))
+    seconds, used = cost(problem, layer_devices, ffn_devices, output)
     placement = Placement(
-        homes=homes, blocks=blocks, output=output, seconds=seconds, used_bytes=used, exact=False
+        layer_devices=layer_devices,
+        ffn_devices=ffn_devices,
+        output=output,
+        seconds=seconds,
+        used_bytes=used,
+        exact=False,
     )
     prediction = predict(
         oracle.ask(_engine_parameters(spec, 1, placement)),

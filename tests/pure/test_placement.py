@@ -7,26 +7,17 @@ import random
 
 import pytest
 
-from memfit.planner.llamacpp.placement import (
-    GAP,
-    Layer,
-    Piece,
-    Place,
-    Placement,
-    Problem,
-    cost,
-    layer_split,
-    solve,
-)
+from memfit.planner.llamacpp.placement import DeviceRoom, Layer, Piece, Placement, Problem, cost, layer_split
+from memfit.planner.llamacpp.solver import GAP, solve
 
 
 def _piece(size_bytes: int, *seconds: float) -> Piece:
     return Piece(name="piece", size_bytes=size_bytes, seconds=seconds)
 
 
-def _places(*rooms: int, split_seconds: float = 0.0) -> tuple[Place, ...]:
+def _devices(*rooms: int, split_seconds: float = 0.0) -> tuple[DeviceRoom, ...]:
     return tuple(
-        Place(name=str(index), room_bytes=room, split_seconds=split_seconds)
+        DeviceRoom(name=str(index), room_bytes=room, split_seconds=split_seconds)
         for index, room in enumerate(rooms)
     )
 
@@ -44,33 +35,33 @@ def _found(problem: Problem) -> Placement:
 
 def _layer(*, kv_bytes: int = 0) -> Layer:
     """Its core gains 9 s on a device, its block 1 s, for 10 bytes each."""
-    return Layer(core=_piece(10, 10, 1), kv_bytes=kv_bytes, blocks=(_piece(10, 2, 1),))
+    return Layer(core=_piece(10, 10, 1), kv_bytes=kv_bytes, ffn_tensors=(_piece(10, 2, 1),))
 
 
 def _two_layers(split_seconds: float) -> Problem:
     return Problem(
-        places=_places(100, 20, split_seconds=split_seconds), layers=(_layer(), _layer()), output=None
+        devices=_devices(100, 20, split_seconds=split_seconds), layers=(_layer(), _layer()), output=None
     )
 
 
 def test_cost_counts_pieces_kv_and_every_entry() -> None:
-    places = (
-        Place(name="ram", room_bytes=0, split_seconds=0.5),
-        Place(name="gpu", room_bytes=0, split_seconds=0.25),
+    devices = (
+        DeviceRoom(name="ram", room_bytes=0, split_seconds=0.5),
+        DeviceRoom(name="gpu", room_bytes=0, split_seconds=0.25),
     )
     layers = (_layer(kv_bytes=3), _layer(kv_bytes=4))
-    problem = Problem(places=places, layers=layers, output=_piece(7, 5, 3))
+    problem = Problem(devices=devices, layers=layers, output=_piece(7, 5, 3))
     # RAM, block into the GPU, core and block there, output back in RAM.
     assert cost(problem, (0, 1), ((1,), (1,)), 0) == (10 + 1 + 1 + 1 + 5 + 0.25 + 0.5, (10 + 3 + 7, 30 + 4))
     # The result returns from the GPU.
     assert cost(problem, (0, 1), ((0,), (1,)), 1) == (10 + 2 + 1 + 1 + 3 + 0.25 + 0.5, (20 + 3, 20 + 4 + 7))
-    in_ram = Problem(places=places, layers=layers, output=None, kv_in_ram=True)
+    in_ram = Problem(devices=devices, layers=layers, output=None, kv_in_ram=True)
     assert cost(in_ram, (1, 1), ((1,), (1,)), 0) == (4 + 0.25 + 0.5, (7, 40))
 
 
 def test_cores_gain_more_than_blocks_where_entries_are_free() -> None:
     found = _found(_two_layers(0))
-    assert (found.homes, found.blocks, found.output) == ((1, 1), ((0,), (0,)), 0)
+    assert (found.layer_devices, found.ffn_devices, found.output) == ((1, 1), ((0,), (0,)), 0)
     assert (found.seconds, found.used_bytes, found.exact) == (1 + 2 + 1 + 2, (20, 20), True)
 
 
@@ -81,39 +72,39 @@ def test_four_entries_of_three_seconds_still_pay() -> None:
 def test_entries_too_dear_keep_a_layer_together() -> None:
     found = _found(_two_layers(4.5))
     assert found.seconds == 10 + 2 + 1 + 1 + 2 * 4.5  # the cores: 6 + 4 * 4.5; all in RAM: 24
-    assert found.homes == (0, 1)
+    assert found.layer_devices == (0, 1)
 
 
 def test_kv_lies_at_home_or_in_ram() -> None:
     layers = (_layer(kv_bytes=10), _layer(kv_bytes=10))
-    at_home = Problem(places=_places(100, 20), layers=layers, output=None)
-    assert _found(at_home).homes == (0, 1)
+    at_home = Problem(devices=_devices(100, 20), layers=layers, output=None)
+    assert _found(at_home).layer_devices == (0, 1)
     assert _found(at_home).used_bytes == (10 + 10 + 10 + 10, 10 + 10)  # core and KV of one layer
-    in_ram = Problem(places=_places(100, 20), layers=layers, output=None, kv_in_ram=True)
-    assert _found(in_ram).homes == (1, 1)
+    in_ram = Problem(devices=_devices(100, 20), layers=layers, output=None, kv_in_ram=True)
+    assert _found(in_ram).layer_devices == (1, 1)
     assert _found(in_ram).used_bytes == (20 + 20, 20)
 
 
 def test_the_output_lies_in_ram_or_with_the_last_layer() -> None:
     # The first device has room for the output only, the second for the layer only.
-    layer = Layer(core=_piece(50, 10, 1, 1), kv_bytes=0, blocks=())
-    problem = Problem(places=_places(100, 20, 50), layers=(layer,), output=_piece(20, 8, 1, 1))
+    layer = Layer(core=_piece(50, 10, 1, 1), kv_bytes=0, ffn_tensors=())
+    problem = Problem(devices=_devices(100, 20, 50), layers=(layer,), output=_piece(20, 8, 1, 1))
     found = _found(problem)
-    assert (found.homes, found.output, found.seconds) == ((2,), 0, 1 + 8)
+    assert (found.layer_devices, found.output, found.seconds) == ((2,), 0, 1 + 8)
 
 
 def test_homes_go_up() -> None:
     # The first layer gains on device 2 and the second on device 1: only one of them can have it.
-    first = Layer(core=_piece(10, 9, 9, 1), kv_bytes=0, blocks=())
-    second = Layer(core=_piece(10, 9, 2, 9), kv_bytes=0, blocks=())
-    found = _found(Problem(places=_places(100, 10, 10), layers=(first, second), output=None))
-    assert (found.homes, found.seconds) == ((0, 1), 11)
+    first = Layer(core=_piece(10, 9, 9, 1), kv_bytes=0, ffn_tensors=())
+    second = Layer(core=_piece(10, 9, 2, 9), kv_bytes=0, ffn_tensors=())
+    found = _found(Problem(devices=_devices(100, 10, 10), layers=(first, second), output=None))
+    assert (found.layer_devices, found.seconds) == ((0, 1), 11)
 
 
 @pytest.mark.parametrize("limit", [0.0, 60.0])
 def test_something_that_fits_is_found_where_whole_layers_do_not(limit: float) -> None:
     # A layer fits neither in RAM nor on the device, but its parts do.
-    problem = Problem(places=_places(10, 10), layers=(_layer(),), output=None)
+    problem = Problem(devices=_devices(10, 10), layers=(_layer(),), output=None)
     assert layer_split(problem) is None
     found = solve(problem, seconds_limit=limit)
     assert found is not None
@@ -121,46 +112,46 @@ def test_something_that_fits_is_found_where_whole_layers_do_not(limit: float) ->
 
 
 def test_a_device_slower_than_ram_stays_empty() -> None:
-    layer = Layer(core=_piece(10, 1, 2), kv_bytes=5, blocks=(_piece(10, 1, 3),))
-    found = _found(Problem(places=_places(1000, 1000), layers=(layer,) * 20, output=_piece(10, 1, 2)))
+    layer = Layer(core=_piece(10, 1, 2), kv_bytes=5, ffn_tensors=(_piece(10, 1, 3),))
+    found = _found(Problem(devices=_devices(1000, 1000), layers=(layer,) * 20, output=_piece(10, 1, 2)))
     assert found.used_bytes == (20 * 25 + 10, 0)
 
 
 def test_ram_alone() -> None:
-    layer = Layer(core=_piece(10, 1), kv_bytes=5, blocks=(_piece(10, 2),))
-    found = _found(Problem(places=_places(60), layers=(layer, layer), output=_piece(10, 4)))
-    assert (found.homes, found.blocks, found.seconds) == ((0, 0), ((0,), (0,)), 10)
+    layer = Layer(core=_piece(10, 1), kv_bytes=5, ffn_tensors=(_piece(10, 2),))
+    found = _found(Problem(devices=_devices(60), layers=(layer, layer), output=_piece(10, 4)))
+    assert (found.layer_devices, found.ffn_devices, found.seconds) == ((0, 0), ((0,), (0,)), 10)
     assert (found.used_bytes, found.exact) == ((60,), True)
-    assert _solve(Problem(places=_places(59), layers=(layer, layer), output=_piece(10, 4))) is None
+    assert _solve(Problem(devices=_devices(59), layers=(layer, layer), output=_piece(10, 4))) is None
 
 
 @pytest.mark.parametrize("count", [1, 30])
 def test_rooms_smaller_than_anything(count: int) -> None:
-    problem = Problem(places=_places(9, 9), layers=(_layer(),) * count, output=None)
+    problem = Problem(devices=_devices(9, 9), layers=(_layer(),) * count, output=None)
     assert _solve(problem) is None
-    assert _solve(Problem(places=_places(1000, 9), layers=(_layer(),) * count, output=None)) is not None
+    assert _solve(Problem(devices=_devices(1000, 9), layers=(_layer(),) * count, output=None)) is not None
 
 
 def test_pieces_without_bytes_fit_everywhere() -> None:
-    layer = Layer(core=_piece(0, 2, 1), kv_bytes=0, blocks=(_piece(0, 2, 1),))
-    found = _found(Problem(places=_places(0, 0), layers=(layer, layer), output=_piece(0, 2, 1)))
+    layer = Layer(core=_piece(0, 2, 1), kv_bytes=0, ffn_tensors=(_piece(0, 2, 1),))
+    found = _found(Problem(devices=_devices(0, 0), layers=(layer, layer), output=_piece(0, 2, 1)))
     assert (found.seconds, found.used_bytes) == (5, (0, 0))
 
 
 def test_a_room_is_kept_to_the_byte() -> None:
     # Sizes without a common divisor, as large as real ones.
     core, block = 90_000_001, 180_000_007
-    layer = Layer(core=_piece(core, 10, 1), kv_bytes=0, blocks=(_piece(block, 20, 2),) * 3)
+    layer = Layer(core=_piece(core, 10, 1), kv_bytes=0, ffn_tensors=(_piece(block, 20, 2),) * 3)
     ram, device = 40 * core + 60 * block, 60 * block
     for short, fits in ((0, True), (1, False)):
-        problem = Problem(places=_places(ram - short, device), layers=(layer,) * 40, output=None)
+        problem = Problem(devices=_devices(ram - short, device), layers=(layer,) * 40, output=None)
         assert (_solve(problem) is not None) is fits
 
 
 def test_many_layers_reach_what_the_bytes_allow() -> None:
     # Entries are free and every byte gains the same, so only the bytes on each device count.
-    layer = Layer(core=_piece(3, 3, 1.5, 1), kv_bytes=0, blocks=(_piece(5, 5, 2.5, 5 / 3),) * 3)
-    found = _found(Problem(places=_places(1000, 300, 300), layers=(layer,) * 40, output=None))
+    layer = Layer(core=_piece(3, 3, 1.5, 1), kv_bytes=0, ffn_tensors=(_piece(5, 5, 2.5, 5 / 3),) * 3)
+    found = _found(Problem(devices=_devices(1000, 300, 300), layers=(layer,) * 40, output=None))
     least = (40 * 18 - 600) + 300 / 2 + 300 / 3
     assert least <= found.seconds <= least / (1 - GAP)
     assert found.exact
@@ -169,44 +160,49 @@ def test_many_layers_reach_what_the_bytes_allow() -> None:
 def test_layers_that_all_differ() -> None:
     chance = random.Random(2)
     layers = tuple(
-        Layer(core=_piece(size, size, size / 8), kv_bytes=1, blocks=(_piece(2 * size, size, size / 4),) * 2)
+        Layer(
+            core=_piece(size, size, size / 8), kv_bytes=1, ffn_tensors=(_piece(2 * size, size, size / 4),) * 2
+        )
         for size in (chance.randint(50, 150) for _ in range(30))
     )
     whole = sum(5 * layer.core.size_bytes + 1 for layer in layers)
-    problem = Problem(places=_places(whole // 2, whole * 6 // 10), layers=layers, output=None)
+    problem = Problem(devices=_devices(whole // 2, whole * 6 // 10), layers=layers, output=None)
     split, found = layer_split(problem), solve(problem, seconds_limit=5)
     assert split is not None and found is not None
     assert found.seconds < split.seconds
-    assert list(found.homes) == sorted(found.homes)
-    assert cost(problem, found.homes, found.blocks, found.output) == (found.seconds, found.used_bytes)
+    assert list(found.layer_devices) == sorted(found.layer_devices)
+    assert cost(problem, found.layer_devices, found.ffn_devices, found.output) == (
+        found.seconds,
+        found.used_bytes,
+    )
 
 
 def test_layer_split_fills_devices_from_the_last_layer_backwards() -> None:
-    layer = Layer(core=_piece(10, 4, 2, 1), kv_bytes=5, blocks=(_piece(10, 4, 2, 1),))
-    problem = Problem(places=_places(1000, 60, 40), layers=(layer,) * 5, output=_piece(10, 3, 2, 1))
+    layer = Layer(core=_piece(10, 4, 2, 1), kv_bytes=5, ffn_tensors=(_piece(10, 4, 2, 1),))
+    problem = Problem(devices=_devices(1000, 60, 40), layers=(layer,) * 5, output=_piece(10, 3, 2, 1))
     # 25 bytes a layer: one and the output on the second device, two on the first, two in RAM.
     split = layer_split(problem)
     assert split is not None
-    assert (split.homes, split.output) == ((0, 0, 1, 1, 2), 2)
-    assert split.blocks == ((0,), (0,), (1,), (1,), (2,))
+    assert (split.layer_devices, split.output) == ((0, 0, 1, 1, 2), 2)
+    assert split.ffn_devices == ((0,), (0,), (1,), (1,), (2,))
     assert (split.used_bytes, split.seconds, split.exact) == ((50, 50, 35), 16 + 8 + 2 + 1, False)
 
 
 def test_layer_split_skips_a_device_without_room_for_a_layer_and_the_output() -> None:
-    layer = Layer(core=_piece(10, 4, 2, 1), kv_bytes=5, blocks=(_piece(10, 4, 2, 1),))
-    problem = Problem(places=_places(1000, 60, 34), layers=(layer,) * 3, output=_piece(10, 3, 2, 1))
+    layer = Layer(core=_piece(10, 4, 2, 1), kv_bytes=5, ffn_tensors=(_piece(10, 4, 2, 1),))
+    problem = Problem(devices=_devices(1000, 60, 34), layers=(layer,) * 3, output=_piece(10, 3, 2, 1))
     split = layer_split(problem)
     assert split is not None
-    assert (split.homes, split.output) == ((0, 1, 1), 1)
+    assert (split.layer_devices, split.output) == ((0, 1, 1), 1)
     in_ram = layer_split(
-        Problem(places=problem.places, layers=problem.layers, output=problem.output, kv_in_ram=True)
+        Problem(devices=problem.devices, layers=problem.layers, output=problem.output, kv_in_ram=True)
     )
     assert in_ram is not None
-    assert (in_ram.homes, in_ram.output, in_ram.used_bytes) == ((1, 1, 2), 2, (15, 40, 30))
+    assert (in_ram.layer_devices, in_ram.output, in_ram.used_bytes) == ((1, 1, 2), 2, (15, 40, 30))
 
 
 def test_layer_split_is_none_where_ram_overflows() -> None:
-    problem = Problem(places=_places(19, 20), layers=(_layer(), _layer()), output=None)
+    problem = Problem(devices=_devices(19, 20), layers=(_layer(), _layer()), output=None)
     assert layer_split(problem) is None
 
 
@@ -214,23 +210,26 @@ def test_layer_split_is_none_where_ram_overflows() -> None:
 
 
 def _blocks_layer(*seconds: float) -> Layer:
-    """33 bytes: a core of 10 with 5 of KV, then blocks of 4, 6 and 8; a byte takes `seconds` per place."""
+    """33 bytes: a core of 10 with 5 of KV, then blocks of 4, 6 and 8; a byte takes `seconds` per device."""
 
     def piece(size: int) -> Piece:
         return _piece(size, *(size * one for one in seconds))
 
-    return Layer(core=piece(10), kv_bytes=5, blocks=(piece(4), piece(6), piece(8)))
+    return Layer(core=piece(10), kv_bytes=5, ffn_tensors=(piece(4), piece(6), piece(8)))
 
 
 def _partial(problem: Problem) -> Placement:
     found = layer_split(problem, partial=True)
     assert found is not None
-    assert cost(problem, found.homes, found.blocks, found.output) == (found.seconds, found.used_bytes)
+    assert cost(problem, found.layer_devices, found.ffn_devices, found.output) == (
+        found.seconds,
+        found.used_bytes,
+    )
     return found
 
 
 @pytest.mark.parametrize(
-    ("more", "blocks"),
+    ("more", "ffn_devices"),
     [
         (0, (0, 0, 0)),
         (7, (0, 0, 0)),  # a block of 4 or 6 would fit, but it is not the last
@@ -244,21 +243,24 @@ def _partial(problem: Problem) -> Placement:
 )
 @pytest.mark.parametrize("output", [0, 7])
 def test_blocks_before_the_whole_layers_by_hand(
-    more: int, blocks: tuple[int, ...] | None, output: int
+    more: int, ffn_devices: tuple[int, ...] | None, output: int
 ) -> None:
     """Two whole layers of four, with the output where there is one, and so many bytes more."""
     problem = Problem(
-        places=_places(1000, 2 * 33 + output + more),
+        devices=_devices(1000, 2 * 33 + output + more),
         layers=(_blocks_layer(2, 1),) * 4,
         output=_piece(output, 2, 1) if output else None,
     )
     found = _partial(problem)
-    if blocks is None:
-        assert (found.homes, found.blocks) == ((0, 1, 1, 1), ((0, 0, 0), *[(1, 1, 1)] * 3))
+    if ffn_devices is None:
+        assert (found.layer_devices, found.ffn_devices) == ((0, 1, 1, 1), ((0, 0, 0), *[(1, 1, 1)] * 3))
     else:
-        assert (found.homes, found.blocks) == ((0, 0, 1, 1), ((0, 0, 0), blocks, *[(1, 1, 1)] * 2))
-    there = sum(size for size, place in zip((4, 6, 8), blocks or (), strict=False) if place)
-    device = (2 if blocks else 3) * 33 + there + output
+        assert (found.layer_devices, found.ffn_devices) == (
+            (0, 0, 1, 1),
+            ((0, 0, 0), ffn_devices, *[(1, 1, 1)] * 2),
+        )
+    there = sum(size for size, device in zip((4, 6, 8), ffn_devices or (), strict=False) if device)
+    device = (2 if ffn_devices else 3) * 33 + there + output
     assert found.used_bytes == (4 * 33 + output - device, device)
     assert (found.output, found.exact) == (1 if output else 0, False)
 
@@ -267,16 +269,16 @@ def test_blocks_before_the_whole_layers_by_hand(
 def test_blocks_before_the_whole_layers_cost_no_entry(more: int) -> None:
     """The device is entered once and left once, at 100 s each, however many blocks go with its layers."""
     layers = (_blocks_layer(2, 1),) * 3
-    problem = Problem(places=_places(1000, 33 + more, split_seconds=100), layers=layers, output=None)
+    problem = Problem(devices=_devices(1000, 33 + more, split_seconds=100), layers=layers, output=None)
     # 28 bytes of weights in a layer, at 2 s in RAM and 1 s there.
     assert _partial(problem).seconds == 3 * 28 * 2 - (28 + more) + 2 * 100
 
 
 def test_blocks_before_the_whole_layers_with_kv_in_ram() -> None:
     layers = (_blocks_layer(2, 1),) * 3
-    problem = Problem(places=_places(1000, 28 + 14), layers=layers, output=None, kv_in_ram=True)
+    problem = Problem(devices=_devices(1000, 28 + 14), layers=layers, output=None, kv_in_ram=True)
     found = _partial(problem)
-    assert (found.homes, found.blocks[1]) == ((0, 0, 1), (0, 1, 1))
+    assert (found.layer_devices, found.ffn_devices[1]) == ((0, 0, 1), (0, 1, 1))
     assert found.used_bytes == (2 * 28 - 14 + 3 * 5, 28 + 14)
 
 
@@ -284,24 +286,24 @@ def test_blocks_before_the_whole_layers_with_kv_in_ram() -> None:
 def test_no_blocks_where_no_whole_layer_fits(room: int, output: int) -> None:
     """All three blocks would; with an output of 7, a layer without it."""
     problem = Problem(
-        places=_places(1000, room),
+        devices=_devices(1000, room),
         layers=(_blocks_layer(2, 1),) * 2,
         output=_piece(output, 2, 1) if output else None,
     )
     found = _partial(problem)
     assert found == layer_split(problem)
-    assert (found.homes, found.output, found.used_bytes) == ((0, 0), 0, (66 + output, 0))
+    assert (found.layer_devices, found.output, found.used_bytes) == ((0, 0), 0, (66 + output, 0))
 
 
 def test_no_blocks_where_no_layer_is_left() -> None:
-    problem = Problem(places=_places(1000, 1000), layers=(_blocks_layer(2, 1),) * 2, output=None)
+    problem = Problem(devices=_devices(1000, 1000), layers=(_blocks_layer(2, 1),) * 2, output=None)
     found = _partial(problem)
     assert found == layer_split(problem)
-    assert (found.homes, found.used_bytes) == ((1, 1), (0, 66))
+    assert (found.layer_devices, found.used_bytes) == ((1, 1), (0, 66))
 
 
 @pytest.mark.parametrize(
-    ("room", "homes", "blocks", "used"),
+    ("room", "layer_devices", "ffn_devices", "used"),
     [
         # The rest of a layer of which the second device has blocks of 6 and 8: 19 bytes, its KV with it.
         (18, (0, 0, 2), ((0, 0, 0), (0, 2, 2)), (33 + 19, 0, 33 + 14)),
@@ -311,27 +313,27 @@ def test_no_blocks_where_no_layer_is_left() -> None:
     ],
 )
 def test_a_layer_is_shared_by_two_devices(
-    room: int, homes: tuple[int, ...], blocks: tuple[tuple[int, ...], ...], used: tuple[int, ...]
+    room: int, layer_devices: tuple[int, ...], ffn_devices: tuple[tuple[int, ...], ...], used: tuple[int, ...]
 ) -> None:
     layers = (_blocks_layer(4, 2, 1),) * 3
-    found = _partial(Problem(places=_places(1000, room, 33 + 14 + 3), layers=layers, output=None))
-    assert (found.homes, found.blocks) == (homes, (*blocks, (2, 2, 2)))
+    found = _partial(Problem(devices=_devices(1000, room, 33 + 14 + 3), layers=layers, output=None))
+    assert (found.layer_devices, found.ffn_devices) == (layer_devices, (*ffn_devices, (2, 2, 2)))
     assert found.used_bytes == used
 
 
 def test_a_last_device_without_a_whole_layer_is_skipped() -> None:
     layers = (_blocks_layer(4, 2, 1),) * 3
     found = _partial(
-        Problem(places=_places(1000, 33 + 8 + 7, 32 + 7), layers=layers, output=_piece(7, 3, 2, 1))
+        Problem(devices=_devices(1000, 33 + 8 + 7, 32 + 7), layers=layers, output=_piece(7, 3, 2, 1))
     )
-    assert (found.homes, found.blocks[1], found.output) == ((0, 0, 1), (0, 0, 1), 1)
+    assert (found.layer_devices, found.ffn_devices[1], found.output) == ((0, 0, 1), (0, 0, 1), 1)
     assert found.used_bytes == (33 + 25, 33 + 8 + 7, 0)
 
 
 def test_blocks_on_a_device_may_be_what_ram_lacks() -> None:
     layers = (_blocks_layer(2, 1),) * 2
     for ram, fits in ((33 - 14, True), (33 - 15, False)):
-        problem = Problem(places=_places(ram, 33 + 14), layers=layers, output=None)
+        problem = Problem(devices=_devices(ram, 33 + 14), layers=layers, output=None)
         assert layer_split(problem) is None
         assert (layer_split(problem, partial=True) is not None) is fits
 
@@ -339,8 +341,8 @@ def test_blocks_on_a_device_may_be_what_ram_lacks() -> None:
 def test_a_device_that_must_hold_more_than_whole_layers() -> None:
     layers = (_blocks_layer(2, 1),) * 2
     for least, fits in ((33 + 14, True), (33 + 15, False)):
-        device = Place(name="1", room_bytes=33 + 17, split_seconds=0.0, least_bytes=least)
-        problem = Problem(places=(*_places(1000), device), layers=layers, output=None)
+        device = DeviceRoom(name="1", room_bytes=33 + 17, split_seconds=0.0, least_bytes=least)
+        problem = Problem(devices=(*_devices(1000), device), layers=layers, output=None)
         assert layer_split(problem) is None
         assert (layer_split(problem, partial=True) is not None) is fits
 
@@ -353,14 +355,18 @@ def test_whole_layers_and_blocks_of_random_problems_keep_to_the_rules() -> None:
         if found is None:
             assert whole is None, seed
             continue
-        rooms = [place.room_bytes for place in problem.places]
+        rooms = [device.room_bytes for device in problem.devices]
         assert all(used <= room for used, room in zip(found.used_bytes, rooms, strict=True)), seed
         path = [
-            place for home, blocks in zip(found.homes, found.blocks, strict=True) for place in (home, *blocks)
+            device
+            for layer_device, ffn_devices in zip(found.layer_devices, found.ffn_devices, strict=True)
+            for device in (layer_device, *ffn_devices)
         ]
         assert path == sorted(path), seed  # so each device is entered once at most
-        assert found.output in ((0, found.homes[-1]) if problem.output else (0,)), seed
-        assert set(path) <= {0, *found.homes}, seed  # blocks only where a whole layer, or the rest of one, is
+        assert found.output in ((0, found.layer_devices[-1]) if problem.output else (0,)), seed
+        assert set(path) <= {0, *found.layer_devices}, (
+            seed
+        )  # blocks only where a whole layer, or the rest of one, is
         if whole:
             assert found.used_bytes[0] <= whole.used_bytes[0], seed
             more += found.used_bytes[0] < whole.used_bytes[0]
@@ -368,10 +374,10 @@ def test_whole_layers_and_blocks_of_random_problems_keep_to_the_rules() -> None:
 
 
 def test_a_problem_is_checked_where_it_is_made() -> None:
-    with pytest.raises(ValueError, match="at least one place and one layer"):
-        Problem(places=_places(1), layers=(), output=None)
-    with pytest.raises(ValueError, match="piece: 10 bytes, seconds for 2 places"):
-        Problem(places=_places(1, 1, 1), layers=(_layer(),), output=None)
+    with pytest.raises(ValueError, match="at least one device and one layer"):
+        Problem(devices=_devices(1), layers=(), output=None)
+    with pytest.raises(ValueError, match="piece: 10 bytes, seconds for 2 devices"):
+        Problem(devices=_devices(1, 1, 1), layers=(_layer(),), output=None)
 
 
 def _random_problem(chance: random.Random) -> Problem:
@@ -385,35 +391,37 @@ def _random_problem(chance: random.Random) -> Problem:
         Layer(
             core=piece(),
             kv_bytes=chance.randint(0, 6),
-            blocks=tuple(piece() for _ in range(chance.randint(0, 2))),
+            ffn_tensors=tuple(piece() for _ in range(chance.randint(0, 2))),
         )
         for _ in range(chance.randint(1, 2))
     ]
     layers = tuple(chance.choice(kinds) for _ in range(chance.randint(1, 3)))
     output = piece() if chance.random() < 0.6 else None
-    pieces = [piece for layer in layers for piece in (layer.core, *layer.blocks)]
+    pieces = [piece for layer in layers for piece in (layer.core, *layer.ffn_tensors)]
     whole = sum(one.size_bytes for one in pieces) + sum(layer.kv_bytes for layer in layers)
-    places = tuple(
-        Place(
+    devices = tuple(
+        DeviceRoom(
             name=str(index),
             room_bytes=int(whole * chance.random() * (0.9 if index else 1.3)),
             split_seconds=chance.choice((0.0, chance.random())),
         )
         for index in range(count)
     )
-    return Problem(places=places, layers=layers, output=output, kv_in_ram=chance.random() < 0.5)
+    return Problem(devices=devices, layers=layers, output=output, kv_in_ram=chance.random() < 0.5)
 
 
 def _least_seconds(problem: Problem) -> float | None:
     """The best of all legal assignments."""
-    places = range(len(problem.places))
-    lengths = [len(layer.blocks) for layer in problem.layers]
+    devices = range(len(problem.devices))
+    lengths = [len(layer.ffn_tensors) for layer in problem.layers]
     least: float | None = None
-    for homes in itertools.combinations_with_replacement(places, len(lengths)):
-        for output in {0, homes[-1]} if problem.output else {0}:
-            for choice in itertools.product(*(itertools.product(places, repeat=n) for n in lengths)):
-                seconds, used = cost(problem, homes, choice, output)
-                fits = all(need <= place.room_bytes for need, place in zip(used, problem.places, strict=True))
+    for layer_devices in itertools.combinations_with_replacement(devices, len(lengths)):
+        for output in {0, layer_devices[-1]} if problem.output else {0}:
+            for choice in itertools.product(*(itertools.product(devices, repeat=n) for n in lengths)):
+                seconds, used = cost(problem, layer_devices, choice, output)
+                fits = all(
+                    need <= device.room_bytes for need, device in zip(used, problem.devices, strict=True)
+                )
                 if fits and (least is None or seconds < least):
                     least = seconds
     return least
@@ -421,7 +429,7 @@ def _least_seconds(problem: Problem) -> float | None:
 
 @pytest.mark.parametrize("few_layers", [8, 0], ids=["at once", "near the relaxed one"])
 def test_random_problems_against_every_assignment(few_layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memfit.planner.llamacpp.placement._FEW_LAYERS", few_layers)
+    monkeypatch.setattr("memfit.planner.llamacpp.solver._FEW_LAYERS", few_layers)
     infeasible = 0
     for seed in range(200):
         problem = _random_problem(random.Random(seed))
@@ -432,9 +440,12 @@ def test_random_problems_against_every_assignment(few_layers: int, monkeypatch: 
             continue
         assert found.exact, seed
         assert least - 1e-9 <= found.seconds <= least / (1 - GAP) + 1e-6, seed
-        assert list(found.homes) == sorted(found.homes), seed
-        assert found.output in ((0, found.homes[-1]) if problem.output else (0,)), seed
-        assert cost(problem, found.homes, found.blocks, found.output) == (found.seconds, found.used_bytes)
-        rooms = [place.room_bytes for place in problem.places]
+        assert list(found.layer_devices) == sorted(found.layer_devices), seed
+        assert found.output in ((0, found.layer_devices[-1]) if problem.output else (0,)), seed
+        assert cost(problem, found.layer_devices, found.ffn_devices, found.output) == (
+            found.seconds,
+            found.used_bytes,
+        )
+        rooms = [device.room_bytes for device in problem.devices]
         assert all(need <= room for need, room in zip(found.used_bytes, rooms, strict=True)), seed
     assert 50 < infeasible < 150  # both kinds are tried

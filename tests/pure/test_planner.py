@@ -17,7 +17,7 @@ import pytest
 from fakes import (
     DeviceOracle,
     FakeOracle,
-    engine_places,
+    engine_devices,
     make_device,
     make_gpu,
     make_layered_spec,
@@ -37,8 +37,9 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.planner.defaults import thread_count
 from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
-from memfit.planner.llamacpp.placement import Placement, Problem, solve
+from memfit.planner.llamacpp.placement import Placement, Problem
 from memfit.planner.llamacpp.planner import make_plan
+from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.tiers import _receiving
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, WeightSpeed
@@ -344,7 +345,7 @@ def test_a_hopeless_budget_on_a_small_machine_suggests_a_smaller_model() -> None
 def _applied(
     suggestion: str, plan: LlamaPlan, budget: int | None, machine: Machine, asked: dict[str, Any]
 ) -> LlamaPlan:
-    """Plan once more, with the suggested option in place of what was asked."""
+    """Plan once more, with the suggested option in device of what was asked."""
     option, value = shlex.split(suggestion)
     if option == "--ram":
         return _plan(value, machine=machine, **asked)
@@ -592,7 +593,7 @@ def test_a_model_that_fits_a_device_lies_there_whole(
     assert device.reserved_bytes == (
         (7 + 3 * 56 + 12 + (1 if mode == "own" else 16)) * MIB + 4 * 256 if name == "host:1" else 0
     )
-    assert any(line.startswith(f"{name}: home of 3 layers") for line in plan.why)
+    assert any(line.startswith(f"{name}: 3 layers") for line in plan.why)
 
 
 def test_an_imagined_gpu_holds_a_copy_of_what_it_multiplies() -> None:
@@ -612,7 +613,7 @@ def test_the_json_tells_the_placement() -> None:
     assert [tier["name"] for tier in document["tiers"]] == ["ram", "gpu0"]
     partly = json.loads(json.dumps(_device_plan(GIB, make_device("gpu0", 100 * MIB), vram="100%").to_json()))
     assert partly["overrides"]
-    assert all(isinstance(pattern, str) and place in (0, 1) for pattern, place in partly["overrides"])
+    assert all(isinstance(pattern, str) and device in (0, 1) for pattern, device in partly["overrides"])
 
 
 def test_the_budgets_of_devices() -> None:
@@ -736,10 +737,10 @@ def test_no_plan_with_devices_exceeds_a_budget(
             assert tier.total_bytes >= device.total_bytes + MIB
         # A worker's own wall: its runtime, all it is sent, and a piece of that once more.
         found = not plan.suggestions  # and so not merely the smallest configuration
-        for place, tier in enumerate(plan.tiers[1:], start=1):
+        for device, tier in enumerate(plan.tiers[1:], start=1):
             if is_memfit_server and answer.devices and found:
-                there = engine_places(spec, plan.config)
-                sizes = [one.size_bytes for one, where in there if where == place]
+                there = engine_devices(spec, plan.config)
+                sizes = [one.size_bytes for one, where in there if where == device]
                 assert MIB + sum(sizes) + min(MIB, max(sizes, default=0)) <= tier.limit_bytes
     alone = oracle.ask(replace(plan.config, devices=(), layers=(), overrides=(), ubatch=32))
     assert plan.fits or alone.total_bytes > ram * MIB
@@ -845,9 +846,9 @@ def test_a_worker_keeps_room_for_what_comes_to_it_and_not_to_another(repack: str
     plan = _device_plan(100 * MIB, *devices, spec=spec, context=256, repack=repack)
     assert plan.fits and len(plan.config.devices) == 2
     answer = DeviceOracle(spec).ask(plan.config)
-    for place, (tier, held) in enumerate(zip(plan.tiers[1:], answer.devices, strict=True), start=1):
-        there = engine_places(spec, plan.config)
-        sizes = sorted((one.size_bytes for one, where in there if where == place), reverse=True)
+    for device, (tier, held) in enumerate(zip(plan.tiers[1:], answer.devices, strict=True), start=1):
+        there = engine_devices(spec, plan.config)
+        sizes = sorted((one.size_bytes for one, where in there if where == device), reverse=True)
         assert sizes
         peak = max(sum(sizes[:index]) + size + min(size, piece) for index, size in enumerate(sizes))
         assert tier.parts["overhead"] == MIB + max(0, peak - sum(sizes) - held.kv_cache_bytes - 5 * MIB)
@@ -895,7 +896,7 @@ def test_the_solver_may_be_another() -> None:
         solver,
     )
     assert plan.config.devices == ("CUDA0",)
-    assert problems and all(len(one.places) == 2 for one in problems)
+    assert problems and all(len(one.devices) == 2 for one in problems)
 
 
 @pytest.mark.parametrize(("name", "asked"), [("gpu0", {"vram": "100%"}), ("host:1", {})])

@@ -16,19 +16,20 @@ from hub_server import HubServer
 from memfit.cli import doctor
 from memfit.errors import ModelNotFoundError
 from memfit.hub.resolve import resolve
-from memfit.planner.llamacpp.placement import Layer, Piece, Place, Problem, solve
+from memfit.planner.llamacpp.placement import DeviceRoom, Layer, Piece, Problem
+from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.solver_process import SolverProcess
 
 pytestmark = pytest.mark.usefixtures("printing_libraries")
 
 
 def test_the_placement_solver() -> None:
-    layer = Layer(core=Piece(name="core", size_bytes=10, seconds=(10.0, 1.0)), kv_bytes=0, blocks=())
-    places = (
-        Place(name="ram", room_bytes=100, split_seconds=0.0),
-        Place(name="gpu", room_bytes=15, split_seconds=0.0),
+    layer = Layer(core=Piece(name="core", size_bytes=10, seconds=(10.0, 1.0)), kv_bytes=0, ffn_tensors=())
+    devices = (
+        DeviceRoom(name="ram", room_bytes=100, split_seconds=0.0),
+        DeviceRoom(name="gpu", room_bytes=15, split_seconds=0.0),
     )
-    problem = Problem(places=places, layers=(layer, layer), output=None)
+    problem = Problem(devices=devices, layers=(layer, layer), output=None)
     with SolverProcess() as solver:
         assert [solver.solve(problem) for _ in range(3)] == [solve(problem)] * 3
 

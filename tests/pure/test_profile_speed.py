@@ -61,16 +61,16 @@ def _profile(*gpus: ProfileGpu, cpu: ProfileCpu = _CPU, ram: ProfileRam = _RAM) 
     return Profile(name="toy", description="toy", cpu=cpu, ram=ram, gpus=gpus, disk=None)
 
 
-def _predict(profile: Profile, place: int, *, link_bytes: int = 0) -> Prediction:
-    """4 GB of weights at `place`; a prompt token takes 2 operations a byte."""
+def _predict(profile: Profile, device: int, *, link_bytes: int = 0) -> Prediction:
+    """4 GB of weights at `device`; a prompt token takes 2 operations a byte."""
     ram, gpus = profile_speeds(profile)
     gigabytes = 4_000_000_000
-    entries = (0,) * (1 + len(gpus))
-    generation = make_graph(make_operation(bytes=gigabytes, place=place), entries=entries)
+    splits = (0,) * (1 + len(gpus))
+    generation = make_graph(make_operation(bytes=gigabytes, device=device), splits=splits)
     prompt = make_graph(
-        make_operation(bytes=gigabytes, operations=2 * gigabytes * 512, place=place),
+        make_operation(bytes=gigabytes, operations=2 * gigabytes * 512, device=device),
         tokens=512,
-        entries=entries,
+        splits=splits,
     )
     if link_bytes:
         moved = (0, link_bytes, *(0 for _ in gpus[1:]))

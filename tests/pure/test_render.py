@@ -83,7 +83,7 @@ def test_an_address_in_brackets_is_no_markup() -> None:
     print_report(make_report(plan), console(file=out))
     assert [line.split("  ")[0] for line in out.getvalue().splitlines()[:3]] == ["RAM", _BRACKETED, "[/]"]
     prediction = replace(
-        plan.prediction, generation_terms=(Term(place=1, kind="matmul Q8_0", seconds=0.001),)
+        plan.prediction, generation_terms=(Term(device=1, kind="matmul Q8_0", seconds=0.001),)
     )
     assert f"             1 ms  {_BRACKETED}: matmul Q8_0" in _why(replace(plan, prediction=prediction))
 
@@ -156,14 +156,14 @@ def test_reasons_are_text() -> None:
 
 
 def test_what_a_pass_spends_where() -> None:
-    """The longest first, each with its place."""
+    """The longest first, each with its device."""
     prediction = replace(
         make_plan_value().prediction,
-        prompt_terms=(Term(place=0, kind="matmul Q8_0", seconds=1.5),),
+        prompt_terms=(Term(device=0, kind="matmul Q8_0", seconds=1.5),),
         generation_terms=(
-            Term(place=1, kind="entering", seconds=0.0002),
-            Term(place=0, kind="attention F16", seconds=0.012),
-            Term(place=1, kind="other", seconds=0.001),
+            Term(device=1, kind="graph splits", seconds=0.0002),
+            Term(device=0, kind="attention F16", seconds=0.012),
+            Term(device=1, kind="other", seconds=0.001),
         ),
     )
     plan = replace(make_plan_value(devices=(_GPU,)), prediction=prediction)
@@ -173,7 +173,7 @@ def test_what_a_pass_spends_where() -> None:
         "  · one token takes 13.2 ms:",
         "            12 ms  RAM: attention F16",
         "             1 ms  gpu0: other",
-        "           0.2 ms  gpu0: entering",
+        "           0.2 ms  gpu0: graph splits",
     ]
 
 

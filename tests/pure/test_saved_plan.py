@@ -79,7 +79,7 @@ class _World:
             prediction=replace(
                 plan.prediction,
                 prompt=replace(plan.prediction.prompt, value=201.23456789),
-                generation_terms=(Term(place=0, kind="matmul Q8_0", seconds=1 / 3),),
+                generation_terms=(Term(device=0, kind="matmul Q8_0", seconds=1 / 3),),
             ),
         )
         plan = replace(plan, **changes)
@@ -466,7 +466,7 @@ _WRONG: list[tuple[str, object, str]] = [
     ("prediction.prompt.value", 0, "prompt.value"),
     ("prediction.basis", "hoped", "basis"),
     ("prediction.generation_terms.0.seconds", -0.5, "seconds"),
-    ("prediction.generation_terms.0.place", 9, "place"),
+    ("prediction.generation_terms.0.device", 9, "device"),
     ("workload.parallel", 257, "workload.parallel is 257; it must be between 1 and 256"),
     ("workload.context", "4096", "workload.context"),
     ("workload.kv_type", "f32", "workload.kv_type is 'f32'; it must be auto, f16"),

@@ -72,13 +72,13 @@ def _predict(
     *generation: Operation,
     prompt: Graph | None = None,
     speeds: tuple[DeviceSpeed, ...] = (_RAM,),
-    entries: tuple[int, ...] = (0,),
+    splits: tuple[int, ...] = (0,),
     prompt_tokens: int = 10,
     generated_tokens: int = 20,
     depth: int | None = None,
 ) -> Prediction:
     """All devices whose speeds are given are open."""
-    graph = make_graph(*(generation or (make_operation(bytes=2000),)), entries=entries)
+    graph = make_graph(*(generation or (make_operation(bytes=2000),)), splits=splits)
     return predict(
         _answer(graph, prompt, devices=len(speeds) - 1),
         speeds,
@@ -251,32 +251,32 @@ def test_moved_activations_shrink_with_a_pass_that_is_not_full() -> None:
     )
 
 
-# --- several places ---
+# --- several devices ---
 
 
 def test_each_place_has_its_own_rates() -> None:
-    here, there = make_operation(bytes=2000), make_operation(bytes=2000, place=1)
+    here, there = make_operation(bytes=2000), make_operation(bytes=2000, device=1)
     assert _seconds(_predict(here, there, speeds=(_RAM, _DEVICE))) == pytest.approx(1.001 + 0.1)
 
 
 def test_entering_a_place_costs_time_and_what_is_copied() -> None:
-    """Twice into the device: 2 * 0.1 s, and 30 bytes at 100 a second; back home is free of seconds."""
+    """Twice into the device: 2 * 0.1 s, and 30 bytes at 100 a second; the way back is free."""
     graph = Graph(
         tokens=1,
         operations=(make_operation(bytes=2000),),
-        entries=(2, 2),
+        splits=(2, 2),
         split_bytes=(5_000_000, 30),
     )
     lengths = {"prompt_tokens": 10, "generated_tokens": 20}
     prediction = predict(_answer(graph, devices=1), (_RAM, _DEVICE), **lengths)
     assert _seconds(prediction) == pytest.approx(1.001 + 0.2 + 0.3)
-    waiting = replace(_RAM, split_seconds=0.25)  # but its bytes are the other place's
+    waiting = replace(_RAM, split_seconds=0.25)  # but its bytes are the other device's
     slower = predict(_answer(graph, devices=1), (waiting, _DEVICE), **lengths)
     assert _seconds(slower) == pytest.approx(1.001 + 0.2 + 0.3 + 0.5)
 
 
 def test_the_copies_of_a_half_full_pass_are_half() -> None:
-    prompt = Graph(tokens=10, operations=(), entries=(1, 1), split_bytes=(0, 40))
+    prompt = Graph(tokens=10, operations=(), splits=(1, 1), split_bytes=(0, 40))
     prediction = _predict(prompt=prompt, speeds=(_RAM, _DEVICE), prompt_tokens=5)
     assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 5 / (0.1 + 0.2))
 
@@ -305,7 +305,7 @@ def test_a_gpu_takes_over_prompts_of_matrices_in_ram(tokens: int, seconds: float
 
 
 def test_what_lies_on_the_gpu_is_not_sent() -> None:
-    prompt = make_graph(make_operation(bytes=1000, operations=4000, place=1), tokens=64)
+    prompt = make_graph(make_operation(bytes=1000, operations=4000, device=1), tokens=64)
     prediction = _predict(prompt=prompt, speeds=(_RAM, _TAKING), prompt_tokens=64)
     assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 64 / 0.1)
 
@@ -352,12 +352,12 @@ def test_ranges_lie_either_side(basis: str, spread: float) -> None:
 )
 def test_the_weakest_basis_counts(ram: str, device: str, basis: str) -> None:
     speeds = (replace(_RAM, basis=ram), replace(_DEVICE, basis=device))
-    assert _predict(make_operation(bytes=1, place=1), speeds=speeds).basis == basis
+    assert _predict(make_operation(bytes=1, device=1), speeds=speeds).basis == basis
 
 
 def test_a_place_that_nothing_lies_in_does_not_weaken_the_basis() -> None:
     assert _predict(speeds=(_RAM, replace(_DEVICE, basis="assumed"))).basis == "calibrated"
-    prompt = make_graph(make_operation(operations=1, place=1), tokens=10)
+    prompt = make_graph(make_operation(operations=1, device=1), tokens=10)
     speeds = (_RAM, replace(_DEVICE, basis="assumed"))
     assert _predict(prompt=prompt, speeds=speeds).basis == "assumed"
 
@@ -365,16 +365,16 @@ def test_a_place_that_nothing_lies_in_does_not_weaken_the_basis() -> None:
 def test_the_terms_sum_up_and_say_what_they_are() -> None:
     prediction = _predict(
         make_operation(bytes=2000),
-        make_operation("other", "", bytes=10, place=1),
+        make_operation("other", "", bytes=10, device=1),
         _attention(operations=10),
         speeds=(_RAM, _DEVICE),
-        entries=(1, 1),
+        splits=(1, 1),
     )
-    assert [(term.place, term.kind) for term in prediction.generation_terms] == [
+    assert [(term.device, term.kind) for term in prediction.generation_terms] == [
         (0, "matmul Q8_0"),
         (1, "other"),
         (0, "attention F16"),
-        (1, "entering"),
+        (1, "graph splits"),
     ]
     generating = sum(term.seconds for term in prediction.generation_terms)
     assert generating == pytest.approx(1 / prediction.generation.value)
@@ -418,16 +418,18 @@ def test_a_machine_so_much_faster_takes_so_much_less_time(
     values: Mapping[str, int],
     taking: bool,
 ) -> None:
-    kinds = [make_operation(kind, place=place, **values) for kind in ("matmul", "other") for place in (0, 1)]
+    kinds = [
+        make_operation(kind, device=device, **values) for kind in ("matmul", "other") for device in (0, 1)
+    ]
     operations = (*kinds, _attention(operations=7, bytes=3), make_operation(bytes=1))
-    prompt = make_graph(*operations, tokens=512, entries=(2, 2))
+    prompt = make_graph(*operations, tokens=512, splits=(2, 2))
     speeds = (_RAM, replace(_DEVICE, op_offload=taking))
     before, after = (
         _predict(
             *operations,
             prompt=prompt,
             speeds=used,
-            entries=(1, 1),
+            splits=(1, 1),
             prompt_tokens=prompt_tokens,
             generated_tokens=generated_tokens,
             depth=depth,

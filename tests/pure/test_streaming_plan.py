@@ -15,7 +15,7 @@ from memfit.planner.llamacpp.inputs import PlanInputs
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.streaming import held_bytes, row_bytes, slowed, stream_out
-from memfit.planner.llamacpp.tensor_devices import places_of
+from memfit.planner.llamacpp.tensor_devices import devices_of
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import MIB
@@ -74,7 +74,7 @@ def test_a_tied_table_stays_in_ram_when_the_output_leaves(tied: bool) -> None:
     """Nine layers of 4 MiB and a norm's page each go away, and the output with them."""
     spec = _spec(tied=tied)
     here = replace(_PARAMETERS, devices=("host:1",), layers=(9,))
-    assert places_of(spec, here)["token_embd.weight"] == (1 if tied else RAM)
+    assert devices_of(spec, here)["token_embd.weight"] == (1 if tied else RAM)
     assert held_bytes(spec, here) == 4096 + 4 * MIB + (4 * MIB if tied else 0)
 
 

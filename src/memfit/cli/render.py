@@ -110,7 +110,7 @@ def print_why(plan: Plan, out: Console) -> None:
         whole = sum(term.seconds for term in terms)
         out.print(f"  · {what} takes {1000 * whole:.3g} ms:")
         for term in sorted(terms, key=lambda term: -term.seconds):
-            out.print(f"      {1000 * term.seconds:8.3g} ms  {names[term.place]}: {term.kind}")
+            out.print(f"      {1000 * term.seconds:8.3g} ms  {names[term.device]}: {term.kind}")
 
 
 def _print_tier(tier: TierUse, out: Console) -> None:

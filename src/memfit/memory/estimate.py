@@ -15,7 +15,7 @@ from memfit.strict_json import Between, Matching
 
 __all__ = ["RAM", "DeviceBytes", "Graph", "LlamaConfig", "MemoryEstimate", "Operation", "Oracle"]
 
-RAM = 0  # the place that is no device; device i of `LlamaConfig.devices` is place i + 1
+RAM = 0  # as a device's number; `LlamaConfig.devices` follow from 1 on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,9 @@ class LlamaConfig:
     # "mmap": the file's own pages; "read": copied by the engine; "own": by ourselves.
     load_mode: Annotated[str, Matching("mmap|read|own", "one of mmap, read, own")]
     devices: tuple[str, ...] = ()  # the engine's names: "CUDA0", or "HOST:PORT" of a remote one
-    layers: tuple[
-        Annotated[int, Between(0, 4096)], ...
-    ] = ()  # per device: how many layers it is home to; the others, first, are RAM's
-    # Exceptions from each layer's home: a tensor whose name matches the pattern lies in that place.
+    # Per device: layers that lie there with their KV cache; the others, first, lie in RAM.
+    layers: tuple[Annotated[int, Between(0, 4096)], ...] = ()
+    # Exceptions: a tensor whose name matches the pattern lies on that device, not on its layer's.
     overrides: tuple[tuple[str, int], ...] = ()
     # With load_mode "own": tensors in RAM's care that stay on the disk, and what they pass through.
     streamed: tuple[str, ...] = ()
@@ -56,7 +55,7 @@ class LlamaConfig:
                 "paths": tuple(Path(path) for path in values["paths"]),
                 "devices": tuple(values["devices"]),
                 "layers": tuple(values["layers"]),
-                "overrides": tuple((pattern, place) for pattern, place in values["overrides"]),
+                "overrides": tuple((pattern, device) for pattern, device in values["overrides"]),
                 "streamed": tuple(values["streamed"]),
                 "dequantized": tuple(values["dequantized"]),
             }
@@ -65,9 +64,9 @@ class LlamaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """The graph nodes of one kind in one place, together."""
+    """The graph nodes of one kind on one device, together."""
 
-    place: int
+    device: int
     kind: str  # "matmul", "experts" (routed ones), "attention", or "other": norms, activations, copies
     type: str  # GGML's name of the weights' type, or the KV cache's; empty for "other"
     count: int  # nodes
@@ -79,12 +78,12 @@ class Operation:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """One pass over the model: what it computes where, and what passes between places."""
+    """One pass over the model: what it computes where, and what passes between devices."""
 
     tokens: int
     operations: tuple[Operation, ...]
-    entries: tuple[int, ...]  # per place: how often computing moves into it
-    split_bytes: tuple[int, ...]  # per place: activations copied into it
+    splits: tuple[int, ...]  # per device: graph splits: how often computing moves there
+    split_bytes: tuple[int, ...]  # per device: activations copied into it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
     bytes = base + sequences * (each + between)
 
 A grammar of an object with 40 properties takes 0.2 MiB, and 0.3 once it was used; one that is larger leaves
-room for fewer side by side. Between them lies what was freed and cannot be given back: 8 to 10 MiB in a batch
+room for fewer in parallel. Between them lies what was freed and cannot be given back: 8 to 10 MiB in a batch
 of 16 sequences with a schema each (benchmarks/schemas.py batch). What the vocabulary takes is not in it: that
 is measured (engines/llamacpp/oracle.py).
 """
@@ -20,7 +20,7 @@ _BETWEEN_BYTES = 3 * MIB // 4
 
 
 def grammar_bytes(sequences: int) -> int:
-    """What a plan counts; `sequences` are answers side by side."""
+    """What a plan counts; `sequences` are answers in parallel."""
     return grammar_limit_bytes(sequences) + sequences * _BETWEEN_BYTES
 
 

@@ -1,6 +1,6 @@
-"""What of a place's memory is left to everybody else where no budget is given.
+"""What of RAM or a device is left to everybody else where no budget is given.
 
-Imports nothing that probes: a lender's server, which has a budget of its own, asks here too.
+Imports nothing that probes: an RPC server, which has a budget of its own, asks here too.
 """
 
 from __future__ import annotations

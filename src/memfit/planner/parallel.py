@@ -1,4 +1,4 @@
-"""How many sequences a batch of requests runs side by side, and the context that they share.
+"""How many sequences a batch of requests runs in parallel, and the context that they share.
 
     seconds of a request = prompt tokens / prompt's rate + answer tokens / rate of all sequences together
 

@@ -96,7 +96,7 @@ class Budget:
         return _size("vram", self.vram, free_bytes)
 
     def remote_bytes(self, endpoint: str, free_bytes: int) -> int:
-        """The cap on a remote device; what its worker lends where none is given.
+        """The cap on a remote device; what its RPC server lends where none is given.
 
         Raises:
             UsageError: not a size.

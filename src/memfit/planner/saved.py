@@ -178,15 +178,15 @@ def _check_llama(reader: JsonReader, plan: LlamaPlan) -> None:
             reader.refuse("tiers", [], "ram, and one for each of config.devices")
     if names[0] != "ram":
         reader.refuse("tiers[0].name", names[0], "ram")
-    for index, (pattern, place) in enumerate(config.overrides):
+    for index, (pattern, device) in enumerate(config.overrides):
         if not _PATTERN.fullmatch(pattern):
             reader.refuse(f"config.overrides[{index}][0]", pattern, "a pattern that the planner writes")
-        if not devices or place > devices:
-            reader.refuse(f"config.overrides[{index}][1]", place, "a place of config.devices")
+        if not devices or device > devices:
+            reader.refuse(f"config.overrides[{index}][1]", device, "a device of config.devices")
     for key in ("prompt_terms", "generation_terms"):
         for index, term in enumerate(getattr(plan.prediction, key)):
-            if term.place > devices:
-                reader.refuse(f"prediction.{key}[{index}].place", term.place, "a place of config.devices")
+            if term.device > devices:
+                reader.refuse(f"prediction.{key}[{index}].device", term.device, "a device of config.devices")
     _check_dequantized(reader, plan)
 
 

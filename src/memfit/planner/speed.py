@@ -1,9 +1,9 @@
-"""How fast a configuration will run: the engine's own graph, priced with measured rates of each place.
+"""How fast a configuration will run: the engine's own graph, priced with measured rates of each device.
 
     seconds of a pass = sum over matrices of max(bytes / bytes per second, operations / operations per second)
                       + attention's operations over the cells in use / operations per second
                       + bytes of activations / bytes per second + nodes * seconds per node
-                      + entries into a place * seconds + bytes copied into it / bytes per second
+                      + graph splits * seconds + bytes copied to the device / bytes per second
 
 Counted: what one token, or one ubatch of a prompt, passes through; of a mixture of experts those it
 is routed to; the KV cache as far as it is filled. Kernels run alone are faster than within a model, so
@@ -79,7 +79,7 @@ class AttentionSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSpeed:
-    """What one place was measured at: RAM with its CPU, or a device."""
+    """What one device was measured at: RAM with its CPU, or a device."""
 
     weights: Mapping[str, WeightSpeed]  # by `weight_key`
     attention: Mapping[str, AttentionSpeed]  # by `attention_key`
@@ -137,8 +137,8 @@ class Rate:
 class Term:
     """What one pass spends where."""
 
-    place: int
-    kind: str  # an Operation's kind with its type, or "entering"
+    device: int
+    kind: str  # an Operation's kind with its type, or "graph splits"
     seconds: float
 
 
@@ -146,7 +146,7 @@ class Term:
 class Prediction:
     prompt: Rate
     generation: Rate  # of one sequence alone
-    together: Rate  # of all sequences side by side, their tokens added up
+    together: Rate  # of all sequences in parallel, their tokens added up
     basis: Annotated[str, Matching("assumed|profile|calibrated", "one of assumed, profile, calibrated")]
     prompt_terms: tuple[Term, ...] = ()  # of one ubatch
     generation_terms: tuple[Term, ...] = ()  # of one token
@@ -209,7 +209,7 @@ def predict(
     What `depth` means: `cells_in_use`. `sequences` such requests run in parallel; of routed experts one token
     is multiplied with `expert_share`.
     """
-    speeds = speeds[: 1 + len(answer.devices)]  # a device that is not opened takes nothing over
+    speeds = speeds[: 1 + len(answer.devices)]  # no op_offload by a device that is not opened
     passes = math.ceil(prompt_tokens / answer.prompt.tokens)
     filled = prompt_tokens / (passes * answer.prompt.tokens)
     prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated_tokens, depth)
@@ -217,8 +217,8 @@ def predict(
     generation = _terms(answer.generation, speeds, cells=generation_cells)
     parallel = _repeated(answer.generation, sequences, expert_share)
     all_together = _terms(parallel, speeds, cells=generation_cells, many=sequences >= MANY_TOKENS)
-    used = {0} | {one.place for graph in (answer.prompt, answer.generation) for one in graph.operations}
-    basis = min((speeds[place].basis for place in used), key=_BASES.index)
+    used = {0} | {one.device for graph in (answer.prompt, answer.generation) for one in graph.operations}
+    basis = min((speeds[device].basis for device in used), key=_BASES.index)
     return Prediction(
         prompt=_rate(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
         generation=_rate(1 / _sum(generation), _SPREADS[basis]),
@@ -270,12 +270,12 @@ def _terms(
     terms = []
     efficiency = _PROMPT_EFFICIENCY if many else _GENERATION_EFFICIENCY
 
-    def add(place: int, kind: str, seconds: float) -> None:
-        alone = speeds[place].basis == "calibrated"
-        terms.append(Term(place=place, kind=kind, seconds=seconds / efficiency if alone else seconds))
+    def add(device: int, kind: str, seconds: float) -> None:
+        alone = speeds[device].basis == "calibrated"
+        terms.append(Term(device=device, kind=kind, seconds=seconds / efficiency if alone else seconds))
 
     for one in graph.operations:
-        speed = speeds[one.place]
+        speed = speeds[one.device]
         if one.kind == "attention":
             rates = speed.attending(attention_key(one.type, one.width))
             rate = rates.prompt if many else rates.generation
@@ -286,23 +286,23 @@ def _terms(
         else:
             seconds = _multiplying(one, speeds, graph.tokens * filled, filled, many=many)
         seconds += one.count * speed.node_seconds
-        add(one.place, f"{one.kind} {one.type}".strip(), seconds)
-    for place, speed in enumerate(speeds[: len(graph.entries)]):
-        copied = graph.split_bytes[place] * filled / speed.split_bytes_per_second if place else 0.0
-        entering = graph.entries[place] * speed.split_seconds + copied
-        if entering:
-            add(place, "entering", entering)
+        add(one.device, f"{one.kind} {one.type}".strip(), seconds)
+    for device, speed in enumerate(speeds[: len(graph.splits)]):
+        copied = graph.split_bytes[device] * filled / speed.split_bytes_per_second if device else 0.0
+        seconds = graph.splits[device] * speed.split_seconds + copied
+        if seconds:
+            add(device, "graph splits", seconds)
     return terms
 
 
 def _multiplying(
     one: Operation, speeds: Sequence[DeviceSpeed], tokens: float, filled: float, *, many: bool
 ) -> float:
-    own = speeds[one.place]
-    taking = offload_device(speeds)
-    if one.place == 0 and taking and tokens >= OP_OFFLOAD_TOKENS:
-        sending = one.bytes / taking.split_bytes_per_second
-        return sending + one.operations * filled / taking.weight(one.type, one.width).operations(many=many)
+    own = speeds[one.device]
+    offload = offload_device(speeds)
+    if one.device == 0 and offload and tokens >= OP_OFFLOAD_TOKENS:
+        sending = one.bytes / offload.split_bytes_per_second
+        return sending + one.operations * filled / offload.weight(one.type, one.width).operations(many=many)
     speed = own.weight(one.type, one.width)
     # An output matrix gives logits for one token whatever the pass, so its operations tell, not `tokens`.
     return max(one.bytes / speed.bytes_per_second, one.operations * filled / speed.operations(many=many))

@@ -1,8 +1,9 @@
 """The parent's end of a helper process: start it, speak with it, end it, and say how it died.
 
-Messages are JSON objects, a line each, over two pipes that carry nothing else; the child finds their numbers
-as the last word of its command line (child.py). The child's stdout is its log, so nothing that a library prints, from Python
-or from C, comes between messages. A child whose parent ends reads the end of its pipe, and ends too.
+Messages are JSON objects, a line each, over two pipes that carry nothing else; the last word of the child's
+command line has their numbers (child.py). The child's stdout is its log, so nothing that a library prints,
+from Python or from C, comes between messages. A child whose parent ends reads the end of its pipe, and ends
+too.
 """
 
 from __future__ import annotations

@@ -55,41 +55,41 @@ def nodes_of(ggml: Any, graph: int) -> Iterator[Node]:
         yield Node.from_address(ggml.ggml_graph_node(graph, index))
 
 
-def read_graph(ggml: Any, graph: int, places: int, place_of: Callable[[Node], int]) -> dict[str, Any]:
+def read_graph(ggml: Any, graph: int, devices: int, device_of: Callable[[Node], int]) -> dict[str, Any]:
     """`graph` as JSON values of memory.oracle's Graph, and the KV cache's bytes per layer.
 
-    `place_of` says where a node is computed; `places` is their number, RAM included.
+    `device_of` says where a node is computed; `devices` is their number, RAM included.
     """
-    reader = _Reader(ggml, places)
+    reader = _Reader(ggml, devices)
     for node in nodes_of(ggml, graph):
-        reader.read(node, place_of)
+        reader.read(node, device_of)
     return reader.result()
 
 
 class _Reader:
-    def __init__(self, ggml: Any, places: int) -> None:
+    def __init__(self, ggml: Any, devices: int) -> None:
         self._ggml = ggml
         self._sums: dict[tuple[int, str, str, int, int], list[int]] = {}
         self._names: dict[int, str] = {}  # operations by number
         self._types: dict[int, tuple[str, int, int]] = {}  # name, bytes and elements of a block
         self._here = RAM
-        self._entries = [0] * places
-        self._entered_bytes = [0] * places
+        self._splits = [0] * devices
+        self._split_bytes = [0] * devices
         self._copies: set[int] = set()
         self._computed: dict[bytes, int] = {}  # a node's name → where it was computed
-        self._sent_bytes = 0  # to the place that computes now, since it was entered
-        self._message_bytes = [0] * places
-        self._run = 0  # nodes that follow each other in the place that computes now
-        self._longest_run = [0] * places
-        self._tensors: list[set[int]] = [set() for _ in range(places)]  # that a place knows of
+        self._sent_bytes = 0  # to the device that computes now, in this graph split
+        self._message_bytes = [0] * devices
+        self._run = 0  # nodes that follow each other on the device that computes now
+        self._longest_run = [0] * devices
+        self._tensors: list[set[int]] = [set() for _ in range(devices)]  # that a device knows of
         self._caches: dict[int, tuple[int, int]] = {}  # address → layer, bytes
 
-    def read(self, node: Node, place_of: Callable[[Node], int]) -> None:
+    def read(self, node: Node, device_of: Callable[[Node], int]) -> None:
         name = self._operation(node.op)
-        place = self._here if name in _EMPTY else place_of(node)
-        if place != self._here:
-            self._entries[place] += 1
-            self._here = place
+        device = self._here if name in _EMPTY else device_of(node)
+        if device != self._here:
+            self._splits[device] += 1
+            self._here = device
             self._sent_bytes = self._run = 0
         self._describe(node)
         if name in _EMPTY:
@@ -97,46 +97,46 @@ class _Reader:
         addresses = [address for address in node.src if address]
         sources = [Node.from_address(address) for address in addresses]
         for address, source in zip(addresses, sources, strict=True):
-            self._note(address, source, place)
-        self._computed[node.name] = place
+            self._note(address, source, device)
+        self._computed[node.name] = device
         count = _COUNTERS.get(name)
         if count and self._multiplies(name, sources):
-            self._add(place, *count(self, node, sources))
+            self._add(device, *count(self, node, sources))
         elif name in _ROWS:
             small = sources[0] if name == "SET_ROWS" else node
-            self._add(place, "other", "", 2 * self._bytes(small), 0, 0, 0)
+            self._add(device, "other", "", 2 * self._bytes(small), 0, 0, 0)
         else:
             moved = self._bytes(node) + sum(self._bytes(source) for source in sources)
-            self._add(place, "other", "", moved, 0, 0, 0)
+            self._add(device, "other", "", moved, 0, 0, 0)
 
     def result(self) -> dict[str, Any]:
-        if self._here != RAM:  # the logits come home
-            self._entries[RAM] += 1
+        if self._here != RAM:  # the logits return
+            self._splits[RAM] += 1
         layers: dict[int, int] = {}
         for layer, size in self._caches.values():
             layers[layer] = layers.get(layer, 0) + size
-        keys = ("place", "kind", "type", "cells", "width", "count", "bytes", "operations")
+        keys = ("device", "kind", "type", "cells", "width", "count", "bytes", "operations")
         return {
             "operations": [
                 dict(zip(keys, (*key, *sums), strict=True)) for key, sums in sorted(self._sums.items())
             ],
-            "entries": self._entries,
-            "split_bytes": self._entered_bytes,
+            "splits": self._splits,
+            "split_bytes": self._split_bytes,
             "message_bytes": [
                 self._message_bytes[RAM],
-                *map(self._served_bytes, range(1, len(self._entries))),
+                *map(self._served_bytes, range(1, len(self._splits))),
             ],
             "layer_kv_bytes": layers,
         }
 
     # -- one node --------------------------------------------------------------------------------
 
-    def _note(self, address: int, source: Node, place: int) -> None:
-        """Copies between places, and the caches behind views."""
+    def _note(self, address: int, source: Node, device: int) -> None:
+        """Copies between devices, and the caches behind views."""
         if b"#" in source.name:  # the scheduler names a copy "PLACE#tensor#0"
             if address not in self._copies:
                 self._copies.add(address)
-                self._copy(source.name.split(b"#")[1], self._bytes(source), place)
+                self._copy(source.name.split(b"#")[1], self._bytes(source), device)
             return
         root = source
         while root.view_src:
@@ -145,18 +145,18 @@ class _Reader:
         if address not in self._caches and (match := _CACHE_NAME.match(root.name)):
             self._caches[address] = (int(match[1]), self._bytes(root))
 
-    def _copy(self, name: bytes, size: int, place: int) -> None:
-        """Count what a copy between places takes while it is under way.
+    def _copy(self, name: bytes, size: int, device: int) -> None:
+        """Count what a copy between devices takes while it is under way.
 
         A remote device holds each message that it receives or sends; this process holds at once all that
         it has to send before a device can begin.
         """
-        self._entered_bytes[place] += size
+        self._split_bytes[device] += size
         origin = self._computed.get(name, RAM)
-        for end in (origin, place):
+        for end in (origin, device):
             if end != RAM:
                 self._message_bytes[end] = max(self._message_bytes[end], size)
-        if place != RAM:
+        if device != RAM:
             self._sent_bytes += size * (1 if origin == RAM else 2)  # one more on its way through here
             self._message_bytes[RAM] = max(self._message_bytes[RAM], self._sent_bytes)
 
@@ -167,13 +167,13 @@ class _Reader:
         known = (ctypes.addressof(node), node.view_src, *node.src)
         self._tensors[self._here].update(one for one in known if one)
 
-    def _served_bytes(self, place: int) -> int:
+    def _served_bytes(self, device: int) -> int:
         """What an RPC server needs beside its buffers for one part of the graph, no less than for any."""
-        nodes, tensors = self._longest_run[place], len(self._tensors[place])
+        nodes, tensors = self._longest_run[device], len(self._tensors[device])
         message = nodes * _NODE_BYTES + tensors * _TENSOR_BYTES + (nodes + tensors) * _ENTRY_BYTES
         kept = (nodes + tensors) * self._ggml.ggml_tensor_overhead()
         kept += self._ggml.ggml_graph_overhead_custom(nodes, False)
-        return int(kept) + max(self._message_bytes[place], message) if nodes else 0
+        return int(kept) + max(self._message_bytes[device], message) if nodes else 0
 
     def _multiplies(self, name: str, sources: Sequence[Node]) -> bool:
         """Not a product of two activations, as attention without its own kernel has."""
@@ -183,9 +183,9 @@ class _Reader:
         return bool(node.buffer) and self._ggml.ggml_backend_buffer_get_usage(node.buffer) == _WEIGHTS_USAGE
 
     def _add(
-        self, place: int, kind: str, type_name: str, size: int, operations: int, cells: int, width: int
+        self, device: int, kind: str, type_name: str, size: int, operations: int, cells: int, width: int
     ) -> None:
-        sums = self._sums.setdefault((place, kind, type_name, cells, width), [0, 0, 0])
+        sums = self._sums.setdefault((device, kind, type_name, cells, width), [0, 0, 0])
         for index, amount in enumerate((1, size, operations)):
             sums[index] += amount
 

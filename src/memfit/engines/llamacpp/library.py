@@ -243,16 +243,16 @@ class Library:
         """What a pass of `tokens` computes, and on which of `devices` (addresses): see graph.py."""
         graph = self._split_graph(context, tokens, sequences)
         ggml, scheduler = self.ggml_base, self._scheduler(context)
-        places: dict[int, int] = {}  # by backend
+        numbers: dict[int, int] = {}  # by backend
 
-        def place_of(node: Node) -> int:
+        def device_of(node: Node) -> int:
             backend = ggml.ggml_backend_sched_get_tensor_backend(scheduler, ctypes.addressof(node))
-            if backend not in places:
+            if backend not in numbers:
                 device = backend and ggml.ggml_backend_get_device(backend)
-                places[backend] = 1 + devices.index(device) if device in devices else RAM
-            return places[backend]
+                numbers[backend] = 1 + devices.index(device) if device in devices else RAM
+            return numbers[backend]
 
-        return read_graph(ggml, graph, 1 + len(devices), place_of)
+        return read_graph(ggml, graph, 1 + len(devices), device_of)
 
     def touch_compute_buffers(self, context: int) -> int:
         """Write every byte of a context's compute buffers, and return how many there are.

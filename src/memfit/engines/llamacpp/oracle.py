@@ -155,6 +155,6 @@ def _graph(values: Mapping[str, Any], tokens: int) -> Graph:
     return Graph(
         tokens=tokens,
         operations=tuple(Operation(**operation) for operation in values["operations"]),
-        entries=tuple(values["entries"]),
+        splits=tuple(values["splits"]),
         split_bytes=tuple(values["split_bytes"]),
     )

@@ -1,9 +1,9 @@
-"""What each piece of a model costs a request in each place: the pieces that placement.py is to place.
+"""What each piece of a model costs a request on each device: the pieces that placement.py places.
 
 Attention, norms, routers and shared experts of a layer are one piece, its core, to which its attention
 over the KV cache is counted; each of its large feed-forward or expert tensors is a piece of its own, and
 so is the output. Counted as in speed.py, but without the efficiency of kernels, which divides everything
-alike, and without entering a place, which placement.py counts.
+alike, and without graph splits, which placement.py counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Pieces:
     def layers_bytes(self) -> int:
         """With their KV cache."""
         return sum(
-            layer.kv_bytes + sum(piece.size_bytes for piece in (layer.core, *layer.blocks))
+            layer.kv_bytes + sum(piece.size_bytes for piece in (layer.core, *layer.ffn_tensors))
             for layer in self.layers
         )
 
@@ -42,13 +42,13 @@ class Pieces:
 
 
 class CostModel:
-    """Of one model and workload; `speeds` are each place's, RAM's first."""
+    """Of one model and workload; `speeds` are each device's, RAM's first."""
 
     def __init__(self, spec: ModelSpec, workload: Workload, speeds: Sequence[DeviceSpeed]) -> None:
         self._spec = spec
         self._workload = workload
         self._speeds = speeds
-        self._taking_over = offload_device(speeds)
+        self._op_offload = offload_device(speeds)
 
     def pieces(self, config: LlamaConfig, base: MemoryEstimate) -> Pieces:
         """`base` is the answer with everything in RAM."""
@@ -65,9 +65,9 @@ class CostModel:
                 Layer(
                     core=replace(core, seconds=tuple(map(sum, parts))),
                     kv_bytes=kv_bytes,
-                    blocks=tuple(
+                    ffn_tensors=tuple(
                         self._piece(f"blk.{index}.{kind}", block, config)
-                        for kind, block in tensors.blocks.items()
+                        for kind, block in tensors.ffn_tensors.items()
                     ),
                 )
             )
@@ -90,9 +90,9 @@ class CostModel:
     ) -> Piece:
         prompt = 1 if is_output else self._workload.prompt_tokens  # logits of the last token only
         passes = 1 if is_output else -(-prompt // config.ubatch)
-        taking = self._taking_over if min(prompt, config.ubatch) >= OP_OFFLOAD_TOKENS else None
+        offload = self._op_offload if min(prompt, config.ubatch) >= OP_OFFLOAD_TOKENS else None
         seconds = []
-        for place, speed in enumerate(self._speeds):
+        for device, speed in enumerate(self._speeds):
             total = 0.0
             for tensor in tensors:
                 if len(tensor.shape) < 2:
@@ -101,9 +101,9 @@ class CostModel:
                 rates = speed.weight(tensor.type, tensor.shape[0])
                 total += self._workload.generated_tokens * tensor.size_bytes * share / rates.bytes_per_second
                 operations = 2 * tensor.elements * share * prompt
-                if place == RAM and taking:
-                    total += passes * tensor.size_bytes / taking.split_bytes_per_second
-                    total += operations / taking.weight(tensor.type, tensor.shape[0]).operations_per_second
+                if device == RAM and offload:
+                    total += passes * tensor.size_bytes / offload.split_bytes_per_second
+                    total += operations / offload.weight(tensor.type, tensor.shape[0]).operations_per_second
                 else:
                     total += operations / rates.operations_per_second
             seconds.append(total)

@@ -1,8 +1,8 @@
 """Which tensors lie on which device: rooms found by trying, and the placement that fills them best.
 
-prices.py says what the pieces of a model cost where, placement.py places them in rooms, places.py puts the
-result into the engine's words, and the oracle says what it really holds. What that is more or less than
-assumed goes back into the rooms, and the problem is solved once more.
+cost_model.py says what the pieces of a model cost where, solver.py places them in rooms, tensor_devices.py
+puts the result into the engine's words, and the oracle says what it really holds. What that is more or less
+than assumed goes back into the rooms, and the problem is solved once more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from memfit.hardware.machine import Device
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate
 from memfit.planner.llamacpp.cost_model import CostModel, Pieces
-from memfit.planner.llamacpp.placement import Piece, Place, Placement, Problem, cost, layer_split
+from memfit.planner.llamacpp.placement import DeviceRoom, Piece, Placement, Problem, cost, layer_split
 from memfit.planner.llamacpp.tensor_devices import placed_config
 from memfit.planner.plan import TierUse
 from memfit.planner.request import Workload
@@ -37,7 +37,7 @@ class _Found:
     config: LlamaConfig
     problem: Problem
     placement: Placement
-    needs: tuple[int, ...]  # bytes per place
+    needs: tuple[int, ...]  # bytes per device
     fits: bool
     filled: float  # how much of its budget the emptiest device holds that was asked for
 
@@ -60,9 +60,9 @@ class Offloader:
         tiers: Callable[[LlamaConfig], Sequence[TierUse]],
         solver: Callable[[Problem], Placement | None],
     ) -> None:
-        """`limits` and `speeds` are each place's, RAM's first; a device of which bytes were `asked` for is
-        filled even where RAM would be faster; `tiers` says what a placement really holds in each place, by
-        the oracle; `solver` is placement.solve, here or in another process."""
+        """`limits` and `speeds` are each device's, RAM's first; a device of which bytes were `asked` for is
+        filled even where RAM would be faster; `tiers` says what a placement really holds in each device, by
+        the oracle; `solver` is solver.solve, here or in another process."""
         self._spec = spec
         self._workload = workload
         self._devices = devices
@@ -101,7 +101,7 @@ class Offloader:
                 replace(
                     layer,
                     core=by_size(layer.core, layer.kv_bytes),
-                    blocks=tuple(map(by_size, layer.blocks)),
+                    ffn_tensors=tuple(map(by_size, layer.ffn_tensors)),
                 )
                 for layer in pieces.layers
             ),
@@ -211,41 +211,47 @@ class Offloader:
             looked = self._look(config, found.problem, fuller)
             if looked.fits and (looked.filled > found.filled or not found.fits):
                 return looked
-            # Entering a device once more may take more than the tensor itself.
+            # One more graph split may take more than the tensor itself.
             over = [max(0, need - most) for need, most in zip(looked.needs, self._limits, strict=True)]
             rooms = [room - size - more for room, size, more in zip(rooms, left, over, strict=True)]
         return None
 
     def _moved(self, found: _Found, left: list[int]) -> Placement:
         """What fits into the bytes that are `left` in devices, or is too much for them; `left` follows."""
-        homes, output = found.placement.homes, found.placement.output
-        blocks = [list(places) for places in found.placement.blocks]
+        layer_devices, output = found.placement.layer_devices, found.placement.output
+        ffn_devices = [list(devices) for devices in found.placement.ffn_devices]
         sizes = {
             (layer, index): block.size_bytes
             for layer, one in enumerate(found.problem.layers)
-            for index, block in enumerate(one.blocks)
+            for index, block in enumerate(one.ffn_tensors)
         }
 
-        def move(layer: int, index: int, place: int) -> None:
-            left[blocks[layer][index]] += sizes[layer, index]
-            left[place] -= sizes[layer, index]
-            blocks[layer][index] = place
+        def move(layer: int, index: int, device: int) -> None:
+            left[ffn_devices[layer][index]] += sizes[layer, index]
+            left[device] -= sizes[layer, index]
+            ffn_devices[layer][index] = device
 
-        for place in range(1, len(left)):
-            while left[place] < 0 and (here := [one for one in sizes if blocks[one[0]][one[1]] == place]):
-                enough = [one for one in here if sizes[one] >= -left[place]] or here
-                # Rather one that does not lie at home: it frees what entering the device takes, too.
-                move(*min(enough, key=lambda one: (homes[one[0]] == place, sizes[one])), RAM)
+        for device in range(1, len(left)):
+            while left[device] < 0 and (
+                here := [one for one in sizes if ffn_devices[one[0]][one[1]] == device]
+            ):
+                enough = [one for one in here if sizes[one] >= -left[device]] or here
+                # Rather one away from its layer's device: it frees what its graph split takes, too.
+                move(*min(enough, key=lambda one: (layer_devices[one[0]] == device, sizes[one])), RAM)
         for layer, index in sorted(sizes, key=lambda one: -sizes[one]):
-            place = max(range(len(left)), key=lambda one: left[one] if self._asked[one] else -1)
-            if blocks[layer][index] == RAM and self._asked[place] and sizes[layer, index] <= left[place]:
-                move(layer, index, place)
-        if [tuple(places) for places in blocks] == list(found.placement.blocks):
+            device = max(range(len(left)), key=lambda one: left[one] if self._asked[one] else -1)
+            if (
+                ffn_devices[layer][index] == RAM
+                and self._asked[device]
+                and sizes[layer, index] <= left[device]
+            ):
+                move(layer, index, device)
+        if [tuple(devices) for devices in ffn_devices] == list(found.placement.ffn_devices):
             return found.placement
-        seconds, used = cost(found.problem, homes, blocks, output)
+        seconds, used = cost(found.problem, layer_devices, ffn_devices, output)
         return replace(
             found.placement,
-            blocks=tuple(map(tuple, blocks)),
+            ffn_devices=tuple(map(tuple, ffn_devices)),
             seconds=seconds,
             used_bytes=used,
             exact=False,
@@ -258,9 +264,9 @@ class Offloader:
         for share in _FEWER:
             filled = replace(
                 problem,
-                places=tuple(
-                    replace(one, least_bytes=int(share * self._least(problem, place, whole)))
-                    for place, one in enumerate(problem.places)
+                devices=tuple(
+                    replace(one, least_bytes=int(share * self._least(problem, device, whole)))
+                    for device, one in enumerate(problem.devices)
                 ),
             )
             if placement := self._solve(filled):
@@ -271,29 +277,29 @@ class Offloader:
             simple = layer_split(filled, partial=partial)
             if simple and simple.seconds <= placement.seconds * (1 + _CLEAR_GAIN):
                 full = all(
-                    used >= _FULL * place.room_bytes
-                    for used, place in zip(simple.used_bytes[1:], problem.places[1:], strict=True)
+                    used >= _FULL * device.room_bytes
+                    for used, device in zip(simple.used_bytes[1:], problem.devices[1:], strict=True)
                 )
                 if full or simple.seconds <= placement.seconds:
                     return simple
         return placement
 
-    def _least(self, problem: Problem, place: int, whole: int) -> int:
+    def _least(self, problem: Problem, device: int, whole: int) -> int:
         """What a device must hold: nearly its budget, or its share of a model that the devices could hold."""
-        if not self._asked[place]:
+        if not self._asked[device]:
             return 0
-        room = problem.places[place].room_bytes
-        beside = self._limits[place] - room
-        devices = sum(one.room_bytes for one in problem.places[1:])
-        wanted = min(int(_ASKED * self._asked[place]), self._limits[place]) - beside
+        room = problem.devices[device].room_bytes
+        beside = self._limits[device] - room
+        devices = sum(one.room_bytes for one in problem.devices[1:])
+        wanted = min(int(_ASKED * self._asked[device]), self._limits[device]) - beside
         return max(0, min(wanted, int(_FULL * whole * room / (devices or 1))))
 
 
 def _problem(pieces: Pieces, rooms: Sequence[int], split_seconds: Sequence[float]) -> Problem:
     return Problem(
-        places=tuple(
-            Place(name=str(place), room_bytes=room, split_seconds=seconds)
-            for place, (room, seconds) in enumerate(zip(rooms, split_seconds, strict=True))
+        devices=tuple(
+            DeviceRoom(name=str(device), room_bytes=room, split_seconds=seconds)
+            for device, (room, seconds) in enumerate(zip(rooms, split_seconds, strict=True))
         ),
         layers=pieces.layers,
         output=pieces.output,

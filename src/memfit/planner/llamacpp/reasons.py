@@ -116,14 +116,14 @@ def _device_reasons(plan: LlamaPlan, alone: Prediction | None, too_small: Sequen
             yield f"{name} is not used: with it the model would be slower, and RAM suffices"
         return
     for name, count in zip(devices, plan.config.layers, strict=True):
-        yield f"{name}: home of {count} layers, with their KV cache"
+        yield f"{name}: {count} layers, with their KV cache"
     if alone:
         yield (
             "devices are used because they were asked for: RAM alone would do, at "
             f"{format_rate(alone.generation.value)} generation"
         )
-    for (place, kind), layers in exceptions_of(plan.spec, plan.config).items():
-        yield f"{kind} of {_ranges(layers)} in {'RAM' if place == RAM else devices[place - 1]}"
+    for (device, kind), layers in exceptions_of(plan.spec, plan.config).items():
+        yield f"{kind} of {_ranges(layers)} in {'RAM' if device == RAM else devices[device - 1]}"
 
 
 def _ranges(layers: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """Solves placement problems in a process of its own, so that the solver's memory ends with the planning.
 
-The library behind placement.py would otherwise stay in the process that runs the model: some 35 MiB of
+The library behind solver.py would otherwise stay in the process that runs the model: some 35 MiB of
 the RAM budget. `python -m memfit.planner.llamacpp.solver_process` is the other process: problems in,
 placements out.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from memfit.planner.llamacpp.placement import Layer, Piece, Place, Placement, Problem, solve
+from memfit.planner.llamacpp.placement import DeviceRoom, Layer, Piece, Placement, Problem
+from memfit.planner.llamacpp.solver import solve
 from memfit.processes.child import Parent
 from memfit.processes.helper import Helper
 
@@ -24,7 +25,7 @@ class SolverProcess:
         self._helper: Helper | None = None
 
     def solve(self, problem: Problem) -> Placement | None:
-        """As `placement.solve` does.
+        """As `solver.solve` does.
 
         Raises:
             WorkerDiedError: the process ended.
@@ -55,17 +56,28 @@ class SolverProcess:
 
 
 def _placement(values: dict[str, Any]) -> Placement:
-    homes, blocks, used = (values.pop(name) for name in ("homes", "blocks", "used_bytes"))
-    return Placement(homes=tuple(homes), blocks=tuple(map(tuple, blocks)), used_bytes=tuple(used), **values)
+    layer_devices, ffn_devices, used = (
+        values.pop(name) for name in ("layer_devices", "ffn_devices", "used_bytes")
+    )
+    return Placement(
+        layer_devices=tuple(layer_devices),
+        ffn_devices=tuple(map(tuple, ffn_devices)),
+        used_bytes=tuple(used),
+        **values,
+    )
 
 
 def _problem(values: dict[str, Any]) -> Problem:
     layers = (
-        Layer(core=_piece(one["core"]), kv_bytes=one["kv_bytes"], blocks=tuple(map(_piece, one["blocks"])))
+        Layer(
+            core=_piece(one["core"]),
+            kv_bytes=one["kv_bytes"],
+            ffn_tensors=tuple(map(_piece, one["ffn_tensors"])),
+        )
         for one in values["layers"]
     )
     return Problem(
-        places=tuple(Place(**one) for one in values["places"]),
+        devices=tuple(DeviceRoom(**one) for one in values["devices"]),
         layers=tuple(layers),
         output=_piece(values["output"]) if values["output"] else None,
         kv_in_ram=values["kv_in_ram"],

@@ -18,7 +18,7 @@ from dataclasses import replace
 from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.memory.estimate import RAM, LlamaConfig
 from memfit.memory.streaming import dequantized_bytes, is_read_by_row, ring_bytes, stretches
-from memfit.planner.llamacpp.tensor_devices import places_of
+from memfit.planner.llamacpp.tensor_devices import devices_of
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import KIB
 
@@ -111,7 +111,7 @@ def slowed(
     sequences: int,
 ) -> Prediction:
     """From a prediction for everything in memory; each pass reads so many `tensors` from a `disk` of so many
-    bytes/s, slowest and fastest, and serves all `sequences` side by side."""
+    bytes/s, slowest and fastest, and serves all `sequences` in parallel."""
     slow, fast = disk
 
     def reading(rate: Rate, tokens: int, passes: int) -> Rate:
@@ -135,8 +135,8 @@ def slowed(
 
 def _in_ram(spec: ModelSpec, config: LlamaConfig) -> list[TensorSpec]:
     """A tied token table lies here too, wherever the output is."""
-    places = places_of(spec, config)
-    return [one for one in spec.tensors if places[one.name] == RAM or one.name == "token_embd.weight"]
+    devices = devices_of(spec, config)
+    return [one for one in spec.tensors if devices[one.name] == RAM or one.name == "token_embd.weight"]
 
 
 def _may_stream(tensor: TensorSpec) -> bool:

@@ -1,8 +1,8 @@
 """Where each tensor lies, in the engine's words: layer counts and name patterns, written and read.
 
-A layer's home follows from the counts: the last layers lie on the devices, in their order, the others in
-RAM. Its large feed-forward or expert tensors, its blocks, may lie elsewhere by patterns; all else of it,
-the KV cache too, stays at home.
+A layer's device follows from the counts: the last layers lie on the devices, in their order, the others in
+RAM. Its large feed-forward or expert tensors may lie elsewhere by patterns; all else of it, the KV cache too,
+stays on the layer's device.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from memfit.planner.llamacpp.placement import Placement
 
 __all__ = [
     "LayerTensors",
+    "devices_of",
     "exceptions_of",
     "layer_tensors",
     "op_offload_bytes",
     "output_tensors",
     "placed_config",
-    "places_of",
     "sent_bytes",
 ]
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
-_BLOCK = re.compile(r"blk\.(\d+)\.(ffn_(?:gate|up|gate_up|down)(?:_exps|_chexps)?)\.")
+_FFN = re.compile(r"blk\.(\d+)\.(ffn_(?:gate|up|gate_up|down)(?:_exps|_chexps)?)\.")
 _OUTPUT = re.compile(r"output|token_embd\.")
 _OUTPUT_PATTERN = r"^(output|token_embd)"
 _ORDER = ("gate", "up", "gate_up", "down")  # of execution
@@ -39,19 +39,19 @@ _ORDER = ("gate", "up", "gate_up", "down")  # of execution
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTensors:
-    core: list[TensorSpec] = field(default_factory=list)  # what stays at home
-    blocks: dict[str, list[TensorSpec]] = field(default_factory=dict)  # by kind, in order of execution
+    core: list[TensorSpec] = field(default_factory=list)  # what stays on their layer's device
+    ffn_tensors: dict[str, list[TensorSpec]] = field(default_factory=dict)  # by kind, in order of execution
 
 
 def layer_tensors(spec: ModelSpec) -> list[LayerTensors]:
     """Each layer's tensors, in order of execution."""
     layers = [LayerTensors() for _ in range(_layer_count(spec))]
     for tensor in spec.tensors:
-        if match := _BLOCK.match(tensor.name):
-            layers[int(match[1])].blocks.setdefault(match[2], []).append(tensor)
+        if match := _FFN.match(tensor.name):
+            layers[int(match[1])].ffn_tensors.setdefault(match[2], []).append(tensor)
         elif match := _LAYER.match(tensor.name):
             layers[int(match[1])].core.append(tensor)
-    return [replace(one, blocks=dict(sorted(one.blocks.items(), key=_execution))) for one in layers]
+    return [replace(one, ffn_tensors=dict(sorted(one.ffn_tensors.items(), key=_execution))) for one in layers]
 
 
 def _execution(block: tuple[str, object]) -> tuple[int, str]:
@@ -82,45 +82,45 @@ def placed_config(
     spec: ModelSpec, config: LlamaConfig, placement: Placement, devices: Sequence[Device]
 ) -> LlamaConfig:
     """`config` with a placement filled in; unchanged where that opens no device."""
-    if not any(placement.homes) and not placement.output and not any(map(any, placement.blocks)):
+    if not any(placement.layer_devices) and not placement.output and not any(map(any, placement.ffn_devices)):
         return config
     # Mapping would keep what lies on devices in RAM too. memfit's workers count what is on its way to them,
     # which is little where we send it, in pieces; weights that are rewritten only the engine can load.
     in_pieces = not config.repack and all(device.is_memfit_server for device in devices)
-    overrides = _block_patterns(spec, placement)
-    last = max(placement.homes, default=RAM)
+    overrides = _ffn_patterns(spec, placement)
+    last = max(placement.layer_devices, default=RAM)
     if placement.output != (last or len(devices)):  # the engine puts it on the last device in use
         overrides.append((_OUTPUT_PATTERN, placement.output))
     return replace(
         config,
         load_mode="own" if in_pieces else "read",
-        layers=tuple(placement.homes.count(place) for place in range(1, len(devices) + 1)),
+        layers=tuple(placement.layer_devices.count(device) for device in range(1, len(devices) + 1)),
         overrides=tuple(overrides),
         devices=tuple(device.engine_name for device in devices),
     )
 
 
-def _block_patterns(spec: ModelSpec, placement: Placement) -> list[tuple[str, int]]:
-    """Patterns for blocks that do not lie at home: few, as the engine compiles each for every tensor."""
+def _ffn_patterns(spec: ModelSpec, placement: Placement) -> list[tuple[str, int]]:
+    """For FFN tensors away from their layer's device: few, as the engine compiles each for every tensor."""
     layers_of: dict[tuple[int, str], list[int]] = {}
-    rows = zip(placement.homes, layer_tensors(spec), placement.blocks, strict=True)
-    for layer, (home, tensors, places) in enumerate(rows):
-        for kind, place in zip(tensors.blocks, places, strict=True):
-            if place != home:
-                layers_of.setdefault((place, kind), []).append(layer)
+    rows = zip(placement.layer_devices, layer_tensors(spec), placement.ffn_devices, strict=True)
+    for layer, (layer_device, tensors, devices) in enumerate(rows):
+        for kind, device in zip(tensors.ffn_tensors, devices, strict=True):
+            if device != layer_device:
+                layers_of.setdefault((device, kind), []).append(layer)
     kinds_of: dict[tuple[int, tuple[int, ...]], list[str]] = {}
-    for (place, kind), layers in layers_of.items():
-        kinds_of.setdefault((place, tuple(layers)), []).append(kind)
+    for (device, kind), layers in layers_of.items():
+        kinds_of.setdefault((device, tuple(layers)), []).append(kind)
     return [
-        (rf"^blk\.({'|'.join(map(str, layers))})\.({'|'.join(kinds)})\.", place)
-        for (place, layers), kinds in kinds_of.items()
+        (rf"^blk\.({'|'.join(map(str, layers))})\.({'|'.join(kinds)})\.", device)
+        for (device, layers), kinds in kinds_of.items()
     ]
 
 
 # -- read ----------------------------------------------------------------------------------------
 
 
-def places_of(spec: ModelSpec, config: LlamaConfig) -> dict[str, int]:
+def devices_of(spec: ModelSpec, config: LlamaConfig) -> dict[str, int]:
     """Where each tensor lies, by its name: the engine's own rules applied to `config`.
 
     A tied token table lies in RAM and, being the output matrix too, where the output is: it is listed
@@ -128,53 +128,53 @@ def places_of(spec: ModelSpec, config: LlamaConfig) -> dict[str, int]:
     """
     if not config.devices:
         return {tensor.name: RAM for tensor in spec.tensors}
-    homes = _homes(spec, config)
+    layer_devices = _layer_devices(spec, config)
     outputs = {tensor.name for tensor in output_tensors(spec)}
-    last = max(homes, default=RAM) or len(config.devices)
-    patterns = [(re.compile(pattern), place) for pattern, place in config.overrides]
+    last = max(layer_devices, default=RAM) or len(config.devices)
+    patterns = [(re.compile(pattern), device) for pattern, device in config.overrides]
     found = {}
     for tensor in spec.tensors:
-        place = next((place for pattern, place in patterns if pattern.search(tensor.name)), None)
-        if place is None:
+        device = next((device for pattern, device in patterns if pattern.search(tensor.name)), None)
+        if device is None:
             layer = _LAYER.match(tensor.name)
-            place = homes[int(layer[1])] if layer else last if tensor.name in outputs else RAM
-        found[tensor.name] = place
+            device = layer_devices[int(layer[1])] if layer else last if tensor.name in outputs else RAM
+        found[tensor.name] = device
     return found
 
 
-def _homes(spec: ModelSpec, config: LlamaConfig) -> list[int]:
-    """The place of each layer."""
-    homes = [RAM] * (_layer_count(spec) - sum(config.layers))
-    for place, layers in enumerate(config.layers, start=1):
-        homes += [place] * layers
-    return homes
+def _layer_devices(spec: ModelSpec, config: LlamaConfig) -> list[int]:
+    """The device of each layer."""
+    layer_devices = [RAM] * (_layer_count(spec) - sum(config.layers))
+    for device, layers in enumerate(config.layers, start=1):
+        layer_devices += [device] * layers
+    return layer_devices
 
 
 def exceptions_of(spec: ModelSpec, config: LlamaConfig) -> dict[tuple[int, str], list[int]]:
-    """(place, kind of tensor) → the layers whose tensors of that kind lie there and not at home."""
-    homes = _homes(spec, config)
+    """(device, kind of FFN tensor) → layers with such tensors there, away from the layer's device."""
+    layer_devices = _layer_devices(spec, config)
     found: dict[tuple[int, str], list[int]] = {}
-    for name, place in places_of(spec, config).items():
-        match = _BLOCK.match(name)
-        if match and place != homes[int(match[1])]:
-            layers = found.setdefault((place, match[2]), [])
+    for name, device in devices_of(spec, config).items():
+        match = _FFN.match(name)
+        if match and device != layer_devices[int(match[1])]:
+            layers = found.setdefault((device, match[2]), [])
             if int(match[1]) not in layers:
                 layers.append(int(match[1]))
     return found
 
 
 def sent_bytes(spec: ModelSpec, config: LlamaConfig) -> dict[int, list[int]]:
-    """Per place beyond RAM, the sizes of the tensors that are sent there, largest first, as they are sent."""
-    places = places_of(spec, config)
+    """Per device but RAM, the sizes of the tensors that are sent there, largest first, as they are sent."""
+    devices = devices_of(spec, config)
     found: dict[int, list[int]] = {}
     for tensor in sorted(spec.tensors, key=lambda one: -one.size_bytes):
-        if places[tensor.name] != RAM:
-            found.setdefault(places[tensor.name], []).append(tensor.size_bytes)
+        if devices[tensor.name] != RAM:
+            found.setdefault(devices[tensor.name], []).append(tensor.size_bytes)
     return found
 
 
 def op_offload_bytes(spec: ModelSpec, config: LlamaConfig) -> int:
     """What a GPU needs to multiply a prompt with matrices that lie in RAM: a copy of the largest."""
-    places = places_of(spec, config)
-    kept = [one for one in spec.tensors if _LAYER.match(one.name) and places[one.name] == RAM]
+    devices = devices_of(spec, config)
+    kept = [one for one in spec.tensors if _LAYER.match(one.name) and devices[one.name] == RAM]
     return max((tensor.size_bytes for tensor in kept), default=0)

@@ -1,4 +1,4 @@
-"""What a configuration needs in each place: the oracle's bytes, and what only a plan knows of.
+"""What a configuration needs in RAM and on each device: the oracle's bytes, and what only a plan knows of.
 
 That is what loading takes beside them: a tensor on its way to a remote device, and what a worker's own
 limit counts; and what a GPU that is only imagined would need.
@@ -29,7 +29,7 @@ def tiers_of(
 ) -> Iterator[TierUse]:
     """RAM's and each device's; of a device that is not opened, nothing is used.
 
-    `budgets` and `limits` are each place's, RAM's first; `answer` is the oracle's, with
+    `budgets` and `limits` are RAM's first, then each device's; `answer` is the oracle's, with
     all of `config` in memory.
     """
     sent = sent_bytes(spec, config)
@@ -37,9 +37,9 @@ def tiers_of(
     # What goes to a remote device at once is read into memory, and copied once more to be sent: a tensor,
     # or our pieces of it. A local GPU's pass through a few MiB.
     at_once = {
-        place: min(sizes[0], SENT_BYTES) if own else sizes[0]
-        for place, sizes in sent.items()
-        if devices[place - 1].is_remote
+        number: min(sizes[0], SENT_BYTES) if own else sizes[0]
+        for number, sizes in sent.items()
+        if devices[number - 1].is_remote
     }
     in_ram = 2 * max(at_once.values(), default=0)
     beside = answer.kv_cache_bytes + answer.compute_bytes + answer.scratch_bytes
@@ -56,22 +56,22 @@ def tiers_of(
             "overhead": answer.process_bytes + max(0, in_ram - beside),
         },
     )
-    for place, device in enumerate(devices, start=1):
-        held = answer.devices[place - 1] if answer.devices else None
+    for number, device in enumerate(devices, start=1):
+        held = answer.devices[number - 1] if answer.devices else None
         compute = held.compute_bytes + held.scratch_bytes if held else 0
         staging = reserved = 0
-        if held and device.is_dummy:  # its stand-in does not take over prompts
+        if held and device.is_dummy:  # what stands for it does no op_offload
             compute += op_offload_bytes(spec, config)
         elif held and device.is_memfit_server:
             compute += max(0, device.threads - config.threads) * held.thread_bytes
-            sizes, piece = sent.get(place, []), at_once.get(place, 0)
+            sizes, piece = sent.get(number, []), at_once.get(number, 0)
             staging = max(0, _receiving(sizes, piece) - held.kv_cache_bytes - compute)
             reserved = device.overhead_bytes + sum(sizes) + piece
         yield TierUse(
             name=device.name,
             kind="vram",
-            budget_bytes=budgets[place],
-            limit_bytes=limits[place],
+            budget_bytes=budgets[number],
+            limit_bytes=limits[number],
             parts={
                 "weights": held.weights_bytes if held else 0,
                 "kv_cache": held.kv_cache_bytes if held else 0,
