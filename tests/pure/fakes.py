@@ -258,7 +258,7 @@ def engine_devices(spec: ModelSpec, config: LlamaConfig) -> Iterator[tuple[Tenso
 
 
 class DeviceOracle:
-    """Counts a spec's tensors where the engine puts them; the KV cache lies at its layer's layer_device.
+    """Counts a spec's tensors where the engine puts them; the KV cache lies at its layer's device.
 
     KV per layer and token of context: f16 1 KiB, q8_0 544 B, q4_0 288 B. Every device that is open: 4 MiB
     of compute and 1 MiB of scratch, half a MiB more for each further thread; the processes take 20 MiB. A

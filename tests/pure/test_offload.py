@@ -333,7 +333,7 @@ def _half_placed(offloader: Offloader, spec: ModelSpec) -> _Found:
         (15, ((1, 0, 0), (1, 1, 0)), 15),
         (16, ((1, 1, 0), (1, 1, 0)), 0),
         (40, ((1, 1, 1), (1, 1, 0)), 8),
-        (-1, ((0, 0, 0), (1, 1, 0)), 15),  # rather what is not at layer_device there
+        (-1, ((0, 0, 0), (1, 1, 0)), 15),  # rather what is not on its layer's device
         (-20, ((0, 0, 0), (0, 1, 0)), 12),
         (-100, ((0, 0, 0), (0, 0, 0)), -52),
     ],
@@ -615,7 +615,7 @@ def test_what_is_sent_by_hand() -> None:
     assert sent_bytes(spec, _with(spec, (1,))) == {
         1: [16 * MIB, 16 * MIB, 16 * MIB, 12 * MIB, 8 * MIB, 256, 256]
     }
-    # only a block, of a layer that is at layer_device in RAM
+    # only a block, of a layer that lies in RAM
     assert sent_bytes(spec, _with(spec, (0,), (r"ffn_up", 1), (r"output", 0))) == {1: [16 * MIB]}
 
 

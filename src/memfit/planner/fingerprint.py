@@ -40,7 +40,7 @@ class Fingerprint:
     cores: int  # usable ones
     ram_bytes: int
     gpus: tuple[NamedBytes, ...]
-    remote_devices: tuple[NamedBytes, ...]  # those that the plan uses, and what they lend
+    remote_devices: tuple[NamedBytes, ...]  # those that the plan uses, with what their RPC servers offer
     files: tuple[FileMark, ...]  # in shard order
     counts_parent: bool  # whether the command line's own process is in the plan
 

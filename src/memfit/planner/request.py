@@ -26,7 +26,7 @@ class Budget:
 
     ram: Size | None = None  # None: what is free, less a reserve
     vram: Size | Mapping[int, Size] | None = None  # for every GPU, or by its number; None: what is free
-    rpc: Mapping[str, Size | None] = field(default_factory=dict)  # "HOST:PORT" → size; None: all it lends
+    rpc: Mapping[str, Size | None] = field(default_factory=dict)  # "HOST:PORT" → size; None: all it offers
     disk: bool = True  # whether weights may be streamed from disk
 
     def __post_init__(self) -> None:

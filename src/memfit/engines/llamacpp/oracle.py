@@ -44,7 +44,7 @@ class LlamaOracle:
         self._first = repack_modes[0]
         self._answers: dict[LlamaConfig, MemoryEstimate] = {}
         for repack, worker in self._workers.items():
-            # Posted, not asked: the workers load side by side, and this answer is of no interest.
+            # Posted, not asked: the workers load in parallel, and this answer is of no interest.
             worker.post("simulate", **self._question(small_config(spec, repack)))
 
     def ask(self, config: LlamaConfig) -> MemoryEstimate:

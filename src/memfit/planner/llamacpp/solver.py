@@ -119,14 +119,14 @@ class _Program:
     """A problem as a mixed-integer program.
 
     hops[i, h, n]   1 if layer i is on device h and what follows it (a layer's device, the output, the
-                    result) lies in n: a path through the layers.
+                    result) is on n: a path through the layers.
     counts[g, h]    per FFN tensor and device: how many layers of group g, equal layers, that are on device h
                     keep the tensor there. As many as can be keep an FFN tensor where they keep the tensor
                     before it, so graph splits into a device are what its count has grown by.
     """
 
     def __init__(self, problem: Problem, windows: Sequence[Sequence[int]] | None = None) -> None:
-        """`windows` are the layer_devices that each layer may have; all if None."""
+        """`windows` are the devices that each layer may have; all if None."""
         self.problem = problem
         self.devices = range(len(problem.devices))
         self.all_devices = windows is None or all(len(window) == len(self.devices) for window in windows)

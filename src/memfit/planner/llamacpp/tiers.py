@@ -27,11 +27,8 @@ def tiers_of(
     budgets: Sequence[int],
     limits: Sequence[int],
 ) -> Iterator[TierUse]:
-    """RAM's and each device's; of a device that is not opened, nothing is used.
-
-    `budgets` and `limits` are RAM's first, then each device's; `answer` is the oracle's, with
-    all of `config` in memory.
-    """
+    """RAM's and each device's, of which an unopened one holds nothing; `answer` is the oracle's, with all of
+    `config` in memory. `budgets` and `limits` are RAM's first, then each device's."""
     sent = sent_bytes(spec, config)
     own = config.load_mode == "own"
     # What goes to a remote device at once is read into memory, and copied once more to be sent: a tensor,
