@@ -127,6 +127,7 @@ def needed_by_pass(model: HfModel, config: TransformersConfig, runtime: Runtime)
         context=config.context,
         ubatch=config.ubatch,
         packs=runtime.packs_4bit,
+        outputs=config.outputs,
     )
 
 
