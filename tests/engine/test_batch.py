@@ -216,6 +216,42 @@ def test_killed_at_random_moments_every_line_is_answered_once(tmp_path: Path, de
     assert again.code == 0 and "answered before" in again.err
 
 
+def _journal(out: Path) -> str:
+    path = out.with_name(f"{out.name}.journal")
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize("load_in", ["bf16", "nf4"])
+def test_a_checkpoints_batch_goes_on_after_its_worker_and_itself_are_killed(
+    tmp_path: Path, llama: Path, load_in: str
+) -> None:
+    lines = 8
+    write_input(tmp_path / "in.jsonl", lines)
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "memfit", "batch", str(llama), "--input", str(tmp_path / "in.jsonl")]
+    command += ["--output", str(out), "--ram", "2GiB", "--load-in", load_in]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        for victims, answered in ((lambda: children_of(process.pid)[-1:], 1), (lambda: [process.pid], 3)):
+            while process.poll() is None and _journal(out).count('"output"') < answered:
+                time.sleep(0.02)
+            for victim in victims():
+                os.kill(victim, signal.SIGKILL)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == -signal.SIGKILL and "starting another one" in said
+    before = out.read_bytes()
+    last = run_memfit(*command[3:])
+    assert last.code == 0, last.err
+    assert "requests were answered before; going on" in last.err
+    assert out.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    ids = [json.loads(line)["custom_id"] for line in out.read_text().splitlines()]
+    assert ids == [f"r{number}" for number in range(lines)]
+    # Another precision gives other answers: it is another job.
+    other = "nf4" if load_in == "bf16" else "bf16"
+    refused = run_memfit(*command[3:-1], other)
+    assert refused.code == 2 and "belongs to another job" in refused.err
+
+
 def test_what_cannot_be_answered_is_named_and_the_rest_is_answered(tmp_path: Path, demo: str) -> None:
     lines = [
         '{"prompt": "Hello", "id": "a"}',

@@ -49,16 +49,16 @@ class Conversation:
     def __init__(self, worker: WorkerProcess, do: str) -> None:
         self.answer: dict[str, Any] | None = None
         self._worker, self._do = worker, do
-        self._is_over = False
+        self.is_over = False
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         return self
 
     def __next__(self) -> tuple[str, dict[str, Any]]:
-        if self._is_over:
+        if self.is_over:
             raise StopIteration
         event = self._worker.receive()
-        self._is_over = event is None or event["event"] in ("done", "error")
+        self.is_over = event is None or event["event"] in ("done", "error")
         if event is None:
             raise self._worker.obituary(f"during {self._do!r}")
         kind: str = event.pop("event")
@@ -71,8 +71,8 @@ class Conversation:
 
     def close(self) -> None:
         """Safe to repeat."""
-        if not self._is_over:
-            self._is_over = True
+        if not self.is_over:
+            self.is_over = True
             self._worker.end_early(self._do)
 
     def __enter__(self) -> Conversation:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from memfit.engines.client import WorkerProcess
@@ -46,7 +47,7 @@ class WorkerStream:
         stream was: its one request, or all together."""
         self.totals = StreamTotals()
         self.was_cancelled = False
-        self.status = Status()  # as the worker last said
+        self._status = Status()  # as the worker last said
         self._worker, self._vocabulary = worker, vocabulary
         self._explaining_death, self._check, self._on_speed = explaining_death, check, on_speed
         self._answers = 0
@@ -65,6 +66,11 @@ class WorkerStream:
     def end(self) -> None:
         with self._explaining_death():
             self._worker.tell("end")
+
+    @property
+    def status(self) -> Status:
+        """Of one that is over, what it left in the KV cache."""
+        return replace(self._status, waiting=0, running=0) if self._conversation.is_over else self._status
 
     def events(self) -> Generator[StreamEvent]:
         events = self._events()
@@ -93,7 +99,7 @@ class WorkerStream:
 
     def _event(self, kind: str, values: dict[str, Any]) -> StreamEvent | None:
         if kind == "status":
-            self.status = Status(**values)
+            self._status = Status(**values)
             return None
         if kind == "text":
             return TextDelta(**values)

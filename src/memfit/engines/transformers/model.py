@@ -178,8 +178,8 @@ class CheckpointModel:
         held = min(layer.get_seq_length() for layer in self.cache.layers)
         try:
             for layer in self.cache.layers:
-                if layer.get_seq_length() > held:
-                    layer.crop(held)
+                if ahead := layer.get_seq_length() - held:
+                    layer.crop(-ahead)
         except (RuntimeError, ValueError, NotImplementedError):
             self.forget()
             return
