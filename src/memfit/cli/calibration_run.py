@@ -103,10 +103,7 @@ def _run_gguf(path: str) -> dict[str, Any]:
     with LlamaOracle(spec, nothing, repack_modes=(False,)) as oracle:
         plan = make_plan(inputs, oracle)
     with _run(plan, 8, 4) as run:
-        return {
-            "parent": _held(run.parent),
-            "decode_bytes": run.worker.total_bytes - plan.ram.total_bytes,
-        }
+        return {"parent": _held(run.parent), "decode_bytes": run.worker.total_bytes - plan.ram.total_bytes}
 
 
 def _run_checkpoint(config_json: str) -> dict[str, Any]:

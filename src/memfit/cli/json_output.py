@@ -16,14 +16,7 @@ import click
 
 from memfit.errors import MemfitError, readable
 
-__all__ = [
-    "JsonOutput",
-    "json_option",
-    "json_wanted",
-    "option_variable",
-    "usage_json",
-    "write_json",
-]
+__all__ = ["JsonOutput", "json_option", "json_wanted", "option_variable", "usage_json", "write_json"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -235,12 +235,7 @@ def take_plan(
 
     def make(source: str | None = None) -> Plan:
         named = source or model
-        request: dict[str, Any] = {
-            "budget": budget,
-            "workload": workload,
-            "count_parent": True,
-            "say": say,
-        }
+        request: dict[str, Any] = {"budget": budget, "workload": workload, "count_parent": True, "say": say}
         choices = choices_of(named)
         if choices and choices["clash"]:
             raise UsageError(choices["clash"])
@@ -279,10 +274,7 @@ def take_budget(options: dict[str, Any]) -> Budget:
             raise WrongValueError("rpc", f" {text}: give each HOST:PORT once, alone or with =SIZE")
         rpc[endpoint] = size or None
     return Budget(
-        ram=options.pop("ram"),
-        vram=_vram(options.pop("vram")),
-        rpc=rpc,
-        disk=not options.pop("no_disk"),
+        ram=options.pop("ram"), vram=_vram(options.pop("vram")), rpc=rpc, disk=not options.pop("no_disk")
     )
 
 

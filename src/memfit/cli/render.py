@@ -152,11 +152,7 @@ def print_report(report: Report, out: Console) -> None:
     rates = []
     for name, measured, predicted in (
         ("prompt", report.speed.prompt_tokens_per_second, report.plan.prediction.prompt),
-        (
-            "generation",
-            report.speed.generation_tokens_per_second,
-            report.plan.prediction.generation,
-        ),
+        ("generation", report.speed.generation_tokens_per_second, report.plan.prediction.generation),
     ):
         if measured is not None:
             rates.append(f"{name} {format_rate(measured)} (predicted {format_rate(predicted.value)})")
@@ -199,12 +195,7 @@ def loading_progress(out: Console) -> Iterator[Callable[[float], None] | None]:
     if not out.is_terminal:
         yield None
         return
-    columns = (
-        TextColumn("loading"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f}%"),
-        TimeElapsedColumn(),
-    )
+    columns = (TextColumn("loading"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
     with Progress(*columns, console=out, transient=True) as progress:
         task = progress.add_task("loading", total=1.0)
         yield lambda fraction: progress.update(task, completed=fraction)

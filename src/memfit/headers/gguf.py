@@ -243,11 +243,7 @@ def _read_tensor_entries(reader: BoundedReader, count: int) -> list[_Entry]:
 
 
 def _place_tensors(
-    reader: BoundedReader,
-    entries: list[_Entry],
-    data_offset: int,
-    alignment: int,
-    file_index: int,
+    reader: BoundedReader, entries: list[_Entry], data_offset: int, alignment: int, file_index: int
 ) -> tuple[TensorSpec, ...]:
     """Check each tensor, and that they follow each other without gaps up to the file's end."""
     tensors = []
