@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MakePlan", "ready_plan", "yes_option"]
 
+yes_option = click.option("--yes", is_flag=True, help="Download what is missing without asking.")
 
 _Plan = TypeVar("_Plan", bound=Plan)
 _SomePlan = TypeVar("_SomePlan", bound=Plan, covariant=True)
@@ -28,10 +28,6 @@ class MakePlan(Protocol[_SomePlan]):
     """Plans MODEL, or another `source` with the same budget and workload."""
 
     def __call__(self, source: str | None = None) -> _SomePlan: ...
-
-
-def yes_option(command: Callable[..., object]) -> Callable[..., object]:
-    return click.option("--yes", is_flag=True, help="Download what is missing without asking.")(command)
 
 
 def ready_plan(make_plan: MakePlan[_Plan], out: Console, *, yes: bool) -> _Plan:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -12,13 +12,7 @@ from memfit.errors import UsageError
 
 __all__ = ["read_schema", "schema_option"]
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def schema_option(command: _Command) -> _Command:
-    return click.option("--schema", metavar="FILE", help="A JSON schema that every answer must satisfy.")(
-        command
-    )
+schema_option = click.option("--schema", metavar="FILE", help="A JSON schema that every answer must satisfy.")
 
 
 def read_schema(path: str | None) -> Mapping[str, Any] | None:
