@@ -1,4 +1,4 @@
-"""Downloads the remote model of a `run` or `bench`: planned by its header first, then the user is asked."""
+"""From a command's MODEL to a loaded one: planned by its header, downloaded if the user agrees, loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from memfit.units import format_bytes
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["MakePlan", "ready_plan", "yes_option"]
+    from memfit.engines.worker_session import WorkerSession
+
+__all__ = ["MakePlan", "load_shown", "ready_plan", "yes_option"]
 
 yes_option = click.option("--yes", is_flag=True, help="Download what is missing without asking.")
 
@@ -67,3 +69,12 @@ def ready_plan(make_plan: MakePlan[_Plan], out: Console, *, yes: bool) -> _Plan:
     planned = make_plan(source)
     planned.require_fit()
     return planned
+
+
+def load_shown(plan: Plan, out: Console, *, hard_cap: bool = False, verbose: bool = False) -> WorkerSession:
+    """Loaded, with the progress on `out`. Errors as `memfit.load`."""
+    from memfit.api import load
+    from memfit.cli.render import loading_progress
+
+    with loading_progress(out) as on_progress:
+        return load(plan, count_parent=True, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose)

@@ -63,17 +63,13 @@ def command(context: click.Context, calibrate: bool, rpc: tuple[str, ...], as_js
 
 def _known(machine: Machine) -> MachineSpeeds:
     try:
-        return Calibration(cpu_model=machine.cpu.model, say=_say_nothing).measured()
+        return Calibration(cpu_model=machine.cpu.model, say=lambda _: None).measured()
     except EngineMissingError:
         return MachineSpeeds(devices=(), disks={})  # this command also works without an engine
 
 
-def _say_nothing(text: str) -> None:
-    del text
-
-
 def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
-    from memfit.cli.render import console
+    from memfit.cli.render import console, speaker
     from memfit.engines.llamacpp.lookup import find_devices
     from memfit.planner.defaults import thread_count
     from memfit.planner.request import Budget, Workload
@@ -81,9 +77,7 @@ def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
     if sys.platform != "linux":
         raise EngineError(f"memfit measures speeds on Linux only, and this is {sys.platform}; try WSL2")
     err = console(stderr=True)
-    calibration = Calibration(
-        cpu_model=machine.cpu.model, say=lambda text: err.print(f"memfit: {text}", markup=False)
-    )
+    calibration = Calibration(cpu_model=machine.cpu.model, say=speaker(err))
     # A size, as other commands take it, says nothing here.
     budget = Budget(rpc=dict.fromkeys(text.partition("=")[0] for text in rpc))
     devices = find_devices(machine, budget, calibration)

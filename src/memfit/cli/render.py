@@ -32,6 +32,7 @@ __all__ = [
     "print_plan",
     "print_report",
     "print_why",
+    "speaker",
     "write",
 ]
 
@@ -55,6 +56,11 @@ def console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
 def plain(text: str) -> Text:
     """A stranger's text made safe for a terminal: no control characters, no markup, one line."""
     return Text(readable(text, kept=""))
+
+
+def speaker(out: Console) -> Callable[[str], None]:
+    """What says a line in memfit's name; a stranger's text in it does no harm."""
+    return lambda text: out.print(Text(readable(f"memfit: {text}")))
 
 
 def write(text: str) -> None:
@@ -168,7 +174,7 @@ def print_advice(report: Report, out: Console) -> None:
 
 
 def print_memory(report: Report, out: Console) -> None:
-    """What each place held at most, against its budget."""
+    """What each device held at most, against its budget."""
     for tier in report.tiers:
         verdict = "[green]within budget[/]" if tier.within_budget else "[red]OVER BUDGET[/]"
         if tier.peak_bytes is None or tier.error_bytes is None:

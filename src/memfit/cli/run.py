@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memfit.cli.fetch import ready_plan, yes_option
+from memfit.cli.fetch import load_shown, ready_plan, yes_option
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     budget_options,
@@ -68,15 +68,12 @@ def command(
     A model that is not here is planned first, and downloaded if you agree. The answer goes to stdout, the
     plan and the report of predicted against measured bytes to stderr.
     """
-    from memfit.api import load
-    from memfit.cli.render import console, loading_progress, print_plan, print_report
+    from memfit.cli.render import console, print_plan, print_report, speaker
 
     err = console(stderr=True)
     constraint = read_schema(schema)
     grammars = constraint is not None
-    make_plan = take_plan(
-        model, options, lambda said: err.print(f"memfit: {said}"), verbose, grammars=grammars
-    )
+    make_plan = take_plan(model, options, speaker(err), verbose, grammars=grammars)
     sampling = take_sampling(options)
     text, system = _prompt_text(prompt, file), utf8(system or "")
     if raw and system:
@@ -89,11 +86,7 @@ def command(
     if not as_json:
         print_plan(planned, err)
         err.print()
-    with loading_progress(err) as on_progress:
-        session = load(
-            planned, count_parent=True, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
-        )
-    with session:
+    with load_shown(planned, err, hard_cap=hard_cap, verbose=verbose) as session:
         completion = _answer(session, text, system, raw, sampling, as_json, constraint)
         report = session.report()
     if as_json and completion is not None:
