@@ -14,8 +14,8 @@ import click
 
 from memfit.cli.json_output import json_option, write_json
 from memfit.headers.hf_config import HfConfig, read_config
-from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec
-from memfit.headers.safetensors import Checkpoint, SafetensorsTensor, find_weights
+from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, StoredTensor
+from memfit.headers.safetensors import Checkpoint, find_weights
 from memfit.hub.resolve import ResolvedModel, resolve
 
 __all__ = ["command"]
@@ -95,32 +95,28 @@ def _facts_of_checkpoint(source: str, config: HfConfig, weights: Checkpoint | No
     }
 
 
-def _tensor_types(tensors: Sequence[TensorSpec | SafetensorsTensor]) -> list[dict[str, Any]]:
+def _tensor_types(tensors: Sequence[StoredTensor]) -> list[dict[str, Any]]:
     """Each tensor type's count and bytes, the largest first."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for tensor in tensors:
-        counts[_type_of(tensor)] += 1
-        sizes[_type_of(tensor)] += tensor.size_bytes
+        counts[tensor.type] += 1
+        sizes[tensor.type] += tensor.size_bytes
     return [{"type": name, "count": counts[name], "size_bytes": size} for name, size in sizes.most_common()]
 
 
-def _tensor_rows(tensors: Sequence[TensorSpec | SafetensorsTensor]) -> list[dict[str, Any]]:
+def _tensor_rows(tensors: Sequence[StoredTensor]) -> list[dict[str, Any]]:
     return [
         {
             "name": tensor.name,
             "shape": list(tensor.shape),
-            "type": _type_of(tensor),
+            "type": tensor.type,
             "size_bytes": tensor.size_bytes,
             "offset_bytes": tensor.offset_bytes,
             "file_index": tensor.file_index,
         }
         for tensor in tensors
     ]
-
-
-def _type_of(tensor: TensorSpec | SafetensorsTensor) -> str:
-    return tensor.type if isinstance(tensor, TensorSpec) else tensor.dtype
 
 
 def _json_value(value: MetadataValue | None) -> Any:

@@ -6,12 +6,11 @@ Understands the few metadata keys that every plan needs; hands on the others as 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 from memfit.errors import HeaderError, ModelNotFoundError
 from memfit.headers.gguf import MOST_TENSORS, GgufHeader, read_header
-from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec
+from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec, main_type
 from memfit.headers.purpose import companion
 from memfit.headers.tensor_types import FILE_TYPES
 
@@ -133,10 +132,7 @@ def _quantization(metadata: dict[str, MetadataValue], tensors: tuple[TensorSpec,
     file_type = metadata.get("general.file_type")
     if isinstance(file_type, int) and file_type in FILE_TYPES:
         return FILE_TYPES[file_type]
-    bytes_by_type: Counter[str] = Counter()
-    for tensor in tensors:
-        bytes_by_type[tensor.type] += tensor.size_bytes
-    return bytes_by_type.most_common(1)[0][0]
+    return main_type(tensors)
 
 
 def _context_length(header: GgufHeader, architecture: str) -> int:

@@ -28,71 +28,44 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 _SLIDING_OFF = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+}
+_MISTRAL = _LLAMA | {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+}
+_QWEN2 = _LLAMA | {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    **_SLIDING_OFF,
+}
 # model_type → the defaults of its configuration class in transformers 5.23.0.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-    },
-    "mistral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-    },
-    "mixtral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
-    },
-    "qwen2": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-        **_SLIDING_OFF,
-    },
-    "qwen3": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "max_position_embeddings": 32768,
-        **_SLIDING_OFF,
-    },
+    "llama": _LLAMA,
+    "mistral": _MISTRAL | {"sliding_window": 4096},
+    "mixtral": _MISTRAL | {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN2 | {"head_dim": 128},
     "qwen3_moe": {
-        "vocab_size": 151936,
+        **_QWEN2,
         "hidden_size": 2048,
         "intermediate_size": 6144,
         "num_hidden_layers": 24,
-        "num_attention_heads": 32,
         "num_key_value_heads": 4,
-        "max_position_embeddings": 32768,
         "moe_intermediate_size": 768,
         "num_experts": 128,
         "num_experts_per_tok": 8,
         "decoder_sparse_step": 1,
-        **(_SLIDING_OFF | {"max_window_layers": 0}),  # its class has no such field: all layers slide
+        "max_window_layers": 0,  # its class has no such field: all layers slide
     },
     "gemma3_text": {
         "vocab_size": 262208,
@@ -246,9 +219,7 @@ class _Section:
         return value
 
     def count(self, key: str, default: int | None = None, *, low: int = 1, high: int = _LARGEST_COUNT) -> int:
-        value = self.get(key)
-        if value is None:
-            value = default
+        value = default if (found := self.get(key)) is None else found
         if value is None:
             self.refuse(key, "is missing")
         if type(value) is not int or not low <= value <= high:

@@ -18,6 +18,7 @@ from typing import Any
 
 from memfit.errors import HeaderError, ModelError, ModelNotFoundError, UsageError
 from memfit.headers.impostors import HEAD_BYTES, impostor
+from memfit.headers.model_spec import StoredTensor
 from memfit.headers.regular_file import require_file
 from memfit.strict_json import parse_json, shown
 from memfit.units import MIB
@@ -43,45 +44,21 @@ _LARGEST_COUNT = 2**63 - 1
 
 # Upstream's names → bits of one element.
 _DTYPE_BITS = {
-    "BOOL": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
+    name: bits
+    for bits, names in (
+        (4, "F4"),
+        (6, "F6_E2M3 F6_E3M2"),
+        (8, "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ"),
+        (16, "I16 U16 F16 BF16"),
+        (32, "I32 U32 F32"),
+        (64, "C64 F64 I64 U64"),
+    )
+    for name in names.split()
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class SafetensorsTensor:
-    """One tensor of a file."""
-
-    name: str
-    shape: tuple[int, ...]  # elements per dimension, the contiguous one last (torch's order)
-    dtype: str  # upstream's name: "F32", "BF16", …
-    size_bytes: int
-    offset_bytes: int  # from the start of its own file
-    file_index: int  # which file of the checkpoint, from 0
-
-    @property
-    def elements(self) -> int:
-        return prod(self.shape)
+class SafetensorsTensor(StoredTensor):
+    """A tensor in torch's order: the contiguous dimension is the last of its shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +271,7 @@ def _read_entry(path: Path, name: str, entry: Any, data_offset: int, file_index:
     return SafetensorsTensor(
         name=name,
         shape=tuple(shape),
-        dtype=entry["dtype"],
+        type=entry["dtype"],
         size_bytes=size,
         offset_bytes=data_offset + offsets[0],
         file_index=file_index,
