@@ -17,7 +17,16 @@ from memfit.errors import ModelError, ModelNotFoundError
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["AGAIN", "FileRange", "RangeReader", "TryAgainError", "make_client", "retry_after"]
+__all__ = [
+    "AGAIN",
+    "FileRange",
+    "RangeReader",
+    "TryAgainError",
+    "make_client",
+    "network_errors",
+    "number_in",
+    "retry_after",
+]
 
 _CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 20.0
 _PIECE_SECONDS = 120.0  # a server that sends a byte now and then is never silent
@@ -103,8 +112,10 @@ class RangeReader:
                 if int(match[2]) - start + 1 < promised:
                     raise TryAgainError("the server sent less than was asked for")
             else:
-                size = _content_length(self._url, answer)
-                promised = min(length, size)
+                said = number_in(answer.headers.get("Content-Length"))
+                if said is None:
+                    raise ModelError(f"{self._url}: the server does not say how long the file is")
+                size, promised = said, min(length, said)
             data = _receive(answer, promised)
         return FileRange(data=data, file_bytes=size, etag=answer.headers.get("ETag", "").strip())
 
@@ -147,34 +158,44 @@ def _receive(answer: httpx2.Response, promised: int) -> bytes:
 
 
 def _trying(url: str, read: Callable[[], FileRange]) -> FileRange:
-    import httpx2
-
     for number in range(_TRIES):
         try:
-            return read()
+            with network_errors(url, _SILENCE_SECONDS):
+                return read()
         except TryAgainError as error:
-            problem, wait = str(error), error.wait_seconds
-        except httpx2.TooManyRedirects:
-            raise ModelError(f"{url}: the server redirects without end") from None
-        except httpx2.TimeoutException:
-            problem, wait = f"the server says nothing for {_SILENCE_SECONDS:.0f} s", 0.0
-        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise ModelError(f"{url} is no address: {error}") from None
-        except httpx2.HTTPError as error:
-            problem, wait = str(error) or type(error).__name__, 0.0
+            failure = error
         if number < _TRIES - 1:
-            time.sleep(min(max(wait, _BACKOFF_SECONDS * 2**number), _MOST_WAIT_SECONDS))
-    raise ModelError(f"cannot read {url}: {problem}, {_TRIES} times")
+            time.sleep(min(max(failure.wait_seconds, _BACKOFF_SECONDS * 2**number), _MOST_WAIT_SECONDS))
+    raise ModelError(f"cannot read {url}: {failure}, {_TRIES} times")
 
 
-def _content_length(url: str, answer: httpx2.Response) -> int:
-    text = answer.headers.get("Content-Length", "")
-    if not (text.isascii() and text.isdigit()):
-        raise ModelError(f"{url}: the server does not say how long the file is")
-    return int(text)
+@contextlib.contextmanager
+def network_errors(url: str, silence_seconds: float) -> Iterator[None]:
+    """httpx2's errors as ours, for a client that waits so long for a silent server.
+
+    Raises:
+        TryAgainError: what may pass.
+        ModelError: what stays.
+    """
+    import httpx2
+
+    try:
+        yield
+    except httpx2.TooManyRedirects:
+        raise ModelError(f"{url}: the server redirects without end") from None
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise ModelError(f"{url} is no address: {error}") from None
+    except httpx2.ReadTimeout:
+        raise TryAgainError(f"the server says nothing for {silence_seconds:.0f} s") from None
+    except httpx2.HTTPError as error:
+        raise TryAgainError(str(error) or type(error).__name__) from None
+
+
+def number_in(text: str | None) -> int | None:
+    """The whole number that a header says; None for any other text, or where there is no such header."""
+    return int(text) if text and text.isascii() and text.isdigit() else None
 
 
 def retry_after(answer: httpx2.Response) -> float:
     """The seconds that the server wants to be left alone; 0 where it does not say."""
-    text = answer.headers.get("Retry-After", "")
-    return float(text) if text.isascii() and text.isdigit() else 0.0
+    return float(number_in(answer.headers.get("Retry-After")) or 0)

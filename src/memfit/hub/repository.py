@@ -39,7 +39,9 @@ __all__ = [
     "endpoint",
     "find_remote",
     "how_to_access",
+    "is_missing",
     "list_repository",
+    "page_of",
     "repositories_of",
     "repository_of",
     "token_headers",
@@ -88,11 +90,24 @@ def token_headers() -> dict[str, str]:
     return dict(build_hf_headers(library_name="memfit"))
 
 
+def page_of(repo: str) -> str:
+    """The address of the repository's page on the hub."""
+    return f"{endpoint()}/{repo}"
+
+
 def how_to_access(repo: str) -> str:
     """What a user does who may not read a repository's files."""
     return (
-        f"accept its terms at {endpoint()}/{repo}, then set HF_TOKEN to a token of that account, or run: "
+        f"accept its terms at {page_of(repo)}, then set HF_TOKEN to a token of that account, or run: "
         "hf auth login"
+    )
+
+
+def is_missing(repo: str) -> str:
+    """What to say of a repository that the hub does not show."""
+    return (
+        f"there is no hf:{repo}, or it is private: see {page_of(repo)}; for a private one set HF_TOKEN, or "
+        "run: hf auth login"
     )
 
 
@@ -209,7 +224,7 @@ def _nearest(found: Repository, name: str) -> str | None:
 def _in_parts(found: Repository) -> str:
     joined = how_to_join(file.name for file in found.files)
     return (
-        f"hf:{found.repo} holds {joined}, once they are downloaded from {endpoint()}/{found.repo}; memfit "
+        f"hf:{found.repo} holds {joined}, once they are downloaded from {page_of(found.repo)}; memfit "
         "plans and runs the whole"
     )
 
@@ -291,16 +306,12 @@ def _explained(repo: str) -> Iterator[None]:
         RepositoryNotFoundError,
     )
 
-    page = f"{endpoint()}/{repo}"
     try:
         yield
     except GatedRepoError:
         raise ModelError(f"hf:{repo} is gated: {how_to_access(repo)}") from None
     except RepositoryNotFoundError:
-        raise ModelNotFoundError(
-            f"there is no hf:{repo}, or it is private: see {page}; for a private one set HF_TOKEN, or run: "
-            "hf auth login"
-        ) from None
+        raise ModelNotFoundError(is_missing(repo)) from None
     except OfflineModeIsEnabled:
         raise ModelError(
             f"hf:{repo}: HF_HUB_OFFLINE is set, and it is not among the models on this disk"
