@@ -16,7 +16,7 @@ from memfit.cli.json_output import json_option, write_json
 from memfit.headers.hf_config import HfConfig, read_config
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, StoredTensor
 from memfit.headers.safetensors import Checkpoint, find_weights
-from memfit.hub.resolve import ResolvedModel, resolve
+from memfit.hub.resolve import resolve
 
 __all__ = ["command"]
 
@@ -30,32 +30,26 @@ def command(model: str, tensors: bool, as_json: bool) -> None:
     safetensors. Of what is not here only the header is read.
     """
     found = resolve(model)
-    show = _show_checkpoint if found.is_checkpoint else _show_gguf
-    show(found, tensors=tensors, as_json=as_json)
-
-
-def _show_gguf(model: ResolvedModel, *, tensors: bool, as_json: bool) -> None:
-    spec = model.read_spec()
-    facts = _facts_of_gguf(spec)
-    rows = _tensor_rows(spec.tensors) if tensors else []
+    stored: Sequence[StoredTensor]
+    if found.is_checkpoint:
+        config, weights = read_config(found.path), find_weights(found.path)
+        facts, stored = (
+            _facts_of_checkpoint(found.source, config, weights),
+            weights.tensors if weights else (),
+        )
+    else:
+        spec = found.read_spec()
+        facts, stored = _facts_of_gguf(spec), spec.tensors
+    rows = _tensor_rows(stored) if tensors else []
     if as_json:
         write_json({**facts, "tensors": rows} if tensors else facts)
         return
-    from memfit.cli.inspect_tables import print_gguf
+    from memfit.cli.inspect_tables import print_checkpoint, print_gguf
 
-    print_gguf(spec, facts["tensor_types"], rows)
-
-
-def _show_checkpoint(model: ResolvedModel, *, tensors: bool, as_json: bool) -> None:
-    config, weights = read_config(model.path), find_weights(model.path)
-    facts = _facts_of_checkpoint(model.source, config, weights)
-    rows = _tensor_rows(weights.tensors) if weights and tensors else []
-    if as_json:
-        write_json({**facts, "tensors": rows} if tensors else facts)
-        return
-    from memfit.cli.inspect_tables import print_checkpoint
-
-    print_checkpoint(facts, weights, rows)
+    if found.is_checkpoint:
+        print_checkpoint(facts, weights, rows)
+    else:
+        print_gguf(spec, facts["tensor_types"], rows)
 
 
 def _facts_of_gguf(spec: ModelSpec) -> dict[str, Any]:

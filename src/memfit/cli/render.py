@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
 from memfit.engines.report import Report
@@ -33,6 +34,7 @@ __all__ = [
     "print_report",
     "print_why",
     "speaker",
+    "table",
     "write",
 ]
 
@@ -51,6 +53,15 @@ _FREE_CELL = "·"
 def console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
     """A console that never wraps piped text and never interprets what a model says."""
     return Console(stderr=stderr, file=file, highlight=False, soft_wrap=True, emoji=False)
+
+
+def table(*headings: str, no_wrap: bool = False, header_style: str | None = None) -> Table:
+    """A table without lines; `>` before a heading sets its column to the right."""
+    shown = Table(box=None, pad_edge=False, show_header=bool(headings), header_style=header_style)
+    for heading in headings:
+        justify: JustifyMethod = "right" if heading.startswith(">") else "left"
+        shown.add_column(heading.removeprefix(">"), justify=justify, no_wrap=no_wrap)
+    return shown
 
 
 def plain(text: str) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -27,9 +27,6 @@ from memfit.cli.schema import read_schema, schema_option
 from memfit.engines.requests import Completion, Sampling
 from memfit.engines.session import Session
 from memfit.errors import InterruptedByUser, UsageError, WrongValueError
-
-if TYPE_CHECKING:
-    from memfit.engines.report import Report
 
 __all__ = ["command"]
 
@@ -90,7 +87,13 @@ def command(
         completion = _answer(session, text, system, raw, sampling, as_json, constraint)
         report = session.report()
     if as_json and completion is not None:
-        write_json(_document(report, completion))
+        document = report.to_json(
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
+        )
+        write_json(document)
     else:
         if completion is not None:
             click.echo()
@@ -98,16 +101,6 @@ def command(
         print_report(report, err)
     was_cancelled = completion is not None and completion.finish_reason == "cancelled"
     return InterruptedByUser.exit_code if was_cancelled else 0
-
-
-def _document(report: Report, completion: Completion) -> dict[str, Any]:
-    """What --json prints."""
-    return report.to_json(
-        text=completion.text,
-        finish_reason=completion.finish_reason,
-        prompt_tokens=completion.prompt_tokens,
-        completion_tokens=completion.completion_tokens,
-    )
 
 
 def _prompt_text(prompt: str | None, file: str | None) -> str | None:

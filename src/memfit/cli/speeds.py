@@ -104,12 +104,15 @@ def print_speeds(measured: MachineSpeeds, out: Console) -> None:
 
 
 def _weights_table(device: MeasuredDevice) -> Table:
-    passes = ("1 token", "512 tokens")
-    table = _table("weights", *passes, *(f"{name}, repacked" for name in passes if device.repacked))
+    from memfit.cli.render import table
+
+    passes = (">1 token", ">512 tokens")
+    repacked = (f"{name}, repacked" for name in passes if device.repacked)
+    shown = table("weights", *passes, *repacked, no_wrap=True, header_style="dim")
     for name, plain in device.weights.items():
         both = [plain, device.repacked.get(name)] if device.repacked else [plain]
-        table.add_row(name, *(cell for one in both for cell in _weight_cells(one)))
-    return table
+        shown.add_row(name, *(cell for one in both for cell in _weight_cells(one)))
+    return shown
 
 
 def _weight_cells(one: Mapping[str, float] | None) -> tuple[str, str]:
@@ -119,20 +122,12 @@ def _weight_cells(one: Mapping[str, float] | None) -> tuple[str, str]:
 
 
 def _attention_table(device: MeasuredDevice) -> Table:
-    table = _table("attention: KV/head", "1 token", "512 tokens")
+    from memfit.cli.render import table
+
+    shown = table("attention: KV/head", ">1 token", ">512 tokens", no_wrap=True, header_style="dim")
     for name, one in device.attention.items():
-        table.add_row(name, *(_operations(one[kind]) if one else _NO for kind in ("generation", "prompt")))
-    return table
-
-
-def _table(first: str, *others: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+        shown.add_row(name, *(_operations(one[kind]) if one else _NO for kind in ("generation", "prompt")))
+    return shown
 
 
 def _title(device: MeasuredDevice) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,10 +19,8 @@ __all__ = ["download_address", "hub_name", "what_was_meant"]
 
 _QUOTES = (
     "\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}\N{LEFT SINGLE QUOTATION MARK}"
-    + (
-        "\N{RIGHT SINGLE QUOTATION MARK}\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}"
-        "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
-    )
+    "\N{RIGHT SINGLE QUOTATION MARK}\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}"
+    "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 )
 _MOST_LISTED = 10_000  # names of a folder that are looked through
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -141,7 +140,7 @@ def _beside(path: Path) -> str | None:
         if path.is_symlink():
             return f"it is a link to {path.readlink()}, which is not there"
         with os.scandir(path.parent) as entries:
-            names = [entry.name for entry, _ in zip(entries, range(_MOST_LISTED), strict=False)]
+            names = [entry.name for entry in islice(entries, _MOST_LISTED)]
     except (OSError, ValueError):
         parents = [parent for parent in path.parents if str(parent) != "."]
         missing = [parent for parent in parents if not os.path.lexists(parent)]

@@ -282,9 +282,7 @@ def _of_url(given: str) -> RemoteModel:
             about = reader.read(0, HEAD_BYTES)
         if not about.data.startswith(b"GGUF") and (what := impostor(about.data)):
             raise ModelError(f"{address} is not a GGUF file but {what}")
-        files.append(
-            RemoteFile(name=shard, url=address, size_bytes=about.file_bytes, etag=about.etag, sha256=None)
-        )
+        files.append(RemoteFile(name=shard, url=address, size_bytes=about.file_bytes, etag=about.etag))
     return RemoteModel(source=given, repo=None, revision=None, files=tuple(files))
 
 
