@@ -192,14 +192,14 @@ def _planner(
     workload: Workload,
     engine: str,
     sequences: int | None,
-) -> MakePlan[Plan]:
+) -> MakePlan:
     """What `ready_plan` calls: a plan for the lengths of this input's lines."""
     from memfit.api import plan_batch
     from memfit.batch.lengths import lengths_in_tokens
 
     expected = sampling.max_tokens or workload.generated_tokens
 
-    def make(source: str | None = None) -> Plan:
+    def make(source: str | None) -> Plan:
         sample = [line.request for line in lines.sample(_SAMPLE)]  # gone again when it is planned
         return plan_batch(
             source or model,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,17 +23,11 @@ __all__ = ["MakePlan", "load_shown", "ready_plan", "yes_option"]
 
 yes_option = click.option("--yes", is_flag=True, help="Download what is missing without asking.")
 
-_Plan = TypeVar("_Plan", bound=Plan)
-_SomePlan = TypeVar("_SomePlan", bound=Plan, covariant=True)
+# Plans another source with the same budget and workload; MODEL where it is None.
+MakePlan = Callable[[str | None], Plan]
 
 
-class MakePlan(Protocol[_SomePlan]):
-    """Plans MODEL, or another `source` with the same budget and workload."""
-
-    def __call__(self, source: str | None = None) -> _SomePlan: ...
-
-
-def ready_plan(make_plan: MakePlan[_Plan], out: Console, *, yes: bool) -> _Plan:
+def ready_plan(make_plan: MakePlan, out: Console, *, yes: bool) -> Plan:
     """Planned, downloaded where it has to be, and planned again on the file itself.
 
     Raises:
@@ -43,7 +38,7 @@ def ready_plan(make_plan: MakePlan[_Plan], out: Console, *, yes: bool) -> _Plan:
     from memfit.cli.render import print_plan
     from memfit.hub.header_only import is_header_only
 
-    planned = make_plan()
+    planned = make_plan(None)
     planned.require_fit()
     if not any(map(is_header_only, planned.spec.paths)):
         return planned

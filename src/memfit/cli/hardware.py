@@ -136,14 +136,14 @@ def _cpu(cpu: Cpu) -> str:
 
 
 def _ram(ram: Ram) -> str:
-    parts = [f"{format_bytes(ram.total_bytes)}, {format_bytes(ram.available_bytes)} available"]
-    if ram.total_bytes < ram.physical_bytes:
-        parts.append(f"limited by a cgroup; the machine has {format_bytes(ram.physical_bytes)}")
-    if ram.type:
-        parts.append(ram.type)
-    if ram.megatransfers_per_second:
-        parts.append(f"{ram.megatransfers_per_second} MT/s")
-    return ", ".join(parts)
+    whole = f"limited by a cgroup; the machine has {format_bytes(ram.physical_bytes)}"
+    parts = (
+        f"{format_bytes(ram.total_bytes)}, {format_bytes(ram.available_bytes)} available",
+        whole if ram.total_bytes < ram.physical_bytes else None,
+        ram.type,
+        ram.megatransfers_per_second and f"{ram.megatransfers_per_second} MT/s",
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def _swap(ram: Ram) -> str:
@@ -153,17 +153,16 @@ def _swap(ram: Ram) -> str:
 
 
 def _gpu(gpu: Gpu) -> str:
-    parts = [gpu.name, f"{format_bytes(gpu.total_bytes)}, {format_bytes(gpu.free_bytes)} free"]
-    if gpu.others_bytes:
-        parts.append(f"{format_bytes(gpu.others_bytes)} held by other programs")
-    parts.append(f"driver {gpu.driver}")
-    if gpu.cuda:
-        parts.append(f"CUDA {gpu.cuda}")
-    if gpu.compute_capability:
-        parts.append(f"compute capability {gpu.compute_capability}")
-    if gpu.link:
-        parts.append(gpu.link)
-    return ", ".join(parts)
+    parts = (
+        gpu.name,
+        f"{format_bytes(gpu.total_bytes)}, {format_bytes(gpu.free_bytes)} free",
+        gpu.others_bytes and f"{format_bytes(gpu.others_bytes)} held by other programs",
+        f"driver {gpu.driver}",
+        gpu.cuda and f"CUDA {gpu.cuda}",
+        gpu.compute_capability and f"compute capability {gpu.compute_capability}",
+        gpu.link,
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def _disk(disk: Disk) -> str:

@@ -157,7 +157,7 @@ def take_plan(
     verbose: bool,
     *,
     grammars: bool = False,
-) -> MakePlan[Plan]:
+) -> MakePlan:
     """Remove budget, workload and --plan from a command's keyword arguments; what is returned makes the
     plan, or reads the saved one. Of a repository's quantizations the recommended one is planned."""
     saved = options.pop("plan")
@@ -169,7 +169,7 @@ def take_plan(
         _refuse_beside_plan(names)
         from memfit.saved_plan import read_plan
 
-        def read(source: str | None = None) -> Plan:
+        def read(source: str | None) -> Plan:
             return read_plan(saved, model=source or model, count_parent=True, say=say)
 
         return read
@@ -178,7 +178,7 @@ def take_plan(
     from memfit.advise import advise, choices_of
     from memfit.api import plan
 
-    def make(source: str | None = None) -> Plan:
+    def make(source: str | None) -> Plan:
         named = source or model
         request: dict[str, Any] = {"budget": budget, "workload": workload, "count_parent": True, "say": say}
         choices = choices_of(named)
@@ -267,15 +267,12 @@ def asks_for_transformers(engine: dict[str, Any]) -> bool:
 
 def take_workload(options: dict[str, Any], *, grammars: bool = False) -> Workload:
     """Likewise for the workload; `grammars` as in Workload."""
-    parallel = options.pop("parallel")
+    context, parallel, generated = (options.pop(name) for name in ("ctx", "parallel", "gen_tokens"))
+    alike = ("kv_type", "threads", "repack", "prompt_tokens", "depth")
     return Workload(
-        context=options.pop("ctx"),
+        context=context,
         parallel=1 if parallel is None else parallel,
-        kv_type=options.pop("kv_type"),
-        threads=options.pop("threads"),
-        repack=options.pop("repack"),
-        prompt_tokens=options.pop("prompt_tokens"),
-        generated_tokens=options.pop("gen_tokens"),
-        depth=options.pop("depth"),
+        generated_tokens=generated,
         grammars=grammars,
+        **{name: options.pop(name) for name in alike},
     )

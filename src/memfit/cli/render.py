@@ -134,20 +134,16 @@ def _print_tier(tier: TierUse, out: Console) -> None:
     filled = f"{format_bytes(tier.total_bytes)} of {format_bytes(tier.budget_bytes)}"
     out.print(f"[bold]{_tier_name(tier.name)}[/]  {filled}")
     scale = max(tier.budget_bytes, tier.total_bytes)
-    bar = Text("  ")
+    bar, legend = Text("  "), Text("  ")
     edge = 0
     for name, size in tier.parts.items():
-        _, colour, cell = _PARTS[name]
+        label, colour, cell = _PARTS[name]
         start = round(_BAR_CELLS * edge / scale)
         edge += size
         bar.append(cell * (round(_BAR_CELLS * edge / scale) - start), style=colour)
+        legend.append(f"{cell} ", style=colour).append(f"{label} {format_bytes(size)}  ")
     bar.append(_FREE_CELL * (_BAR_CELLS + 2 - len(bar)), style="dim")
     out.print(bar)
-    legend = Text("  ")
-    for name, size in tier.parts.items():
-        label, colour, cell = _PARTS[name]
-        legend.append(f"{cell} ", style=colour)
-        legend.append(f"{label} {format_bytes(size)}  ")
     free = tier.budget_bytes - tier.total_bytes
     legend.append(f"{_FREE_CELL} ", style="dim")
     legend.append(f"free {format_bytes(free)}" if free >= 0 else f"short {format_bytes(-free)}")

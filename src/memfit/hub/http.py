@@ -92,18 +92,8 @@ class RangeReader:
     def _read(self, start: int, length: int) -> FileRange:
         # Compressed, a range would be one of other bytes.
         wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
-        with _opened(self._client, self._url, {**self._headers, **wanted}) as answer:
-            if answer.status_code in (401, 403):
-                raise ModelError(
-                    f"{self._url}: no access ({answer.status_code} {answer.reason_phrase}){self._key}"
-                )
-            if answer.status_code == 416:
-                raise ModelError(f"{self._url} is shorter than {start + 1} bytes, so it is no whole model")
-            if answer.status_code == 200 and start > 0:
-                raise ModelError(
-                    f"{self._url}: the server ignores range requests, so the header cannot be read alone; "
-                    "memfit pull downloads the whole file"
-                )
+        with self._client.stream("GET", self._url, headers={**self._headers, **wanted}) as answer:
+            self._require_success(answer, start)
             if answer.status_code == 206:
                 match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
                 if not match or int(match[1]) != start or not start <= int(match[2]) < int(match[3]):
@@ -119,6 +109,24 @@ class RangeReader:
             data = _receive(answer, promised)
         return FileRange(data=data, file_bytes=size, etag=answer.headers.get("ETag", "").strip())
 
+    def _require_success(self, answer: httpx2.Response, start: int) -> None:
+        status, said = answer.status_code, f"{answer.status_code} {answer.reason_phrase}"
+        if status in AGAIN:
+            raise TryAgainError(f"the server answers {status}", retry_after(answer))
+        if status == 404:
+            raise ModelNotFoundError(f"nothing is at {self._url}")
+        if status in (401, 403):
+            raise ModelError(f"{self._url}: no access ({said}){self._key}")
+        if status == 416:
+            raise ModelError(f"{self._url} is shorter than {start + 1} bytes, so it is no whole model")
+        if status not in (200, 206):
+            raise ModelError(f"{self._url}: the server answers {said}")
+        if status == 200 and start > 0:
+            raise ModelError(
+                f"{self._url}: the server ignores range requests, so the header cannot be read alone; "
+                "memfit pull downloads the whole file"
+            )
+
 
 def make_client(silence_seconds: float) -> httpx2.Client:
     """A client that follows redirects, but not for ever, and waits so long for a silent server."""
@@ -126,20 +134,6 @@ def make_client(silence_seconds: float) -> httpx2.Client:
 
     timeout = httpx2.Timeout(silence_seconds, connect=_CONNECT_SECONDS)
     return httpx2.Client(follow_redirects=True, timeout=timeout, max_redirects=10)
-
-
-@contextlib.contextmanager
-def _opened(client: httpx2.Client, url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
-    """An answer whose body is still to come, with a status that is one."""
-    with client.stream("GET", url, headers=headers) as answer:
-        status = answer.status_code
-        if status in AGAIN:
-            raise TryAgainError(f"the server answers {status}", retry_after(answer))
-        if status == 404:
-            raise ModelNotFoundError(f"nothing is at {url}")
-        if status not in (200, 206, 401, 403, 416):
-            raise ModelError(f"{url}: the server answers {status} {answer.reason_phrase}")
-        yield answer
 
 
 def _receive(answer: httpx2.Response, promised: int) -> bytes:

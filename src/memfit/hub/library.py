@@ -40,8 +40,8 @@ class LocalModel:
     kind: _Kind | Literal["partial"]
     paths: tuple[Path, ...]  # files, in shard order, a config.json first; the newest revision's
     size_bytes: int  # on the disk, all its revisions together
-    last_used: float | None  # Unix time by the file system, which may be a day late
-    complete: bool
+    last_used: float | None = None  # Unix time by the file system, which may be a day late
+    complete: bool = False
 
 
 def local_files(model: RemoteModel) -> tuple[Path, ...] | None:
@@ -199,15 +199,7 @@ def _partial(name: str, repo: str | None, paths: Sequence[Path]) -> LocalModel:
     for path in paths:
         with suppress(OSError):  # finished in the meantime
             sizes.append(path.stat().st_size)
-    return LocalModel(
-        name=name,
-        repo=repo,
-        kind="partial",
-        paths=tuple(paths),
-        size_bytes=sum(sizes),
-        last_used=None,
-        complete=False,
-    )
+    return LocalModel(name=name, repo=repo, kind="partial", paths=tuple(paths), size_bytes=sum(sizes))
 
 
 def _url_models() -> Iterable[LocalModel]:
