@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memfit.errors import InterruptedByUser, ModelError, UsageError
+from memfit.errors import ModelError, UsageError
 from memfit.planner.plan import Plan
 from memfit.processes.helper import python_module
 from memfit.units import format_bytes
@@ -49,11 +49,7 @@ def ready_plan(make_plan: MakePlan, out: Console, *, yes: bool) -> Plan:
             raise UsageError(
                 f"{source} is not here: add --yes to download {size}, or run: memfit pull {source}"
             )
-        try:
-            agreed = click.confirm(f"Download {size}?", default=True, err=True)
-        except click.Abort:
-            raise InterruptedByUser from None
-        if not agreed:
+        if not click.confirm(f"Download {size}?", default=True, err=True):
             raise UsageError(f"{source} was not downloaded")
     # A process of its own, as in hub/subprocess.py; it shows its progress, and says what went wrong.
     code = subprocess.run([*python_module("memfit"), "pull", source], stdout=subprocess.DEVNULL).returncode

@@ -70,11 +70,9 @@ def _rates_json(rates: _Rates) -> dict[str, Any]:
 def brief_speeds(measured: MachineSpeeds) -> Iterator[str]:
     """One line for each device and disk."""
     for device in measured.devices:
-        plain, repacked = (
-            [one for one in rates.values() if one] for rates in (device.weights, device.repacked)
-        )
-        most = max(one["bytes_per_second"] for one in plain + repacked)
-        operations = max(one["operations_per_second"] for one in plain + repacked)
+        rates = [one for one in (*device.weights.values(), *device.repacked.values()) if one]
+        most = max(one["bytes_per_second"] for one in rates)
+        operations = max(one["operations_per_second"] for one in rates)
         yield (
             f"{_title(device)}: generation up to {_bytes(most)} of weights, prompts up to "
             f"{_operations(operations)} ({len(device.weights)} types measured)"

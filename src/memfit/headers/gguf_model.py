@@ -94,11 +94,8 @@ def _shard_paths(given: GgufHeader) -> list[Path]:
         for number in range(1, int(match[2]) + 1)
     ]
     if not paths or len(paths) != count or given.path not in paths:
-        raise HeaderError(
-            given.path,
-            "split.count",
-            f"one of {count} shards must be named like model-00001-of-{count:05d}.gguf",
-        )
+        problem = f"one of {count} shards must be named like model-00001-of-{count:05d}.gguf"
+        raise HeaderError(given.path, "split.count", problem)
     return paths
 
 
@@ -111,11 +108,8 @@ def _check_value(header: GgufHeader, key: str, expected: int) -> None:
 
 def _architecture(header: GgufHeader) -> str:
     if what := companion(header.metadata):
-        raise HeaderError(
-            header.path,
-            "general.type",
-            f"{what}: a companion file that goes with a model, not a model itself",
-        )
+        problem = f"{what}: a companion file that goes with a model, not a model itself"
+        raise HeaderError(header.path, "general.type", problem)
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise HeaderError(header.path, "general.architecture", "is missing")

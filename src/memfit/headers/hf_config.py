@@ -256,7 +256,8 @@ def _read_text(whole: _Section, text: _Section, vision: VisionConfig | None) -> 
     partial = text.get("partial_rotary_factor")
     if text_type in _DEFAULTS and partial not in (None, 1, 1.0):
         text.refuse("partial_rotary_factor", f"got {shown(partial)}; memfit does not know this variant")
-    sparse = _sparse_layers(text, layers)
+    experts = _experts(text)
+    sparse = _sparse_layers(text, layers) if experts else ()
     return HfConfig(
         path=whole.path,
         model_type=model_type,
@@ -281,8 +282,10 @@ def _read_text(whole: _Section, text: _Section, vision: VisionConfig | None) -> 
         attention_bias=text.flag("attention_bias"),
         mlp_bias=text.flag("mlp_bias"),
         layer_windows=_layer_windows(text, text_type, layers),
-        num_experts=_experts(text),
-        num_experts_per_tok=_experts_per_token(text),
+        num_experts=experts,
+        num_experts_per_tok=(
+            text.count("num_experts_per_tok", 0, low=0, high=_MOST_EXPERTS) if experts else 0
+        ),
         # Where experts are all there is, as in Mixtral and OLMoE, they have the plain field's width.
         moe_intermediate_size=(
             text.count("moe_intermediate_size", text.count("intermediate_size")) if sparse else 0
@@ -330,14 +333,8 @@ def _experts(text: _Section) -> int:
     return text.count(key, 0, low=0, high=_MOST_EXPERTS)
 
 
-def _experts_per_token(text: _Section) -> int:
-    return text.count("num_experts_per_tok", 0, low=0, high=_MOST_EXPERTS) if _experts(text) else 0
-
-
 def _sparse_layers(text: _Section, layers: int) -> tuple[int, ...]:
     """As Qwen3MoeDecoderLayer decides it; Mixtral has experts in all layers."""
-    if not _experts(text):
-        return ()
     step = text.count("decoder_sparse_step", 1)
     dense = text.items("mlp_only_layers", most=layers) or []
     for index, layer in enumerate(dense):

@@ -308,15 +308,13 @@ def _check_shapes(
     found = Counter(tensor.shape for tensor in stored if not _is_expert(tensor.name))
     for problem, shapes in (("lack", expected - found), ("also hold", found - expected)):
         for shape, count in shapes.items():
-            raise HeaderError(
-                config.path, "model_type", f"the files {problem} {count} tensor(s) of shape {list(shape)}"
-            )
+            found_there = f"the files {problem} {count} tensor(s) of shape {list(shape)}"
+            raise HeaderError(config.path, "model_type", found_there)
     needed = sum(each.elements for each in parameters if each.kind == "experts")
     there = sum(tensor.elements for tensor in stored if _is_expert(tensor.name))
     if needed != there:
-        raise HeaderError(
-            config.path, "num_experts", f"the files' experts have {there} elements, config.json asks {needed}"
-        )
+        differs = f"the files' experts have {there} elements, config.json asks {needed}"
+        raise HeaderError(config.path, "num_experts", differs)
 
 
 def _model_by_names(config: HfConfig, checkpoint: Checkpoint, stored: list[SafetensorsTensor]) -> HfModel:

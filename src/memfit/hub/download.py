@@ -68,7 +68,7 @@ def pull(
 
 def missing_bytes(model: RemoteModel) -> int:
     """Bytes that `pull` would fetch: what is neither here nor in a partial file."""
-    return sum(file.size_bytes - held for file, held in ((file, _held(model, file)) for file in model.files))
+    return sum(file.size_bytes - _held(model, file) for file in model.files)
 
 
 @dataclass

@@ -87,18 +87,16 @@ def _of_elsewhere(model: str) -> str | None:
     if found := _OTHER_LIBRARY.fullmatch(model):
         named = (_HOST.match(found[1]) and hub_name(found[1])) or "hf:org/repo:Q4_K_M"
         return f"Ollama's library is not read; on the Hugging Face hub a model is {named}"
+    if re.match(r"(?i)(hf|huggingface):", model) and (meant := hub_name(model)):
+        return f"on the Hugging Face hub it is {meant}"
     scheme = _SCHEME.match(model)
     if scheme is None:
-        if re.match(r"(?i)(hf|huggingface):", model) and (found_name := hub_name(model)):
-            return f"on the Hugging Face hub it is {found_name}"
         if _TAGGED.fullmatch(model):
             return "on the Hugging Face hub a model is hf:org/repo:Q4_K_M"
         return None
     name = scheme[1].lower()
     if name == "file":
         return f"write the path itself: {unquote(urlsplit(model).path)}"
-    if name in ("hf", "huggingface") and (found_name := hub_name(model)):
-        return f"on the Hugging Face hub it is {found_name}"
     if name in ("https", "http"):
         return f"write {name}:// in small letters"
     return (
