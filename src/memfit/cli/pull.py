@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "download"]
 
 _LINES = 10  # of progress, where there is no terminal
-_LONG_BYTES = GIB  # reading so much for its checksum takes more than a second
+_LONG_BYTES = GIB  # to read this much for its checksum takes more than a second
 
 
 @click.command("pull")

@@ -40,7 +40,7 @@ __all__ = [
 
 PIPE_WIDTH = 1000  # columns: a file or a pipe has no edge to fold tables at
 _BAR_CELLS = 48
-# A part's name → label, colour, cell: the cells keep the parts apart where there are no colours.
+# A part's name → label, colour, cell: the cells tell the parts from each other where there are no colours.
 _PARTS = {
     "weights": ("weights", "blue", "█"),
     "kv_cache": ("KV cache", "green", "▓"),

@@ -133,8 +133,8 @@ def _answer(
     quiet: bool,
     schema: Mapping[str, Any] | None,
 ) -> Completion | None:
-    """Through the model's chat template where there is one and --raw does not leave it out. Without a text
-    this is a chat, and None comes back when it is over.
+    """The answer to a text: through the model's chat template, unless it has none or --raw leaves it out.
+    Without a text this is a chat, and None comes back when it is over.
 
     Raises:
         UsageError: there is a system message, and no template that takes one.

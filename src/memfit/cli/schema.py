@@ -19,7 +19,7 @@ def read_schema(path: str | None) -> Mapping[str, Any] | None:
     """The schema in a file, checked; None without one.
 
     Raises:
-        UsageError: no schema is there, or one with something that cannot be enforced.
+        UsageError: there is no schema, or it has something that cannot be enforced.
     """
     if path is None:
         return None

@@ -63,7 +63,7 @@ class ModelSpec:
     paths: tuple[Path, ...]  # every file of the model, in shard order
     file_bytes: int  # all files together
     data_offset_bytes: tuple[int, ...]  # per file: where tensor data begins
-    architecture: str  # general.architecture, such as "llama"
+    architecture: str  # general.architecture: "llama", for example
     name: str
     quantization: str  # llama.cpp's name of general.file_type: "Q4_K_M"; else of most bytes' type
     n_params: int  # elements of all tensors
@@ -90,5 +90,5 @@ class ModelSpec:
         return self.expert_share if _ROUTED.search(tensor) else 1.0
 
     def architecture_value(self, key: str) -> MetadataValue | None:
-        """`{architecture}.{key}` of the metadata, such as `block_count`; None where absent."""
+        """`{architecture}.{key}` of the metadata (of `block_count`, say); None where absent."""
         return self.metadata.get(f"{self.architecture}.{key}")

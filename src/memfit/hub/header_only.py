@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from memfit.errors import ModelError
-from memfit.hardware.folders import cache_folder, scratch_folder
+from memfit.hardware.folders import cache_folder
 from memfit.headers.gguf import read_open_header
 from memfit.headers.impostors import HEAD_BYTES
 from memfit.headers.safetensors import require_safetensors
@@ -48,11 +49,14 @@ def fetch_headers(model: RemoteModel, say: Callable[[str], None] | None = None) 
         say(f"reading the header of {model.source}")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(root, ".new-") as fresh:
+        fresh = Path(tempfile.mkdtemp(dir=root, prefix=".new-"))
+        try:
             with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
                 # list() raises the first error.
                 list(pool.map(lambda file: _fetch(file, fresh / Path(file.name).name, model.repo), files))
             _replace(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
         raise ModelError(f"cannot keep the header of {model.source} in {root}: {error.strerror}") from None
     return paths

@@ -129,7 +129,7 @@ class RangeReader:
 
 
 def make_client(silence_seconds: float) -> httpx2.Client:
-    """A client that follows redirects, but not for ever, and waits so long for a silent server."""
+    """A client that follows ten redirects at most, and waits `silence_seconds` for a silent server."""
     import httpx2
 
     timeout = httpx2.Timeout(silence_seconds, connect=_CONNECT_SECONDS)
@@ -137,7 +137,7 @@ def make_client(silence_seconds: float) -> httpx2.Client:
 
 
 def _receive(answer: httpx2.Response, promised: int) -> bytes:
-    """So many bytes of the body, and no more, whatever comes."""
+    """`promised` bytes of the body, and no more, whatever comes."""
     data = bytearray()
     ends = time.monotonic() + _PIECE_SECONDS
     for part in answer.iter_raw():
@@ -165,7 +165,7 @@ def _trying(url: str, read: Callable[[], FileRange]) -> FileRange:
 
 @contextlib.contextmanager
 def network_errors(url: str, silence_seconds: float) -> Iterator[None]:
-    """httpx2's errors as ours, for a client that waits so long for a silent server.
+    """httpx2's errors as ours, for a client of `make_client(silence_seconds)`.
 
     Raises:
         TryAgainError: what may pass.

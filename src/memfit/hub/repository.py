@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -77,6 +77,10 @@ class Repository:
     def variants(self) -> tuple[Variant, ...]:
         return variants(self.files)
 
+    def model(self, source: str, files: Sequence[RemoteFile]) -> RemoteModel:
+        """Of these files, the model that the user called `source`."""
+        return RemoteModel(source=source, repo=self.repo, revision=self.revision, files=tuple(files))
+
 
 def endpoint() -> str:
     """The hub's address: HF_ENDPOINT as it is now, not as it was when huggingface_hub was imported."""
@@ -129,11 +133,11 @@ def find_remote(model: str) -> RemoteModel:
     if len(chosen) > 1:
         raise UsageError(clash(repo, chosen))
     if chosen:
-        return RemoteModel(source=model, repo=repo, revision=found.revision, files=chosen[0].files)
+        return found.model(model, chosen[0].files)
     if label is not None:
         labels = ", ".join(dict.fromkeys(one.label for one in found.variants)) or "no GGUF file at all"
         raise UsageError(f"{model}: hf:{repo} has no {label}; it has {labels}")
-    return RemoteModel(source=model, repo=repo, revision=found.revision, files=_checkpoint(found))
+    return found.model(model, _checkpoint(found))
 
 
 def list_repository(repo: str) -> Repository:
@@ -209,9 +213,7 @@ def _of_file(model: str, found: Repository, name: str) -> RemoteModel:
         raise ModelError(_in_parts(found))
     if not name.lower().endswith(".gguf"):
         raise ModelError(f"{model}: name a .gguf file, or the repository for its safetensors")
-    return RemoteModel(
-        source=model, repo=found.repo, revision=found.revision, files=tuple(known[one] for one in names)
-    )
+    return found.model(model, [known[one] for one in names])
 
 
 def _nearest(found: Repository, name: str) -> str | None:

@@ -25,7 +25,7 @@ __all__ = ["ChangedError", "Patience", "receive"]
 
 # Content networks refuse answers of more than 50 GB, but not pieces of larger files.
 _PIECE_BYTES = 8 * GIB
-_LEAST_PROGRESS_BYTES = MIB  # a try that brought so much counts as none that failed
+_LEAST_PROGRESS_BYTES = MIB  # a try that brought this much has not failed
 _DRIP_BYTES = 16 * KIB  # in a time of silence; less is as good as nothing
 
 
@@ -248,5 +248,5 @@ def _etag(answer: httpx2.Response) -> str:
 
 
 def _length(answer: httpx2.Response) -> int | None:
-    """Of the body."""
+    """Bytes of the body, where the server says them."""
     return number_in(answer.headers.get("Content-Length"))
