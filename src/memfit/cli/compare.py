@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from memfit.cli.render import PIPE_WIDTH, plain, table
+from memfit.cli.render import plain, table
 from memfit.planner.advice import LOSS_SOURCE, Advice
 from memfit.planner.plan import Plan
 from memfit.units import format_bytes, format_rate
@@ -15,8 +15,6 @@ __all__ = ["print_advice"]
 
 def print_advice(advice: Advice, out: Console) -> None:
     """Every quantization, what would change with another budget, and smaller models."""
-    if not out.is_terminal:
-        out.width = PIPE_WIDTH
     rows = table("", "type", ">file", ">loss", ">RAM", ">devices", ">prompt", ">generation", no_wrap=True)
     for option in advice.options:
         mark = "→" if option is advice.recommended else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memfit.cli.json_output import write_json
-from memfit.cli.render import PIPE_WIDTH, console, plain, table
+from memfit.cli.render import console, plain, table
 from memfit.headers.hf_shapes import HfModel
 from memfit.memory.precision_table import PrecisionRow, precision_table
 from memfit.planner.defaults import context_of
@@ -34,8 +34,6 @@ def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_j
         write_json(facts)
         return 0
     out = console()
-    if not out.is_terminal:
-        out.width = PIPE_WIDTH
     out.print(plain(f"{model}  {checkpoint.hf_config.model_type} · {parameters / 1e6:,.0f} M parameters"))
     sizes = table("", ">resident", ">quantized", ">kept", ">state", ">KV cache", ">loading", no_wrap=True)
     for row in rows:

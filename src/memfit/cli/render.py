@@ -51,8 +51,11 @@ _FREE_CELL = "·"
 
 
 def console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
-    """A console that never wraps piped text and never interprets what a model says."""
-    return Console(stderr=stderr, file=file, highlight=False, soft_wrap=True, emoji=False)
+    """A console that never wraps piped text, cuts no piped table, and reads no emoji in what a model says."""
+    out = Console(stderr=stderr, file=file, highlight=False, soft_wrap=True, emoji=False)
+    if not out.is_terminal:
+        out.width = PIPE_WIDTH
+    return out
 
 
 def table(*headings: str, no_wrap: bool = False, header_style: str | None = None) -> Table:
