@@ -66,16 +66,8 @@ def advise(
             planned = attempt(variant["model"], budget, workload, machine)
         except ModelError as error:
             problem = str(error)
-        options.append(
-            Option(
-                label=variant["label"],
-                name=variant["name"],
-                source=variant["model"],
-                size_bytes=variant["size_bytes"],
-                plan=planned,
-                problem=problem,
-            )
-        )
+        facts = {key: variant[key] for key in ("label", "name", "size_bytes")}
+        options.append(Option(**facts, source=variant["model"], plan=planned, problem=problem))
     best = recommend(options)
     if best is None:
         raise ModelError(options[-1].problem or "nothing could be planned")

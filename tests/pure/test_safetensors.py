@@ -44,7 +44,7 @@ def test_tensors_come_with_shape_type_bytes_and_place(tmp_path: Path) -> None:
     assert header.metadata == {"format": "pt"}
     assert header.file_bytes == path.stat().st_size == start + 16
     first, second = header.tensors
-    assert (first.name, first.shape, first.dtype, first.elements) == ("a", (2, 3), "BF16", 6)
+    assert (first.name, first.shape, first.type, first.elements) == ("a", (2, 3), "BF16", 6)
     assert (first.size_bytes, first.offset_bytes) == (12, start)
     assert (second.shape, second.elements, second.size_bytes) == ((), 1, 4)
     assert second.offset_bytes == start + 12

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memfit.cli.fetch import ready_plan, yes_option
+from memfit.cli.fetch import load_shown, ready_plan, yes_option
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     batch_workload_options,
@@ -86,21 +86,17 @@ def command(
     """
     from memfit.batch.input import open_input
     from memfit.batch.output import open_sink
-    from memfit.cli.render import console
+    from memfit.cli.render import console, speaker
     from memfit.engines.protocol import PlanOptions
 
     err = console(stderr=True)
-
-    def say(text: str) -> None:
-        err.print(f"memfit: {text}", markup=False)
-
     if as_json and output == "-":
         raise WrongValueError(
             "json",
             " and --output - both want standard output, one for a summary and one for the answers; "
             "use one of them",
         )
-    sequences = options["parallel"]
+    say, sequences = speaker(err), options["parallel"]
     budget, workload = take_budget(options), take_workload(options)
     precision = take_engine(options)
     engine = precision.pop("engine")
@@ -111,11 +107,10 @@ def command(
         asked = PlanOptions(budget=budget, count_parent=True, say=say, verbose=verbose, **precision)
         make_plan = _planner(model, lines, sampling, asked, workload, engine, sequences)
         planned = ready_plan(make_plan, err, yes=yes)
-        identity = _identity(planned, sampling, constraint, raw)
         with open_sink(
             output,
             lines,
-            identity=identity,
+            identity=_identity(planned, sampling, constraint, raw),
             ordered=not unordered,
             overwrite=overwrite,
             stream=sys.stdout,
@@ -139,55 +134,42 @@ class _Shown:
 def _work_off(
     planned: Plan, lines: Input, sink: Sink, shown: _Shown, *, hard_cap: bool, verbose: bool
 ) -> None:
-    """RequestResult what is not answered yet, and tell what became of it."""
+    """Answer what is not answered yet, and tell what became of it."""
     from memfit.cli.render import print_advice, print_memory, print_plan
     from memfit.engines.requests import StreamTotals
 
     err = shown.err
     before = sink.answered + sink.failed
+    report, totals = None, StreamTotals()
     if sink.complete:
         shown.say(f"all {lines.count} requests were answered before: {shown.output}")
-        if shown.as_json:
-            write_json(_summary(planned, None, StreamTotals(), sink, shown.output, before))
-        return
-    if before:
-        shown.say(f"{before} of {lines.count} requests were answered before; going on")
-    if not shown.as_json:
-        print_plan(planned, err)
-        err.print()
-    report, totals = _answer(planned, lines, sink, err, shown.say, hard_cap=hard_cap, verbose=verbose)
+    else:
+        if before:
+            shown.say(f"{before} of {lines.count} requests were answered before; going on")
+        if not shown.as_json:
+            print_plan(planned, err)
+            err.print()
+        report, totals = _answer(planned, lines, sink, shown, hard_cap=hard_cap, verbose=verbose)
     if shown.as_json:
         write_json(_summary(planned, report, totals, sink, shown.output, before))
-        return
-    err.print()
-    print_memory(report, err)
-    print_advice(report, err)
-    _print_summary(planned, totals, sink, shown.output, err)
+    elif report:
+        err.print()
+        print_memory(report, err)
+        print_advice(report, err)
+        _print_summary(planned, totals, sink, shown.output, err)
 
 
 def _answer(
-    planned: Plan,
-    lines: Input,
-    sink: Sink,
-    err: Console,
-    say: Callable[[str], None],
-    *,
-    hard_cap: bool,
-    verbose: bool,
+    planned: Plan, lines: Input, sink: Sink, shown: _Shown, *, hard_cap: bool, verbose: bool
 ) -> tuple[Report, StreamTotals]:
     """All that is not done yet, with a bar on a terminal: the loading's, or the answering's."""
-    from memfit.api import load
     from memfit.batch.executor import Executor
-    from memfit.cli.render import loading_progress
 
-    bar = _Bar(err, lines.count)
+    bar = _Bar(shown.err, lines.count)
 
     def open_session() -> Session:
         bar.close()  # two at a time are an error to rich
-        with loading_progress(err) as on_progress:
-            return load(
-                planned, count_parent=True, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
-            )
+        return load_shown(planned, shown.err, hard_cap=hard_cap, verbose=verbose)
 
     with closing(bar):
         return Executor(
@@ -198,7 +180,7 @@ def _answer(
             ahead=2 * planned.parallel + 2,
             expected_tokens=planned.workload.generated_tokens,
             on_progress=bar.show,
-            say=say,
+            say=shown.say,
         ).run()
 
 
@@ -210,14 +192,14 @@ def _planner(
     workload: Workload,
     engine: str,
     sequences: int | None,
-) -> MakePlan[Plan]:
+) -> MakePlan:
     """What `ready_plan` calls: a plan for the lengths of this input's lines."""
     from memfit.api import plan_batch
     from memfit.batch.lengths import lengths_in_tokens
 
     expected = sampling.max_tokens or workload.generated_tokens
 
-    def make(source: str | None = None) -> Plan:
+    def make(source: str | None) -> Plan:
         sample = [line.request for line in lines.sample(_SAMPLE)]  # gone again when it is planned
         return plan_batch(
             source or model,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from memfit.cli.fetch import ready_plan, yes_option
+from memfit.cli.fetch import load_shown, ready_plan, yes_option
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     budget_options,
@@ -42,13 +42,12 @@ def command(
     a cache of --depth tokens (none unless given); with --plan, as that plan has them. The median of
     three repetitions is shown.
     """
-    from memfit.api import load
-    from memfit.cli.render import console, loading_progress, print_plan, print_report
+    from memfit.cli.render import console, print_plan, print_report, speaker
     from memfit.errors import UsageError
 
     err = console(stderr=True)
     options["depth"] = options["depth"] or 0
-    make_plan = take_plan(model, options, lambda text: err.print(f"memfit: {text}"), verbose)
+    make_plan = take_plan(model, options, speaker(err), verbose)
     planned = ready_plan(make_plan, err, yes=yes)
     workload = planned.workload
     prompt_tokens, gen_tokens, depth = workload.prompt_tokens, workload.generated_tokens, workload.depth or 0
@@ -62,12 +61,7 @@ def command(
         )
     if not as_json:
         print_plan(planned, err)
-    with (
-        loading_progress(err) as on_progress,
-        load(
-            planned, count_parent=True, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
-        ) as session,
-    ):
+    with load_shown(planned, err, hard_cap=hard_cap, verbose=verbose) as session:
         session.measure(prompt_tokens, gen_tokens, depth=depth, repetitions=_REPETITIONS)
         report = session.report()
     if as_json:

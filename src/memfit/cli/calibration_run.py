@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import memfit.cli.run  # noqa: F401 - imported for the memory it takes
-from memfit.api import load
-from memfit.cli.render import console, loading_progress, print_plan, print_report
+from memfit.cli.fetch import load_shown
+from memfit.cli.render import console, print_plan, print_report
 from memfit.errors import UsageError
 from memfit.hardware import probe
 from memfit.hardware.machine import Machine
@@ -72,9 +72,7 @@ def _run(plan: Plan, prompt_tokens: int, generated_tokens: int) -> Iterator[_Run
     with open(os.devnull, "w", encoding="utf-8") as sink:  # noqa: PTH123 - not a file
         out = console(file=sink)
         print_plan(plan, out)
-        with loading_progress(out) as on_progress:
-            session = load(plan, count_parent=True, on_progress=on_progress)
-        with session:
+        with load_shown(plan, out) as session:
             speed = session.measure(prompt_tokens, generated_tokens)
             report = session.report()
             print_report(report, out)
@@ -103,10 +101,7 @@ def _run_gguf(path: str) -> dict[str, Any]:
     with LlamaOracle(spec, nothing, repack_modes=(False,)) as oracle:
         plan = make_plan(inputs, oracle)
     with _run(plan, 8, 4) as run:
-        return {
-            "parent": _held(run.parent),
-            "decode_bytes": run.worker.total_bytes - plan.ram.total_bytes,
-        }
+        return {"parent": _held(run.parent), "decode_bytes": run.worker.total_bytes - plan.ram.total_bytes}
 
 
 def _run_checkpoint(config_json: str) -> dict[str, Any]:

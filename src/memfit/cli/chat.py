@@ -56,10 +56,7 @@ def chat(
 
 
 def _answer(
-    session: Session,
-    sampling: Sampling,
-    messages: list[dict[str, str]],
-    schema: Mapping[str, Any] | None,
+    session: Session, sampling: Sampling, messages: list[dict[str, str]], schema: Mapping[str, Any] | None
 ) -> list[dict[str, str]]:
     """The conversation after one more answer; without the last message where that failed."""
     try:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from memfit.cli.render import PIPE_WIDTH, plain
+from memfit.cli.render import plain, table
 from memfit.planner.advice import LOSS_SOURCE, Advice
 from memfit.planner.plan import Plan
 from memfit.units import format_bytes, format_rate
@@ -16,26 +15,21 @@ __all__ = ["print_advice"]
 
 def print_advice(advice: Advice, out: Console) -> None:
     """Every quantization, what would change with another budget, and smaller models."""
-    if not out.is_terminal:
-        out.width = PIPE_WIDTH
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "type", "file", "loss", "RAM", "devices", "prompt", "generation"):
-        table.add_column(name, justify="left" if name in ("", "type") else "right", no_wrap=True)
+    rows = table("", "type", ">file", ">loss", ">RAM", ">devices", ">prompt", ">generation", no_wrap=True)
     for option in advice.options:
         mark = "→" if option is advice.recommended else ""
         loss = "unknown" if option.loss is None else f"+{option.loss:.3f}"
         cells: list[str | Text] = [mark, plain(option.name), format_bytes(option.size_bytes), loss]
-        table.add_row(*cells, *(_cells(option.plan) if option.plan else [plain(option.problem or "")]))
-    out.print(table)
+        rows.add_row(*cells, *(_cells(option.plan) if option.plan else [plain(option.problem or "")]))
+    out.print(rows)
     out.print(f"loss: rise of perplexity, Llama-3-8B, {LOSS_SOURCE}", style="dim")
     if advice.what_ifs:
         out.print()
-        table = Table(box=None, pad_edge=False)
-        for name in (f"{advice.recommended.name} with", "RAM", "devices", "prompt", "generation"):
-            table.add_column(name, justify="right" if name[0] in "Rdpg" else "left")
+        asked = f"{advice.recommended.name} with"
+        rows = table(asked, ">RAM", ">devices", ">prompt", ">generation")
         for one in advice.what_ifs:
-            table.add_row(one.change, *_cells(one.plan))
-        out.print(table)
+            rows.add_row(one.change, *_cells(one.plan))
+        out.print(rows)
     if advice.smaller_models:
         out.print("smaller models of this family: ", *map(plain, advice.smaller_models), sep=" ")
 

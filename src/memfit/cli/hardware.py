@@ -63,17 +63,13 @@ def command(context: click.Context, calibrate: bool, rpc: tuple[str, ...], as_js
 
 def _known(machine: Machine) -> MachineSpeeds:
     try:
-        return Calibration(cpu_model=machine.cpu.model, say=_say_nothing).measured()
+        return Calibration(cpu_model=machine.cpu.model, say=lambda _: None).measured()
     except EngineMissingError:
         return MachineSpeeds(devices=(), disks={})  # this command also works without an engine
 
 
-def _say_nothing(text: str) -> None:
-    del text
-
-
 def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
-    from memfit.cli.render import console
+    from memfit.cli.render import console, speaker
     from memfit.engines.llamacpp.lookup import find_devices
     from memfit.planner.defaults import thread_count
     from memfit.planner.request import Budget, Workload
@@ -81,9 +77,7 @@ def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
     if sys.platform != "linux":
         raise EngineError(f"memfit measures speeds on Linux only, and this is {sys.platform}; try WSL2")
     err = console(stderr=True)
-    calibration = Calibration(
-        cpu_model=machine.cpu.model, say=lambda text: err.print(f"memfit: {text}", markup=False)
-    )
+    calibration = Calibration(cpu_model=machine.cpu.model, say=speaker(err))
     # A size, as other commands take it, says nothing here.
     budget = Budget(rpc=dict.fromkeys(text.partition("=")[0] for text in rpc))
     devices = find_devices(machine, budget, calibration)
@@ -142,14 +136,14 @@ def _cpu(cpu: Cpu) -> str:
 
 
 def _ram(ram: Ram) -> str:
-    parts = [f"{format_bytes(ram.total_bytes)}, {format_bytes(ram.available_bytes)} available"]
-    if ram.total_bytes < ram.physical_bytes:
-        parts.append(f"limited by a cgroup; the machine has {format_bytes(ram.physical_bytes)}")
-    if ram.type:
-        parts.append(ram.type)
-    if ram.megatransfers_per_second:
-        parts.append(f"{ram.megatransfers_per_second} MT/s")
-    return ", ".join(parts)
+    whole = f"limited by a cgroup; the machine has {format_bytes(ram.physical_bytes)}"
+    parts = (
+        f"{format_bytes(ram.total_bytes)}, {format_bytes(ram.available_bytes)} available",
+        whole if ram.total_bytes < ram.physical_bytes else None,
+        ram.type,
+        ram.megatransfers_per_second and f"{ram.megatransfers_per_second} MT/s",
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def _swap(ram: Ram) -> str:
@@ -159,17 +153,16 @@ def _swap(ram: Ram) -> str:
 
 
 def _gpu(gpu: Gpu) -> str:
-    parts = [gpu.name, f"{format_bytes(gpu.total_bytes)}, {format_bytes(gpu.free_bytes)} free"]
-    if gpu.others_bytes:
-        parts.append(f"{format_bytes(gpu.others_bytes)} held by other programs")
-    parts.append(f"driver {gpu.driver}")
-    if gpu.cuda:
-        parts.append(f"CUDA {gpu.cuda}")
-    if gpu.compute_capability:
-        parts.append(f"compute capability {gpu.compute_capability}")
-    if gpu.link:
-        parts.append(gpu.link)
-    return ", ".join(parts)
+    parts = (
+        gpu.name,
+        f"{format_bytes(gpu.total_bytes)}, {format_bytes(gpu.free_bytes)} free",
+        gpu.others_bytes and f"{format_bytes(gpu.others_bytes)} held by other programs",
+        f"driver {gpu.driver}",
+        gpu.cuda and f"CUDA {gpu.cuda}",
+        gpu.compute_capability and f"compute capability {gpu.compute_capability}",
+        gpu.link,
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def _disk(disk: Disk) -> str:

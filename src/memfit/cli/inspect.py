@@ -14,9 +14,9 @@ import click
 
 from memfit.cli.json_output import json_option, write_json
 from memfit.headers.hf_config import HfConfig, read_config
-from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec
-from memfit.headers.safetensors import Checkpoint, SafetensorsTensor, find_weights
-from memfit.hub.resolve import ResolvedModel, resolve
+from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, StoredTensor
+from memfit.headers.safetensors import Checkpoint, find_weights
+from memfit.hub.resolve import resolve
 
 __all__ = ["command"]
 
@@ -30,32 +30,26 @@ def command(model: str, tensors: bool, as_json: bool) -> None:
     safetensors. Of what is not here only the header is read.
     """
     found = resolve(model)
-    show = _show_checkpoint if found.is_checkpoint else _show_gguf
-    show(found, tensors=tensors, as_json=as_json)
-
-
-def _show_gguf(model: ResolvedModel, *, tensors: bool, as_json: bool) -> None:
-    spec = model.read_spec()
-    facts = _facts_of_gguf(spec)
-    rows = _tensor_rows(spec.tensors) if tensors else []
+    stored: Sequence[StoredTensor]
+    if found.is_checkpoint:
+        config, weights = read_config(found.path), find_weights(found.path)
+        facts, stored = (
+            _facts_of_checkpoint(found.source, config, weights),
+            weights.tensors if weights else (),
+        )
+    else:
+        spec = found.read_spec()
+        facts, stored = _facts_of_gguf(spec), spec.tensors
+    rows = _tensor_rows(stored) if tensors else []
     if as_json:
         write_json({**facts, "tensors": rows} if tensors else facts)
         return
-    from memfit.cli.inspect_tables import print_gguf
+    from memfit.cli.inspect_tables import print_checkpoint, print_gguf
 
-    print_gguf(spec, facts["tensor_types"], rows)
-
-
-def _show_checkpoint(model: ResolvedModel, *, tensors: bool, as_json: bool) -> None:
-    config, weights = read_config(model.path), find_weights(model.path)
-    facts = _facts_of_checkpoint(model.source, config, weights)
-    rows = _tensor_rows(weights.tensors) if weights and tensors else []
-    if as_json:
-        write_json({**facts, "tensors": rows} if tensors else facts)
-        return
-    from memfit.cli.inspect_tables import print_checkpoint
-
-    print_checkpoint(facts, weights, rows)
+    if found.is_checkpoint:
+        print_checkpoint(facts, weights, rows)
+    else:
+        print_gguf(spec, facts["tensor_types"], rows)
 
 
 def _facts_of_gguf(spec: ModelSpec) -> dict[str, Any]:
@@ -95,32 +89,28 @@ def _facts_of_checkpoint(source: str, config: HfConfig, weights: Checkpoint | No
     }
 
 
-def _tensor_types(tensors: Sequence[TensorSpec | SafetensorsTensor]) -> list[dict[str, Any]]:
+def _tensor_types(tensors: Sequence[StoredTensor]) -> list[dict[str, Any]]:
     """Each tensor type's count and bytes, the largest first."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for tensor in tensors:
-        counts[_type_of(tensor)] += 1
-        sizes[_type_of(tensor)] += tensor.size_bytes
+        counts[tensor.type] += 1
+        sizes[tensor.type] += tensor.size_bytes
     return [{"type": name, "count": counts[name], "size_bytes": size} for name, size in sizes.most_common()]
 
 
-def _tensor_rows(tensors: Sequence[TensorSpec | SafetensorsTensor]) -> list[dict[str, Any]]:
+def _tensor_rows(tensors: Sequence[StoredTensor]) -> list[dict[str, Any]]:
     return [
         {
             "name": tensor.name,
             "shape": list(tensor.shape),
-            "type": _type_of(tensor),
+            "type": tensor.type,
             "size_bytes": tensor.size_bytes,
             "offset_bytes": tensor.offset_bytes,
             "file_index": tensor.file_index,
         }
         for tensor in tensors
     ]
-
-
-def _type_of(tensor: TensorSpec | SafetensorsTensor) -> str:
-    return tensor.type if isinstance(tensor, TensorSpec) else tensor.dtype
 
 
 def _json_value(value: MetadataValue | None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from memfit.cli.render import PIPE_WIDTH
+from memfit.cli.render import PIPE_WIDTH, table
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray
 from memfit.headers.safetensors import Checkpoint
 from memfit.units import format_bytes
@@ -45,10 +45,10 @@ def _print(tables: Sequence[Table | str]) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
-    for number, table in enumerate(tables):
+    for number, shown in enumerate(tables):
         if number:
             console.print()
-        console.print(table)
+        console.print(shown)
 
 
 def _summary_of_gguf(spec: ModelSpec) -> Table:
@@ -89,41 +89,33 @@ def _summary_of_checkpoint(facts: _Row) -> Table:
 
 
 def _summary(rows: Mapping[str, str]) -> Table:
-    table = _table()
+    shown = table()
     for label, text in rows.items():
-        table.add_row(label, _printable(text))
-    return table
+        shown.add_row(label, _printable(text))
+    return shown
 
 
 def _types_table(types: Iterable[_Row]) -> Table:
-    table = _table("tensor type", ">tensors", ">size")
+    shown = table("tensor type", ">tensors", ">size")
     for row in types:
-        table.add_row(row["type"], str(row["count"]), format_bytes(row["size_bytes"]))
-    return table
+        shown.add_row(row["type"], str(row["count"]), format_bytes(row["size_bytes"]))
+    return shown
 
 
 def _metadata_table(spec: ModelSpec) -> Table:
-    table = _table("metadata", "value")
+    shown = table("metadata", "value")
     for key, value in spec.metadata.items():
-        table.add_row(_printable(key), _one_line(value))
-    return table
+        shown.add_row(_printable(key), _one_line(value))
+    return shown
 
 
 def _tensors_table(tensors: Iterable[_Row], last: str, last_cell: Callable[[_Row], str]) -> Table:
-    table = _table("tensor", "shape", "type", ">size", last)
+    shown = table("tensor", "shape", "type", ">size", last)
     for row in tensors:
         shape = " x ".join(map(str, row["shape"]))
         size = format_bytes(row["size_bytes"])
-        table.add_row(_printable(row["name"]), shape, row["type"], size, last_cell(row))
-    return table
-
-
-def _table(*headings: str) -> Table:
-    """A table without lines; `>` before a heading sets its column to the right."""
-    table = Table(box=None, pad_edge=False, show_header=bool(headings))
-    for heading in headings:
-        table.add_column(heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left")
-    return table
+        shown.add_row(_printable(row["name"]), shape, row["type"], size, last_cell(row))
+    return shown
 
 
 def _one_line(value: MetadataValue) -> str:

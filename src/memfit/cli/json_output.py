@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from memfit.errors import MemfitError, readable
 
-__all__ = [
-    "JsonOutput",
-    "json_option",
-    "json_wanted",
-    "option_variable",
-    "usage_json",
-    "write_json",
-]
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+__all__ = ["JsonOutput", "json_option", "json_wanted", "option_variable", "usage_json", "write_json"]
 
 
 @dataclass
@@ -36,21 +27,20 @@ class JsonOutput:
     written: bool = False  # an object is there, and must stay the only one
 
 
-def json_option(command: _Command) -> _Command:
-    """`--json`, the same for every command."""
-    return click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        is_eager=True,  # before the options that may be refused
-        callback=_note,
-        help="One JSON object on stdout, also for an error; sizes in bytes.",
-    )(command)
-
-
 def _note(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
     context.ensure_object(JsonOutput).wanted = value
     return value
+
+
+# `--json`, the same for every command.
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,  # before the options that may be refused
+    callback=_note,
+    help="One JSON object on stdout, also for an error; sizes in bytes.",
+)
 
 
 def write_json(document: Mapping[str, Any], *, indent: int | None = 2) -> None:

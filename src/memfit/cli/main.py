@@ -21,23 +21,23 @@ from memfit.errors import InterruptedByUser, MemfitError, OutputError, ReaderLef
 
 __all__ = ["main"]
 
-# name → (module under memfit.cli, one line for --help)
+# name → one line for --help; the module under memfit.cli has the same name, with _ for -
 _COMMANDS = {
-    "hardware": ("hardware", "CPU, RAM, swap, GPUs and disks of this machine."),
-    "doctor": ("doctor", "What works here, what is missing, and the command that mends it."),
-    "inspect": ("inspect", "The facts in a model's header."),
-    "plan": ("plan", "What will lie where and how fast it will run; loads no weights."),
-    "run": ("run", "Answer a prompt, or chat, inside a memory budget."),
-    "bench": ("bench", "Measured speed and memory against the prediction."),
-    "batch": ("batch", "Answer a file of requests, many at a time; a killed run goes on."),
-    "pull": ("pull", "Download a model from the Hugging Face hub or a URL, and verify it."),
-    "models": ("models", "The models on this disk that need no path."),
-    "remove": ("remove", "Delete a downloaded model."),
-    "rpc-server": ("rpc_server", "Serve this machine's device to other machines over RPC."),
+    "hardware": "CPU, RAM, swap, GPUs and disks of this machine.",
+    "doctor": "What works here, what is missing, and the command that mends it.",
+    "inspect": "The facts in a model's header.",
+    "plan": "What will lie where and how fast it will run; loads no weights.",
+    "run": "Answer a prompt, or chat, inside a memory budget.",
+    "bench": "Measured speed and memory against the prediction.",
+    "batch": "Answer a file of requests, many at a time; a killed run goes on.",
+    "pull": "Download a model from the Hugging Face hub or a URL, and verify it.",
+    "models": "The models on this disk that need no path.",
+    "remove": "Delete a downloaded model.",
+    "rpc-server": "Serve this machine's device to other machines over RPC.",
 }
 
-# name → module, of commands that no help lists: a former name, and what memfit itself starts
-_UNLISTED = {"worker": "rpc_server", "calibration-run": "calibration_run"}
+# name → the command that is called: a former name, and what memfit itself starts; no help lists them
+_UNLISTED = {"worker": "rpc-server", "calibration-run": "calibration-run"}
 
 
 class _LazyGroup(click.Group):
@@ -45,17 +45,18 @@ class _LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        name = _COMMANDS[cmd_name][0] if cmd_name in _COMMANDS else _UNLISTED.get(cmd_name)
+        name = cmd_name if cmd_name in _COMMANDS else _UNLISTED.get(cmd_name)
         if name is None:
             return None
-        command: click.Command = importlib.import_module(f"memfit.cli.{name}").command
+        module = importlib.import_module(f"memfit.cli.{name.replace('-', '_')}")
+        command: click.Command = module.command
         _read_environment(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # Click would import every subcommand for its help line.
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+            formatter.write_dl(list(_COMMANDS.items()))
 
 
 def _read_environment(command: click.Command) -> None:

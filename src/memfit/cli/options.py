@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -36,173 +36,118 @@ __all__ = [
     "workload_options",
 ]
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Options = Callable[[Callable[..., Any]], Callable[..., Any]]  # decorates a command with them
 
 
-def budget_options(command: _Command) -> _Command:
-    options = (
-        click.option(
-            "--ram",
-            metavar="SIZE",
-            help="Most RAM to use: 8GiB, 800MiB, 90% of what is free.  [what is free]",
-        ),
-        click.option(
-            "--vram",
-            multiple=True,
-            metavar="[N=]SIZE",
-            help="Most memory to use of every GPU, or of GPU number N; repeatable.  [what is free]",
-        ),
-        click.option(
-            "--rpc",
-            multiple=True,
-            metavar="HOST:PORT[=SIZE]",
-            help="Use a device that `memfit rpc-server` serves there, and at most so much of it; repeatable.",
-        ),
-        click.option("--no-disk", is_flag=True, help="Refuse to stream weights from disk."),
-    )
-    return _with(options, command)
+def _together(*options: _Options) -> _Options:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def workload_options(command: _Command) -> _Command:
-    return _workload_options(1, command)
+def _number(name: str, text: str, *, default: int | None = None) -> _Options:
+    return click.option(name, type=int, metavar="N", default=default, show_default=True, help=text)
 
 
-def batch_workload_options(command: _Command) -> _Command:
-    """Of a job, whose plan chooses how many sequences there are and how much context they share."""
-    return _workload_options(None, command)
+def _choice(name: str, choices: Sequence[str], text: str) -> _Options:
+    """`auto`, unless one of the others is chosen."""
+    kind = click.Choice(["auto", *choices])
+    return click.option(name, type=kind, default="auto", show_default=True, help=text)
 
 
-def _workload_options(sequences: int | None, command: _Command) -> _Command:
-    chosen = "  [what pays off]" if sequences is None else ""
-    options = (
-        click.option(
-            "--ctx",
-            type=int,
-            metavar="N",
-            help="Context in tokens, over all sequences." + (chosen or "  [4096 or the model's]"),
-        ),
-        click.option(
-            "--parallel",
-            type=int,
-            default=sequences,
-            metavar="N",
-            help=f"Sequences.{chosen}",
-            show_default=sequences is not None,
-        ),
-        click.option(
-            "--kv-type",
-            type=click.Choice(["auto", *KV_TYPES]),
-            default="auto",
-            show_default=True,
-            help="Type of the KV cache; auto takes q8_0 only where f16 does not fit.",
-        ),
-        click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [physical cores]"),
-        click.option(
+def _workload(sequences: int | None, context: str, chosen: str = "") -> _Options:
+    """`context` and `chosen` say what --ctx and --parallel are where they are not given."""
+    return _together(
+        _number("--ctx", f"Context in tokens, over all sequences.  [{context}]"),
+        _number("--parallel", f"Sequences.{chosen}", default=sequences),
+        _choice("--kv-type", KV_TYPES, "Type of the KV cache; auto takes q8_0 only where f16 does not fit."),
+        _number("--threads", "Threads to compute with.  [physical cores]"),
+        _choice(
             "--repack",
-            type=click.Choice(["auto", "on", "off"]),
-            default="auto",
-            show_default=True,
-            help="Rewrite weights for this CPU's kernels while loading; auto takes what measures faster, "
-            "for several sequences BF16 too.",
+            ("on", "off"),
+            "Rewrite weights for this CPU's kernels while loading; auto takes what measures faster, for "
+            "several sequences BF16 too.",
         ),
-        click.option(
-            "--prompt-tokens",
-            type=int,
-            default=512,
-            show_default=True,
-            metavar="N",
-            help="Expected length of a prompt.",
-        ),
-        click.option(
-            "--gen-tokens",
-            type=int,
-            default=128,
-            show_default=True,
-            metavar="N",
-            help="Expected length of an answer.",
-        ),
-        click.option(
+        _number("--prompt-tokens", "Expected length of a prompt.", default=512),
+        _number("--gen-tokens", "Expected length of an answer.", default=128),
+        _number(
             "--depth",
-            type=int,
-            metavar="N",
-            help="Tokens in the context when a prompt and an answer begin.  [an answer follows its prompt]",
+            "Tokens in the context when a prompt and an answer begin.  [an answer follows its prompt]",
         ),
     )
-    return _with(options, command)
 
 
-def sampling_options(command: _Command) -> _Command:
-    options = (
-        click.option(
-            "--max-tokens", type=int, metavar="N", help="Most tokens to generate.  [until the model ends]"
-        ),
-        click.option("--temperature", type=float, default=0.8, show_default=True, help="0 is greedy."),
-        click.option("--top-k", type=int, default=40, show_default=True, help="0 is all."),
-        click.option("--top-p", type=float, default=0.95, show_default=True),
-        click.option("--min-p", type=float, default=0.05, show_default=True),
-        click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1 is none."),
-        click.option("--seed", type=int, help="For the same answer again.  [random]"),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
-    )
-    return _with(options, command)
+workload_options = _workload(1, "4096 or the model's")
+# Of a job, whose plan chooses how many sequences there are and how much context they share.
+batch_workload_options = _workload(None, "what pays off", "  [what pays off]")
 
-
-def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def hard_cap_option(command: _Command) -> _Command:
-    return click.option(
-        "--hard-cap",
+budget_options = _together(
+    click.option(
+        "--ram",
+        metavar="SIZE",
+        help="Most RAM to use: 8GiB, 800MiB, 90% of what is free.  [what is free]",
+    ),
+    click.option(
+        "--vram",
+        multiple=True,
+        metavar="[N=]SIZE",
+        help="Most memory to use of every GPU, or of GPU number N; repeatable.  [what is free]",
+    ),
+    click.option(
+        "--rpc",
+        multiple=True,
+        metavar="HOST:PORT[=SIZE]",
+        help="Use a device that `memfit rpc-server` serves there, and at most so much of it; repeatable.",
+    ),
+    click.option("--no-disk", is_flag=True, help="Refuse to stream weights from disk."),
+)
+sampling_options = _together(
+    _number("--max-tokens", "Most tokens to generate.  [until the model ends]"),
+    click.option("--temperature", type=float, default=0.8, show_default=True, help="0 is greedy."),
+    click.option("--top-k", type=int, default=40, show_default=True, help="0 is all."),
+    click.option("--top-p", type=float, default=0.95, show_default=True),
+    click.option("--min-p", type=float, default=0.05, show_default=True),
+    click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1 is none."),
+    click.option("--seed", type=int, help="For the same answer again.  [random]"),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
+)
+engine_options = _together(
+    _choice(
+        "--engine",
+        ("llamacpp", "transformers"),
+        "auto: transformers for a checkpoint, llama.cpp for GGUF; transformers dequantizes GGUF.",
+    ),
+    click.option(
+        "--load-in",
+        type=click.Choice(LOAD_IN),
+        help="Precision of a checkpoint's weights in transformers.  [as stored]",
+    ),
+    click.option("--double-quant", is_flag=True, help="Quantize the scales too, with nf4 and fp4."),
+    click.option(
+        "--trust-remote-code",
         is_flag=True,
-        help="Let the kernel keep the RAM budget too, by a memory cgroup; an error where none can be made.",
-    )(command)
-
-
-def machine_option(command: _Command) -> _Command:
-    return click.option(
-        "--machine",
-        metavar="NAME|FILE",
-        help="Plan for a machine that is not this one: a JSON file, or a built-in name such as rtx3060-12gb.",
-    )(command)
-
-
-def engine_options(command: _Command) -> _Command:
-    options = (
-        click.option(
-            "--engine",
-            type=click.Choice(["auto", "llamacpp", "transformers"]),
-            default="auto",
-            show_default=True,
-            help="auto: transformers for a checkpoint, llama.cpp for GGUF; transformers dequantizes GGUF.",
-        ),
-        click.option(
-            "--load-in",
-            type=click.Choice(LOAD_IN),
-            help="Precision of a checkpoint's weights in transformers.  [as stored]",
-        ),
-        click.option("--double-quant", is_flag=True, help="Quantize the scales too, with nf4 and fp4."),
-        click.option(
-            "--trust-remote-code",
-            is_flag=True,
-            help="Run the program that comes with the checkpoint; it may do anything you may.",
-        ),
-    )
-    return _with(options, command)
-
-
-def plan_option(command: _Command) -> _Command:
-    return click.option(
-        "--plan",
-        metavar="FILE",
-        help="Take a plan that `memfit plan --json` saved, with its budget and workload; no MODEL needed.",
-    )(command)
-
-
-def verbose_option(command: _Command) -> _Command:
-    return click.option("--verbose", is_flag=True, help="Show the engine's log on stderr.")(command)
+        help="Run the program that comes with the checkpoint; it may do anything you may.",
+    ),
+)
+hard_cap_option = click.option(
+    "--hard-cap",
+    is_flag=True,
+    help="Let the kernel keep the RAM budget too, by a memory cgroup; an error where none can be made.",
+)
+machine_option = click.option(
+    "--machine",
+    metavar="NAME|FILE",
+    help="Plan for a machine that is not this one: a JSON file, or a built-in name such as rtx3060-12gb.",
+)
+plan_option = click.option(
+    "--plan",
+    metavar="FILE",
+    help="Take a plan that `memfit plan --json` saved, with its budget and workload; no MODEL needed.",
+)
+verbose_option = click.option("--verbose", is_flag=True, help="Show the engine's log on stderr.")
 
 
 def take_plan(
@@ -212,7 +157,7 @@ def take_plan(
     verbose: bool,
     *,
     grammars: bool = False,
-) -> MakePlan[Plan]:
+) -> MakePlan:
     """Remove budget, workload and --plan from a command's keyword arguments; what is returned makes the
     plan, or reads the saved one. Of a repository's quantizations the recommended one is planned."""
     saved = options.pop("plan")
@@ -224,7 +169,7 @@ def take_plan(
         _refuse_beside_plan(names)
         from memfit.saved_plan import read_plan
 
-        def read(source: str | None = None) -> Plan:
+        def read(source: str | None) -> Plan:
             return read_plan(saved, model=source or model, count_parent=True, say=say)
 
         return read
@@ -233,14 +178,9 @@ def take_plan(
     from memfit.advise import advise, choices_of
     from memfit.api import plan
 
-    def make(source: str | None = None) -> Plan:
+    def make(source: str | None) -> Plan:
         named = source or model
-        request: dict[str, Any] = {
-            "budget": budget,
-            "workload": workload,
-            "count_parent": True,
-            "say": say,
-        }
+        request: dict[str, Any] = {"budget": budget, "workload": workload, "count_parent": True, "say": say}
         choices = choices_of(named)
         if choices and choices["clash"]:
             raise UsageError(choices["clash"])
@@ -279,10 +219,7 @@ def take_budget(options: dict[str, Any]) -> Budget:
             raise WrongValueError("rpc", f" {text}: give each HOST:PORT once, alone or with =SIZE")
         rpc[endpoint] = size or None
     return Budget(
-        ram=options.pop("ram"),
-        vram=_vram(options.pop("vram")),
-        rpc=rpc,
-        disk=not options.pop("no_disk"),
+        ram=options.pop("ram"), vram=_vram(options.pop("vram")), rpc=rpc, disk=not options.pop("no_disk")
     )
 
 
@@ -330,15 +267,12 @@ def asks_for_transformers(engine: dict[str, Any]) -> bool:
 
 def take_workload(options: dict[str, Any], *, grammars: bool = False) -> Workload:
     """Likewise for the workload; `grammars` as in Workload."""
-    parallel = options.pop("parallel")
+    context, parallel, generated = (options.pop(name) for name in ("ctx", "parallel", "gen_tokens"))
+    alike = ("kv_type", "threads", "repack", "prompt_tokens", "depth")
     return Workload(
-        context=options.pop("ctx"),
+        context=context,
         parallel=1 if parallel is None else parallel,
-        kv_type=options.pop("kv_type"),
-        threads=options.pop("threads"),
-        repack=options.pop("repack"),
-        prompt_tokens=options.pop("prompt_tokens"),
-        generated_tokens=options.pop("gen_tokens"),
-        depth=options.pop("depth"),
+        generated_tokens=generated,
         grammars=grammars,
+        **{name: options.pop(name) for name in alike},
     )

@@ -58,7 +58,7 @@ def command(
     from memfit.api import plan
     from memfit.cli.compare import print_advice
     from memfit.cli.precision import show_precisions
-    from memfit.cli.render import console, print_machine, print_plan, print_why
+    from memfit.cli.render import console, print_machine, print_plan, print_why, speaker
     from memfit.hub.resolve import resolve
 
     err = console(stderr=True)
@@ -67,7 +67,7 @@ def command(
         "workload": take_workload(options, grammars=read_schema(schema) is not None),
         "machine": machine,
         "count_parent": True,
-        "say": lambda text: err.print(f"memfit: {text}"),
+        "say": speaker(err),
     }
     engine = take_engine(options)
     choices = None if asks_for_transformers(engine) else choices_of(model)

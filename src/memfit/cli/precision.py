@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from memfit.cli.json_output import write_json
-from memfit.cli.render import PIPE_WIDTH, console, plain
+from memfit.cli.render import console, plain, table
 from memfit.headers.hf_shapes import HfModel
 from memfit.memory.precision_table import PrecisionRow, precision_table
 from memfit.planner.defaults import context_of
@@ -36,15 +34,11 @@ def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_j
         write_json(facts)
         return 0
     out = console()
-    if not out.is_terminal:
-        out.width = PIPE_WIDTH
     out.print(plain(f"{model}  {checkpoint.hf_config.model_type} · {parameters / 1e6:,.0f} M parameters"))
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "resident", "quantized", "kept", "state", "KV cache", "loading"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    sizes = table("", ">resident", ">quantized", ">kept", ">state", ">KV cache", ">loading", no_wrap=True)
     for row in rows:
-        table.add_row(row.precision, *_cells(row))
-    out.print(table)
+        sizes.add_row(row.precision, *_cells(row))
+    out.print(sizes)
     out.print(f"KV cache: one sequence of {context} tokens; loading: the peak on a CPU, at most", style="dim")
     for row in rows:
         said = " · ".join(f"{size:,} bytes ({release})" for release, size in row.reported_bytes.items())
@@ -57,11 +51,5 @@ def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_j
 
 
 def _cells(row: PrecisionRow) -> list[str]:
-    return [
-        format_bytes(row.resident_bytes),
-        format_bytes(row.quantized_bytes),
-        format_bytes(row.unquantized_bytes),
-        format_bytes(row.state_bytes),
-        format_bytes(row.kv_cache_bytes),
-        format_bytes(row.loading_peak_bytes["cpu"]),
-    ]
+    weights = (row.resident_bytes, row.quantized_bytes, row.unquantized_bytes, row.state_bytes)
+    return [format_bytes(size) for size in (*weights, row.kv_cache_bytes, row.loading_peak_bytes["cpu"])]

@@ -1,6 +1,6 @@
 """`memfit pull MODEL`: download a model, whole and verified, and say where it lies.
 
-Shows the plan and the progress on stderr. What is a model's, and where it goes, the headers room knows.
+Shows the plan and the progress on stderr. Which files are a model's, and where they go, the hub room knows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from memfit.cli.json_output import json_option, write_json
-from memfit.cli.render import console
+from memfit.cli.render import console, speaker
 from memfit.errors import UsageError, readable
 from memfit.units import GIB, format_bytes
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "download"]
 
 _LINES = 10  # of progress, where there is no terminal
-_LONG_BYTES = GIB  # reading so much for its checksum takes more than a second
+_LONG_BYTES = GIB  # to read this much for its checksum takes more than a second
 
 
 @click.command("pull")
@@ -68,15 +68,12 @@ def command(model: str, as_json: bool) -> None:
 
 
 def download(remote: RemoteModel) -> tuple[Path, ...]:
-    """Pull, with the plan and the progress on stderr. Errors as `headers.remote.download.pull`."""
+    """Pull, with the plan and the progress on stderr. Errors as `hub.download.pull`."""
     from memfit.hub.cache_layout import model_root
     from memfit.hub.download import missing_bytes, pull
 
     err = console(stderr=True)
-
-    def say(text: str) -> None:
-        err.print(f"memfit: {readable(text, kept='')}", markup=False)
-
+    say = speaker(err)
     for line in _plan(remote, missing_bytes(remote), model_root(remote)):
         say(line)
     with _progress(err, say) as show:

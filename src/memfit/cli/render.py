@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import IO
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
 from memfit.engines.report import Report
@@ -32,12 +33,14 @@ __all__ = [
     "print_plan",
     "print_report",
     "print_why",
+    "speaker",
+    "table",
     "write",
 ]
 
 PIPE_WIDTH = 1000  # columns: a file or a pipe has no edge to fold tables at
 _BAR_CELLS = 48
-# A part's name → label, colour, cell: the cells keep the parts apart where there are no colours.
+# A part's name → label, colour, cell: the cells tell the parts from each other where there are no colours.
 _PARTS = {
     "weights": ("weights", "blue", "█"),
     "kv_cache": ("KV cache", "green", "▓"),
@@ -48,13 +51,30 @@ _FREE_CELL = "·"
 
 
 def console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
-    """A console that never wraps piped text and never interprets what a model says."""
-    return Console(stderr=stderr, file=file, highlight=False, soft_wrap=True, emoji=False)
+    """A console that never wraps piped text, cuts no piped table, and reads no emoji in what a model says."""
+    out = Console(stderr=stderr, file=file, highlight=False, soft_wrap=True, emoji=False)
+    if not out.is_terminal:
+        out.width = PIPE_WIDTH
+    return out
+
+
+def table(*headings: str, no_wrap: bool = False, header_style: str | None = None) -> Table:
+    """A table without lines; `>` before a heading sets its column to the right."""
+    shown = Table(box=None, pad_edge=False, show_header=bool(headings), header_style=header_style)
+    for heading in headings:
+        justify: JustifyMethod = "right" if heading.startswith(">") else "left"
+        shown.add_column(heading.removeprefix(">"), justify=justify, no_wrap=no_wrap)
+    return shown
 
 
 def plain(text: str) -> Text:
     """A stranger's text made safe for a terminal: no control characters, no markup, one line."""
     return Text(readable(text, kept=""))
+
+
+def speaker(out: Console) -> Callable[[str], None]:
+    """What says a line in memfit's name; a stranger's text in it does no harm."""
+    return lambda text: out.print(Text(readable(f"memfit: {text}")))
 
 
 def write(text: str) -> None:
@@ -117,20 +137,16 @@ def _print_tier(tier: TierUse, out: Console) -> None:
     filled = f"{format_bytes(tier.total_bytes)} of {format_bytes(tier.budget_bytes)}"
     out.print(f"[bold]{_tier_name(tier.name)}[/]  {filled}")
     scale = max(tier.budget_bytes, tier.total_bytes)
-    bar = Text("  ")
+    bar, legend = Text("  "), Text("  ")
     edge = 0
     for name, size in tier.parts.items():
-        _, colour, cell = _PARTS[name]
+        label, colour, cell = _PARTS[name]
         start = round(_BAR_CELLS * edge / scale)
         edge += size
         bar.append(cell * (round(_BAR_CELLS * edge / scale) - start), style=colour)
+        legend.append(f"{cell} ", style=colour).append(f"{label} {format_bytes(size)}  ")
     bar.append(_FREE_CELL * (_BAR_CELLS + 2 - len(bar)), style="dim")
     out.print(bar)
-    legend = Text("  ")
-    for name, size in tier.parts.items():
-        label, colour, cell = _PARTS[name]
-        legend.append(f"{cell} ", style=colour)
-        legend.append(f"{label} {format_bytes(size)}  ")
     free = tier.budget_bytes - tier.total_bytes
     legend.append(f"{_FREE_CELL} ", style="dim")
     legend.append(f"free {format_bytes(free)}" if free >= 0 else f"short {format_bytes(-free)}")
@@ -152,11 +168,7 @@ def print_report(report: Report, out: Console) -> None:
     rates = []
     for name, measured, predicted in (
         ("prompt", report.speed.prompt_tokens_per_second, report.plan.prediction.prompt),
-        (
-            "generation",
-            report.speed.generation_tokens_per_second,
-            report.plan.prediction.generation,
-        ),
+        ("generation", report.speed.generation_tokens_per_second, report.plan.prediction.generation),
     ):
         if measured is not None:
             rates.append(f"{name} {format_rate(measured)} (predicted {format_rate(predicted.value)})")
@@ -172,7 +184,7 @@ def print_advice(report: Report, out: Console) -> None:
 
 
 def print_memory(report: Report, out: Console) -> None:
-    """What each place held at most, against its budget."""
+    """What each device held at most, against its budget."""
     for tier in report.tiers:
         verdict = "[green]within budget[/]" if tier.within_budget else "[red]OVER BUDGET[/]"
         if tier.peak_bytes is None or tier.error_bytes is None:
@@ -199,12 +211,7 @@ def loading_progress(out: Console) -> Iterator[Callable[[float], None] | None]:
     if not out.is_terminal:
         yield None
         return
-    columns = (
-        TextColumn("loading"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f}%"),
-        TimeElapsedColumn(),
-    )
+    columns = (TextColumn("loading"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
     with Progress(*columns, console=out, transient=True) as progress:
         task = progress.add_task("loading", total=1.0)
         yield lambda fraction: progress.update(task, completed=fraction)

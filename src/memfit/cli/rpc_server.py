@@ -34,10 +34,7 @@ __all__ = ["command"]
     help="Most memory to hold, overhead included: 8GiB, 90% of what is free.  [what is free, less a reserve]",
 )
 @click.option(
-    "--threads",
-    type=click.IntRange(1, 512),
-    metavar="N",
-    help="Threads to compute with.  [physical cores]",
+    "--threads", type=click.IntRange(1, 512), metavar="N", help="Threads to compute with.  [physical cores]"
 )
 @json_option
 @verbose_option

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from memfit.cli.fetch import ready_plan, yes_option
+from memfit.cli.fetch import load_shown, ready_plan, yes_option
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     budget_options,
@@ -27,9 +27,6 @@ from memfit.cli.schema import read_schema, schema_option
 from memfit.engines.requests import Completion, Sampling
 from memfit.engines.session import Session
 from memfit.errors import InterruptedByUser, UsageError, WrongValueError
-
-if TYPE_CHECKING:
-    from memfit.engines.report import Report
 
 __all__ = ["command"]
 
@@ -68,15 +65,12 @@ def command(
     A model that is not here is planned first, and downloaded if you agree. The answer goes to stdout, the
     plan and the report of predicted against measured bytes to stderr.
     """
-    from memfit.api import load
-    from memfit.cli.render import console, loading_progress, print_plan, print_report
+    from memfit.cli.render import console, print_plan, print_report, speaker
 
     err = console(stderr=True)
     constraint = read_schema(schema)
     grammars = constraint is not None
-    make_plan = take_plan(
-        model, options, lambda said: err.print(f"memfit: {said}"), verbose, grammars=grammars
-    )
+    make_plan = take_plan(model, options, speaker(err), verbose, grammars=grammars)
     sampling = take_sampling(options)
     text, system = _prompt_text(prompt, file), utf8(system or "")
     if raw and system:
@@ -89,15 +83,17 @@ def command(
     if not as_json:
         print_plan(planned, err)
         err.print()
-    with loading_progress(err) as on_progress:
-        session = load(
-            planned, count_parent=True, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
-        )
-    with session:
+    with load_shown(planned, err, hard_cap=hard_cap, verbose=verbose) as session:
         completion = _answer(session, text, system, raw, sampling, as_json, constraint)
         report = session.report()
     if as_json and completion is not None:
-        write_json(_document(report, completion))
+        document = report.to_json(
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=completion.completion_tokens,
+        )
+        write_json(document)
     else:
         if completion is not None:
             click.echo()
@@ -105,16 +101,6 @@ def command(
         print_report(report, err)
     was_cancelled = completion is not None and completion.finish_reason == "cancelled"
     return InterruptedByUser.exit_code if was_cancelled else 0
-
-
-def _document(report: Report, completion: Completion) -> dict[str, Any]:
-    """What --json prints."""
-    return report.to_json(
-        text=completion.text,
-        finish_reason=completion.finish_reason,
-        prompt_tokens=completion.prompt_tokens,
-        completion_tokens=completion.completion_tokens,
-    )
 
 
 def _prompt_text(prompt: str | None, file: str | None) -> str | None:
@@ -147,8 +133,8 @@ def _answer(
     quiet: bool,
     schema: Mapping[str, Any] | None,
 ) -> Completion | None:
-    """Through the model's chat template where there is one and --raw does not leave it out. Without a text
-    this is a chat, and None comes back when it is over.
+    """The answer to a text: through the model's chat template, unless it has none or --raw leaves it out.
+    Without a text this is a chat, and None comes back when it is over.
 
     Raises:
         UsageError: there is a system message, and no template that takes one.

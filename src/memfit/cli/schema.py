@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -12,20 +12,14 @@ from memfit.errors import UsageError
 
 __all__ = ["read_schema", "schema_option"]
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def schema_option(command: _Command) -> _Command:
-    return click.option("--schema", metavar="FILE", help="A JSON schema that every answer must satisfy.")(
-        command
-    )
+schema_option = click.option("--schema", metavar="FILE", help="A JSON schema that every answer must satisfy.")
 
 
 def read_schema(path: str | None) -> Mapping[str, Any] | None:
     """The schema in a file, checked; None without one.
 
     Raises:
-        UsageError: no schema is there, or one with something that cannot be enforced.
+        UsageError: there is no schema, or it has something that cannot be enforced.
     """
     if path is None:
         return None

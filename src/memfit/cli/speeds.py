@@ -70,11 +70,9 @@ def _rates_json(rates: _Rates) -> dict[str, Any]:
 def brief_speeds(measured: MachineSpeeds) -> Iterator[str]:
     """One line for each device and disk."""
     for device in measured.devices:
-        plain, repacked = (
-            [one for one in rates.values() if one] for rates in (device.weights, device.repacked)
-        )
-        most = max(one["bytes_per_second"] for one in plain + repacked)
-        operations = max(one["operations_per_second"] for one in plain + repacked)
+        rates = [one for one in (*device.weights.values(), *device.repacked.values()) if one]
+        most = max(one["bytes_per_second"] for one in rates)
+        operations = max(one["operations_per_second"] for one in rates)
         yield (
             f"{_title(device)}: generation up to {_bytes(most)} of weights, prompts up to "
             f"{_operations(operations)} ({len(device.weights)} types measured)"
@@ -104,12 +102,15 @@ def print_speeds(measured: MachineSpeeds, out: Console) -> None:
 
 
 def _weights_table(device: MeasuredDevice) -> Table:
-    passes = ("1 token", "512 tokens")
-    table = _table("weights", *passes, *(f"{name}, repacked" for name in passes if device.repacked))
+    from memfit.cli.render import table
+
+    passes = (">1 token", ">512 tokens")
+    repacked = (f"{name}, repacked" for name in passes if device.repacked)
+    shown = table("weights", *passes, *repacked, no_wrap=True, header_style="dim")
     for name, plain in device.weights.items():
         both = [plain, device.repacked.get(name)] if device.repacked else [plain]
-        table.add_row(name, *(cell for one in both for cell in _weight_cells(one)))
-    return table
+        shown.add_row(name, *(cell for one in both for cell in _weight_cells(one)))
+    return shown
 
 
 def _weight_cells(one: Mapping[str, float] | None) -> tuple[str, str]:
@@ -119,20 +120,12 @@ def _weight_cells(one: Mapping[str, float] | None) -> tuple[str, str]:
 
 
 def _attention_table(device: MeasuredDevice) -> Table:
-    table = _table("attention: KV/head", "1 token", "512 tokens")
+    from memfit.cli.render import table
+
+    shown = table("attention: KV/head", ">1 token", ">512 tokens", no_wrap=True, header_style="dim")
     for name, one in device.attention.items():
-        table.add_row(name, *(_operations(one[kind]) if one else _NO for kind in ("generation", "prompt")))
-    return table
-
-
-def _table(first: str, *others: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+        shown.add_row(name, *(_operations(one[kind]) if one else _NO for kind in ("generation", "prompt")))
+    return shown
 
 
 def _title(device: MeasuredDevice) -> str:

@@ -243,18 +243,14 @@ def _read_tensor_entries(reader: BoundedReader, count: int) -> list[_Entry]:
 
 
 def _place_tensors(
-    reader: BoundedReader,
-    entries: list[_Entry],
-    data_offset: int,
-    alignment: int,
-    file_index: int,
+    reader: BoundedReader, entries: list[_Entry], data_offset: int, alignment: int, file_index: int
 ) -> tuple[TensorSpec, ...]:
     """Check each tensor, and that they follow each other without gaps up to the file's end."""
     tensors = []
     expected_offset = 0
     for name, shape, type_number, offset in entries:
         reader.field = f"tensor {_shown(name)}"
-        type_name, size = _type_and_size(reader, shape, type_number)
+        kind, size = _type_and_size(reader, shape, type_number)
         if offset != expected_offset:
             raise reader.error(f"lies at data offset {offset}, expected {expected_offset}")
         start = data_offset + offset
@@ -266,12 +262,7 @@ def _place_tensors(
         expected_offset += _round_up(size, alignment)
         tensors.append(
             TensorSpec(
-                name=name,
-                shape=shape,
-                type=type_name,
-                size_bytes=size,
-                offset_bytes=start,
-                file_index=file_index,
+                name=name, shape=shape, type=kind, size_bytes=size, offset_bytes=start, file_index=file_index
             )
         )
     return tuple(tensors)

@@ -6,12 +6,11 @@ Understands the few metadata keys that every plan needs; hands on the others as 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 from memfit.errors import HeaderError, ModelNotFoundError
 from memfit.headers.gguf import MOST_TENSORS, GgufHeader, read_header
-from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec
+from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, TensorSpec, main_type
 from memfit.headers.purpose import companion
 from memfit.headers.tensor_types import FILE_TYPES
 
@@ -95,11 +94,8 @@ def _shard_paths(given: GgufHeader) -> list[Path]:
         for number in range(1, int(match[2]) + 1)
     ]
     if not paths or len(paths) != count or given.path not in paths:
-        raise HeaderError(
-            given.path,
-            "split.count",
-            f"one of {count} shards must be named like model-00001-of-{count:05d}.gguf",
-        )
+        problem = f"one of {count} shards must be named like model-00001-of-{count:05d}.gguf"
+        raise HeaderError(given.path, "split.count", problem)
     return paths
 
 
@@ -112,11 +108,8 @@ def _check_value(header: GgufHeader, key: str, expected: int) -> None:
 
 def _architecture(header: GgufHeader) -> str:
     if what := companion(header.metadata):
-        raise HeaderError(
-            header.path,
-            "general.type",
-            f"{what}: a companion file that goes with a model, not a model itself",
-        )
+        problem = f"{what}: a companion file that goes with a model, not a model itself"
+        raise HeaderError(header.path, "general.type", problem)
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise HeaderError(header.path, "general.architecture", "is missing")
@@ -133,10 +126,7 @@ def _quantization(metadata: dict[str, MetadataValue], tensors: tuple[TensorSpec,
     file_type = metadata.get("general.file_type")
     if isinstance(file_type, int) and file_type in FILE_TYPES:
         return FILE_TYPES[file_type]
-    bytes_by_type: Counter[str] = Counter()
-    for tensor in tensors:
-        bytes_by_type[tensor.type] += tensor.size_bytes
-    return bytes_by_type.most_common(1)[0][0]
+    return main_type(tensors)
 
 
 def _context_length(header: GgufHeader, architecture: str) -> int:

@@ -28,71 +28,44 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 _SLIDING_OFF = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+}
+_MISTRAL = _LLAMA | {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+}
+_QWEN2 = _LLAMA | {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    **_SLIDING_OFF,
+}
 # model_type → the defaults of its configuration class in transformers 5.23.0.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-    },
-    "mistral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-    },
-    "mixtral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
-    },
-    "qwen2": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-        **_SLIDING_OFF,
-    },
-    "qwen3": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "max_position_embeddings": 32768,
-        **_SLIDING_OFF,
-    },
+    "llama": _LLAMA,
+    "mistral": _MISTRAL | {"sliding_window": 4096},
+    "mixtral": _MISTRAL | {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN2 | {"head_dim": 128},
     "qwen3_moe": {
-        "vocab_size": 151936,
+        **_QWEN2,
         "hidden_size": 2048,
         "intermediate_size": 6144,
         "num_hidden_layers": 24,
-        "num_attention_heads": 32,
         "num_key_value_heads": 4,
-        "max_position_embeddings": 32768,
         "moe_intermediate_size": 768,
         "num_experts": 128,
         "num_experts_per_tok": 8,
         "decoder_sparse_step": 1,
-        **(_SLIDING_OFF | {"max_window_layers": 0}),  # its class has no such field: all layers slide
+        "max_window_layers": 0,  # its class has no such field: all layers slide
     },
     "gemma3_text": {
         "vocab_size": 262208,
@@ -246,9 +219,7 @@ class _Section:
         return value
 
     def count(self, key: str, default: int | None = None, *, low: int = 1, high: int = _LARGEST_COUNT) -> int:
-        value = self.get(key)
-        if value is None:
-            value = default
+        value = default if (found := self.get(key)) is None else found
         if value is None:
             self.refuse(key, "is missing")
         if type(value) is not int or not low <= value <= high:
@@ -285,7 +256,8 @@ def _read_text(whole: _Section, text: _Section, vision: VisionConfig | None) -> 
     partial = text.get("partial_rotary_factor")
     if text_type in _DEFAULTS and partial not in (None, 1, 1.0):
         text.refuse("partial_rotary_factor", f"got {shown(partial)}; memfit does not know this variant")
-    sparse = _sparse_layers(text, layers)
+    experts = _experts(text)
+    sparse = _sparse_layers(text, layers) if experts else ()
     return HfConfig(
         path=whole.path,
         model_type=model_type,
@@ -310,8 +282,10 @@ def _read_text(whole: _Section, text: _Section, vision: VisionConfig | None) -> 
         attention_bias=text.flag("attention_bias"),
         mlp_bias=text.flag("mlp_bias"),
         layer_windows=_layer_windows(text, text_type, layers),
-        num_experts=_experts(text),
-        num_experts_per_tok=_experts_per_token(text),
+        num_experts=experts,
+        num_experts_per_tok=(
+            text.count("num_experts_per_tok", 0, low=0, high=_MOST_EXPERTS) if experts else 0
+        ),
         # Where experts are all there is, as in Mixtral and OLMoE, they have the plain field's width.
         moe_intermediate_size=(
             text.count("moe_intermediate_size", text.count("intermediate_size")) if sparse else 0
@@ -359,14 +333,8 @@ def _experts(text: _Section) -> int:
     return text.count(key, 0, low=0, high=_MOST_EXPERTS)
 
 
-def _experts_per_token(text: _Section) -> int:
-    return text.count("num_experts_per_tok", 0, low=0, high=_MOST_EXPERTS) if _experts(text) else 0
-
-
 def _sparse_layers(text: _Section, layers: int) -> tuple[int, ...]:
     """As Qwen3MoeDecoderLayer decides it; Mixtral has experts in all layers."""
-    if not _experts(text):
-        return ()
     step = text.count("decoder_sparse_step", 1)
     dense = text.items("mlp_only_layers", most=layers) or []
     for index, layer in enumerate(dense):

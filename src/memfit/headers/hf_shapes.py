@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from memfit.errors import HeaderError, ModelError
@@ -75,40 +75,36 @@ class HfModel:
     hf_config: HfConfig
     parameters: tuple[HfParameter, ...] = field(repr=False)
     buffers: tuple[HfBuffer, ...] | None = field(repr=False)  # None: this model type's are not known
-    checkpoint_bytes: int | None  # all files; None where there is only a config.json
-    notes: tuple[str, ...]  # what is less than exact, in sentences
+    checkpoint_bytes: int | None = None  # all files; None where there is only a config.json
+    notes: tuple[str, ...] = ()  # what is less than exact, in sentences
+
+
+_TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
+_FOUR_NORMS = (*_TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Decoder:
-    """How one model type differs from llama. None: as config.json says."""
+    """How one model type differs from llama. A bias that is None: as config.json says."""
 
-    qkv_bias: bool | None
-    o_bias: bool | None
-    mlp_bias: bool | None
-    qk_norm: bool
-    layer_norms: tuple[str, ...]
+    qkv_bias: bool | None = None
+    o_bias: bool | None = None
+    mlp_bias: bool | None = None
+    qk_norm: bool = False
+    layer_norms: tuple[str, ...] = _TWO_NORMS
     scaled_embedding: bool = False  # has a buffer with its scale
     rotary_by_layer_type: bool = False
     has_experts: bool = False
 
 
-_TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
-_FOUR_NORMS = (*_TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 _DECODERS = {
-    "llama": _Decoder(qkv_bias=None, o_bias=None, mlp_bias=None, qk_norm=False, layer_norms=_TWO_NORMS),
-    "mistral": _Decoder(qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False, layer_norms=_TWO_NORMS),
-    "mixtral": _Decoder(
-        qkv_bias=False, o_bias=False, mlp_bias=False, qk_norm=False, layer_norms=_TWO_NORMS, has_experts=True
-    ),
-    "qwen2": _Decoder(qkv_bias=True, o_bias=False, mlp_bias=False, qk_norm=False, layer_norms=_TWO_NORMS),
-    "qwen3": _Decoder(qkv_bias=None, o_bias=None, mlp_bias=False, qk_norm=True, layer_norms=_TWO_NORMS),
-    "qwen3_moe": _Decoder(
-        qkv_bias=None, o_bias=None, mlp_bias=False, qk_norm=True, layer_norms=_TWO_NORMS, has_experts=True
-    ),
+    "llama": _Decoder(),
+    "mistral": _Decoder(qkv_bias=False, o_bias=False, mlp_bias=False),
+    "mixtral": _Decoder(qkv_bias=False, o_bias=False, mlp_bias=False, has_experts=True),
+    "qwen2": _Decoder(qkv_bias=True, o_bias=False, mlp_bias=False),
+    "qwen3": _Decoder(mlp_bias=False, qk_norm=True),
+    "qwen3_moe": _Decoder(mlp_bias=False, qk_norm=True, has_experts=True),
     "gemma3_text": _Decoder(
-        qkv_bias=None,
-        o_bias=None,
         mlp_bias=False,
         qk_norm=True,
         layer_norms=_FOUR_NORMS,
@@ -144,13 +140,7 @@ def model_from_config(config: HfConfig) -> HfModel:
     if vision:
         name = "model.vision_tower.embeddings.position_ids"
         buffers.append(HfBuffer(name=name, shape=(1, vision.patches), dtype="int64"))
-    return HfModel(
-        hf_config=config,
-        parameters=tuple(parameters),
-        buffers=tuple(buffers),
-        checkpoint_bytes=None,
-        notes=(),
-    )
+    return HfModel(hf_config=config, parameters=tuple(parameters), buffers=tuple(buffers))
 
 
 def model_from_checkpoint(config: HfConfig, checkpoint: Checkpoint) -> HfModel:
@@ -163,22 +153,16 @@ def model_from_checkpoint(config: HfConfig, checkpoint: Checkpoint) -> HfModel:
     _refuse_quantized(config)
     stored = [tensor for tensor in checkpoint.tensors if not _is_dropped(tensor, config)]
     for tensor in stored:
-        if tensor.dtype not in ("F64", "F32", "BF16", "F16"):
+        if tensor.type not in ("F64", "F32", "BF16", "F16"):
             raise ModelError(
-                f"{config.path.parent}: tensor {shown(tensor.name)} is {tensor.dtype}: the checkpoint is "
+                f"{config.path.parent}: tensor {shown(tensor.name)} is {tensor.type}: the checkpoint is "
                 "quantized already; memfit's table of precisions starts from one in 16 or 32 bits"
             )
     if _decoder(config) is None:
         return _model_by_names(config, checkpoint, stored)
     model = model_from_config(config)
     _check_shapes(config, model.parameters, stored)
-    return HfModel(
-        hf_config=config,
-        parameters=model.parameters,
-        buffers=model.buffers,
-        checkpoint_bytes=checkpoint.file_bytes,
-        notes=(),
-    )
+    return replace(model, checkpoint_bytes=checkpoint.file_bytes)
 
 
 def _refuse_quantized(config: HfConfig) -> None:
@@ -199,9 +183,7 @@ def _decoder(config: HfConfig) -> _Decoder | None:
 
 def _text_parameters(config: HfConfig, decoder: _Decoder, prefix: str) -> Iterator[HfParameter]:
     hidden = config.hidden_size
-    yield HfParameter(
-        name=f"{prefix}embed_tokens.weight", shape=(config.vocab_size, hidden), kind="embedding"
-    )
+    yield _parameter("embedding", f"{prefix}embed_tokens.weight", config.vocab_size, hidden)
     for layer in range(config.num_hidden_layers):
         yield from _attention(config, decoder, f"{prefix}layers.{layer}.self_attn.")
         mlp = f"{prefix}layers.{layer}.mlp."
@@ -214,10 +196,10 @@ def _text_parameters(config: HfConfig, decoder: _Decoder, prefix: str) -> Iterat
             yield from _linear(f"{mlp}up_proj", inner, hidden, bias)
             yield from _linear(f"{mlp}down_proj", hidden, inner, bias)
         for norm in decoder.layer_norms:
-            yield HfParameter(name=f"{prefix}layers.{layer}.{norm}.weight", shape=(hidden,), kind="norm")
-    yield HfParameter(name=f"{prefix}norm.weight", shape=(hidden,), kind="norm")
+            yield _parameter("norm", f"{prefix}layers.{layer}.{norm}.weight", hidden)
+    yield _parameter("norm", f"{prefix}norm.weight", hidden)
     if not config.tie_word_embeddings:
-        yield HfParameter(name="lm_head.weight", shape=(config.vocab_size, hidden), kind="head")
+        yield _parameter("head", "lm_head.weight", config.vocab_size, hidden)
 
 
 def _attention(config: HfConfig, decoder: _Decoder, prefix: str) -> Iterator[HfParameter]:
@@ -230,8 +212,8 @@ def _attention(config: HfConfig, decoder: _Decoder, prefix: str) -> Iterator[HfP
     bias = config.attention_bias if decoder.o_bias is None else decoder.o_bias
     yield from _linear(f"{prefix}o_proj", hidden, queries, bias)
     if decoder.qk_norm:
-        yield HfParameter(name=f"{prefix}q_norm.weight", shape=(head,), kind="norm")
-        yield HfParameter(name=f"{prefix}k_norm.weight", shape=(head,), kind="norm")
+        yield _parameter("norm", f"{prefix}q_norm.weight", head)
+        yield _parameter("norm", f"{prefix}k_norm.weight", head)
 
 
 def _experts(config: HfConfig, prefix: str) -> Iterator[HfParameter]:
@@ -239,8 +221,8 @@ def _experts(config: HfConfig, prefix: str) -> Iterator[HfParameter]:
     yield HfParameter(
         name=f"{prefix}experts.gate_up_proj", shape=(count, 2 * inner, hidden), kind="experts", stacks=True
     )
-    yield HfParameter(name=f"{prefix}experts.down_proj", shape=(count, hidden, inner), kind="experts")
-    yield HfParameter(name=f"{prefix}gate.weight", shape=(count, hidden), kind="router")
+    yield _parameter("experts", f"{prefix}experts.down_proj", count, hidden, inner)
+    yield _parameter("router", f"{prefix}gate.weight", count, hidden)
 
 
 def _text_buffers(config: HfConfig, decoder: _Decoder, prefix: str) -> Iterator[HfBuffer]:
@@ -262,15 +244,11 @@ def _vision_parameters(config: HfConfig, vision: VisionConfig) -> Iterator[HfPar
     hidden, inner, patch = vision.hidden_size, vision.intermediate_size, vision.patch_size
     tower = "model.vision_tower."
     stem = f"{tower}embeddings."
-    yield HfParameter(
-        name=f"{stem}patch_embedding.weight",
-        shape=(hidden, vision.num_channels, patch, patch),
-        kind="convolution",
+    yield _parameter(
+        "convolution", f"{stem}patch_embedding.weight", hidden, vision.num_channels, patch, patch
     )
-    yield HfParameter(name=f"{stem}patch_embedding.bias", shape=(hidden,), kind="convolution")
-    yield HfParameter(
-        name=f"{stem}position_embedding.weight", shape=(vision.patches, hidden), kind="position"
-    )
+    yield _parameter("convolution", f"{stem}patch_embedding.bias", hidden)
+    yield _parameter("position", f"{stem}position_embedding.weight", vision.patches, hidden)
     for layer in range(vision.num_hidden_layers):
         block = f"{tower}encoder.layers.{layer}."
         yield from _layer_norm(f"{block}layer_norm1", hidden)
@@ -283,34 +261,36 @@ def _vision_parameters(config: HfConfig, vision: VisionConfig) -> Iterator[HfPar
     if vision.vision_use_head:
         yield from _pooling_head(f"{tower}head.", hidden, inner)
     projector = "model.multi_modal_projector."
-    yield HfParameter(
-        name=f"{projector}mm_input_projection_weight", shape=(hidden, config.hidden_size), kind="projector"
-    )
-    yield HfParameter(name=f"{projector}mm_soft_emb_norm.weight", shape=(hidden,), kind="norm")
+    yield _parameter("projector", f"{projector}mm_input_projection_weight", hidden, config.hidden_size)
+    yield _parameter("norm", f"{projector}mm_soft_emb_norm.weight", hidden)
 
 
 def _pooling_head(prefix: str, hidden: int, inner: int) -> Iterator[HfParameter]:
     """SiglipMultiheadAttentionPoolingHead; the output layer in torch's attention is no plain nn.Linear."""
-    yield HfParameter(name=f"{prefix}probe", shape=(1, 1, hidden), kind="other")
+    yield _parameter("other", f"{prefix}probe", 1, 1, hidden)
     attention = f"{prefix}attention."
-    yield HfParameter(name=f"{attention}in_proj_weight", shape=(3 * hidden, hidden), kind="attention")
-    yield HfParameter(name=f"{attention}in_proj_bias", shape=(3 * hidden,), kind="attention")
-    yield HfParameter(name=f"{attention}out_proj.weight", shape=(hidden, hidden), kind="attention")
-    yield HfParameter(name=f"{attention}out_proj.bias", shape=(hidden,), kind="attention")
+    yield _parameter("attention", f"{attention}in_proj_weight", 3 * hidden, hidden)
+    yield _parameter("attention", f"{attention}in_proj_bias", 3 * hidden)
+    yield _parameter("attention", f"{attention}out_proj.weight", hidden, hidden)
+    yield _parameter("attention", f"{attention}out_proj.bias", hidden)
     yield from _layer_norm(f"{prefix}layernorm", hidden)
     yield from _linear(f"{prefix}mlp.fc1", inner, hidden, True)
     yield from _linear(f"{prefix}mlp.fc2", hidden, inner, True)
 
 
+def _parameter(kind: str, name: str, *shape: int) -> HfParameter:
+    return HfParameter(name=name, shape=shape, kind=kind)
+
+
 def _linear(name: str, outputs: int, inputs: int, bias: bool) -> Iterator[HfParameter]:
-    yield HfParameter(name=f"{name}.weight", shape=(outputs, inputs), kind="linear")
+    yield _parameter("linear", f"{name}.weight", outputs, inputs)
     if bias:
-        yield HfParameter(name=f"{name}.bias", shape=(outputs,), kind="bias")
+        yield _parameter("bias", f"{name}.bias", outputs)
 
 
 def _layer_norm(name: str, size: int) -> Iterator[HfParameter]:
-    yield HfParameter(name=f"{name}.weight", shape=(size,), kind="norm")
-    yield HfParameter(name=f"{name}.bias", shape=(size,), kind="norm")
+    yield _parameter("norm", f"{name}.weight", size)
+    yield _parameter("norm", f"{name}.bias", size)
 
 
 def _is_dropped(tensor: SafetensorsTensor, config: HfConfig) -> bool:
@@ -328,15 +308,13 @@ def _check_shapes(
     found = Counter(tensor.shape for tensor in stored if not _is_expert(tensor.name))
     for problem, shapes in (("lack", expected - found), ("also hold", found - expected)):
         for shape, count in shapes.items():
-            raise HeaderError(
-                config.path, "model_type", f"the files {problem} {count} tensor(s) of shape {list(shape)}"
-            )
+            found_there = f"the files {problem} {count} tensor(s) of shape {list(shape)}"
+            raise HeaderError(config.path, "model_type", found_there)
     needed = sum(each.elements for each in parameters if each.kind == "experts")
     there = sum(tensor.elements for tensor in stored if _is_expert(tensor.name))
     if needed != there:
-        raise HeaderError(
-            config.path, "num_experts", f"the files' experts have {there} elements, config.json asks {needed}"
-        )
+        differs = f"the files' experts have {there} elements, config.json asks {needed}"
+        raise HeaderError(config.path, "num_experts", differs)
 
 
 def _model_by_names(config: HfConfig, checkpoint: Checkpoint, stored: list[SafetensorsTensor]) -> HfModel:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from memfit.headers.hf_config import HfConfig
 from memfit.headers.hf_shapes import HfModel
-from memfit.headers.model_spec import ModelSpec, TensorSpec
+from memfit.headers.model_spec import ModelSpec, TensorSpec, main_type
 from memfit.headers.safetensors import Checkpoint
 
 __all__ = ["spec_of_checkpoint"]
@@ -15,9 +14,6 @@ __all__ = ["spec_of_checkpoint"]
 
 def spec_of_checkpoint(source: str, config: HfConfig, weights: Checkpoint, model: HfModel) -> ModelSpec:
     """`source` is what the user called it."""
-    bytes_by_type: Counter[str] = Counter()
-    for tensor in weights.tensors:
-        bytes_by_type[tensor.dtype] += tensor.size_bytes
     folder = config.path.absolute().parent
     return ModelSpec(
         source=source,
@@ -26,22 +22,12 @@ def spec_of_checkpoint(source: str, config: HfConfig, weights: Checkpoint, model
         data_offset_bytes=tuple(0 for _ in weights.paths),
         architecture=config.model_type,
         name=folder.name if Path(source).exists() else source.removeprefix("hf:"),
-        quantization=bytes_by_type.most_common(1)[0][0],
+        quantization=main_type(weights.tensors),
         n_params=sum(one.elements for one in model.parameters),
         context_length=config.max_position_embeddings or 0,
         vocabulary=config.vocab_size,
         metadata={},
         n_experts=config.num_experts,
         n_experts_used=config.num_experts_per_tok,
-        tensors=tuple(
-            TensorSpec(
-                name=one.name,
-                shape=one.shape[::-1],
-                type=one.dtype,
-                size_bytes=one.size_bytes,
-                offset_bytes=one.offset_bytes,
-                file_index=one.file_index,
-            )
-            for one in weights.tensors
-        ),
+        tensors=tuple(TensorSpec(**{**vars(one), "shape": one.shape[::-1]}) for one in weights.tensors),
     )

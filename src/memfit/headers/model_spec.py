@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
-__all__ = ["MetadataValue", "ModelSpec", "SkippedArray", "TensorSpec"]
+__all__ = ["MetadataValue", "ModelSpec", "SkippedArray", "StoredTensor", "TensorSpec", "main_type"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,22 +28,31 @@ _ROUTED = re.compile(r"_(?:ch)?exps\.|\.experts\.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One tensor of the file."""
+class StoredTensor:
+    """One tensor of a file, as the file's header describes it."""
 
     name: str
-    shape: tuple[int, ...]  # elements per dimension, the contiguous one first (GGUF's order)
-    type: str  # GGML's name: "F32", "Q4_K", …
+    shape: tuple[int, ...]  # elements per dimension, in the order of the file's format
+    type: str  # upstream's name: "F32", "BF16", "Q4_K", …
     size_bytes: int
     offset_bytes: int  # from the start of its own file
-    file_index: int  # which file of a split model, from 0
+    file_index: int  # which file of the model, from 0
 
     @property
     def elements(self) -> int:
-        count = 1
-        for dimension in self.shape:
-            count *= dimension
-        return count
+        return prod(self.shape)
+
+
+class TensorSpec(StoredTensor):
+    """A tensor in GGUF's order: the contiguous dimension is the first of its shape."""
+
+
+def main_type(tensors: Iterable[StoredTensor]) -> str:
+    """The type that most bytes have."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.type] += tensor.size_bytes
+    return sizes.most_common(1)[0][0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +63,7 @@ class ModelSpec:
     paths: tuple[Path, ...]  # every file of the model, in shard order
     file_bytes: int  # all files together
     data_offset_bytes: tuple[int, ...]  # per file: where tensor data begins
-    architecture: str  # general.architecture, such as "llama"
+    architecture: str  # general.architecture: "llama", for example
     name: str
     quantization: str  # llama.cpp's name of general.file_type: "Q4_K_M"; else of most bytes' type
     n_params: int  # elements of all tensors
@@ -79,5 +90,5 @@ class ModelSpec:
         return self.expert_share if _ROUTED.search(tensor) else 1.0
 
     def architecture_value(self, key: str) -> MetadataValue | None:
-        """`{architecture}.{key}` of the metadata, such as `block_count`; None where absent."""
+        """`{architecture}.{key}` of the metadata (of `block_count`, say); None where absent."""
         return self.metadata.get(f"{self.architecture}.{key}")

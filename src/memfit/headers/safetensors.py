@@ -18,6 +18,7 @@ from typing import Any
 
 from memfit.errors import HeaderError, ModelError, ModelNotFoundError, UsageError
 from memfit.headers.impostors import HEAD_BYTES, impostor
+from memfit.headers.model_spec import StoredTensor
 from memfit.headers.regular_file import require_file
 from memfit.strict_json import parse_json, shown
 from memfit.units import MIB
@@ -43,45 +44,21 @@ _LARGEST_COUNT = 2**63 - 1
 
 # Upstream's names → bits of one element.
 _DTYPE_BITS = {
-    "BOOL": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
+    name: bits
+    for bits, names in (
+        (4, "F4"),
+        (6, "F6_E2M3 F6_E3M2"),
+        (8, "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ"),
+        (16, "I16 U16 F16 BF16"),
+        (32, "I32 U32 F32"),
+        (64, "C64 F64 I64 U64"),
+    )
+    for name in names.split()
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class SafetensorsTensor:
-    """One tensor of a file."""
-
-    name: str
-    shape: tuple[int, ...]  # elements per dimension, the contiguous one last (torch's order)
-    dtype: str  # upstream's name: "F32", "BF16", …
-    size_bytes: int
-    offset_bytes: int  # from the start of its own file
-    file_index: int  # which file of the checkpoint, from 0
-
-    @property
-    def elements(self) -> int:
-        return prod(self.shape)
+class SafetensorsTensor(StoredTensor):
+    """A tensor in torch's order: the contiguous dimension is the last of its shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +146,8 @@ def read_weight_map(path: Path) -> dict[str, str]:
         raise HeaderError(path, "weight_map", f"{len(weight_map)} tensors; memfit reads {_MOST_TENSORS}")
     for name, shard in weight_map.items():
         if not _is_plain_file_name(shard):
-            raise HeaderError(
-                path,
-                f"weight_map {shown(name)}",
-                f"got {shown(shard)}, needed the name of a .safetensors file in the same folder",
-            )
+            problem = f"got {shown(shard)}, needed the name of a .safetensors file in the same folder"
+            raise HeaderError(path, f"weight_map {shown(name)}", problem)
     if len(set(weight_map.values())) > _MOST_SHARDS:
         raise HeaderError(path, "weight_map", f"names more than {_MOST_SHARDS} files")
     return weight_map
@@ -222,19 +196,12 @@ def _read_json_bytes(path: Path, file_bytes: int) -> bytes:
             raise HeaderError(path, "length", f"truncated: the file has {file_bytes} bytes, needed 8 or more")
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
         if length > _LARGEST_HEADER_BYTES:
-            raise HeaderError(
-                path,
-                "length",
-                f"a header of {length} bytes, at most {_LARGEST_HEADER_BYTES} are possible; "
-                "this is not a safetensors file, or it is damaged",
-            )
-        if _LENGTH.size + length > file_bytes:
-            raise HeaderError(
-                path,
-                "length",
-                f"truncated: the header ends at {_LENGTH.size + length}, the file at {file_bytes}; "
-                "download it again",
-            )
+            size = f"a header of {length} bytes, at most {_LARGEST_HEADER_BYTES} are possible"
+            problem = f"{size}; this is not a safetensors file, or it is damaged"
+            raise HeaderError(path, "length", problem)
+        if (end := _LENGTH.size + length) > file_bytes:
+            problem = f"truncated: the header ends at {end}, the file at {file_bytes}; download it again"
+            raise HeaderError(path, "length", problem)
         content = file.read(length)
     if len(content) != length:
         raise HeaderError(path, "header", "the file became shorter while it was being read")
@@ -287,14 +254,12 @@ def _read_entry(path: Path, name: str, entry: Any, data_offset: int, file_index:
     size, rest = divmod(elements * bits, 8)
     if rest:
         raise HeaderError(path, field_name, f"{elements} elements of {bits} bits do not fill whole bytes")
-    if offsets[1] - offsets[0] != size:
-        raise HeaderError(
-            path, field_name, f"its offsets span {offsets[1] - offsets[0]} bytes, its shape needs {size}"
-        )
+    if (span := offsets[1] - offsets[0]) != size:
+        raise HeaderError(path, field_name, f"its offsets span {span} bytes, its shape needs {size}")
     return SafetensorsTensor(
         name=name,
         shape=tuple(shape),
-        dtype=entry["dtype"],
+        type=entry["dtype"],
         size_bytes=size,
         offset_bytes=data_offset + offsets[0],
         file_index=file_index,
@@ -312,19 +277,14 @@ def _check_places(path: Path, tensors: list[SafetensorsTensor], data_offset: int
     expected = data_offset
     for tensor in tensors:
         if tensor.offset_bytes != expected:
-            raise HeaderError(
-                path,
-                f"tensor {shown(tensor.name)}",
-                f"begins at data offset {tensor.offset_bytes - data_offset}, "
-                f"expected {expected - data_offset}: tensors may neither overlap nor leave gaps",
-            )
+            begin, needed = tensor.offset_bytes - data_offset, expected - data_offset
+            rule = "tensors may neither overlap nor leave gaps"
+            problem = f"begins at data offset {begin}, expected {needed}: {rule}"
+            raise HeaderError(path, f"tensor {shown(tensor.name)}", problem)
         expected += tensor.size_bytes
     if expected > file_bytes:
-        raise HeaderError(
-            path,
-            "tensors",
-            f"truncated: needs bytes to {expected}, the file ends at {file_bytes}; download it again",
-        )
+        problem = f"truncated: needs bytes to {expected}, the file ends at {file_bytes}; download it again"
+        raise HeaderError(path, "tensors", problem)
     if expected < file_bytes:
         raise HeaderError(path, "tensors", f"end at byte {expected}, the file only at {file_bytes}")
 
@@ -348,6 +308,5 @@ def _check_against_index(
     for shard, names in held.items():
         for name in names:
             if weight_map.get(name) != shard:
-                raise HeaderError(
-                    path, f"weight_map {shown(name)}", f"{shard} holds it, but the index does not say so"
-                )
+                problem = f"{shard} holds it, but the index does not say so"
+                raise HeaderError(path, f"weight_map {shown(name)}", problem)

@@ -17,16 +17,8 @@ from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder
 from memfit.hub.remote_files import RemoteFile, RemoteModel, stays_inside
 
-__all__ = [
-    "FACTS_NAME",
-    "CachePaths",
-    "cache_paths",
-    "hub_cache",
-    "model_root",
-    "urls_folder",
-]
+__all__ = ["CachePaths", "cache_paths", "hub_cache", "model_root", "urls_folder"]
 
-FACTS_NAME = "about.json"  # beside a URL's file: what it is; written before the file gets its name
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 

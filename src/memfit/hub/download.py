@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memfit.errors import ModelError
@@ -68,39 +68,33 @@ def pull(
 
 def missing_bytes(model: RemoteModel) -> int:
     """Bytes that `pull` would fetch: what is neither here nor in a partial file."""
-    return sum(file.size_bytes - held for file, held in ((file, _held(model, file)) for file in model.files))
+    return sum(file.size_bytes - _held(model, file) for file in model.files)
 
 
+@dataclass
 class _Pull:
-    """One run over a model's files, and its place in the whole."""
+    """One run over a model's files, and its place in the whole; the first fields as `pull` takes them."""
 
-    def __init__(
-        self,
-        model: RemoteModel,
-        on_progress: Progress,
-        on_check: Progress,
-        say: Callable[[str], None],
-        patience: Patience | None,
-    ) -> None:
-        self._model = model
-        self._on_progress = on_progress
-        self._on_check = on_check
-        self._say = say
-        self._patience = patience
-        self._done = 0  # bytes of the files before the present one
-        self._total = model.size_bytes
-        self._headers = token_headers() if model.repo else {}
+    model: RemoteModel
+    on_progress: Progress
+    on_check: Progress
+    say: Callable[[str], None]
+    patience: Patience | None
+    done: int = 0  # bytes of the files before the present one
+
+    def __post_init__(self) -> None:
+        self._headers = token_headers() if self.model.repo else {}
 
     def one(self, file: RemoteFile) -> Path:
         cached = self._prepared(file)
-        with _locked(cached.lock, lambda: self._say(f"waiting: another program downloads {file.name}")):
+        with _locked(cached.lock, lambda: self.say(f"waiting: another program downloads {file.name}")):
             path = self._ensure(file, cached)
-        self._done += path.stat().st_size
-        self._on_progress(self._done, self._total)
+        self.done += path.stat().st_size
+        self.on_progress(self.done, self.model.size_bytes)
         return path
 
     def _prepared(self, file: RemoteFile) -> CachePaths:
-        cached = cache_paths(self._model, file)
+        cached = cache_paths(self.model, file)
         for path in (cached.blob, cached.shown, cached.lock):
             path.parent.mkdir(parents=True, exist_ok=True)
         return cached
@@ -112,8 +106,9 @@ class _Pull:
             _show(cached)
             return cached.shown
         if present:
-            self._say(f"{present} is damaged; downloading it again")
-            _discard(cached)
+            self.say(f"{present} is damaged; downloading it again")
+            for path in (cached.shown, cached.blob):
+                path.unlink(missing_ok=True)
         try:
             self._fetch(file, cached)
         except ChangedError as changed:
@@ -129,19 +124,18 @@ class _Pull:
 
     def _after_change(self, file: RemoteFile, changed: ChangedError) -> RemoteFile:
         """What a plain URL has now. A commit never changes, so of a hub that is an error."""
-        if self._model.repo or len(self._model.files) > 1 or changed.size_bytes is None:
+        if self.model.repo or len(self.model.files) > 1 or changed.size_bytes is None:
             raise ModelError(
-                f"{self._model.source}: {file.name} {changed}; run memfit pull again for what there is now"
+                f"{self.model.source}: {file.name} {changed}; run memfit pull again for what there is now"
             )
         if changed.etag and changed.etag == file.etag:
             raise ModelError(
                 f"{file.url}: the server contradicts itself: the same ETag, and {changed.size_bytes} bytes "
                 f"where it said {file.size_bytes}"
             )
-        self._say(f"{file.name} changed on the server; starting over")
+        self.say(f"{file.name} changed on the server; starting over")
         file = replace(file, size_bytes=changed.size_bytes, etag=changed.etag, sha256=None)
-        self._model = replace(self._model, files=(file,))
-        self._total = file.size_bytes
+        self.model = replace(self.model, files=(file,))
         return file
 
     def _fetch(self, file: RemoteFile, cached: CachePaths) -> None:
@@ -152,9 +146,9 @@ class _Pull:
             file,
             cached.partial,
             headers=self._headers,
-            repo=self._model.repo,
-            on_held=lambda held: self._on_progress(self._done + held, self._total),
-            patience=self._patience,
+            repo=self.model.repo,
+            on_held=lambda held: self.on_progress(self.done + held, self.model.size_bytes),
+            patience=self.patience,
         )
         with cached.partial.open("rb") as whole:
             os.fsync(whole.fileno())
@@ -162,7 +156,7 @@ class _Pull:
         if expected and found != expected:
             cached.partial.unlink()
             raise ModelError(
-                f"{self._model.source}: {file.name} has the checksum {found} and not {expected}; what came "
+                f"{self.model.source}: {file.name} has the checksum {found} and not {expected}; what came "
                 "was deleted. Run memfit pull again; if it stays so, the file on the server is damaged"
             )
         if cached.facts:
@@ -181,7 +175,7 @@ class _Pull:
 
     def _expected(self, file: RemoteFile) -> str | None:
         """The checksum that the hub says; a plain server's ETag is none."""
-        known = self._model.repo and (_SHA256.fullmatch(file.etag) or _GIT_ID.fullmatch(file.etag))
+        known = self.model.repo and (_SHA256.fullmatch(file.etag) or _GIT_ID.fullmatch(file.etag))
         return file.sha256 or (file.etag if known else None)
 
     def _checksum(self, file: RemoteFile, path: Path) -> str:
@@ -193,7 +187,7 @@ class _Pull:
             while chunk := content.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 done += len(chunk)
-                self._on_check(done, file.size_bytes)
+                self.on_check(done, file.size_bytes)
         return digest.hexdigest()
 
 
@@ -255,13 +249,8 @@ def _show(cached: CachePaths) -> None:
         cached.blob.replace(cached.shown)  # no links on this file system
 
 
-def _discard(cached: CachePaths) -> None:
-    for path in (cached.shown, cached.blob):
-        path.unlink(missing_ok=True)
-
-
 def read_facts(path: Path) -> Mapping[str, str]:
-    """What was noted of a plain URL's file: url, etag, sha256. Idle, where that is missing or damaged."""
+    """What was noted of a plain URL's file: url, etag, sha256. Nothing where that is missing or damaged."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def _sizes(folder: Path) -> dict[str, int]:
     """Name → bytes of what lies there; -1 of what is no file. Nothing is opened."""
     found = {}
     with os.scandir(folder) as entries:
-        for entry, _ in zip(entries, range(_MOST_NAMES), strict=False):
+        for entry in islice(entries, _MOST_NAMES):
             try:
                 found[entry.name] = entry.stat().st_size if entry.is_file() else -1
             except OSError:  # a link to nothing
@@ -87,18 +88,12 @@ def _sizes(folder: Path) -> dict[str, int]:
 def _below(folder: Path) -> list[Path]:
     """Folders inside that can be listed."""
     with os.scandir(folder) as entries:
-        named = [
-            Path(entry.path) for entry, _ in zip(entries, range(_MOST_NAMES), strict=False) if entry.is_dir()
-        ]
+        named = [Path(entry.path) for entry in islice(entries, _MOST_NAMES) if entry.is_dir()]
     return sorted(path for path in named if os.access(path, os.R_OK | os.X_OK))[:_MOST_FOLDERS]
 
 
 def _described(sizes: dict[str, int]) -> list[RemoteFile]:
-    return [
-        RemoteFile(name=name, url="", size_bytes=size, etag="", sha256=None)
-        for name, size in sizes.items()
-        if size >= 0
-    ]
+    return [RemoteFile(name=name, size_bytes=size) for name, size in sizes.items() if size >= 0]
 
 
 def _choices(folder: Path, models: list[tuple[str, int]]) -> str:

@@ -17,7 +17,16 @@ from memfit.errors import ModelError, ModelNotFoundError
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["AGAIN", "FileRange", "RangeReader", "TryAgainError", "make_client", "retry_after"]
+__all__ = [
+    "AGAIN",
+    "FileRange",
+    "RangeReader",
+    "TryAgainError",
+    "make_client",
+    "network_errors",
+    "number_in",
+    "retry_after",
+]
 
 _CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 20.0
 _PIECE_SECONDS = 120.0  # a server that sends a byte now and then is never silent
@@ -83,18 +92,8 @@ class RangeReader:
     def _read(self, start: int, length: int) -> FileRange:
         # Compressed, a range would be one of other bytes.
         wanted = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
-        with _opened(self._client, self._url, {**self._headers, **wanted}) as answer:
-            if answer.status_code in (401, 403):
-                raise ModelError(
-                    f"{self._url}: no access ({answer.status_code} {answer.reason_phrase}){self._key}"
-                )
-            if answer.status_code == 416:
-                raise ModelError(f"{self._url} is shorter than {start + 1} bytes, so it is no whole model")
-            if answer.status_code == 200 and start > 0:
-                raise ModelError(
-                    f"{self._url}: the server ignores range requests, so the header cannot be read alone; "
-                    "memfit pull downloads the whole file"
-                )
+        with self._client.stream("GET", self._url, headers={**self._headers, **wanted}) as answer:
+            self._require_success(answer, start)
             if answer.status_code == 206:
                 match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
                 if not match or int(match[1]) != start or not start <= int(match[2]) < int(match[3]):
@@ -103,36 +102,42 @@ class RangeReader:
                 if int(match[2]) - start + 1 < promised:
                     raise TryAgainError("the server sent less than was asked for")
             else:
-                size = _content_length(self._url, answer)
-                promised = min(length, size)
+                said = number_in(answer.headers.get("Content-Length"))
+                if said is None:
+                    raise ModelError(f"{self._url}: the server does not say how long the file is")
+                size, promised = said, min(length, said)
             data = _receive(answer, promised)
         return FileRange(data=data, file_bytes=size, etag=answer.headers.get("ETag", "").strip())
 
+    def _require_success(self, answer: httpx2.Response, start: int) -> None:
+        status, said = answer.status_code, f"{answer.status_code} {answer.reason_phrase}"
+        if status in AGAIN:
+            raise TryAgainError(f"the server answers {status}", retry_after(answer))
+        if status == 404:
+            raise ModelNotFoundError(f"nothing is at {self._url}")
+        if status in (401, 403):
+            raise ModelError(f"{self._url}: no access ({said}){self._key}")
+        if status == 416:
+            raise ModelError(f"{self._url} is shorter than {start + 1} bytes, so it is no whole model")
+        if status not in (200, 206):
+            raise ModelError(f"{self._url}: the server answers {said}")
+        if status == 200 and start > 0:
+            raise ModelError(
+                f"{self._url}: the server ignores range requests, so the header cannot be read alone; "
+                "memfit pull downloads the whole file"
+            )
+
 
 def make_client(silence_seconds: float) -> httpx2.Client:
-    """A client that follows redirects, but not for ever, and waits so long for a silent server."""
+    """A client that follows ten redirects at most, and waits `silence_seconds` for a silent server."""
     import httpx2
 
     timeout = httpx2.Timeout(silence_seconds, connect=_CONNECT_SECONDS)
     return httpx2.Client(follow_redirects=True, timeout=timeout, max_redirects=10)
 
 
-@contextlib.contextmanager
-def _opened(client: httpx2.Client, url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
-    """An answer whose body is still to come, with a status that is one."""
-    with client.stream("GET", url, headers=headers) as answer:
-        status = answer.status_code
-        if status in AGAIN:
-            raise TryAgainError(f"the server answers {status}", retry_after(answer))
-        if status == 404:
-            raise ModelNotFoundError(f"nothing is at {url}")
-        if status not in (200, 206, 401, 403, 416):
-            raise ModelError(f"{url}: the server answers {status} {answer.reason_phrase}")
-        yield answer
-
-
 def _receive(answer: httpx2.Response, promised: int) -> bytes:
-    """So many bytes of the body, and no more, whatever comes."""
+    """`promised` bytes of the body, and no more, whatever comes."""
     data = bytearray()
     ends = time.monotonic() + _PIECE_SECONDS
     for part in answer.iter_raw():
@@ -147,34 +152,44 @@ def _receive(answer: httpx2.Response, promised: int) -> bytes:
 
 
 def _trying(url: str, read: Callable[[], FileRange]) -> FileRange:
-    import httpx2
-
     for number in range(_TRIES):
         try:
-            return read()
+            with network_errors(url, _SILENCE_SECONDS):
+                return read()
         except TryAgainError as error:
-            problem, wait = str(error), error.wait_seconds
-        except httpx2.TooManyRedirects:
-            raise ModelError(f"{url}: the server redirects without end") from None
-        except httpx2.TimeoutException:
-            problem, wait = f"the server says nothing for {_SILENCE_SECONDS:.0f} s", 0.0
-        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise ModelError(f"{url} is no address: {error}") from None
-        except httpx2.HTTPError as error:
-            problem, wait = str(error) or type(error).__name__, 0.0
+            failure = error
         if number < _TRIES - 1:
-            time.sleep(min(max(wait, _BACKOFF_SECONDS * 2**number), _MOST_WAIT_SECONDS))
-    raise ModelError(f"cannot read {url}: {problem}, {_TRIES} times")
+            time.sleep(min(max(failure.wait_seconds, _BACKOFF_SECONDS * 2**number), _MOST_WAIT_SECONDS))
+    raise ModelError(f"cannot read {url}: {failure}, {_TRIES} times")
 
 
-def _content_length(url: str, answer: httpx2.Response) -> int:
-    text = answer.headers.get("Content-Length", "")
-    if not (text.isascii() and text.isdigit()):
-        raise ModelError(f"{url}: the server does not say how long the file is")
-    return int(text)
+@contextlib.contextmanager
+def network_errors(url: str, silence_seconds: float) -> Iterator[None]:
+    """httpx2's errors as ours, for a client of `make_client(silence_seconds)`.
+
+    Raises:
+        TryAgainError: what may pass.
+        ModelError: what stays.
+    """
+    import httpx2
+
+    try:
+        yield
+    except httpx2.TooManyRedirects:
+        raise ModelError(f"{url}: the server redirects without end") from None
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise ModelError(f"{url} is no address: {error}") from None
+    except httpx2.ReadTimeout:
+        raise TryAgainError(f"the server says nothing for {silence_seconds:.0f} s") from None
+    except httpx2.HTTPError as error:
+        raise TryAgainError(str(error) or type(error).__name__) from None
+
+
+def number_in(text: str | None) -> int | None:
+    """The whole number that a header says; None for any other text, or where there is no such header."""
+    return int(text) if text and text.isascii() and text.isdigit() else None
 
 
 def retry_after(answer: httpx2.Response) -> float:
     """The seconds that the server wants to be left alone; 0 where it does not say."""
-    text = answer.headers.get("Retry-After", "")
-    return float(text) if text.isascii() and text.isdigit() else 0.0
+    return float(number_in(answer.headers.get("Retry-After")) or 0)

@@ -28,6 +28,7 @@ __all__ = ["LocalModel", "find_local", "local_files", "local_models", "matching"
 
 _PARTIAL = ".incomplete"
 _NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?::([\w.-]+))?", re.ASCII)
+_Kind = Literal["gguf", "safetensors"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,11 @@ class LocalModel:
 
     name: str  # usable as MODEL
     repo: str | None  # "org/name"; None for what came from a URL
-    kind: Literal["gguf", "safetensors", "partial"]
+    kind: _Kind | Literal["partial"]
     paths: tuple[Path, ...]  # files, in shard order, a config.json first; the newest revision's
     size_bytes: int  # on the disk, all its revisions together
-    last_used: float | None  # Unix time by the file system, which may be a day late
-    complete: bool
+    last_used: float | None = None  # Unix time by the file system, which may be a day late
+    complete: bool = False
 
 
 def local_files(model: RemoteModel) -> tuple[Path, ...] | None:
@@ -120,7 +121,7 @@ def _chosen(model: str, models: Iterable[LocalModel]) -> str | None:
         if one.repo == repo:
             first, *others = shard_names(one.name.removeprefix(f"hf:{repo}/"))
             for name, size in ((first, one.size_bytes), *((other, 0) for other in others)):
-                listed.append(RemoteFile(name=name, url="", size_bytes=size, etag="", sha256=None))
+                listed.append(RemoteFile(name=name, size_bytes=size))
     found = choose(variants(listed), label)
     if len(found) > 1:
         raise UsageError(clash(repo, found))
@@ -155,9 +156,9 @@ def _hub_models(cache: HFCacheInfo | None) -> Iterable[LocalModel]:
             yield _partial(f"hf:{name}", name, sorted(paths))
 
 
-def _grouped(repo: CachedRepoInfo) -> dict[tuple[str, Literal["gguf", "safetensors"]], list[CachedFileInfo]]:
+def _grouped(repo: CachedRepoInfo) -> dict[tuple[str, _Kind], list[CachedFileInfo]]:
     """The files of each model, of all revisions, the newest revision's first."""
-    groups: dict[tuple[str, Literal["gguf", "safetensors"]], list[CachedFileInfo]] = defaultdict(list)
+    groups: dict[tuple[str, _Kind], list[CachedFileInfo]] = defaultdict(list)
     # By its folder: its last_modified is that of the content, which revisions may share.
     for revision in sorted(repo.revisions, key=lambda one: -one.snapshot_path.stat().st_mtime):
         # By a checkpoint's config.json it is known what it is.
@@ -172,9 +173,7 @@ def _grouped(repo: CachedRepoInfo) -> dict[tuple[str, Literal["gguf", "safetenso
     return groups
 
 
-def _hub_model(
-    name: str, repo: str, kind: Literal["gguf", "safetensors"], files: Sequence[CachedFileInfo]
-) -> LocalModel:
+def _hub_model(name: str, repo: str, kind: _Kind, files: Sequence[CachedFileInfo]) -> LocalModel:
     newest = _snapshot(files[0])
     paths = tuple(one.file_path for one in files if _snapshot(one) == newest)
     here = {path.name for path in paths}
@@ -200,15 +199,7 @@ def _partial(name: str, repo: str | None, paths: Sequence[Path]) -> LocalModel:
     for path in paths:
         with suppress(OSError):  # finished in the meantime
             sizes.append(path.stat().st_size)
-    return LocalModel(
-        name=name,
-        repo=repo,
-        kind="partial",
-        paths=tuple(paths),
-        size_bytes=sum(sizes),
-        last_used=None,
-        complete=False,
-    )
+    return LocalModel(name=name, repo=repo, kind="partial", paths=tuple(paths), size_bytes=sum(sizes))
 
 
 def _url_models() -> Iterable[LocalModel]:

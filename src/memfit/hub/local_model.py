@@ -37,11 +37,11 @@ def local_path(model: str) -> Path:
     """
     if model == "demo":
         return _demo_file()
-    path = Path(model)
-    if model.strip() and _holds_checkpoint(path):
-        return path / "config.json"
     if not model.strip():
         raise ModelNotFoundError(what_was_meant(model))
+    path = Path(model)
+    if _holds_checkpoint(path):
+        return path / "config.json"
     try:
         require_file(path)
     except ModelNotFoundError:

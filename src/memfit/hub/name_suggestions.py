@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,10 +19,8 @@ __all__ = ["download_address", "hub_name", "what_was_meant"]
 
 _QUOTES = (
     "\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}\N{LEFT SINGLE QUOTATION MARK}"
-    + (
-        "\N{RIGHT SINGLE QUOTATION MARK}\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}"
-        "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
-    )
+    "\N{RIGHT SINGLE QUOTATION MARK}\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}"
+    "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 )
 _MOST_LISTED = 10_000  # names of a folder that are looked through
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -88,18 +87,16 @@ def _of_elsewhere(model: str) -> str | None:
     if found := _OTHER_LIBRARY.fullmatch(model):
         named = (_HOST.match(found[1]) and hub_name(found[1])) or "hf:org/repo:Q4_K_M"
         return f"Ollama's library is not read; on the Hugging Face hub a model is {named}"
+    if re.match(r"(?i)(hf|huggingface):", model) and (meant := hub_name(model)):
+        return f"on the Hugging Face hub it is {meant}"
     scheme = _SCHEME.match(model)
     if scheme is None:
-        if re.match(r"(?i)(hf|huggingface):", model) and (found_name := hub_name(model)):
-            return f"on the Hugging Face hub it is {found_name}"
         if _TAGGED.fullmatch(model):
             return "on the Hugging Face hub a model is hf:org/repo:Q4_K_M"
         return None
     name = scheme[1].lower()
     if name == "file":
         return f"write the path itself: {unquote(urlsplit(model).path)}"
-    if name in ("hf", "huggingface") and (found_name := hub_name(model)):
-        return f"on the Hugging Face hub it is {found_name}"
     if name in ("https", "http"):
         return f"write {name}:// in small letters"
     return (
@@ -141,7 +138,7 @@ def _beside(path: Path) -> str | None:
         if path.is_symlink():
             return f"it is a link to {path.readlink()}, which is not there"
         with os.scandir(path.parent) as entries:
-            names = [entry.name for entry, _ in zip(entries, range(_MOST_LISTED), strict=False)]
+            names = [entry.name for entry in islice(entries, _MOST_LISTED)]
     except (OSError, ValueError):
         parents = [parent for parent in path.parents if str(parent) != "."]
         missing = [parent for parent in parents if not os.path.lexists(parent)]

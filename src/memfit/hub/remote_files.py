@@ -44,10 +44,10 @@ class RemoteFile:
     """One file of a repository, or of any other server."""
 
     name: str  # path inside the repository, or the last part of a URL's path
-    url: str
     size_bytes: int
-    etag: str  # what identifies the content: LFS sha256 or git blob id; of a plain URL its ETag, "" if none
-    sha256: str | None  # where the server says it
+    url: str = ""  # "" of a file that is here
+    etag: str = ""  # what identifies the content: LFS sha256 or git blob id; of a plain URL its ETag, if any
+    sha256: str | None = None  # where the server says it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -39,7 +39,9 @@ __all__ = [
     "endpoint",
     "find_remote",
     "how_to_access",
+    "is_missing",
     "list_repository",
+    "page_of",
     "repositories_of",
     "repository_of",
     "token_headers",
@@ -75,6 +77,10 @@ class Repository:
     def variants(self) -> tuple[Variant, ...]:
         return variants(self.files)
 
+    def model(self, source: str, files: Sequence[RemoteFile]) -> RemoteModel:
+        """Of these files, the model that the user called `source`."""
+        return RemoteModel(source=source, repo=self.repo, revision=self.revision, files=tuple(files))
+
 
 def endpoint() -> str:
     """The hub's address: HF_ENDPOINT as it is now, not as it was when huggingface_hub was imported."""
@@ -88,11 +94,24 @@ def token_headers() -> dict[str, str]:
     return dict(build_hf_headers(library_name="memfit"))
 
 
+def page_of(repo: str) -> str:
+    """The address of the repository's page on the hub."""
+    return f"{endpoint()}/{repo}"
+
+
 def how_to_access(repo: str) -> str:
     """What a user does who may not read a repository's files."""
     return (
-        f"accept its terms at {endpoint()}/{repo}, then set HF_TOKEN to a token of that account, or run: "
+        f"accept its terms at {page_of(repo)}, then set HF_TOKEN to a token of that account, or run: "
         "hf auth login"
+    )
+
+
+def is_missing(repo: str) -> str:
+    """What to say of a repository that the hub does not show."""
+    return (
+        f"there is no hf:{repo}, or it is private: see {page_of(repo)}; for a private one set HF_TOKEN, or "
+        "run: hf auth login"
     )
 
 
@@ -114,11 +133,11 @@ def find_remote(model: str) -> RemoteModel:
     if len(chosen) > 1:
         raise UsageError(clash(repo, chosen))
     if chosen:
-        return RemoteModel(source=model, repo=repo, revision=found.revision, files=chosen[0].files)
+        return found.model(model, chosen[0].files)
     if label is not None:
         labels = ", ".join(dict.fromkeys(one.label for one in found.variants)) or "no GGUF file at all"
         raise UsageError(f"{model}: hf:{repo} has no {label}; it has {labels}")
-    return RemoteModel(source=model, repo=repo, revision=found.revision, files=_checkpoint(found))
+    return found.model(model, _checkpoint(found))
 
 
 def list_repository(repo: str) -> Repository:
@@ -194,9 +213,7 @@ def _of_file(model: str, found: Repository, name: str) -> RemoteModel:
         raise ModelError(_in_parts(found))
     if not name.lower().endswith(".gguf"):
         raise ModelError(f"{model}: name a .gguf file, or the repository for its safetensors")
-    return RemoteModel(
-        source=model, repo=found.repo, revision=found.revision, files=tuple(known[one] for one in names)
-    )
+    return found.model(model, [known[one] for one in names])
 
 
 def _nearest(found: Repository, name: str) -> str | None:
@@ -209,7 +226,7 @@ def _nearest(found: Repository, name: str) -> str | None:
 def _in_parts(found: Repository) -> str:
     joined = how_to_join(file.name for file in found.files)
     return (
-        f"hf:{found.repo} holds {joined}, once they are downloaded from {endpoint()}/{found.repo}; memfit "
+        f"hf:{found.repo} holds {joined}, once they are downloaded from {page_of(found.repo)}; memfit "
         "plans and runs the whole"
     )
 
@@ -267,9 +284,7 @@ def _of_url(given: str) -> RemoteModel:
             about = reader.read(0, HEAD_BYTES)
         if not about.data.startswith(b"GGUF") and (what := impostor(about.data)):
             raise ModelError(f"{address} is not a GGUF file but {what}")
-        files.append(
-            RemoteFile(name=shard, url=address, size_bytes=about.file_bytes, etag=about.etag, sha256=None)
-        )
+        files.append(RemoteFile(name=shard, url=address, size_bytes=about.file_bytes, etag=about.etag))
     return RemoteModel(source=given, repo=None, revision=None, files=tuple(files))
 
 
@@ -291,16 +306,12 @@ def _explained(repo: str) -> Iterator[None]:
         RepositoryNotFoundError,
     )
 
-    page = f"{endpoint()}/{repo}"
     try:
         yield
     except GatedRepoError:
         raise ModelError(f"hf:{repo} is gated: {how_to_access(repo)}") from None
     except RepositoryNotFoundError:
-        raise ModelNotFoundError(
-            f"there is no hf:{repo}, or it is private: see {page}; for a private one set HF_TOKEN, or run: "
-            "hf auth login"
-        ) from None
+        raise ModelNotFoundError(is_missing(repo)) from None
     except OfflineModeIsEnabled:
         raise ModelError(
             f"hf:{repo}: HF_HUB_OFFLINE is set, and it is not among the models on this disk"

@@ -67,8 +67,5 @@ def resolve(model: str, say: Callable[[str], None] | None = None) -> ResolvedMod
     """
     path = Path(ask("paths", model, say)[0]) if is_remote_name(model) else local_path(model)
     return ResolvedModel(
-        source=model,
-        path=path,
-        is_checkpoint=path.name == "config.json",
-        is_header_only=is_header_only(path),
+        source=model, path=path, is_checkpoint=path.name == "config.json", is_header_only=is_header_only(path)
     )

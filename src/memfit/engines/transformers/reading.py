@@ -51,7 +51,7 @@ class LazyTensor:
         return list(self._tensor.shape)
 
     def get_dtype(self) -> str:
-        return self._tensor.dtype
+        return self._tensor.type
 
 
 def lazy_tensors(
@@ -71,7 +71,7 @@ def lazy_tensors(
 
 def read_tensor(file: DirectFile, tensor: SafetensorsTensor) -> torch.Tensor:
     """Raises StreamError where the file cannot be read, or is no longer what it was."""
-    dtype = _DTYPES[tensor.dtype]
+    dtype = _DTYPES[tensor.type]
     if not tensor.size_bytes:
         return torch.empty(tensor.shape, dtype=dtype)
     start = tensor.offset_bytes // _PAGE * _PAGE
