@@ -108,10 +108,7 @@ def _link(nvml: _Nvml, handle: Any) -> str | None:
 def _others_bytes(nvml: _Nvml, handle: Any) -> int | None:
     """Summed over the processes that the driver lists; a container's driver may list fewer."""
     held: dict[int, int] = {}
-    queries = (
-        nvml.nvmlDeviceGetComputeRunningProcesses,
-        nvml.nvmlDeviceGetGraphicsRunningProcesses,
-    )
+    queries = (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses)
     for query in queries:
         processes = _optional(nvml, query, handle)
         if processes is None or any(process.usedGpuMemory is None for process in processes):

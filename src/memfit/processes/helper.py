@@ -65,11 +65,7 @@ class Helper:
         self._events, their_events = _pipe()
         try:
             self._process = subprocess.Popen(
-                [
-                    *python_module(module),
-                    *arguments,
-                    f"{their_requests.fileno()},{their_events.fileno()}",
-                ],
+                [*python_module(module), *arguments, f"{their_requests.fileno()},{their_events.fileno()}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if log == "stderr shown" else err,
                 stderr=err,

@@ -164,10 +164,7 @@ class Bench:
         if head % self._ggml.ggml_blck_size(self._numbers[type_name]):
             return None
         found = {}
-        for name, tokens, cells in (
-            ("generation", 1, _CELLS),
-            ("prompt", _TOKENS, _PROMPT_CELLS),
-        ):
+        for name, tokens, cells in (("generation", 1, _CELLS), ("prompt", _TOKENS, _PROMPT_CELLS)):
 
             def build(context: int, tokens: int = tokens, cells: int = cells) -> int:
                 ggml, number = self._ggml, self._numbers[type_name]
@@ -216,10 +213,7 @@ class Bench:
         seconds = self._round_trip(4 * KIB) - _SMALL_GRAPH * node_seconds
         much = 4 * MIB
         more = max(self._round_trip(much) - self._round_trip(4 * KIB), 1e-9)
-        return {
-            "split_seconds": max(_EXCURSION * seconds, 0.0),
-            "split_bytes_per_second": 2 * much / more,
-        }
+        return {"split_seconds": max(_EXCURSION * seconds, 0.0), "split_bytes_per_second": 2 * much / more}
 
     # -- graphs ----------------------------------------------------------------------------------
 

@@ -196,10 +196,7 @@ class LlamaModel:
         if self._weights and config.streamed:
             count = 1 if config.kv_unified else config.parallel  # divided caches are used all at once
             # Of all passes devices take over most in the largest one, which is a prompt's.
-            for tokens, look in (
-                (self.ubatch, self._weights.require_turns),
-                (count, self._weights.start),
-            ):
+            for tokens, look in ((self.ubatch, self._weights.require_turns), (count, self._weights.start)):
                 look(self._library.graph_nodes(context, tokens=tokens, sequences=count))
 
     def close(self) -> None:

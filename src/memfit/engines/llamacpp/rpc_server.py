@@ -148,12 +148,7 @@ class _Budget:
     """Our three functions, and the buffers that exist. The server has one thread, so nothing is locked."""
 
     def __init__(
-        self,
-        memory: _HostMemory | _GpuMemory,
-        budget_bytes: int,
-        threads: int,
-        device: int,
-        buffer_type: int,
+        self, memory: _HostMemory | _GpuMemory, budget_bytes: int, threads: int, device: int, buffer_type: int
     ):
         """`threads` are those that compute on a CPU, 0 on a GPU."""
         self._memory = memory

@@ -75,10 +75,7 @@ class LlamaCommands:
     # -- requests --------------------------------------------------------------------------------
 
     def simulate(
-        self,
-        config: dict[str, Any],
-        without_vocabulary: list[Any] | None = None,
-        with_grammar: bool = False,
+        self, config: dict[str, Any], without_vocabulary: list[Any] | None = None, with_grammar: bool = False
     ) -> dict[str, Any]:
         """Bytes of a configuration, without its weights. `without_vocabulary` is the architecture and
         the number of tokens, which then stand in for the vocabulary's text; `with_grammar` makes one over
