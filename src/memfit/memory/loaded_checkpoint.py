@@ -184,7 +184,7 @@ def pass_bytes(model: HfModel, precision: Precision, *, context: int, ubatch: in
     Counted: the residual stream and what one attention and one feed-forward block hold at once; keys and
     values repeated for their heads; the mask; the largest weight once more where a kernel unpacks it;
     the sampler.
-    Ignored: what kernels keep for themselves, which the rehearsal has in its figure.
+    Ignored: what kernels keep for themselves, which a run of a small checkpoint measures.
     """
     config, element = model.hf_config, precision.element_bytes
     hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim

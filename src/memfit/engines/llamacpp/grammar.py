@@ -91,7 +91,7 @@ class Grammars:
         except Exception as error:
             self._failure = EngineError(f"the vocabulary makes no grammar: {readable(str(error), most=200)}")
 
-    def rehearse(self) -> None:
+    def warm_up(self) -> None:
         """Use a small grammar, so that the pages that every grammar needs are in memory and counted."""
         with self.grammar(_TRIAL_SCHEMA) as grammar:
             grammar.forced()

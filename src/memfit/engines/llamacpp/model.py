@@ -251,7 +251,7 @@ class LlamaModel:
         beginning = self._api.llama_vocab_bos(self.vocabulary)
         return int(beginning) if beginning >= 0 else 0
 
-    def rehearse(self, sampler: Sampler) -> None:
+    def warm_up(self, sampler: Sampler) -> None:
         """One pass and one choice, so that what they allocate is there. Whatever comes of it is wiped out."""
         assert self._context is not None
         self.decode([0])

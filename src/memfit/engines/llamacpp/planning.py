@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from memfit.engines.fingerprinting import take_fingerprint
-from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
 from memfit.engines.llamacpp.oracle import LlamaOracle, small_config
 from memfit.engines.protocol import PlanOptions
@@ -43,7 +43,7 @@ class LlamaPlanner:
         self._profile = read_profile(options.machine) if options.machine else None
         self._machine = self._profile.to_machine() if self._profile else probe()
         require_devices(options.budget, self._machine, is_dummy=self._profile is not None)
-        self._calibration = calibration = Calibration(cpu_model=probe().cpu.model, say=options.say)
+        self._calibration = calibration = LlamaCalibration(cpu_model=probe().cpu.model, say=options.say)
         self._devices = (
             dummy_devices(self._profile)
             if self._profile

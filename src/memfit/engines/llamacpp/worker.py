@@ -94,7 +94,7 @@ class LlamaCommands:
         model.open_context(wanted)
         if with_grammar:
             self._begin_grammars(wanted, model.vocabulary)
-            self._grammars.rehearse()
+            self._grammars.warm_up()
         trim()  # earlier questions must not count in this one
         memory = process_memory()
         breakdown = model.memory_breakdown().values()
@@ -170,7 +170,7 @@ class LlamaCommands:
         keep_fast(MIB)  # logits come and go with every token
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
         with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
-            self.model.rehearse(sampler)
+            self.model.warm_up(sampler)
         self._loop = RequestLoop(self.model, self.library.api, self.channel, self._grammars)
         return {
             "load_seconds": time.monotonic() - started,
