@@ -12,7 +12,7 @@ from typing import Any
 from memfit.engines.json_schema.keywords import TYPES
 from memfit.engines.json_schema.refusal import Refusal
 
-__all__ = ["Meaning", "definition_name"]
+__all__ = ["Meaning", "definition_name", "inner_schemas"]
 
 _MOST_COMBINATIONS = 1000  # of alternatives that must hold together: the engine multiplies them out
 _MOST_COMMON_MULTIPLE = 100_000
@@ -128,18 +128,15 @@ class Meaning:
         """Forbid optional parts that no finite answer can have: an answer that began one would never end."""
         if not isinstance(schema, dict):
             return
+        for _, inner in inner_schemas(schema):
+            self._cut_endless(inner)
         for word in ("properties", "patternProperties"):
             for name, inner in schema.get(word, {}).items():
-                self._cut_endless(inner)
                 if not self._is_productive(inner):
                     schema[word][name] = False
         for word in ("additionalProperties", "items"):
-            self._cut_endless(schema.get(word))
-            if word in schema and not self._is_productive(schema[word]):
+            if not self._is_productive(schema.get(word, True)):
                 schema[word] = False
-        for word in ("allOf", "anyOf", "prefixItems"):
-            for inner in schema.get(word, ()):
-                self._cut_endless(inner)
         if "anyOf" in schema:
             schema["anyOf"] = [one for one in schema["anyOf"] if self._is_productive(one)]
         if "prefixItems" in schema:
@@ -279,6 +276,15 @@ def _common_multiple(numbers: Collection[Decimal]) -> int:
 def definition_name(schema: Mapping[str, Any]) -> str:
     """Of the definition that a schema refers to."""
     return str(schema["$ref"]).rpartition("/")[2]
+
+
+def inner_schemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas that stand directly in a schema, each with its keyword."""
+    for word in ("allOf", "anyOf", "prefixItems"):
+        yield from ((word, inner) for inner in schema.get(word, ()))
+    for word in ("properties", "patternProperties"):
+        yield from ((word, inner) for inner in schema.get(word, {}).values())
+    yield from ((word, schema[word]) for word in ("additionalProperties", "items") if word in schema)
 
 
 def _in_place(schema: Any) -> Iterator[str]:

@@ -14,7 +14,6 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
 
 from memfit.engines.llamacpp.library import Library
 from memfit.units import KIB, MIB
@@ -46,35 +45,7 @@ _PAUSE_SECONDS = 0.001
 _EXCURSION = 2.0
 _NO_SPLITS = {"split_seconds": 0.0, "split_bytes_per_second": 1e12}  # where the CPU computes everything
 _TYPE_F32 = 0
-
-_P, _I64, _F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
-    "ggml_add": ([_P, _P, _P], _P),
-    "ggml_backend_alloc_ctx_tensors_from_buft": ([_P, _P], _P),
-    "ggml_backend_buffer_clear": ([_P, ctypes.c_uint8], None),
-    "ggml_backend_buffer_free": ([_P], None),
-    "ggml_backend_dev_backend_reg": ([_P], _P),
-    "ggml_backend_dev_init": ([_P, ctypes.c_char_p], _P),
-    "ggml_backend_dev_supports_op": ([_P, _P], ctypes.c_bool),
-    "ggml_backend_free": ([_P], None),
-    "ggml_backend_graph_compute": ([_P, _P], ctypes.c_int),
-    "ggml_backend_reg_get_proc_address": ([_P, ctypes.c_char_p], _P),
-    "ggml_backend_tensor_get": ([_P, _P, ctypes.c_size_t, ctypes.c_size_t], None),
-    "ggml_backend_tensor_set": ([_P, _P, ctypes.c_size_t, ctypes.c_size_t], None),
-    "ggml_blck_size": ([ctypes.c_int], _I64),
-    "ggml_build_forward_expand": ([_P, _P], None),
-    "ggml_flash_attn_ext": ([_P, _P, _P, _P, _P, _F32, _F32, _F32], _P),
-    "ggml_free": ([_P], None),
-    "ggml_mul": ([_P, _P, _P], _P),
-    "ggml_mul_mat": ([_P, _P, _P], _P),
-    "ggml_nbytes": ([_P], ctypes.c_size_t),
-    "ggml_new_graph": ([_P], _P),
-    "ggml_new_tensor_2d": ([_P, ctypes.c_int, _I64, _I64], _P),
-    "ggml_new_tensor_3d": ([_P, ctypes.c_int, _I64, _I64, _I64], _P),
-    "ggml_permute": ([_P, _P, *[ctypes.c_int] * 4], _P),
-    "ggml_rms_norm": ([_P, _P, _F32], _P),
-    "ggml_row_size": ([ctypes.c_int, _I64], ctypes.c_size_t),
-}
+_P = ctypes.c_void_p
 
 
 class BusyMachineError(Exception):
@@ -110,9 +81,6 @@ class Bench:
         """`threads` is set on a CPU; None leaves the device as it is. `repack`: weights are rewritten.
         `room_bytes` is what the device has for the test, where that is little."""
         ggml = self._ggml = library.ggml_base
-        for name, (arguments, result) in _FUNCTIONS.items():
-            function = getattr(ggml, name)
-            function.argtypes, function.restype = arguments, result
         ggml.ggml_init.argtypes, ggml.ggml_init.restype = [_InitParameters], _P
         self._device = device
         self._threads = threads

@@ -210,23 +210,28 @@ class LlamaModel:
             self._context = None
             del self.cache
 
-    def memory_breakdown(self) -> dict[str, Breakdown]:
+    @property
+    def _open_context(self) -> int:
         assert self._context is not None
-        return self._library.memory_breakdown(self._context)
+        return self._context
+
+    def memory_breakdown(self) -> dict[str, Breakdown]:
+        return self._library.memory_breakdown(self._open_context)
 
     def work_buffer_bytes(self, *threads: int) -> list[int]:
         """With each of these numbers of threads."""
-        assert self._context is not None
         return self._library.work_buffer_bytes(
-            self._context, tokens=self.ubatch, sequences=self.config.parallel, threads=threads
+            self._open_context, tokens=self.ubatch, sequences=self.config.parallel, threads=threads
         )
 
-    def read_graph(self, *, tokens: int, sequences: int) -> dict[str, Any]:
-        """What a pass computes, and where: see graph.py."""
-        assert self._context is not None
-        return self._library.read_graph(
-            self._context, tokens=tokens, sequences=sequences, devices=self.device_addresses
-        )
+    def read_graphs(self) -> dict[str, Any]:
+        """What a pass of one token and of one ubatch computes, of one sequence, and where: see graph.py."""
+        return {
+            name: self._library.read_graph(
+                self._open_context, tokens=tokens, sequences=1, devices=self.device_addresses
+            )
+            for name, tokens in (("generation", 1), ("prompt", self.ubatch))
+        }
 
     def open_resident_context(self, config: LlamaConfig, more_bytes: int) -> None:
         """Create the context and touch all it will ever hold, so that the peak is reached now.
@@ -239,8 +244,7 @@ class LlamaModel:
         """
         self._check_limit(more_bytes)
         self.open_context(config)
-        assert self._context is not None
-        touched = self._library.touch_compute_buffers(self._context)
+        touched = self._library.touch_compute_buffers(self._open_context)
         counted = sum(part.compute_bytes for part in self.memory_breakdown().values())
         assert touched == counted, "the engine's compute buffers must be those that it counts"
         if not config.streamed:  # a pass over the disk would cost more than the work buffer that it touches
@@ -253,9 +257,8 @@ class LlamaModel:
 
     def warm_up(self, sampler: Sampler) -> None:
         """One pass and one choice, so that what they allocate is there. Whatever comes of it is wiped out."""
-        assert self._context is not None
         self.decode([0])
-        sampler.choose(self._context, -1)
+        sampler.choose(self._open_context, -1)
         self.cache.may_hold_nan = True
         self.cache.clear()
 
@@ -309,8 +312,7 @@ class LlamaModel:
         Raises:
             EngineError: its logit is NaN. What the KV cache holds is of no use then.
         """
-        assert self._context is not None
-        token = sampler.choose(self._context, entry, likeliest)
+        token = sampler.choose(self._open_context, entry, likeliest)
         if math.isnan(self._api.llama_get_logits_ith(self._context, entry)[token]):
             self.cache.may_hold_nan = True
             raise EngineError(
