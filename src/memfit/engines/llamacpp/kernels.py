@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
+from memfit.closing import Closing
 from memfit.engines.llamacpp.library import Library
 from memfit.units import KIB, MIB
 
@@ -62,7 +63,7 @@ class _InitParameters(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _P), ("no_alloc", ctypes.c_bool))
 
 
-class Bench:
+class Bench(Closing):
     """Builds small graphs for one device and times them. A context manager.
 
     Every method raises BusyMachineError where other programs keep the cores busy, and MemoryError where
@@ -94,10 +95,7 @@ class Bench:
         self._streamed_bytes = min(_STREAMED_BYTES, int(room))
         self._numbers = library.type_numbers
 
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._ggml.ggml_backend_free(self._backend)
 
     def weights(self, key: str) -> dict[str, float] | None:

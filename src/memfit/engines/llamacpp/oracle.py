@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from memfit.closing import Closing
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.requests import Request
 from memfit.hardware.machine import is_remote
@@ -18,7 +19,7 @@ from memfit.memory.process_memory import ProcessMemory
 __all__ = ["LlamaOracle", "grammar_memory", "small_config"]
 
 
-class LlamaOracle:
+class LlamaOracle(Closing):
     """Answers by llama.cpp's `no_alloc` mode; byte for byte what a real load allocates.
 
     Repacked and plain weights are two loads, so each has a worker; those of `repack_modes` start at once,
@@ -114,12 +115,6 @@ class LlamaOracle:
         for worker in self._workers.values():
             worker.kill()  # it holds nothing worth an orderly end
             worker.close()
-
-    def __enter__(self) -> LlamaOracle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def grammar_memory(spec: ModelSpec) -> ProcessMemory:

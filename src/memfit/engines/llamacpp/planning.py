@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from memfit.closing import Closing
 from memfit.engines.fingerprinting import take_fingerprint
 from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
@@ -32,7 +33,7 @@ __all__ = ["LlamaPlanner"]
 _Speeds = tuple[Mapping[bool, DeviceSpeed] | None, list[DeviceSpeed | None]]
 
 
-class LlamaPlanner:
+class LlamaPlanner(Closing):
     """Satisfies protocol.Planner. A context manager around the oracle's and the solver's processes."""
 
     only_parallel = None
@@ -113,9 +114,3 @@ class LlamaPlanner:
     def close(self) -> None:
         self._oracle.close()
         self._solver.close()
-
-    def __enter__(self) -> LlamaPlanner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
