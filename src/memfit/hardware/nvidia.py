@@ -26,16 +26,14 @@ def read_gpus() -> tuple[tuple[Gpu, ...], str | None]:
         return (), None
     try:
         pynvml.nvmlInit()
+        try:
+            return _devices(pynvml)
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError_LibraryNotFound:
         return (), None
     except pynvml.NVMLError as error:
         return (), f"the NVIDIA driver does not answer: {error}"
-    try:
-        return _devices(pynvml)
-    except pynvml.NVMLError as error:
-        return (), f"the NVIDIA driver does not answer: {error}"
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def gpu_bytes_of(pid: int) -> dict[str, int]:

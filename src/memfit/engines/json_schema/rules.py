@@ -10,7 +10,12 @@ from memfit.engines.json_schema.keywords import TYPES
 from memfit.engines.json_schema.numbers import bound, constant, count, multiple
 from memfit.engines.json_schema.pattern import PatternError, translate_pattern
 from memfit.engines.json_schema.refusal import Refusal, escaped
-from memfit.engines.json_schema.strings import encoding_pattern, format_rule, media_type_rule, names_pattern
+from memfit.engines.json_schema.strings import (
+    encoding_pattern,
+    format_keywords,
+    media_type_rule,
+    names_pattern,
+)
 from memfit.strict_json import shown
 
 __all__ = ["Walk", "apply_rules"]
@@ -296,26 +301,21 @@ class _Rules:
     def _pattern(self, value: Any, pointer: str) -> None:
         if not isinstance(value, str):
             raise Refusal(pointer, f"got {shown(value)}, needed a regular expression")
-        self._matches(_translated(value, pointer))
-
-    def _matches(self, pattern: str | None) -> None:
-        if pattern is not None:
-            self._also("pattern", pattern)
+        self._also("pattern", _translated(value, pointer))
 
     def _format(self, value: Any, pointer: str) -> None:
-        rule = format_rule(value, self._types(), "pattern" in self._value, pointer)
-        self._matches(rule.pattern)
-        if rule.format:
-            self._made["format"] = rule.format
-        if rule.most_length is not None:
-            self._most_length(rule.most_length, pointer)
-        if rule.bounds:
-            low, high = rule.bounds
-            self._bounded("minimum", low)
-            self._bounded("maximum", high)
+        has_pattern = "pattern" in self._value
+        for word, found in format_keywords(value, self._types(), has_pattern, pointer).items():
+            if word == "maxLength":
+                self._most_length(found, pointer)
+            elif word in ("minimum", "maximum"):
+                self._bounded(word, found)
+            else:
+                self._also(word, found)
 
     def _encoding(self, value: Any, pointer: str) -> None:
-        self._matches(encoding_pattern(value, pointer))
+        if pattern := encoding_pattern(value, pointer):
+            self._also("pattern", pattern)
 
     def _media_type(self, value: Any, pointer: str) -> None:
         media_type_rule(value, pointer)

@@ -165,10 +165,7 @@ class LlamaCalibration:
                             f"other programs keep this machine busy, so {what} cannot be measured now; what "
                             "was measured before is kept; end what computes, and try again"
                         )
-                known = speeds.setdefault(key, _nothing_known())
-                for part, values in found.items():
-                    known[part].update(values)
-                known["measured_at"] = time.time()
+                _learn(speeds.setdefault(key, _nothing_known()), found)
         for number, folder in enumerate(folders, start=len(steps)):
             on_progress(number / parts, f"reads from {mount_of(folder.resolve())}")
             disks.update(self._measure_disk(folder))
@@ -203,41 +200,40 @@ class LlamaCalibration:
         for old in [one for one, values in all_known.items() if _is_old(one, values)]:
             del all_known[old]  # ports of workers that are long gone add up
         known: dict[str, Any] = all_known.setdefault(key, _nothing_known())
-        missing = [name for name in types if name not in known["weights"]]
-        unattended = [name for name in attention if name not in known["attention"]]
-        basics = not known["basics"] and not repack
-        if not (missing or unattended or basics):
+        missing: dict[str, Any] = {
+            "types": [name for name in types if name not in known["weights"]],
+            "attention": [name for name in attention if name not in known["attention"]],
+            "basics": not known["basics"] and not repack,
+        }
+        if not any(missing.values()):
             return known
         if time.time() - self._values.get("busy_at", 0) < _BUSY_SECONDS:
             return None
-        what = ", ".join([*missing, *(f"attention {name}" for name in unattended)]) or "basics"
+        kinds = [*missing["types"], *(f"attention {name}" for name in missing["attention"])]
+        what = ", ".join(kinds) or "basics"
         self._say(
             f"measuring the speed of {device or 'this CPU'}{' (repacked)' if repack else ''}: {what}; once"
         )
         with LlamaWorker(yields=device is not None) as worker:
-            reply = worker.ask(
-                "kernels",
-                device=device,
-                threads=threads,
-                repack=repack,
-                types=missing,
-                attention=unattended,
-                basics=basics,
-            )
+            reply = worker.ask("kernels", device=device, threads=threads, repack=repack, **missing)
         if reply["speeds"] is None:
             self._say(f"{reply['why']}; its speed is assumed for now")
             self._values["busy_at"] = time.time()
             self._cached.write()
             return None
-        for part, found in reply["speeds"].items():
-            known[part].update(found)
-        known["measured_at"] = time.time()
+        _learn(known, reply["speeds"])
         self._cached.write()
         return known
 
 
 def _nothing_known() -> dict[str, Any]:
     return {"weights": {}, "attention": {}, "basics": {}}
+
+
+def _learn(known: dict[str, Any], found: Mapping[str, Any]) -> None:
+    for part, values in found.items():
+        known[part].update(values)
+    known["measured_at"] = time.time()
 
 
 def _speeds_key(device: str | None, threads: int | None, *, repack: bool) -> str:

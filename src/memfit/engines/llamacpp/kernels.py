@@ -9,10 +9,11 @@ Measured are:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from memfit.closing import Closing
@@ -39,7 +40,7 @@ _CLEAN_RUNS = 5
 _LEAST_SECONDS = 0.04  # of clean runs together: memory bandwidth varies from moment to moment
 _QUIET_PREEMPTIONS = 100  # per second, by the system's own housekeeping; a busy program makes 250 and more
 _PATIENCE_SECONDS = 0.5  # per graph, until the machine counts as busy
-# While another place works, a device's threads fall asleep. Without this pause before each round trip one
+# While another device works, a device's threads fall asleep. Without this pause before each round trip one
 # takes 75 us over loopback; with it 210, of a server with two threads 250.
 _PAUSE_SECONDS = 0.001
 # Leaving a device and coming back costs a model 350 us, or 600: eight routers moved to RAM, loopback.
@@ -200,85 +201,79 @@ class Bench(Closing):
     def _round_trip(self, size: int) -> float:
         data = ctypes.create_string_buffer(size)
         result = ctypes.create_string_buffer(size)
-        context = self._context()
-        graph = self._ggml.ggml_new_graph(context)
-        given = self._ggml.ggml_new_tensor_2d(context, _TYPE_F32, 1024, size // 4096)
-        taken = self._ggml.ggml_rms_norm(context, given, 1e-5)
-        for node in (taken, self._chain(context, _SMALL_GRAPH - 1)):
-            self._ggml.ggml_build_forward_expand(graph, node)
-        buffer = self._allocate(context, self._plain)
+        with self._context() as context:
+            graph = self._ggml.ggml_new_graph(context)
+            given = self._ggml.ggml_new_tensor_2d(context, _TYPE_F32, 1024, size // 4096)
+            taken = self._ggml.ggml_rms_norm(context, given, 1e-5)
+            for node in (taken, self._chain(context, _SMALL_GRAPH - 1)):
+                self._ggml.ggml_build_forward_expand(graph, node)
 
-        def trip() -> None:
-            self._ggml.ggml_backend_tensor_set(given, data, 0, size)
-            self._ggml.ggml_backend_graph_compute(self._backend, graph)
-            self._ggml.ggml_backend_tensor_get(taken, result, 0, size)
+            def trip() -> None:
+                self._ggml.ggml_backend_tensor_set(given, data, 0, size)
+                self._ggml.ggml_backend_graph_compute(self._backend, graph)
+                self._ggml.ggml_backend_tensor_get(taken, result, 0, size)
 
-        seconds = self._time(trip, before=_pause)
-        self._ggml.ggml_backend_buffer_free(buffer)
-        self._ggml.ggml_free(context)
-        return seconds
+            with self._allocated(context, self._plain):
+                return self._time(trip, before=_pause)
 
     def _run(self, build: Callable[[int], int]) -> float:
         """Seconds of the graph that leads to the tensor which `build` returns."""
-        context = self._context()
-        graph = self._ggml.ggml_new_graph(context)
-        result = build(context)
-        if not self._ggml.ggml_backend_dev_supports_op(self._device, result):
-            self._ggml.ggml_free(context)
-            raise _UnsupportedError
-        self._ggml.ggml_build_forward_expand(graph, result)
-        buffer = self._allocate(context, self._plain)
-        seconds = self._time_graph(graph, result)
-        self._ggml.ggml_backend_buffer_free(buffer)
-        self._ggml.ggml_free(context)
-        return seconds
+        with self._context() as context:
+            graph = self._ggml.ggml_new_graph(context)
+            result = build(context)
+            if not self._ggml.ggml_backend_dev_supports_op(self._device, result):
+                raise _UnsupportedError
+            self._ggml.ggml_build_forward_expand(graph, result)
+            with self._allocated(context, self._plain):
+                return self._time_graph(graph, result)
 
     def _multiply(self, type_number: int, columns: int, count: int, tokens: int) -> float | None:
         """Seconds of multiplying `count` matrices with `tokens` columns; None where this CPU does not repack
         the type and it should."""
         ggml = self._ggml
-        weights_context, context = self._context(), self._context()
-        weights = [
-            ggml.ggml_new_tensor_2d(weights_context, type_number, columns, _ROWS) for _ in range(count)
-        ]
-        graph = ggml.ggml_new_graph(context)
-        products = []
-        for weight in weights:
-            activations = ggml.ggml_new_tensor_2d(context, _TYPE_F32, columns, tokens)
-            products.append(ggml.ggml_mul_mat(context, weight, activations))
-            ggml.ggml_build_forward_expand(graph, products[-1])
-        seconds = None
-        for buffer_type in self._extra_buffer_types() if self._repack else [self._plain]:
-            weights_buffer = self._allocate(weights_context, buffer_type, clear=not self._repack)
-            if ggml.ggml_backend_dev_supports_op(self._device, products[0]):
-                if self._repack:  # setting the data is what repacks it
-                    zeros = ctypes.create_string_buffer(ggml.ggml_nbytes(weights[0]))
-                    for weight in weights:
-                        ggml.ggml_backend_tensor_set(weight, zeros, 0, len(zeros))
-                buffer = self._allocate(context, self._plain)
-                seconds = self._time_graph(graph, products[-1])
-                ggml.ggml_backend_buffer_free(buffer)
-            ggml.ggml_backend_buffer_free(weights_buffer)
-            if seconds is not None:
-                break
-            for weight in weights:  # to be placed again; ggml_tensor: buffer at 8, data at 248, extra at 320
-                for offset in (8, 248, 320):
-                    ctypes.c_void_p.from_address(weight + offset).value = None
-        for held in (context, weights_context):
-            ggml.ggml_free(held)
-        return seconds
+        with self._context() as weights_context, self._context() as context:
+            weights = [
+                ggml.ggml_new_tensor_2d(weights_context, type_number, columns, _ROWS) for _ in range(count)
+            ]
+            graph = ggml.ggml_new_graph(context)
+            for weight in weights:
+                activations = ggml.ggml_new_tensor_2d(context, _TYPE_F32, columns, tokens)
+                product = ggml.ggml_mul_mat(context, weight, activations)
+                ggml.ggml_build_forward_expand(graph, product)
+            for buffer_type in self._extra_buffer_types() if self._repack else [self._plain]:
+                with self._allocated(weights_context, buffer_type, clear=not self._repack):
+                    if ggml.ggml_backend_dev_supports_op(self._device, product):
+                        if self._repack:  # setting the data is what repacks it
+                            zeros = ctypes.create_string_buffer(ggml.ggml_nbytes(weights[0]))
+                            for weight in weights:
+                                ggml.ggml_backend_tensor_set(weight, zeros, 0, len(zeros))
+                        with self._allocated(context, self._plain):
+                            return self._time_graph(graph, product)
+                for weight in weights:  # to be placed again; ggml_tensor: buffer at 8, data 248, extra 320
+                    for offset in (8, 248, 320):
+                        ctypes.c_void_p.from_address(weight + offset).value = None
+        return None
 
-    def _allocate(self, context: int, buffer_type: int, *, clear: bool = True) -> int:
+    @contextlib.contextmanager
+    def _allocated(self, context: int, buffer_type: int, *, clear: bool = True) -> Iterator[None]:
         buffer = self._ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, buffer_type)
         if not buffer:
             raise MemoryError
-        if clear:
-            self._ggml.ggml_backend_buffer_clear(buffer, 0)
-        return int(buffer)
+        try:
+            if clear:
+                self._ggml.ggml_backend_buffer_clear(buffer, 0)
+            yield
+        finally:
+            self._ggml.ggml_backend_buffer_free(buffer)
 
-    def _context(self) -> int:
-        # Room for the structs of a default graph of 2048 nodes; no data lies in it.
-        return int(self._ggml.ggml_init(_InitParameters(4 * MIB, None, True)))
+    @contextlib.contextmanager
+    def _context(self) -> Iterator[int]:
+        """Room for the structs of a default graph of 2048 nodes; no data lies in it."""
+        context = int(self._ggml.ggml_init(_InitParameters(4 * MIB, None, True)))
+        try:
+            yield context
+        finally:
+            self._ggml.ggml_free(context)
 
     def _time_graph(self, graph: int, last: int) -> float:
         """Seconds of a graph that ends with the node `last`.

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-import mmap
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from memfit.engines.channel import Aborted, OverBudgetError
@@ -25,6 +23,7 @@ from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.page_cache import cached_bytes, drop_cached
+from memfit.memory.process_memory import process_status
 
 __all__ = ["LlamaModel"]
 
@@ -154,14 +153,14 @@ class LlamaModel:
     def _check_limit(self, more_bytes: int) -> None:
         if self._limit_bytes is None:
             return
-        needs = _resident_bytes() + more_bytes
+        needs = process_status().resident_bytes + more_bytes
         if needs > self._limit_bytes:
             raise OverBudgetError(needs)
 
     # -- context ---------------------------------------------------------------------------------
 
     def open_context(self, config: LlamaConfig) -> None:
-        """Create the context that `config` describe, in place of an earlier one.
+        """Create the context that `config` describes, in place of an earlier one.
 
         Raises:
             EngineError: the engine refuses it.
@@ -380,8 +379,3 @@ class LlamaModel:
 
 
 _ALL_CACHED = 0.99  # a share of the file that counts as all of it
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * mmap.PAGESIZE

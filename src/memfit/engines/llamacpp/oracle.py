@@ -59,11 +59,6 @@ class LlamaOracle(Closing):
         counts: list[int | None] = self._workers[self._first].ask("count_tokens", requests=asked)["counts"]
         return counts
 
-    def _worker(self, repack: bool) -> LlamaWorker:
-        if repack not in self._workers:
-            self._workers[repack] = LlamaWorker(verbose=self._verbose)
-        return self._workers[repack]
-
     def _question(self, config: LlamaConfig) -> dict[str, Any]:
         whole = config.repack == self._first
         return {
@@ -73,7 +68,9 @@ class LlamaOracle(Closing):
 
     def _ask(self, config: LlamaConfig) -> MemoryEstimate:
         whole = config.repack == self._first
-        worker = self._worker(config.repack)
+        if config.repack not in self._workers:
+            self._workers[config.repack] = LlamaWorker(verbose=self._verbose)
+        worker = self._workers[config.repack]
         reply = worker.ask("simulate", **self._question(config))
         if not config.kv_unified:  # what one token computes can only be told of a common cache
             twin = self._question(replace(config, kv_unified=True))

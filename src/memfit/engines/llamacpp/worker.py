@@ -207,7 +207,7 @@ class LlamaCommands:
         attention: list[str],
         basics: bool,
     ) -> dict[str, Any]:
-        """Speeds of a device, or of this CPU; `attention` holds keys such as "F16/128"."""
+        """Speeds of a device, or of this CPU; `attention` holds keys: "F16/128"."""
         devices = self._devices = self._devices or Devices(self.library, dummies=False)
         address = devices.cpu if device is None else devices.find([device])[0]
         room = None if device is None else devices.memory(device)[0]
