@@ -3,6 +3,7 @@ alternatives exclude each other where they must. Takes schemas as check.py makes
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -191,13 +192,12 @@ class Meaning:
         """
         if self._have_tags(options):
             return None
-        for first, one in enumerate(options):
-            for second in range(first + 1, len(options)):
-                apart = self._disjoint(one, options[second], _DEPTH)
-                if self._comparisons > _MOST_COMPARISONS:
-                    raise Refusal(pointer, _TOO_MANY)
-                if not apart:
-                    return first, second
+        for (first, one), (second, other) in itertools.combinations(enumerate(options), 2):
+            is_disjoint = self._disjoint(one, other, _DEPTH)
+            if self._comparisons > _MOST_COMPARISONS:
+                raise Refusal(pointer, _TOO_MANY)
+            if not is_disjoint:
+                return first, second
         return None
 
     def _have_tags(self, options: Sequence[Any]) -> bool:
@@ -234,10 +234,10 @@ class Meaning:
         if depth == 0 or one is True or other is True:
             return False
         mine, theirs = list(self._together(one)), list(self._together(other))
-        for parts, that in ((mine, other), (theirs, one)):
-            for part in parts:
-                if "anyOf" in part and all(self._disjoint(each, that, depth - 1) for each in part["anyOf"]):
-                    return True
+        sides = [*((part, other) for part in mine), *((part, one) for part in theirs)]
+        for part, that in sides:
+            if "anyOf" in part and all(self._disjoint(each, that, depth - 1) for each in part["anyOf"]):
+                return True
         if any(_constants_differ(this, that) for this in mine for that in theirs):
             return True
         common = set(TYPES).intersection(*map(_widened, (*mine, *theirs)))

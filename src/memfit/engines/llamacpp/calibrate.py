@@ -9,6 +9,7 @@ worker holds. Kernel speeds come from the worker's bench (kernels.py), disk spee
 from __future__ import annotations
 
 import importlib.util
+import math
 import platform
 import struct
 import tempfile
@@ -330,18 +331,18 @@ def _tiny_model() -> bytes:
     """A llama of as many layers as usual, all zeros, as a GGUF file of a megabyte: what describes them takes
     memory too."""
     embedding, feed_forward, vocabulary, layers = 32, 32, 64, 32
-    shapes: dict[str, tuple[int, ...]] = {
+    layer_shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("attn_norm", "ffn_norm"), (embedding,)),
+        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (embedding, embedding)),
+        **dict.fromkeys(("ffn_gate", "ffn_up"), (embedding, feed_forward)),
+        "ffn_down": (feed_forward, embedding),
+    }
+    shapes = {
         "token_embd": (embedding, vocabulary),
+        **{f"blk.{layer}.{part}": shape for layer in range(layers) for part, shape in layer_shapes.items()},
+        "output_norm": (embedding,),
         "output": (embedding, vocabulary),
     }
-    for layer in range(layers):
-        block = f"blk.{layer}."
-        for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"):
-            shapes[block + part] = (embedding, feed_forward)
-        shapes[block + "ffn_down"] = (feed_forward, embedding)
-        for part in ("attn_norm", "ffn_norm"):
-            shapes[block + part] = (embedding,)
-    shapes["output_norm"] = (embedding,)
     numbers = {
         "block_count": layers,
         "context_length": 256,
@@ -360,8 +361,7 @@ def _tiny_model() -> bytes:
     for name, shape in shapes.items():
         header += _string(f"{name}.weight") + struct.pack("<I", len(shape))
         header += struct.pack(f"<{len(shape)}QIQ", *shape, 0, offset)  # type 0: F32
-        elements = shape[0] * (shape[1] if len(shape) == 2 else 1)
-        offset += 4 * elements  # a multiple of the alignment of 32 for these shapes
+        offset += 4 * math.prod(shape)  # a multiple of the alignment of 32 for these shapes
     return header + bytes(-len(header) % 32) + bytes(offset)
 
 
