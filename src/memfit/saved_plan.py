@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit.engines.fingerprinting import lent, take_fingerprint
-from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.lookup import find_devices
 from memfit.errors import UsageError
 from memfit.hardware import probe
@@ -85,7 +85,7 @@ def _find_llama(
         raise UsageError(f"{where}: config.paths are not the files of the model {config.paths[0]}")
     # From here on nothing hangs on the paths in the JSON.
     plan = replace(plan, config=replace(config, paths=spec.paths))
-    calibration = Calibration(cpu_model=probe().cpu.model, say=say)
+    calibration = LlamaCalibration(cpu_model=probe().cpu.model, say=say)
     return _Found(
         plan=plan,
         engine=f"llamacpp {calibration.engine_build}".strip(),
@@ -151,7 +151,7 @@ def _require_same(plan: Plan, now: Fingerprint, where: str) -> None:
         )
 
 
-def _find_again(plan: LlamaPlan, here: Machine, calibration: Calibration, where: str) -> list[Device]:
+def _find_again(plan: LlamaPlan, here: Machine, calibration: LlamaCalibration, where: str) -> list[Device]:
     """The devices that the plan uses, in its order."""
     if not plan.config.devices:
         return []

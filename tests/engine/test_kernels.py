@@ -12,7 +12,7 @@ import pytest
 
 from conftest import rpc_server
 from memfit.engines.llamacpp import calibrate
-from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.errors import EngineError
 
 pytestmark = pytest.mark.engine
@@ -75,7 +75,7 @@ def test_everything_is_measured_and_cached(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(calibrate, "_TYPES", ("Q8_0",))
     monkeypatch.setattr(calibrate, "_ATTENTION", ("F16/64", "Q8_0/80"))
     path = tmp_path / "calibration.json"
-    calibration = Calibration(cpu_model="this CPU", say=pytest.fail, path=path)
+    calibration = LlamaCalibration(cpu_model="this CPU", say=pytest.fail, path=path)
     progress: list[float] = []
     try:
         measured = calibration.measure_all(
@@ -97,7 +97,7 @@ def test_everything_is_measured_and_cached(monkeypatch: pytest.MonkeyPatch, tmp_
     (cpu,) = measured.devices
     assert cpu.weights["Q8_0"] is not None
     assert cpu.attention["Q8_0/80"] is None
-    again = Calibration(cpu_model="this CPU", say=pytest.fail, path=path)
+    again = LlamaCalibration(cpu_model="this CPU", say=pytest.fail, path=path)
     assert again.measured() == measured
     speeds = again.ram_speeds(["Q8_0"], ["F16/64", "Q8_0/80"], repack_modes=(False, True), threads=1)
     assert speeds is not None

@@ -50,7 +50,7 @@ def test_the_transformers_worker_and_its_calibration_run(llama: Path) -> None:
         ubatch=256,
         threads=1,
     )
-    found = transformers_calibrate._rehearse(config, ())
+    found = transformers_calibrate._try_small_checkpoint(config, ())
     assert found["layer_seconds"] > 0 and found["worker"]["anonymous_bytes"] > MIB
 
 

@@ -13,7 +13,7 @@ from fakes import make_gpu
 from gguf import GGUFReader
 
 from memfit.engines.llamacpp import calibrate
-from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.errors import EngineError
 from memfit.headers import read_model
 from memfit.memory.baseline import Baseline
@@ -71,7 +71,7 @@ class _FakeWorker:
 
 
 class _Bench:
-    """A Calibration's surroundings: a cache file, a fake engine, and what was said."""
+    """A LlamaCalibration's surroundings: a cache file, a fake engine, and what was said."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.path = folder / "cache" / "calibration.json"
@@ -87,8 +87,8 @@ class _Bench:
         self.measured += 1
         return json.loads(json.dumps(_BASELINE))  # type: ignore[no-any-return]
 
-    def calibration(self, cpu_model: str = "Toy CPU") -> Calibration:
-        return Calibration(cpu_model=cpu_model, say=self.said.append, path=self.path)
+    def calibration(self, cpu_model: str = "Toy CPU") -> LlamaCalibration:
+        return LlamaCalibration(cpu_model=cpu_model, say=self.said.append, path=self.path)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> _Bench:
     return _Bench(monkeypatch, tmp_path)
 
 
-def _baseline(calibration: Calibration, *, count_parent: bool = True) -> Baseline:
+def _baseline(calibration: LlamaCalibration, *, count_parent: bool = True) -> Baseline:
     return calibration.baseline(count_parent=count_parent)
 
 

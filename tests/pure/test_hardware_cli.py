@@ -17,7 +17,7 @@ from memfit.cli import hardware as hardware_command
 from memfit.cli.main import main
 from memfit.cli.speeds import _rates_json
 from memfit.engines.llamacpp import calibrate, lookup
-from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.hardware.disk_speed import DiskSpeed
 from memfit.hardware.machine import Cpu, Disk, Gpu, Machine, Ram
 from memfit.planner.speed import AttentionSpeed, WeightSpeed
@@ -186,8 +186,8 @@ def _run(*arguments: str) -> Result:
     return CliRunner().invoke(hardware_command.command, [*arguments], catch_exceptions=False)
 
 
-def _calibration() -> Calibration:
-    return Calibration(cpu_model=_MACHINE.cpu.model, say=pytest.fail)
+def _calibration() -> LlamaCalibration:
+    return LlamaCalibration(cpu_model=_MACHINE.cpu.model, say=pytest.fail)
 
 
 def test_every_family_of_weights_and_every_head_is_measured(engine: type[_FakeWorker]) -> None:

@@ -32,6 +32,7 @@ _FLOORS = (
     ("strict_json",),
     ("errors",),
     ("units",),
+    ("closing",),
 )
 _FLOOR = {room: floor for floor, rooms in enumerate(_FLOORS) for room in rooms}
 _NEIGHBOURS = {("evaluate", "batch")}

@@ -58,7 +58,7 @@ class _World:
         self.asked: list[Budget] = []
         monkeypatch.setattr(saved_plan, "probe", lambda: self.machine)
         monkeypatch.setattr(
-            saved_plan, "Calibration", lambda **_: SimpleNamespace(engine_build=self.engine_build)
+            saved_plan, "LlamaCalibration", lambda **_: SimpleNamespace(engine_build=self.engine_build)
         )
         monkeypatch.setattr(saved_plan, "find_devices", self._find_devices)
 

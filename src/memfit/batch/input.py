@@ -19,6 +19,7 @@ from typing import IO, Any, BinaryIO
 
 from memfit.batch.kinds import END_BYTES, require_lines, require_text
 from memfit.batch.lines import LINE_LIMIT_BYTES, Line, LineError, custom_id_of, parse_line
+from memfit.closing import Closing
 from memfit.engines.requests import Sampling
 from memfit.errors import MemfitError, UsageError
 from memfit.units import MIB
@@ -41,7 +42,7 @@ class InputSizes:
     largest_max_tokens: int | None
 
 
-class Input:
+class Input(Closing):
     """What one scan found, and the lines. A context manager."""
 
     def __init__(self, file: IO[bytes], path: Path | None, parse: _Parse) -> None:
@@ -90,12 +91,6 @@ class Input:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Input:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _item(self, number: int, data: bytes) -> Line | LineError:
         try:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from memfit.batch.input import Input
 from memfit.batch.journal import DISK_FULL, AppendFile, Record, encode_record, parse_record
+from memfit.closing import Closing
 from memfit.errors import OutputError, UsageError
 from memfit.units import MIB
 
@@ -33,7 +34,7 @@ class Outlet(Protocol):
     def close(self) -> None: ...
 
 
-class Sink:
+class Sink(Closing):
     """Takes finished lines. A context manager; leaving it saves what was added, also after an error."""
 
     def __init__(
@@ -115,12 +116,6 @@ class Sink:
         finally:
             for file in (self._journal, self._answers, self._failures):
                 file.close()
-
-    def __enter__(self) -> Sink:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def resume(self, records: Iterable[Record], output: AppendFile, errors: AppendFile | None) -> None:
         """Learn what the journal has, and bring the two files to where they have to be.

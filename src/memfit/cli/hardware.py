@@ -15,7 +15,7 @@ import click
 
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, printable, speeds_json
-from memfit.engines.llamacpp.calibrate import Calibration, MachineSpeeds
+from memfit.engines.llamacpp.calibrate import LlamaCalibration, MachineSpeeds
 from memfit.errors import EngineError, EngineMissingError, WrongValueError
 from memfit.hardware import probe
 from memfit.hardware.disks import mount_of
@@ -63,7 +63,7 @@ def command(context: click.Context, calibrate: bool, rpc: tuple[str, ...], as_js
 
 def _known(machine: Machine) -> MachineSpeeds:
     try:
-        return Calibration(cpu_model=machine.cpu.model, say=lambda _: None).measured()
+        return LlamaCalibration(cpu_model=machine.cpu.model, say=lambda _: None).measured()
     except EngineMissingError:
         return MachineSpeeds(devices=(), disks={})  # this command also works without an engine
 
@@ -77,7 +77,7 @@ def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
     if sys.platform != "linux":
         raise EngineError(f"memfit measures speeds on Linux only, and this is {sys.platform}; try WSL2")
     err = console(stderr=True)
-    calibration = Calibration(cpu_model=machine.cpu.model, say=speaker(err))
+    calibration = LlamaCalibration(cpu_model=machine.cpu.model, say=speaker(err))
     # A size, as other commands take it, says nothing here.
     budget = Budget(rpc=dict.fromkeys(text.partition("=")[0] for text in rpc))
     devices = find_devices(machine, budget, calibration)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
+from memfit.closing import Closing
 from memfit.engines.allocator import EXACT
 from memfit.errors import EngineError, WorkerDiedError
 from memfit.processes.carried_errors import rebuild_error
@@ -33,7 +34,7 @@ class OverBudget(Exception):  # noqa: N818 - an answer, which the session turns 
         self.needs_bytes = needs_bytes
 
 
-class Conversation:
+class Conversation(Closing):
     """One request's events as they come, as (kind, values); after the last one, `answer` is there.
 
     A context manager: closed early, it cancels the request and waits for its end, so that the next one finds
@@ -74,12 +75,6 @@ class Conversation:
         if not self.is_over:
             self.is_over = True
             self._worker.end_early(self._do)
-
-    def __enter__(self) -> Conversation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class WorkerProcess(Helper):

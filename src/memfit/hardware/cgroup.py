@@ -7,12 +7,15 @@ nothing of cpusets: the scheduler's affinity already tells those.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 __all__ = ["Cgroup", "MemoryGroup", "memory_group", "read_cgroup"]
 
 _KEPT_SHARE = 64
+_Number = TypeVar("_Number", int, float)
 _NO_LIMIT_BYTES = 2**62  # version 1 writes "none" as the largest multiple of a page below 2^63
 
 
@@ -46,21 +49,17 @@ def read_cgroup(root: Path = Path("/")) -> Cgroup:
     """The limits on this process. `root` holds `proc` and `sys`; tests give a made-up one."""
     mounts = _mounts(root)
     groups = _own_groups(root)
-    limits: list[int] = []
-    headrooms: list[int] = []
-    for folder in _folders("memory", mounts, groups):
-        limit = _memory_limit(folder)
-        if limit is not None:
-            limits.append(limit)
-            headrooms.append(_headroom(folder, limit))
-    swap_limits = [_swap_limit(folder) for folder in _folders("memory", mounts, groups)]
-    quotas = [_cpu_quota(folder) for folder in _folders("cpu", mounts, groups)]
+    folders = _folders("memory", mounts, groups)
     return Cgroup(
-        memory_limit_bytes=min(limits, default=None),
-        memory_headroom_bytes=min(headrooms, default=None),
-        cpu_quota=min((quota for quota in quotas if quota is not None), default=None),
-        swap_limit_bytes=min((limit for limit in swap_limits if limit is not None), default=None),
+        memory_limit_bytes=_least(map(_memory_limit, folders)),
+        memory_headroom_bytes=_least(map(_headroom, folders)),
+        cpu_quota=_least(map(_cpu_quota, _folders("cpu", mounts, groups))),
+        swap_limit_bytes=_least(map(_swap_limit, folders)),
     )
+
+
+def _least(values: Iterable[_Number | None]) -> _Number | None:
+    return min((one for one in values if one is not None), default=None)
 
 
 def memory_group(root: Path = Path("/")) -> MemoryGroup | None:
@@ -80,8 +79,8 @@ def _mounts(root: Path) -> list[_Mount]:
     """From mountinfo: `35 31 0:32 /group /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory`."""
     mounts = []
     for line in _read(root / "proc/self/mountinfo").splitlines():
-        place, _, kind = line.partition(" - ")
-        fields, (filesystem, *options) = place.split(), kind.split() or [""]
+        where, _, kind = line.partition(" - ")
+        fields, (filesystem, *options) = where.split(), kind.split() or [""]
         if filesystem in ("cgroup", "cgroup2") and len(fields) > 4 and len(options) > 1:
             mounts.append(
                 _Mount(
@@ -129,27 +128,29 @@ def _own_folder(mount: _Mount, group: PurePosixPath | None) -> Path:
 
 
 def _memory_limit(folder: Path) -> int | None:
-    limits = [
+    limits = (
         _number(folder / "memory.max"),
         _number(folder / "memory.high"),  # above it the kernel slows the process to a crawl
         _number(folder / "memory.limit_in_bytes"),
         # Version 1: counts the groups above a container's mount too.
         _statistics(folder).get("hierarchical_memory_limit"),
-    ]
-    return min((limit for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES), default=None)
+    )
+    return _least(limit for limit in limits if limit is not None and limit < _NO_LIMIT_BYTES)
 
 
-def _headroom(folder: Path, limit: int) -> int:
+def _headroom(folder: Path) -> int | None:
     """Bytes that processes in this group can still take without swapping: up to its limit, and what the
-    kernel gives back at once."""
+    kernel gives back at once. None without a limit."""
+    limit = _memory_limit(folder)
+    if limit is None:
+        return None
     statistics = _statistics(folder)
     current = _number(folder / "memory.current")
     if current is not None:
         return limit - current + min(_reclaimable(statistics, "", limit), current)
     usage = _number(folder / "memory.usage_in_bytes") or 0
     room = limit - usage
-    both = _number(folder / "memory.memsw.limit_in_bytes")  # memory and swap together
-    if both is not None and both < _NO_LIMIT_BYTES:
+    if (both := _memory_and_swap_limit(folder)) is not None:
         room = min(room, both - (_number(folder / "memory.memsw.usage_in_bytes") or 0))
     return room + min(_reclaimable(statistics, "total_", limit), usage)
 
@@ -172,10 +173,14 @@ def _reclaimable(statistics: dict[str, int], prefix: str, limit: int) -> int:
 def _swap_limit(folder: Path) -> int | None:
     """Of version 1 what memory and swap together leave beside memory."""
     limit = _number(folder / "memory.swap.max")
-    both = _number(folder / "memory.memsw.limit_in_bytes")
-    if both is not None and both < _NO_LIMIT_BYTES:
+    if (both := _memory_and_swap_limit(folder)) is not None:
         limit = max(0, both - (_number(folder / "memory.limit_in_bytes") or 0))
     return limit
+
+
+def _memory_and_swap_limit(folder: Path) -> int | None:
+    both = _number(folder / "memory.memsw.limit_in_bytes")
+    return both if both is not None and both < _NO_LIMIT_BYTES else None
 
 
 def _cpu_quota(folder: Path) -> float | None:

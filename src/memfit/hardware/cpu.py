@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import os
 import platform
@@ -50,15 +52,10 @@ def _usable_cores(cgroup: Cgroup) -> int:
 def _first_processor(path: Path) -> dict[str, str]:
     """The first processor's block: on large machines the kernel takes long to write all of them."""
     values: dict[str, str] = {}
-    try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if not line.strip():
-                    break
-                key, _, value = line.partition(":")
-                values[key.strip()] = value.strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as lines:
+        for line in itertools.takewhile(str.strip, lines):
+            key, _, value = line.partition(":")
+            values[key.strip()] = value.strip()
     return values
 
 

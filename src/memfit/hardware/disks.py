@@ -49,7 +49,7 @@ def _partitions() -> Iterator[Any]:
         if partition.fstype not in _READ_ONLY_IMAGES and Path(partition.mountpoint).is_dir():
             yield partition
     # Containers stand on an overlay, which the list of real devices leaves out. Of several
-    # mounts on one place, the last is the one that is seen.
+    # mounts on one folder, the last is the one that is seen.
     everywhere = {each.mountpoint: each for each in psutil.disk_partitions(all=True)}
     yield from (everywhere[mount] for mount in here & everywhere.keys())
 
@@ -76,9 +76,9 @@ def is_rotational(device: str, root: Path = Path("/")) -> bool | None:
     """
     name = Path(device).resolve().name  # /dev/mapper/home is a link to /dev/dm-0
     folder = (root / "sys/class/block" / name).resolve()
-    for place in (folder, folder.parent):
+    for above in (folder, folder.parent):
         try:
-            return (place / "queue/rotational").read_text().strip() == "1"
+            return (above / "queue/rotational").read_text().strip() == "1"
         except OSError:
             continue
     return None

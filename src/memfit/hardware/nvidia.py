@@ -26,16 +26,14 @@ def read_gpus() -> tuple[tuple[Gpu, ...], str | None]:
         return (), None
     try:
         pynvml.nvmlInit()
+        try:
+            return _devices(pynvml)
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError_LibraryNotFound:
         return (), None
     except pynvml.NVMLError as error:
         return (), f"the NVIDIA driver does not answer: {error}"
-    try:
-        return _devices(pynvml)
-    except pynvml.NVMLError as error:
-        return (), f"the NVIDIA driver does not answer: {error}"
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def gpu_bytes_of(pid: int) -> dict[str, int]:
@@ -108,10 +106,7 @@ def _link(nvml: _Nvml, handle: Any) -> str | None:
 def _others_bytes(nvml: _Nvml, handle: Any) -> int | None:
     """Summed over the processes that the driver lists; a container's driver may list fewer."""
     held: dict[int, int] = {}
-    queries = (
-        nvml.nvmlDeviceGetComputeRunningProcesses,
-        nvml.nvmlDeviceGetGraphicsRunningProcesses,
-    )
+    queries = (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses)
     for query in queries:
         processes = _optional(nvml, query, handle)
         if processes is None or any(process.usedGpuMemory is None for process in processes):

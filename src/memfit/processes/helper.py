@@ -21,8 +21,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal
 
+from memfit.closing import Closing
 from memfit.errors import WorkerDiedError
 from memfit.processes.carried_errors import rebuild_error
 from memfit.processes.death import cause_of_death, last_words
@@ -32,7 +33,6 @@ __all__ = ["Helper", "ask_helper", "python_module"]
 # Where what the child prints goes: to a file whose end is quoted if it dies, to our stderr, or only what it
 # prints on stderr.
 _Log = Literal["kept", "shown", "stderr shown"]
-_Helper = TypeVar("_Helper", bound="Helper")
 _CLOSE_SECONDS = 5.0
 _LOG_BYTES = 4000  # how much of a log is quoted from
 # What -P does, for a Python that does not know it.
@@ -43,7 +43,7 @@ _WITHOUT_CURRENT_FOLDER = (
 _FIRST_FREE = 3  # descriptors below are stdin, stdout and stderr, even where they are closed
 
 
-class Helper:
+class Helper(Closing):
     """One `python -m module`. A context manager; only `kill` and `send` are for several threads."""
 
     def __init__(
@@ -65,11 +65,7 @@ class Helper:
         self._events, their_events = _pipe()
         try:
             self._process = subprocess.Popen(
-                [
-                    *python_module(module),
-                    *arguments,
-                    f"{their_requests.fileno()},{their_events.fileno()}",
-                ],
+                [*python_module(module), *arguments, f"{their_requests.fileno()},{their_events.fileno()}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if log == "stderr shown" else err,
                 stderr=err,
@@ -190,12 +186,6 @@ class Helper:
     @property
     def is_closed(self) -> bool:
         return not self._finish.alive
-
-    def __enter__(self: _Helper) -> _Helper:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def ask_helper(

@@ -181,8 +181,7 @@ class _Checker:
         own = self.root.get("$id")
         if before and not (isinstance(own, str) and before == own.rstrip("#")):
             raise Refusal(
-                pointer,
-                f"{shown(text)} lies outside of the schema; write a reference into it: #/$defs/name",
+                pointer, f"{shown(text)} lies outside of the schema; write a reference into it: #/$defs/name"
             )
         return self._pointer(urllib.parse.unquote(fragment), pointer)
 

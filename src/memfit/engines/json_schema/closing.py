@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from memfit.engines.json_schema.meaning import definition_name
+from memfit.engines.json_schema.meaning import definition_name, inner_schemas
 
 __all__ = ["close_objects"]
 
@@ -43,31 +43,15 @@ def _sort(schema: Any, is_joined: bool, alone: list[dict[str, Any]], joined: set
         joined.add(definition_name(schema))
     if not parts and not is_joined:
         alone.append(schema)
-    for word in ("allOf", "anyOf"):
-        inner = schema.get(word, ())
-        for one in inner:
-            _sort(one, is_joined or (word == "allOf" and len(inner) > 1), alone, joined)
-    for word in ("properties", "patternProperties"):
-        for one in schema.get(word, {}).values():
-            _sort(one, is_joined, alone, joined)
-    for word in ("additionalProperties", "items"):
-        _sort(schema.get(word), is_joined, alone, joined)
-    for one in schema.get("prefixItems", ()):
-        _sort(one, is_joined, alone, joined)
+    for word, inner in inner_schemas(schema):
+        _sort(inner, is_joined or (word == "allOf" and len(schema[word]) > 1), alone, joined)
 
 
 def _inside(schema: Any) -> Iterator[Any]:
     """A schema, and all schemas inside of it. Constants are none, however they look."""
-    if not isinstance(schema, dict):
-        return
-    yield schema
-    for word in ("properties", "patternProperties"):
-        for inner in schema.get(word, {}).values():
-            yield from _inside(inner)
-    for word in ("additionalProperties", "items"):
-        yield from _inside(schema.get(word))
-    for word in ("allOf", "anyOf", "prefixItems"):
-        for inner in schema.get(word, ()):
+    if isinstance(schema, dict):
+        yield schema
+        for _, inner in inner_schemas(schema):
             yield from _inside(inner)
 
 

@@ -3,6 +3,7 @@ alternatives exclude each other where they must. Takes schemas as check.py makes
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from memfit.engines.json_schema.keywords import TYPES
 from memfit.engines.json_schema.refusal import Refusal
 
-__all__ = ["Meaning", "definition_name"]
+__all__ = ["Meaning", "definition_name", "inner_schemas"]
 
 _MOST_COMBINATIONS = 1000  # of alternatives that must hold together: the engine multiplies them out
 _MOST_COMMON_MULTIPLE = 100_000
@@ -128,18 +129,15 @@ class Meaning:
         """Forbid optional parts that no finite answer can have: an answer that began one would never end."""
         if not isinstance(schema, dict):
             return
+        for _, inner in inner_schemas(schema):
+            self._cut_endless(inner)
         for word in ("properties", "patternProperties"):
             for name, inner in schema.get(word, {}).items():
-                self._cut_endless(inner)
                 if not self._is_productive(inner):
                     schema[word][name] = False
         for word in ("additionalProperties", "items"):
-            self._cut_endless(schema.get(word))
-            if word in schema and not self._is_productive(schema[word]):
+            if not self._is_productive(schema.get(word, True)):
                 schema[word] = False
-        for word in ("allOf", "anyOf", "prefixItems"):
-            for inner in schema.get(word, ()):
-                self._cut_endless(inner)
         if "anyOf" in schema:
             schema["anyOf"] = [one for one in schema["anyOf"] if self._is_productive(one)]
         if "prefixItems" in schema:
@@ -194,13 +192,12 @@ class Meaning:
         """
         if self._have_tags(options):
             return None
-        for first, one in enumerate(options):
-            for second in range(first + 1, len(options)):
-                apart = self._disjoint(one, options[second], _DEPTH)
-                if self._comparisons > _MOST_COMPARISONS:
-                    raise Refusal(pointer, _TOO_MANY)
-                if not apart:
-                    return first, second
+        for (first, one), (second, other) in itertools.combinations(enumerate(options), 2):
+            is_disjoint = self._disjoint(one, other, _DEPTH)
+            if self._comparisons > _MOST_COMPARISONS:
+                raise Refusal(pointer, _TOO_MANY)
+            if not is_disjoint:
+                return first, second
         return None
 
     def _have_tags(self, options: Sequence[Any]) -> bool:
@@ -237,10 +234,10 @@ class Meaning:
         if depth == 0 or one is True or other is True:
             return False
         mine, theirs = list(self._together(one)), list(self._together(other))
-        for parts, that in ((mine, other), (theirs, one)):
-            for part in parts:
-                if "anyOf" in part and all(self._disjoint(each, that, depth - 1) for each in part["anyOf"]):
-                    return True
+        sides = [*((part, other) for part in mine), *((part, one) for part in theirs)]
+        for part, that in sides:
+            if "anyOf" in part and all(self._disjoint(each, that, depth - 1) for each in part["anyOf"]):
+                return True
         if any(_constants_differ(this, that) for this in mine for that in theirs):
             return True
         common = set(TYPES).intersection(*map(_widened, (*mine, *theirs)))
@@ -279,6 +276,15 @@ def _common_multiple(numbers: Collection[Decimal]) -> int:
 def definition_name(schema: Mapping[str, Any]) -> str:
     """Of the definition that a schema refers to."""
     return str(schema["$ref"]).rpartition("/")[2]
+
+
+def inner_schemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas that stand directly in a schema, each with its keyword."""
+    for word in ("allOf", "anyOf", "prefixItems"):
+        yield from ((word, inner) for inner in schema.get(word, ()))
+    for word in ("properties", "patternProperties"):
+        yield from ((word, inner) for inner in schema.get(word, {}).values())
+    yield from ((word, schema[word]) for word in ("additionalProperties", "items") if word in schema)
 
 
 def _in_place(schema: Any) -> Iterator[str]:

@@ -10,7 +10,12 @@ from memfit.engines.json_schema.keywords import TYPES
 from memfit.engines.json_schema.numbers import bound, constant, count, multiple
 from memfit.engines.json_schema.pattern import PatternError, translate_pattern
 from memfit.engines.json_schema.refusal import Refusal, escaped
-from memfit.engines.json_schema.strings import encoding_pattern, format_rule, media_type_rule, names_pattern
+from memfit.engines.json_schema.strings import (
+    encoding_pattern,
+    format_keywords,
+    media_type_rule,
+    names_pattern,
+)
 from memfit.strict_json import shown
 
 __all__ = ["Walk", "apply_rules"]
@@ -59,8 +64,11 @@ class _Rules:
         if types:
             self._made["type"] = types[0] if len(types) == 1 else types
         for word in self._value:
+            value, pointer = self._value[word], f"{self._pointer}/{word}"
             if rule := _RULES.get(word):
-                rule(self, self._value[word], f"{self._pointer}/{word}")
+                rule(self, value, pointer)
+            elif taken := _VALUES.get(word):
+                self._made[word] = taken(self, value, pointer)
         if self._never:
             return False
         if self._all_of:
@@ -118,9 +126,6 @@ class _Rules:
 
     # -- any value ---------------------------------------------------------------------------------
 
-    def _const(self, value: Any, pointer: str) -> None:
-        self._made["const"] = constant(value, pointer, [_MOST_PARTS])
-
     def _enum(self, value: Any, pointer: str) -> None:
         if not isinstance(value, list) or not value:
             raise Refusal(pointer, f"got {shown(value)}, needed a list of values")
@@ -161,8 +166,8 @@ class _Rules:
         elif made is not False:
             raise Refusal(pointer, "exclusions are not enforced; say what is allowed instead")
 
-    def _reference(self, value: Any, pointer: str) -> None:
-        self._made["$ref"] = f"#/$defs/{self._walk.reference(value, pointer)}"
+    def _reference(self, value: Any, pointer: str) -> str:
+        return f"#/$defs/{self._walk.reference(value, pointer)}"
 
     # -- objects -----------------------------------------------------------------------------------
 
@@ -237,11 +242,10 @@ class _Rules:
         if least > known:
             self._made["minProperties"] = least
 
-    def _unevaluated_properties(self, value: Any, pointer: str) -> None:
-        self._unevaluated(value, pointer, "additionalProperties", "propertyNames")
-
-    def _unevaluated(self, value: Any, pointer: str, word: str, other: str) -> None:
-        """As `word`, where no other schema beside it describes properties or items."""
+    def _unevaluated(self, value: Any, pointer: str) -> None:
+        """As additionalProperties or items, where no other schema beside it describes properties or items."""
+        is_object = pointer.endswith("/unevaluatedProperties")
+        word, other = ("additionalProperties", "propertyNames") if is_object else ("items", "contains")
         made = self._inner(value, pointer)
         if made is True or made == {}:
             return
@@ -262,24 +266,15 @@ class _Rules:
         rest = self._value.get("additionalItems", True)
         self._made["items"] = self._inner(rest, f"{self._pointer}/additionalItems")
 
-    def _prefix_items(self, value: Any, pointer: str) -> None:
-        self._made["prefixItems"] = self._schemas(value, pointer)
-
     def _additional_items(self, value: Any, pointer: str) -> None:
         if not isinstance(self._value.get("items"), list):
             raise Refusal(pointer, "it means something beside a list of items only; use items")
-
-    def _unevaluated_items(self, value: Any, pointer: str) -> None:
-        self._unevaluated(value, pointer, "items", "contains")
 
     def _unique(self, value: Any, pointer: str) -> None:
         if not isinstance(value, bool):
             raise Refusal(pointer, f"got {shown(value)}, needed true or false")
         if value and self._value.get("maxItems") not in (0, 1):
             raise Refusal(pointer, "that items differ is not enforced; leave it out and check the answer")
-
-    def _least_items(self, value: Any, pointer: str) -> None:
-        self._made["minItems"] = self._at_most(count(value, pointer), _MOST_REQUIRED_ITEMS, pointer)
 
     def _contains(self, value: Any, pointer: str) -> None:
         least = self._value.get("minContains", 1)
@@ -296,16 +291,7 @@ class _Rules:
         if most < _ENDLESS:
             self._made[pointer.rpartition("/")[2]] = most
 
-    @staticmethod
-    def _at_most(number: int, most: int, pointer: str) -> int:
-        if number > most:
-            raise Refusal(pointer, f"got {number}, at most {most} is enforced")
-        return number
-
     # -- texts and numbers -------------------------------------------------------------------------
-
-    def _least_length(self, value: Any, pointer: str) -> None:
-        self._made["minLength"] = self._at_most(count(value, pointer), _MOST_REQUIRED_LENGTH, pointer)
 
     def _most_length(self, value: Any, pointer: str) -> None:
         most = min(count(value, pointer), self._made.get("maxLength", math.inf))
@@ -315,55 +301,52 @@ class _Rules:
     def _pattern(self, value: Any, pointer: str) -> None:
         if not isinstance(value, str):
             raise Refusal(pointer, f"got {shown(value)}, needed a regular expression")
-        self._matches(_translated(value, pointer))
-
-    def _matches(self, pattern: str | None) -> None:
-        if pattern is not None:
-            self._also("pattern", pattern)
+        self._also("pattern", _translated(value, pointer))
 
     def _format(self, value: Any, pointer: str) -> None:
-        rule = format_rule(value, self._types(), "pattern" in self._value, pointer)
-        self._matches(rule.pattern)
-        if rule.format:
-            self._made["format"] = rule.format
-        if rule.most_length is not None:
-            self._most_length(rule.most_length, pointer)
-        if rule.bounds:
-            low, high = rule.bounds
-            self._bounded("minimum", low, max)
-            self._bounded("maximum", high, min)
+        has_pattern = "pattern" in self._value
+        for word, found in format_keywords(value, self._types(), has_pattern, pointer).items():
+            if word == "maxLength":
+                self._most_length(found, pointer)
+            elif word in ("minimum", "maximum"):
+                self._bounded(word, found)
+            else:
+                self._also(word, found)
 
     def _encoding(self, value: Any, pointer: str) -> None:
-        self._matches(encoding_pattern(value, pointer))
+        if pattern := encoding_pattern(value, pointer):
+            self._also("pattern", pattern)
 
     def _media_type(self, value: Any, pointer: str) -> None:
         media_type_rule(value, pointer)
 
-    def _bounded(self, word: str, value: float, pick: Callable[..., float]) -> None:
-        self._made[word] = pick(value, self._made[word]) if word in self._made else value
+    def _bounded(self, word: str, value: float) -> None:
+        pick: Callable[..., float] = max if word == "minimum" else min
+        self._made[word] = pick(value, self._made.get(word, value))
 
-    def _minimum(self, value: Any, pointer: str) -> None:
-        if self._value.get("exclusiveMinimum") is not True:  # draft 4's way to say it
-            self._bounded("minimum", bound(value, pointer, is_lower=True), max)
+    def _bound(self, value: Any, pointer: str) -> None:
+        """minimum and maximum."""
+        word = pointer.rpartition("/")[2]
+        if self._value.get(f"exclusive{word.capitalize()}") is not True:  # draft 4's way to say it
+            self._bounded(word, bound(value, pointer, is_lower=word == "minimum"))
 
-    def _maximum(self, value: Any, pointer: str) -> None:
-        if self._value.get("exclusiveMaximum") is not True:
-            self._bounded("maximum", bound(value, pointer, is_lower=False), min)
-
-    def _above(self, value: Any, pointer: str) -> None:
+    def _exclusive_bound(self, value: Any, pointer: str) -> None:
+        """exclusiveMinimum and exclusiveMaximum."""
         if value is False:
             return
-        number = self._value.get("minimum") if value is True else value
-        self._made["exclusiveMinimum"] = bound(number, pointer, is_lower=True)
+        word = pointer.rpartition("/")[2]
+        number = self._value.get(word.removeprefix("exclusive").lower()) if value is True else value
+        self._made[word] = bound(number, pointer, is_lower=word == "exclusiveMinimum")
 
-    def _below(self, value: Any, pointer: str) -> None:
-        if value is False:
-            return
-        number = self._value.get("maximum") if value is True else value
-        self._made["exclusiveMaximum"] = bound(number, pointer, is_lower=False)
 
-    def _multiple(self, value: Any, pointer: str) -> None:
-        self._made["multipleOf"] = multiple(value, pointer)
+def _at_most(most: int) -> Callable[[_Rules, Any, str], int]:
+    def check(_: _Rules, value: Any, pointer: str) -> int:
+        number = count(value, pointer)
+        if number > most:
+            raise Refusal(pointer, f"got {number}, at most {most} is enforced")
+        return number
+
+    return check
 
 
 def _translated(pattern: str, pointer: str, *, exact: bool = False) -> str:
@@ -374,13 +357,11 @@ def _translated(pattern: str, pointer: str, *, exact: bool = False) -> str:
 
 
 _RULES: dict[str, Callable[[_Rules, Any, str], None]] = {
-    "const": _Rules._const,
     "enum": _Rules._enum,
     "allOf": _Rules._all,
     "anyOf": _Rules._any,
     "oneOf": _Rules._one,
     "not": _Rules._not,
-    "$ref": _Rules._reference,
     "properties": _Rules._properties,
     "patternProperties": _Rules._pattern_properties,
     "additionalProperties": _Rules._additional,
@@ -388,26 +369,31 @@ _RULES: dict[str, Callable[[_Rules, Any, str], None]] = {
     "propertyNames": _Rules._property_names,
     "minProperties": _Rules._least_properties,
     "maxProperties": _Rules._most_inside,
-    "unevaluatedProperties": _Rules._unevaluated_properties,
+    "unevaluatedProperties": _Rules._unevaluated,
     "items": _Rules._items,
-    "prefixItems": _Rules._prefix_items,
     "additionalItems": _Rules._additional_items,
-    "unevaluatedItems": _Rules._unevaluated_items,
-    "minItems": _Rules._least_items,
+    "unevaluatedItems": _Rules._unevaluated,
     "maxItems": _Rules._most_inside,
     "uniqueItems": _Rules._unique,
     "contains": _Rules._contains,
     "minContains": _Rules._contains_count,
     "maxContains": _Rules._contains_count,
-    "minLength": _Rules._least_length,
     "maxLength": _Rules._most_length,
     "pattern": _Rules._pattern,
     "format": _Rules._format,
     "contentEncoding": _Rules._encoding,
     "contentMediaType": _Rules._media_type,
-    "minimum": _Rules._minimum,
-    "maximum": _Rules._maximum,
-    "exclusiveMinimum": _Rules._above,
-    "exclusiveMaximum": _Rules._below,
-    "multipleOf": _Rules._multiple,
+    "minimum": _Rules._bound,
+    "maximum": _Rules._bound,
+    "exclusiveMinimum": _Rules._exclusive_bound,
+    "exclusiveMaximum": _Rules._exclusive_bound,
+}
+# Of keywords that stay: the value that the engine takes.
+_VALUES: dict[str, Callable[[_Rules, Any, str], Any]] = {
+    "const": lambda _, value, pointer: constant(value, pointer, [_MOST_PARTS]),
+    "$ref": _Rules._reference,
+    "prefixItems": _Rules._schemas,
+    "minItems": _at_most(_MOST_REQUIRED_ITEMS),
+    "minLength": _at_most(_MOST_REQUIRED_LENGTH),
+    "multipleOf": lambda _, value, pointer: multiple(value, pointer),
 }

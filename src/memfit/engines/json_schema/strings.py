@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from memfit.engines.json_schema.keywords import (
@@ -17,7 +16,7 @@ from memfit.engines.json_schema.keywords import (
 from memfit.engines.json_schema.refusal import Refusal
 from memfit.strict_json import shown
 
-__all__ = ["FormatRule", "encoding_pattern", "format_rule", "media_type_rule", "names_pattern"]
+__all__ = ["encoding_pattern", "format_keywords", "media_type_rule", "names_pattern"]
 
 _LONGEST = {"hostname": 253, "duration": 40}  # the standard's; and beyond what anybody means
 _ENCODINGS = ("base64", "base64url", "base16")  # each a format of that name
@@ -25,35 +24,29 @@ _PLAIN_ENCODINGS = ("7bit", "8bit", "binary")
 _PLAIN_MEDIA_TYPES = ("text/plain", "application/octet-stream")
 
 
-@dataclass(frozen=True, kw_only=True)
-class FormatRule:
-    """What a format asks for; nothing where any value will do."""
+def format_keywords(value: Any, types: Sequence[str], has_pattern: bool, pointer: str) -> dict[str, Any]:
+    """The keywords that say what a format does; none where any value will do.
 
-    format: str | None = None  # the engine's own
-    pattern: str | None = None
-    most_length: int | None = None
-    bounds: tuple[int, int] | None = None  # of a whole number
-
-
-def format_rule(value: Any, types: Sequence[str], has_pattern: bool, pointer: str) -> FormatRule:
-    """`types` are those that the value may have, none for any; `has_pattern`: a pattern stands beside."""
+    `types` are those that the value may have, none for any; `has_pattern`: a pattern stands beside.
+    """
     if not isinstance(value, str):
         raise Refusal(pointer, f"got {shown(value)}, needed a text")
     numbers = {"integer", "number"} & set(types)
     if numbers and "string" not in types:
         if value in INTEGER_FORMATS:
-            return FormatRule(bounds=INTEGER_FORMATS[value])
+            return dict(zip(("minimum", "maximum"), INTEGER_FORMATS[value], strict=True))
         if value in NUMBER_FORMATS and "number" in numbers:
-            return FormatRule()
+            return {}
         raise Refusal(pointer, f"{shown(value)} is no format of numbers that memfit knows; leave it out")
     if types and "string" not in types:
         raise Refusal(pointer, "a format is for texts and numbers")
     if value in PATTERNS_OF_FORMATS:
-        return FormatRule(pattern=PATTERNS_OF_FORMATS[value])
+        return {"pattern": PATTERNS_OF_FORMATS[value]}
     if value in FORMATS:
-        return FormatRule(format=value, most_length=_LONGEST.get(value))
+        longest = {"maxLength": _LONGEST[value]} if value in _LONGEST else {}
+        return {"format": value, **longest}
     if value in VACUOUS_FORMATS or (value in NEEDS_PATTERN and has_pattern):
-        return FormatRule()
+        return {}
     raise Refusal(pointer, f"the format {shown(value)} is not enforced; write a pattern, or leave it out")
 
 

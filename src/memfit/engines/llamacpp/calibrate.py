@@ -9,31 +9,33 @@ worker holds. Kernel speeds come from the worker's bench (kernels.py), disk spee
 from __future__ import annotations
 
 import importlib.util
+import math
 import platform
 import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memfit import __version__
+from memfit.engines.calibration import CachedFigures, run_small_model
 from memfit.engines.llamacpp.oracle import grammar_memory
 from memfit.engines.llamacpp.process import LlamaWorker
-from memfit.errors import EngineError, EngineMissingError, MemfitError
+from memfit.errors import EngineError, EngineMissingError
 from memfit.hardware.disk_speed import DiskSpeed, measure_reads
 from memfit.hardware.disks import mount_of
-from memfit.hardware.folders import cache_folder, read_cached, write_cached
+from memfit.hardware.folders import cache_folder
 from memfit.hardware.machine import Gpu, is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.baseline import Baseline
 from memfit.memory.process_memory import ProcessMemory
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed, attention_key
-from memfit.processes.helper import ask_helper
 
-__all__ = ["Calibration", "MachineSpeeds", "MeasuredDevice"]
+__all__ = ["LlamaCalibration", "MachineSpeeds", "MeasuredDevice"]
 
 _REMOTE_SECONDS = 600  # for which a remote device is taken to be the same
 _BUSY_SECONDS = 60  # between two tries to measure a busy machine
@@ -69,23 +71,19 @@ class MachineSpeeds:
 _FORMAT = 4  # of what is cached; counted up when measurements are added
 
 
-class Calibration:
+class LlamaCalibration:
     """This machine's constants for this engine build; each is measured when first asked for."""
 
     def __init__(self, *, cpu_model: str, say: Callable[[str], None], path: Path | None = None) -> None:
         self._say = say
-        self._path = path or cache_folder() / "calibration.json"
         self.engine_build = _engine_build()
-        self._key = f"{__version__} {_FORMAT} {cpu_model} {platform.python_version()} {self.engine_build}"
-        self._values = read_cached(self._path, self._key)
+        key = f"{__version__} {_FORMAT} {cpu_model} {platform.python_version()} {self.engine_build}"
+        self._cached = CachedFigures(path or cache_folder() / "calibration.json", key, say)
+        self._values = self._cached.values
 
     def baseline(self, *, count_parent: bool) -> Baseline:
         """The processes' own memory; `count_parent` False leaves the caller's process out."""
-        if "baseline" not in self._values:
-            self._say("measuring what memfit itself needs on this machine, once")
-            self._values["baseline"] = _measure_baseline()
-            self._write()
-        values = self._values["baseline"]
+        values = self._cached.once("baseline", "what memfit itself needs on this machine", _measure_baseline)
         return Baseline(
             parent=ProcessMemory(**values["parent"]) if count_parent else None,
             decode_bytes=values["decode_bytes"],
@@ -93,14 +91,11 @@ class Calibration:
 
     def grammar(self, spec: ModelSpec) -> ProcessMemory:
         """What a worker holds beyond its baseline for JSON schemas; measured once for each vocabulary."""
-        known = self._values.setdefault("grammars", {})
         # A header ends where its vocabulary's text makes it end; models of one family share it but for names.
         key = f"{spec.metadata.get('tokenizer.ggml.pre')} {spec.vocabulary} {spec.data_offset_bytes[0]}"
-        if key not in known:
-            self._say("measuring what JSON schemas take with this model's vocabulary, once")
-            known[key] = vars(grammar_memory(spec))
-            self._write()
-        return ProcessMemory(**known[key])
+        told = "what JSON schemas take with this model's vocabulary"
+        found = self._cached.once(key, told, lambda: vars(grammar_memory(spec)), part="grammars")
+        return ProcessMemory(**found)
 
     def ram_speeds(
         self, types: Sequence[str], attention: Sequence[str], *, repack_modes: Sequence[bool], threads: int
@@ -134,20 +129,9 @@ class Calibration:
 
     def gpu_runtime_bytes(self, name: str, gpu: Gpu) -> int:
         """Bytes that the driver's context and the engine's kernels take on a GPU; once per driver."""
-        known: dict[str, int] = self._values.setdefault("gpu_runtime", {})
-        key = f"{gpu.driver} {gpu.name}"
-        if key not in known:
-            self._say(f"measuring what the driver itself takes of {gpu.name}, once")
-            with LlamaWorker() as worker:
-                worker.ask(
-                    "kernels", device=name, threads=None, repack=False, types=[], attention=[], basics=True
-                )
-                held = gpu_bytes_of(worker.pid).get(f"gpu{gpu.index}")
-            if held is None:
-                raise EngineError(f"the driver does not say what a process holds on {gpu.name}")
-            known[key] = held
-            self._write()
-        return known[key]
+        key, told = f"{gpu.driver} {gpu.name}", f"what the driver itself takes of {gpu.name}"
+        measure = partial(_measure_gpu_runtime, name, gpu)
+        return int(self._cached.once(key, told, measure, part="gpu_runtime"))
 
     def measured(self) -> MachineSpeeds:
         """What is cached and still believed; measures nothing."""
@@ -182,16 +166,13 @@ class Calibration:
                             f"other programs keep this machine busy, so {what} cannot be measured now; what "
                             "was measured before is kept; end what computes, and try again"
                         )
-                known = speeds.setdefault(key, _nothing_known())
-                for part, values in found.items():
-                    known[part].update(values)
-                known["measured_at"] = time.time()
+                _learn(speeds.setdefault(key, _nothing_known()), found)
         for number, folder in enumerate(folders, start=len(steps)):
             on_progress(number / parts, f"reads from {mount_of(folder.resolve())}")
             disks.update(self._measure_disk(folder))
         self._values.setdefault("speeds", {}).update(speeds)
         self._values.setdefault("disks", {}).update(disks)
-        self._write()
+        self._cached.write()
         return _measured(speeds, disks)
 
     def _measure_disk(self, folder: Path) -> dict[str, Any]:
@@ -220,44 +201,40 @@ class Calibration:
         for old in [one for one, values in all_known.items() if _is_old(one, values)]:
             del all_known[old]  # ports of workers that are long gone add up
         known: dict[str, Any] = all_known.setdefault(key, _nothing_known())
-        missing = [name for name in types if name not in known["weights"]]
-        unattended = [name for name in attention if name not in known["attention"]]
-        basics = not known["basics"] and not repack
-        if not (missing or unattended or basics):
+        missing: dict[str, Any] = {
+            "types": [name for name in types if name not in known["weights"]],
+            "attention": [name for name in attention if name not in known["attention"]],
+            "basics": not known["basics"] and not repack,
+        }
+        if not any(missing.values()):
             return known
         if time.time() - self._values.get("busy_at", 0) < _BUSY_SECONDS:
             return None
-        what = ", ".join([*missing, *(f"attention {name}" for name in unattended)]) or "basics"
+        kinds = [*missing["types"], *(f"attention {name}" for name in missing["attention"])]
+        what = ", ".join(kinds) or "basics"
         self._say(
             f"measuring the speed of {device or 'this CPU'}{' (repacked)' if repack else ''}: {what}; once"
         )
         with LlamaWorker(yields=device is not None) as worker:
-            reply = worker.ask(
-                "kernels",
-                device=device,
-                threads=threads,
-                repack=repack,
-                types=missing,
-                attention=unattended,
-                basics=basics,
-            )
+            reply = worker.ask("kernels", device=device, threads=threads, repack=repack, **missing)
         if reply["speeds"] is None:
             self._say(f"{reply['why']}; its speed is assumed for now")
             self._values["busy_at"] = time.time()
-            self._write()
+            self._cached.write()
             return None
-        for part, found in reply["speeds"].items():
-            known[part].update(found)
-        known["measured_at"] = time.time()
-        self._write()
+        _learn(known, reply["speeds"])
+        self._cached.write()
         return known
-
-    def _write(self) -> None:
-        write_cached(self._path, self._key, self._values)
 
 
 def _nothing_known() -> dict[str, Any]:
     return {"weights": {}, "attention": {}, "basics": {}}
+
+
+def _learn(known: dict[str, Any], found: Mapping[str, Any]) -> None:
+    for part, values in found.items():
+        known[part].update(values)
+    known["measured_at"] = time.time()
 
 
 def _speeds_key(device: str | None, threads: int | None, *, repack: bool) -> str:
@@ -338,31 +315,34 @@ def _measure_baseline() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="memfit-") as folder:
         path = Path(folder) / "tiny.gguf"
         path.write_bytes(_tiny_model())
-        try:
-            # A process of its own: the caller's may hold anything.
-            return ask_helper("memfit", "calibration-run", "llamacpp", str(path), name="its process")
-        except EngineMissingError:
-            raise
-        except MemfitError as error:
-            raise EngineError(f"the engine cannot run a tiny model: {error}") from None
+        return run_small_model("llamacpp", str(path), "the engine cannot run a tiny model")
+
+
+def _measure_gpu_runtime(name: str, gpu: Gpu) -> int:
+    with LlamaWorker() as worker:
+        worker.ask("kernels", device=name, threads=None, repack=False, types=[], attention=[], basics=True)
+        held = gpu_bytes_of(worker.pid).get(f"gpu{gpu.index}")
+    if held is None:
+        raise EngineError(f"the driver does not say what a process holds on {gpu.name}")
+    return held
 
 
 def _tiny_model() -> bytes:
     """A llama of as many layers as usual, all zeros, as a GGUF file of a megabyte: what describes them takes
     memory too."""
     embedding, feed_forward, vocabulary, layers = 32, 32, 64, 32
-    shapes: dict[str, tuple[int, ...]] = {
+    layer_shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("attn_norm", "ffn_norm"), (embedding,)),
+        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (embedding, embedding)),
+        **dict.fromkeys(("ffn_gate", "ffn_up"), (embedding, feed_forward)),
+        "ffn_down": (feed_forward, embedding),
+    }
+    shapes = {
         "token_embd": (embedding, vocabulary),
+        **{f"blk.{layer}.{part}": shape for layer in range(layers) for part, shape in layer_shapes.items()},
+        "output_norm": (embedding,),
         "output": (embedding, vocabulary),
     }
-    for layer in range(layers):
-        block = f"blk.{layer}."
-        for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"):
-            shapes[block + part] = (embedding, feed_forward)
-        shapes[block + "ffn_down"] = (feed_forward, embedding)
-        for part in ("attn_norm", "ffn_norm"):
-            shapes[block + part] = (embedding,)
-    shapes["output_norm"] = (embedding,)
     numbers = {
         "block_count": layers,
         "context_length": 256,
@@ -381,8 +361,7 @@ def _tiny_model() -> bytes:
     for name, shape in shapes.items():
         header += _string(f"{name}.weight") + struct.pack("<I", len(shape))
         header += struct.pack(f"<{len(shape)}QIQ", *shape, 0, offset)  # type 0: F32
-        elements = shape[0] * (shape[1] if len(shape) == 2 else 1)
-        offset += 4 * elements  # a multiple of the alignment of 32 for these shapes
+        offset += 4 * math.prod(shape)  # a multiple of the alignment of 32 for these shapes
     return header + bytes(-len(header) % 32) + bytes(offset)
 
 

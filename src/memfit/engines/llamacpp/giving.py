@@ -10,12 +10,12 @@ import ctypes
 import mmap
 from collections.abc import Mapping, Sequence
 
-from memfit.engines.llamacpp.graph import Node
+from memfit.engines.llamacpp.graph import Node, set_data
 from memfit.errors import EngineError
 
 __all__ = ["Giving"]
 
-_SOURCES, _DATA, _NAME = Node.src.offset, Node.data.offset, Node.name.offset
+_SOURCES, _NAME = Node.src.offset, Node.name.offset
 _SourceArray = ctypes.c_size_t * (Node.src.size // ctypes.sizeof(ctypes.c_void_p))
 _NO_ACCESS = 0  # PROT_NONE
 
@@ -37,7 +37,7 @@ class Giving:
         if libc.mprotect(*arguments) != 0:
             raise EngineError(f"memory cannot be made unreadable (errno {ctypes.get_errno()})")
         for tensor in names:
-            _set_data(tensor, self._no_address)
+            set_data(tensor, self._no_address)
 
     def order(self, nodes: Sequence[Node]) -> list[int]:
         """The streamed tensors in the order of computation.
@@ -82,13 +82,13 @@ class Giving:
     def give(self, tensor: int, address: int) -> None:
         """Give a tensor its address, for the node that is computed next."""
         self.take_away()
-        _set_data(tensor, address)
+        set_data(tensor, address)
         self._given = tensor
 
     def take_away(self) -> None:
         """Called when the tensor has been computed with, or when its pass ended early."""
         if self._given:
-            _set_data(self._given, self._no_address)
+            set_data(self._given, self._no_address)
             self._given = 0
 
     def missing(self, node: int) -> int | None:
@@ -99,7 +99,3 @@ class Giving:
         if self._has_devices and (first := sources[0]):
             return self._original(first)
         return None
-
-
-def _set_data(tensor: int, address: int) -> None:
-    ctypes.c_size_t.from_address(tensor + _DATA).value = address

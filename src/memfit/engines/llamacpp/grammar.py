@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memfit.closing import Closing
 from memfit.engines.allocator import trim
 from memfit.engines.json_schema import CheckedSchema, check_schema
 from memfit.errors import EngineError, EngineMissingError, UsageError, readable
@@ -91,7 +92,7 @@ class Grammars:
         except Exception as error:
             self._failure = EngineError(f"the vocabulary makes no grammar: {readable(str(error), most=200)}")
 
-    def rehearse(self) -> None:
+    def warm_up(self) -> None:
         """Use a small grammar, so that the pages that every grammar needs are in memory and counted."""
         with self.grammar(_TRIAL_SCHEMA) as grammar:
             grammar.forced()
@@ -199,7 +200,7 @@ class _Compiled:
     users: int = 0
 
 
-class Grammar:
+class Grammar(Closing):
     """One answer's way through a schema."""
 
     def __init__(self, matcher: Any, compiled: _Compiled) -> None:
@@ -255,12 +256,6 @@ class Grammar:
         if self._compiled:
             self._compiled.users -= 1
             self._compiled = self._matcher = None
-
-    def __enter__(self) -> Grammar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _library() -> Any:

@@ -7,13 +7,15 @@ counted by its operation and the shapes of what it reads. Knows nothing of secon
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from memfit.memory.estimate import RAM
 
-__all__ = ["Node", "nodes_of", "read_graph"]
+__all__ = ["Node", "nodes_of", "read_graph", "set_data"]
 
 _WEIGHTS_USAGE = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 _EMPTY = frozenset({"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
@@ -21,6 +23,7 @@ _ROWS = frozenset({"ADD_ID", "GET_ROWS", "SET_ROWS"})  # touch single rows of a 
 # What an RPC server keeps of a graph while it computes it (ggml-rpc.cpp, `graph_compute`): the message, with
 # 8 bytes a node and 296 a tensor; tensors and nodes made of it; two tables of entries in buckets.
 _NODE_BYTES, _TENSOR_BYTES, _ENTRY_BYTES = 8, 296, 40
+_Counted = tuple[str, str, int, int, int, int]  # kind, type, bytes, operations, cells, width
 _CACHE_NAME = re.compile(rb"cache_\w+_l(\d+)")
 
 
@@ -49,6 +52,10 @@ class Node(ctypes.Structure):
         return int(first * second * third * fourth)
 
 
+def set_data(tensor: int, address: int) -> None:
+    ctypes.c_size_t.from_address(tensor + Node.data.offset).value = address
+
+
 def nodes_of(ggml: Any, graph: int) -> Iterator[Node]:
     """A graph's nodes in order of execution."""
     for index in range(ggml.ggml_graph_n_nodes(graph)):
@@ -70,8 +77,8 @@ class _Reader:
     def __init__(self, ggml: Any, devices: int) -> None:
         self._ggml = ggml
         self._sums: dict[tuple[int, str, str, int, int], list[int]] = {}
-        self._names: dict[int, str] = {}  # operations by number
-        self._types: dict[int, tuple[str, int, int]] = {}  # name, bytes and elements of a block
+        self._operation = functools.cache(lambda number: str(ggml.ggml_op_name(number).decode()))
+        self._type = functools.cache(functools.partial(_type, ggml))  # by number
         self._here = RAM
         self._splits = [0] * devices
         self._split_bytes = [0] * devices
@@ -101,20 +108,19 @@ class _Reader:
         self._computed[node.name] = device
         count = _COUNTERS.get(name)
         if count and self._multiplies(name, sources):
-            self._add(device, *count(self, node, sources))
+            self._add(device, count(self, node, sources))
         elif name in _ROWS:
             small = sources[0] if name == "SET_ROWS" else node
-            self._add(device, "other", "", 2 * self._bytes(small), 0, 0, 0)
+            self._add(device, ("other", "", 2 * self._bytes(small), 0, 0, 0))
         else:
-            moved = self._bytes(node) + sum(self._bytes(source) for source in sources)
-            self._add(device, "other", "", moved, 0, 0, 0)
+            self._add(device, ("other", "", sum(map(self._bytes, (node, *sources))), 0, 0, 0))
 
     def result(self) -> dict[str, Any]:
         if self._here != RAM:  # the logits return
             self._splits[RAM] += 1
-        layers: dict[int, int] = {}
+        layers = Counter[int]()
         for layer, size in self._caches.values():
-            layers[layer] = layers.get(layer, 0) + size
+            layers[layer] += size
         keys = ("device", "kind", "type", "cells", "width", "count", "bytes", "operations")
         return {
             "operations": [
@@ -133,7 +139,7 @@ class _Reader:
 
     def _note(self, address: int, source: Node, device: int) -> None:
         """Copies between devices, and the caches behind views."""
-        if b"#" in source.name:  # the scheduler names a copy "PLACE#tensor#0"
+        if b"#" in source.name:  # the scheduler names a copy "DEVICE#tensor#0"
             if address not in self._copies:
                 self._copies.add(address)
                 self._copy(source.name.split(b"#")[1], self._bytes(source), device)
@@ -182,19 +188,18 @@ class _Reader:
     def _is_weight(self, node: Node) -> bool:
         return bool(node.buffer) and self._ggml.ggml_backend_buffer_get_usage(node.buffer) == _WEIGHTS_USAGE
 
-    def _add(
-        self, device: int, kind: str, type_name: str, size: int, operations: int, cells: int, width: int
-    ) -> None:
-        sums = self._sums.setdefault((device, kind, type_name, cells, width), [0, 0, 0])
+    def _add(self, device: int, counted: _Counted) -> None:
+        kind, name, size, operations, cells, width = counted
+        sums = self._sums.setdefault((device, kind, name, cells, width), [0, 0, 0])
         for index, amount in enumerate((1, size, operations)):
             sums[index] += amount
 
-    def _matmul(self, node: Node, sources: Sequence[Node]) -> tuple[str, str, int, int, int, int]:
+    def _matmul(self, node: Node, sources: Sequence[Node]) -> _Counted:
         weight = sources[0]
         operations = 2 * weight.ne[0] * node.elements
-        return "matmul", self._type(weight)[0], self._bytes(weight), operations, 0, weight.ne[0]
+        return "matmul", self._type(weight.type)[0], self._bytes(weight), operations, 0, weight.ne[0]
 
-    def _experts(self, node: Node, sources: Sequence[Node]) -> tuple[str, str, int, int, int, int]:
+    def _experts(self, node: Node, sources: Sequence[Node]) -> _Counted:
         """Of a mixture, only the experts that some token is routed to are read."""
         weight = sources[0]
         experts, used, tokens = weight.ne[2], node.ne[1], node.ne[2]
@@ -202,43 +207,28 @@ class _Reader:
         read = experts * (1 - (1 - used / experts) ** tokens)
         size = round(self._bytes(weight) * read / experts)
         operations = 2 * weight.ne[0] * node.elements
-        return "experts", self._type(weight)[0], size, operations, 0, weight.ne[0]
+        return "experts", self._type(weight.type)[0], size, operations, 0, weight.ne[0]
 
-    def _attention(self, _: Node, sources: Sequence[Node]) -> tuple[str, str, int, int, int, int]:
+    def _attention(self, _: Node, sources: Sequence[Node]) -> _Counted:
         query, key, value = sources[:3]
         head, tokens, heads = query.ne[0], query.ne[1], query.ne[2]
         cells = key.ne[1]
         operations = 2 * heads * tokens * cells * (key.ne[0] + value.ne[0])
-        return (
-            "attention",
-            self._type(key)[0],
-            self._bytes(key) + self._bytes(value),
-            operations,
-            cells,
-            head,
-        )
+        size = self._bytes(key) + self._bytes(value)
+        return "attention", self._type(key.type)[0], size, operations, cells, head
 
     def _bytes(self, node: Node) -> int:
-        _, block_bytes, block_elements = self._type(node)
+        _, block_bytes, block_elements = self._type(node.type)
         return int(node.elements * block_bytes // block_elements)
 
-    def _operation(self, number: int) -> str:
-        if number not in self._names:
-            self._names[number] = self._ggml.ggml_op_name(number).decode()
-        return self._names[number]
 
-    def _type(self, node: Node) -> tuple[str, int, int]:
-        number = node.type
-        if number not in self._types:
-            self._types[number] = (
-                self._ggml.ggml_type_name(number).decode().upper(),
-                self._ggml.ggml_type_size(number),
-                self._ggml.ggml_blck_size(number),
-            )
-        return self._types[number]
+def _type(ggml: Any, number: int) -> tuple[str, int, int]:
+    """A type's name, and bytes and elements of a block."""
+    name = ggml.ggml_type_name(number).decode().upper()
+    return name, ggml.ggml_type_size(number), ggml.ggml_blck_size(number)
 
 
-_COUNTERS: dict[str, Callable[..., tuple[str, str, int, int, int, int]]] = {
+_COUNTERS: dict[str, Callable[..., _Counted]] = {
     "MUL_MAT": _Reader._matmul,
     "MUL_MAT_ID": _Reader._experts,
     "FLASH_ATTN_EXT": _Reader._attention,

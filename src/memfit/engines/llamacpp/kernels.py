@@ -9,13 +9,14 @@ Measured are:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import Any
 
+from memfit.closing import Closing
 from memfit.engines.llamacpp.library import Library
 from memfit.units import KIB, MIB
 
@@ -39,42 +40,14 @@ _CLEAN_RUNS = 5
 _LEAST_SECONDS = 0.04  # of clean runs together: memory bandwidth varies from moment to moment
 _QUIET_PREEMPTIONS = 100  # per second, by the system's own housekeeping; a busy program makes 250 and more
 _PATIENCE_SECONDS = 0.5  # per graph, until the machine counts as busy
-# While another place works, a device's threads fall asleep. Without this pause before each round trip one
+# While another device works, a device's threads fall asleep. Without this pause before each round trip one
 # takes 75 us over loopback; with it 210, of a server with two threads 250.
 _PAUSE_SECONDS = 0.001
 # Leaving a device and coming back costs a model 350 us, or 600: eight routers moved to RAM, loopback.
 _EXCURSION = 2.0
 _NO_SPLITS = {"split_seconds": 0.0, "split_bytes_per_second": 1e12}  # where the CPU computes everything
 _TYPE_F32 = 0
-
-_P, _I64, _F32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
-    "ggml_add": ([_P, _P, _P], _P),
-    "ggml_backend_alloc_ctx_tensors_from_buft": ([_P, _P], _P),
-    "ggml_backend_buffer_clear": ([_P, ctypes.c_uint8], None),
-    "ggml_backend_buffer_free": ([_P], None),
-    "ggml_backend_dev_backend_reg": ([_P], _P),
-    "ggml_backend_dev_init": ([_P, ctypes.c_char_p], _P),
-    "ggml_backend_dev_supports_op": ([_P, _P], ctypes.c_bool),
-    "ggml_backend_free": ([_P], None),
-    "ggml_backend_graph_compute": ([_P, _P], ctypes.c_int),
-    "ggml_backend_reg_get_proc_address": ([_P, ctypes.c_char_p], _P),
-    "ggml_backend_tensor_get": ([_P, _P, ctypes.c_size_t, ctypes.c_size_t], None),
-    "ggml_backend_tensor_set": ([_P, _P, ctypes.c_size_t, ctypes.c_size_t], None),
-    "ggml_blck_size": ([ctypes.c_int], _I64),
-    "ggml_build_forward_expand": ([_P, _P], None),
-    "ggml_flash_attn_ext": ([_P, _P, _P, _P, _P, _F32, _F32, _F32], _P),
-    "ggml_free": ([_P], None),
-    "ggml_mul": ([_P, _P, _P], _P),
-    "ggml_mul_mat": ([_P, _P, _P], _P),
-    "ggml_nbytes": ([_P], ctypes.c_size_t),
-    "ggml_new_graph": ([_P], _P),
-    "ggml_new_tensor_2d": ([_P, ctypes.c_int, _I64, _I64], _P),
-    "ggml_new_tensor_3d": ([_P, ctypes.c_int, _I64, _I64, _I64], _P),
-    "ggml_permute": ([_P, _P, *[ctypes.c_int] * 4], _P),
-    "ggml_rms_norm": ([_P, _P, _F32], _P),
-    "ggml_row_size": ([ctypes.c_int, _I64], ctypes.c_size_t),
-}
+_P = ctypes.c_void_p
 
 
 class BusyMachineError(Exception):
@@ -91,7 +64,7 @@ class _InitParameters(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _P), ("no_alloc", ctypes.c_bool))
 
 
-class Bench:
+class Bench(Closing):
     """Builds small graphs for one device and times them. A context manager.
 
     Every method raises BusyMachineError where other programs keep the cores busy, and MemoryError where
@@ -110,9 +83,6 @@ class Bench:
         """`threads` is set on a CPU; None leaves the device as it is. `repack`: weights are rewritten.
         `room_bytes` is what the device has for the test, where that is little."""
         ggml = self._ggml = library.ggml_base
-        for name, (arguments, result) in _FUNCTIONS.items():
-            function = getattr(ggml, name)
-            function.argtypes, function.restype = arguments, result
         ggml.ggml_init.argtypes, ggml.ggml_init.restype = [_InitParameters], _P
         self._device = device
         self._threads = threads
@@ -126,10 +96,7 @@ class Bench:
         self._streamed_bytes = min(_STREAMED_BYTES, int(room))
         self._numbers = library.type_numbers
 
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._ggml.ggml_backend_free(self._backend)
 
     def weights(self, key: str) -> dict[str, float] | None:
@@ -164,10 +131,7 @@ class Bench:
         if head % self._ggml.ggml_blck_size(self._numbers[type_name]):
             return None
         found = {}
-        for name, tokens, cells in (
-            ("generation", 1, _CELLS),
-            ("prompt", _TOKENS, _PROMPT_CELLS),
-        ):
+        for name, tokens, cells in (("generation", 1, _CELLS), ("prompt", _TOKENS, _PROMPT_CELLS)):
 
             def build(context: int, tokens: int = tokens, cells: int = cells) -> int:
                 ggml, number = self._ggml, self._numbers[type_name]
@@ -216,10 +180,7 @@ class Bench:
         seconds = self._round_trip(4 * KIB) - _SMALL_GRAPH * node_seconds
         much = 4 * MIB
         more = max(self._round_trip(much) - self._round_trip(4 * KIB), 1e-9)
-        return {
-            "split_seconds": max(_EXCURSION * seconds, 0.0),
-            "split_bytes_per_second": 2 * much / more,
-        }
+        return {"split_seconds": max(_EXCURSION * seconds, 0.0), "split_bytes_per_second": 2 * much / more}
 
     # -- graphs ----------------------------------------------------------------------------------
 
@@ -240,85 +201,79 @@ class Bench:
     def _round_trip(self, size: int) -> float:
         data = ctypes.create_string_buffer(size)
         result = ctypes.create_string_buffer(size)
-        context = self._context()
-        graph = self._ggml.ggml_new_graph(context)
-        given = self._ggml.ggml_new_tensor_2d(context, _TYPE_F32, 1024, size // 4096)
-        taken = self._ggml.ggml_rms_norm(context, given, 1e-5)
-        for node in (taken, self._chain(context, _SMALL_GRAPH - 1)):
-            self._ggml.ggml_build_forward_expand(graph, node)
-        buffer = self._allocate(context, self._plain)
+        with self._context() as context:
+            graph = self._ggml.ggml_new_graph(context)
+            given = self._ggml.ggml_new_tensor_2d(context, _TYPE_F32, 1024, size // 4096)
+            taken = self._ggml.ggml_rms_norm(context, given, 1e-5)
+            for node in (taken, self._chain(context, _SMALL_GRAPH - 1)):
+                self._ggml.ggml_build_forward_expand(graph, node)
 
-        def trip() -> None:
-            self._ggml.ggml_backend_tensor_set(given, data, 0, size)
-            self._ggml.ggml_backend_graph_compute(self._backend, graph)
-            self._ggml.ggml_backend_tensor_get(taken, result, 0, size)
+            def trip() -> None:
+                self._ggml.ggml_backend_tensor_set(given, data, 0, size)
+                self._ggml.ggml_backend_graph_compute(self._backend, graph)
+                self._ggml.ggml_backend_tensor_get(taken, result, 0, size)
 
-        seconds = self._time(trip, before=_pause)
-        self._ggml.ggml_backend_buffer_free(buffer)
-        self._ggml.ggml_free(context)
-        return seconds
+            with self._allocated(context, self._plain):
+                return self._time(trip, before=_pause)
 
     def _run(self, build: Callable[[int], int]) -> float:
         """Seconds of the graph that leads to the tensor which `build` returns."""
-        context = self._context()
-        graph = self._ggml.ggml_new_graph(context)
-        result = build(context)
-        if not self._ggml.ggml_backend_dev_supports_op(self._device, result):
-            self._ggml.ggml_free(context)
-            raise _UnsupportedError
-        self._ggml.ggml_build_forward_expand(graph, result)
-        buffer = self._allocate(context, self._plain)
-        seconds = self._time_graph(graph, result)
-        self._ggml.ggml_backend_buffer_free(buffer)
-        self._ggml.ggml_free(context)
-        return seconds
+        with self._context() as context:
+            graph = self._ggml.ggml_new_graph(context)
+            result = build(context)
+            if not self._ggml.ggml_backend_dev_supports_op(self._device, result):
+                raise _UnsupportedError
+            self._ggml.ggml_build_forward_expand(graph, result)
+            with self._allocated(context, self._plain):
+                return self._time_graph(graph, result)
 
     def _multiply(self, type_number: int, columns: int, count: int, tokens: int) -> float | None:
         """Seconds of multiplying `count` matrices with `tokens` columns; None where this CPU does not repack
         the type and it should."""
         ggml = self._ggml
-        weights_context, context = self._context(), self._context()
-        weights = [
-            ggml.ggml_new_tensor_2d(weights_context, type_number, columns, _ROWS) for _ in range(count)
-        ]
-        graph = ggml.ggml_new_graph(context)
-        products = []
-        for weight in weights:
-            activations = ggml.ggml_new_tensor_2d(context, _TYPE_F32, columns, tokens)
-            products.append(ggml.ggml_mul_mat(context, weight, activations))
-            ggml.ggml_build_forward_expand(graph, products[-1])
-        seconds = None
-        for buffer_type in self._extra_buffer_types() if self._repack else [self._plain]:
-            weights_buffer = self._allocate(weights_context, buffer_type, clear=not self._repack)
-            if ggml.ggml_backend_dev_supports_op(self._device, products[0]):
-                if self._repack:  # setting the data is what repacks it
-                    zeros = ctypes.create_string_buffer(ggml.ggml_nbytes(weights[0]))
-                    for weight in weights:
-                        ggml.ggml_backend_tensor_set(weight, zeros, 0, len(zeros))
-                buffer = self._allocate(context, self._plain)
-                seconds = self._time_graph(graph, products[-1])
-                ggml.ggml_backend_buffer_free(buffer)
-            ggml.ggml_backend_buffer_free(weights_buffer)
-            if seconds is not None:
-                break
-            for weight in weights:  # to be placed again; ggml_tensor: buffer at 8, data at 248, extra at 320
-                for offset in (8, 248, 320):
-                    ctypes.c_void_p.from_address(weight + offset).value = None
-        for held in (context, weights_context):
-            ggml.ggml_free(held)
-        return seconds
+        with self._context() as weights_context, self._context() as context:
+            weights = [
+                ggml.ggml_new_tensor_2d(weights_context, type_number, columns, _ROWS) for _ in range(count)
+            ]
+            graph = ggml.ggml_new_graph(context)
+            for weight in weights:
+                activations = ggml.ggml_new_tensor_2d(context, _TYPE_F32, columns, tokens)
+                product = ggml.ggml_mul_mat(context, weight, activations)
+                ggml.ggml_build_forward_expand(graph, product)
+            for buffer_type in self._extra_buffer_types() if self._repack else [self._plain]:
+                with self._allocated(weights_context, buffer_type, clear=not self._repack):
+                    if ggml.ggml_backend_dev_supports_op(self._device, product):
+                        if self._repack:  # setting the data is what repacks it
+                            zeros = ctypes.create_string_buffer(ggml.ggml_nbytes(weights[0]))
+                            for weight in weights:
+                                ggml.ggml_backend_tensor_set(weight, zeros, 0, len(zeros))
+                        with self._allocated(context, self._plain):
+                            return self._time_graph(graph, product)
+                for weight in weights:  # to be placed again; ggml_tensor: buffer at 8, data 248, extra 320
+                    for offset in (8, 248, 320):
+                        ctypes.c_void_p.from_address(weight + offset).value = None
+        return None
 
-    def _allocate(self, context: int, buffer_type: int, *, clear: bool = True) -> int:
+    @contextlib.contextmanager
+    def _allocated(self, context: int, buffer_type: int, *, clear: bool = True) -> Iterator[None]:
         buffer = self._ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, buffer_type)
         if not buffer:
             raise MemoryError
-        if clear:
-            self._ggml.ggml_backend_buffer_clear(buffer, 0)
-        return int(buffer)
+        try:
+            if clear:
+                self._ggml.ggml_backend_buffer_clear(buffer, 0)
+            yield
+        finally:
+            self._ggml.ggml_backend_buffer_free(buffer)
 
-    def _context(self) -> int:
-        # Room for the structs of a default graph of 2048 nodes; no data lies in it.
-        return int(self._ggml.ggml_init(_InitParameters(4 * MIB, None, True)))
+    @contextlib.contextmanager
+    def _context(self) -> Iterator[int]:
+        """Room for the structs of a default graph of 2048 nodes; no data lies in it."""
+        context = int(self._ggml.ggml_init(_InitParameters(4 * MIB, None, True)))
+        try:
+            yield context
+        finally:
+            self._ggml.ggml_free(context)
 
     def _time_graph(self, graph: int, last: int) -> float:
         """Seconds of a graph that ends with the node `last`.

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memfit.engines.llamacpp.c_functions import BACKENDS, BASE, LLAMA, RPC, declare
 from memfit.engines.llamacpp.graph import Node, nodes_of, read_graph
 from memfit.errors import EngineError, EngineMissingError
 from memfit.memory.estimate import RAM
@@ -49,57 +50,8 @@ class Breakdown:
 
 _POINTER = ctypes.c_void_p
 _TYPES = 43  # GGML_TYPE_COUNT of the pinned engine
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _GPU_DEVICES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
-_GGML_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
-    ("ggml_backend_buft_name", [_POINTER], ctypes.c_char_p),
-    ("ggml_backend_buft_get_device", [_POINTER], _POINTER),
-    ("ggml_backend_buft_is_host", [_POINTER], ctypes.c_bool),
-    ("ggml_backend_dev_buffer_type", [_POINTER], _POINTER),
-    ("ggml_backend_dev_memory", [_POINTER, _POINTER, _POINTER], None),
-    ("ggml_backend_dev_name", [_POINTER], ctypes.c_char_p),
-    ("ggml_backend_dev_type", [_POINTER], ctypes.c_int),
-    ("ggml_backend_get_device", [_POINTER], _POINTER),
-    ("ggml_backend_reg_dev_get", [_POINTER, ctypes.c_size_t], _POINTER),
-    ("ggml_backend_sched_get_tensor_backend", [_POINTER, _POINTER], _POINTER),
-    ("ggml_blck_size", [ctypes.c_int], ctypes.c_int64),
-    ("ggml_fp32_to_bf16_row", [_POINTER, _POINTER, ctypes.c_int64], None),
-    ("ggml_get_type_traits", [ctypes.c_int], _POINTER),
-    ("ggml_type_name", [ctypes.c_int], ctypes.c_char_p),
-    ("ggml_type_size", [ctypes.c_int], ctypes.c_size_t),
-    ("ggml_graph_n_nodes", [_POINTER], ctypes.c_int),
-    ("ggml_graph_overhead_custom", [ctypes.c_size_t, ctypes.c_bool], ctypes.c_size_t),
-    ("ggml_tensor_overhead", [], ctypes.c_size_t),
-    ("ggml_op_name", [ctypes.c_int], ctypes.c_char_p),
-    ("ggml_graph_node", [_POINTER, ctypes.c_int], _POINTER),
-    ("ggml_backend_buffer_get_base", [_POINTER], ctypes.c_size_t),
-    ("ggml_backend_buffer_get_type", [_POINTER], _POINTER),
-    ("ggml_backend_buffer_get_usage", [_POINTER], ctypes.c_int),
-    ("ggml_backend_buffer_is_host", [_POINTER], ctypes.c_bool),
-    ("ggml_backend_buffer_set_usage", [_POINTER, ctypes.c_int], None),
-    ("ggml_backend_buft_alloc_buffer", [_POINTER, ctypes.c_size_t], _POINTER),
-    ("ggml_backend_buft_get_alignment", [_POINTER], ctypes.c_size_t),
-    ("ggml_backend_buft_get_alloc_size", [_POINTER, _POINTER], ctypes.c_size_t),
-    ("ggml_backend_buft_get_max_size", [_POINTER], ctypes.c_size_t),
-    ("ggml_backend_tensor_alloc", [_POINTER, _POINTER, ctypes.c_size_t], ctypes.c_int),
-    ("ggml_backend_tensor_set", [_POINTER, _POINTER, ctypes.c_size_t, ctypes.c_size_t], None),
-    ("ggml_backend_buffer_get_size", [_POINTER], ctypes.c_size_t),
-    ("ggml_backend_buffer_clear", [_POINTER, ctypes.c_uint8], None),
-)
-
-_DEVICE_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (  # of libggml, which knows all backends
-    ("ggml_backend_dev_by_name", [ctypes.c_char_p], _POINTER),
-    ("ggml_backend_dev_by_type", [ctypes.c_int], _POINTER),
-    ("ggml_backend_dev_count", [], ctypes.c_size_t),
-    ("ggml_backend_dev_get", [ctypes.c_size_t], _POINTER),
-)
-_RPC_FUNCTIONS: tuple[tuple[str, list[Any], Any], ...] = (
-    ("ggml_backend_rpc_add_server", [ctypes.c_char_p], _POINTER),
-    (
-        "ggml_backend_rpc_start_server",
-        [ctypes.c_char_p, ctypes.c_char_p, *[ctypes.c_size_t] * 2, _POINTER],
-        None,
-    ),
-)
 
 
 class _GraphPlan(ctypes.Structure):
@@ -128,26 +80,23 @@ class Library:
         self.ggml = ctypes.CDLL(str(_library_file(folder, "ggml")))
 
         self._folder = folder
-
-        self._memory_breakdown = api._lib._Z26llama_get_memory_breakdownPK13llama_context
-        self._memory_breakdown.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-        self._memory_breakdown.restype = None
-        self._graph_reserve = api._lib._ZN13llama_context13graph_reserveEjjjPK22llama_memory_context_ibPm
-        self._graph_reserve.argtypes = [
-            *(ctypes.c_void_p, *[ctypes.c_uint32] * 3),
-            *(ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p),
-        ]
-        self._graph_reserve.restype = ctypes.c_void_p
+        functions = declare(api._lib, LLAMA)
+        self._memory_breakdown, self._graph_reserve, self._scheduler, self._tensor_map = functions
+        declare(self.ggml_base, BASE)
+        declare(self.ggml, BACKENDS)
         self.ggml_cpu.ggml_graph_plan.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
         self.ggml_cpu.ggml_graph_plan.restype = _GraphPlan
-        self._scheduler = api._lib._ZNK13llama_context9get_schedEv
-        self._scheduler.argtypes, self._scheduler.restype = [ctypes.c_void_p], ctypes.c_void_p
-        self._tensor_map = api._lib._Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model
-        self._tensor_map.argtypes, self._tensor_map.restype = [ctypes.c_void_p], ctypes.c_void_p
-        _declare(self.ggml_base, _GGML_FUNCTIONS)
-        _declare(self.ggml, _DEVICE_FUNCTIONS)
         names = {self.ggml_base.ggml_type_name(number): number for number in range(_TYPES)}
         self.type_numbers = {name.decode().upper(): number for name, number in names.items() if name}
+
+    def log(self, *, verbose: bool) -> None:
+        def write(level: int, text: bytes, _: object) -> None:
+            if verbose or level == _LOG_ERROR:
+                sys.stderr.buffer.write(text)
+                sys.stderr.buffer.flush()
+
+        self._log = self.api.llama_log_callback(write)  # C does not keep it alive
+        self.api.llama_log_set(self._log, None)
 
     @property
     def rpc(self) -> Any:
@@ -162,7 +111,7 @@ class Library:
             raise EngineMissingError(
                 f"the engine was built without RPC: {error}; rebuild it with: {_INSTALL}"
             ) from error
-        _declare(rpc, _RPC_FUNCTIONS)
+        declare(rpc, RPC)
         return rpc
 
     def memory_breakdown(self, context: int) -> dict[str, Breakdown]:
@@ -329,20 +278,15 @@ class Library:
         return list(nodes_of(self.ggml_base, self._split_graph(context, tokens, sequences)))
 
 
-def _declare(library: Any, functions: tuple[tuple[str, list[Any], Any], ...]) -> None:
-    for name, arguments, result in functions:
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, result
-
-
 def _virtual(instance: int, index: int) -> int:
     """The address of an entry in a C++ object's virtual table."""
     table = ctypes.c_size_t.from_address(instance).value
     return ctypes.c_size_t.from_address(table + ctypes.sizeof(ctypes.c_size_t) * index).value
 
 
-def load_library() -> Library:
-    """Import the engine and prove that it is the build whose structures are known here.
+def load_library(*, verbose: bool = False) -> Library:
+    """Import the engine and prove that it is the build whose structures are known here. It logs its errors to
+    stderr; with `verbose`, all that it says.
 
     Raises:
         EngineMissingError: not installed, another version, or structures laid out differently.
@@ -357,6 +301,7 @@ def load_library() -> Library:
         api = importlib.import_module("llama_cpp.llama_cpp")
         library = Library(api)
         _check_abi(api)
+        library.log(verbose=verbose)
     except (OSError, RuntimeError, AttributeError) as error:
         raise EngineMissingError(
             f"the installed engine is not llama-cpp-python {ENGINE_VERSION}: {error}; "

@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Sequence
 
-from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError, WorkerDiedError, WrongValueError
 from memfit.hardware.machine import DUMMY, Device, Machine
@@ -27,7 +27,7 @@ _ANSWER_SECONDS = 10.0
 _CUDA_RUNTIME_BYTES = 300 * MIB  # of a profile's GPU: context and kernels; a real one is measured
 
 
-def find_devices(machine: Machine, budget: Budget, calibration: Calibration) -> list[Device]:
+def find_devices(machine: Machine, budget: Budget, calibration: LlamaCalibration) -> list[Device]:
     """This machine's GPUs that the budget allows, then the remote devices it names.
 
     Raises:
@@ -53,7 +53,7 @@ def dummy_devices(profile: Profile) -> list[Device]:
     ]
 
 
-def _gpus(machine: Machine, budget: Budget, calibration: Calibration) -> Sequence[Device]:
+def _gpus(machine: Machine, budget: Budget, calibration: LlamaCalibration) -> Sequence[Device]:
     wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu.index, gpu.free_bytes, gpu.total_bytes)]
     if not wanted:
         return []

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-import mmap
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from memfit.engines.channel import Aborted, OverBudgetError
@@ -25,6 +23,7 @@ from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.page_cache import cached_bytes, drop_cached
+from memfit.memory.process_memory import process_status
 
 __all__ = ["LlamaModel"]
 
@@ -154,14 +153,14 @@ class LlamaModel:
     def _check_limit(self, more_bytes: int) -> None:
         if self._limit_bytes is None:
             return
-        needs = _resident_bytes() + more_bytes
+        needs = process_status().resident_bytes + more_bytes
         if needs > self._limit_bytes:
             raise OverBudgetError(needs)
 
     # -- context ---------------------------------------------------------------------------------
 
     def open_context(self, config: LlamaConfig) -> None:
-        """Create the context that `config` describe, in place of an earlier one.
+        """Create the context that `config` describes, in place of an earlier one.
 
         Raises:
             EngineError: the engine refuses it.
@@ -196,10 +195,7 @@ class LlamaModel:
         if self._weights and config.streamed:
             count = 1 if config.kv_unified else config.parallel  # divided caches are used all at once
             # Of all passes devices take over most in the largest one, which is a prompt's.
-            for tokens, look in (
-                (self.ubatch, self._weights.require_turns),
-                (count, self._weights.start),
-            ):
+            for tokens, look in ((self.ubatch, self._weights.require_turns), (count, self._weights.start)):
                 look(self._library.graph_nodes(context, tokens=tokens, sequences=count))
 
     def close(self) -> None:
@@ -213,23 +209,28 @@ class LlamaModel:
             self._context = None
             del self.cache
 
-    def memory_breakdown(self) -> dict[str, Breakdown]:
+    @property
+    def _open_context(self) -> int:
         assert self._context is not None
-        return self._library.memory_breakdown(self._context)
+        return self._context
+
+    def memory_breakdown(self) -> dict[str, Breakdown]:
+        return self._library.memory_breakdown(self._open_context)
 
     def work_buffer_bytes(self, *threads: int) -> list[int]:
         """With each of these numbers of threads."""
-        assert self._context is not None
         return self._library.work_buffer_bytes(
-            self._context, tokens=self.ubatch, sequences=self.config.parallel, threads=threads
+            self._open_context, tokens=self.ubatch, sequences=self.config.parallel, threads=threads
         )
 
-    def read_graph(self, *, tokens: int, sequences: int) -> dict[str, Any]:
-        """What a pass computes, and where: see graph.py."""
-        assert self._context is not None
-        return self._library.read_graph(
-            self._context, tokens=tokens, sequences=sequences, devices=self.device_addresses
-        )
+    def read_graphs(self) -> dict[str, Any]:
+        """What a pass of one token and of one ubatch computes, of one sequence, and where: see graph.py."""
+        return {
+            name: self._library.read_graph(
+                self._open_context, tokens=tokens, sequences=1, devices=self.device_addresses
+            )
+            for name, tokens in (("generation", 1), ("prompt", self.ubatch))
+        }
 
     def open_resident_context(self, config: LlamaConfig, more_bytes: int) -> None:
         """Create the context and touch all it will ever hold, so that the peak is reached now.
@@ -242,8 +243,7 @@ class LlamaModel:
         """
         self._check_limit(more_bytes)
         self.open_context(config)
-        assert self._context is not None
-        touched = self._library.touch_compute_buffers(self._context)
+        touched = self._library.touch_compute_buffers(self._open_context)
         counted = sum(part.compute_bytes for part in self.memory_breakdown().values())
         assert touched == counted, "the engine's compute buffers must be those that it counts"
         if not config.streamed:  # a pass over the disk would cost more than the work buffer that it touches
@@ -254,11 +254,10 @@ class LlamaModel:
         beginning = self._api.llama_vocab_bos(self.vocabulary)
         return int(beginning) if beginning >= 0 else 0
 
-    def rehearse(self, sampler: Sampler) -> None:
+    def warm_up(self, sampler: Sampler) -> None:
         """One pass and one choice, so that what they allocate is there. Whatever comes of it is wiped out."""
-        assert self._context is not None
         self.decode([0])
-        sampler.choose(self._context, -1)
+        sampler.choose(self._open_context, -1)
         self.cache.may_hold_nan = True
         self.cache.clear()
 
@@ -312,8 +311,7 @@ class LlamaModel:
         Raises:
             EngineError: its logit is NaN. What the KV cache holds is of no use then.
         """
-        assert self._context is not None
-        token = sampler.choose(self._context, entry, likeliest)
+        token = sampler.choose(self._open_context, entry, likeliest)
         if math.isnan(self._api.llama_get_logits_ith(self._context, entry)[token]):
             self.cache.may_hold_nan = True
             raise EngineError(
@@ -381,8 +379,3 @@ class LlamaModel:
 
 
 _ALL_CACHED = 0.99  # a share of the file that counts as all of it
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * mmap.PAGESIZE

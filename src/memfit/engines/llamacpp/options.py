@@ -56,9 +56,9 @@ def place_tensors(
     # One that matches nothing keeps several devices from holding every compute buffer four times.
     overrides = (*config.overrides, ("^$", 0)) if addresses else ()
     table = (_Override * (len(overrides) + 1))()
-    for row, (pattern, place) in zip(table, overrides, strict=False):
+    for row, (pattern, device) in zip(table, overrides, strict=False):
         row.pattern = pattern.encode()
-        row.buffer_type = devices.default_buffer_type(addresses[place - 1] if place else None)
+        row.buffer_type = devices.default_buffer_type(addresses[device - 1] if device else None)
     options.tensor_buft_overrides = ctypes.addressof(table)
     return listed, shares, table
 

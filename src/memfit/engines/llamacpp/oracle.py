@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from memfit.closing import Closing
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.requests import Request
 from memfit.hardware.machine import is_remote
@@ -18,7 +19,7 @@ from memfit.memory.process_memory import ProcessMemory
 __all__ = ["LlamaOracle", "grammar_memory", "small_config"]
 
 
-class LlamaOracle:
+class LlamaOracle(Closing):
     """Answers by llama.cpp's `no_alloc` mode; byte for byte what a real load allocates.
 
     Repacked and plain weights are two loads, so each has a worker; those of `repack_modes` start at once,
@@ -58,11 +59,6 @@ class LlamaOracle:
         counts: list[int | None] = self._workers[self._first].ask("count_tokens", requests=asked)["counts"]
         return counts
 
-    def _worker(self, repack: bool) -> LlamaWorker:
-        if repack not in self._workers:
-            self._workers[repack] = LlamaWorker(verbose=self._verbose)
-        return self._workers[repack]
-
     def _question(self, config: LlamaConfig) -> dict[str, Any]:
         whole = config.repack == self._first
         return {
@@ -72,7 +68,9 @@ class LlamaOracle:
 
     def _ask(self, config: LlamaConfig) -> MemoryEstimate:
         whole = config.repack == self._first
-        worker = self._worker(config.repack)
+        if config.repack not in self._workers:
+            self._workers[config.repack] = LlamaWorker(verbose=self._verbose)
+        worker = self._workers[config.repack]
         reply = worker.ask("simulate", **self._question(config))
         if not config.kv_unified:  # what one token computes can only be told of a common cache
             twin = self._question(replace(config, kv_unified=True))
@@ -115,12 +113,6 @@ class LlamaOracle:
         for worker in self._workers.values():
             worker.kill()  # it holds nothing worth an orderly end
             worker.close()
-
-    def __enter__(self) -> LlamaOracle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def grammar_memory(spec: ModelSpec) -> ProcessMemory:

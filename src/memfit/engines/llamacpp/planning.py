@@ -6,8 +6,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from memfit.closing import Closing
 from memfit.engines.fingerprinting import take_fingerprint
-from memfit.engines.llamacpp.calibrate import Calibration
+from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
 from memfit.engines.llamacpp.oracle import LlamaOracle, small_config
 from memfit.engines.protocol import PlanOptions
@@ -32,7 +33,7 @@ __all__ = ["LlamaPlanner"]
 _Speeds = tuple[Mapping[bool, DeviceSpeed] | None, list[DeviceSpeed | None]]
 
 
-class LlamaPlanner:
+class LlamaPlanner(Closing):
     """Satisfies protocol.Planner. A context manager around the oracle's and the solver's processes."""
 
     only_parallel = None
@@ -43,7 +44,7 @@ class LlamaPlanner:
         self._profile = read_profile(options.machine) if options.machine else None
         self._machine = self._profile.to_machine() if self._profile else probe()
         require_devices(options.budget, self._machine, is_dummy=self._profile is not None)
-        self._calibration = calibration = Calibration(cpu_model=probe().cpu.model, say=options.say)
+        self._calibration = calibration = LlamaCalibration(cpu_model=probe().cpu.model, say=options.say)
         self._devices = (
             dummy_devices(self._profile)
             if self._profile
@@ -113,9 +114,3 @@ class LlamaPlanner:
     def close(self) -> None:
         self._oracle.close()
         self._solver.close()
-
-    def __enter__(self) -> LlamaPlanner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

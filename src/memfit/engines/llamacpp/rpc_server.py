@@ -52,7 +52,6 @@ _FREE_OFFSET = 0  # ggml_backend_buffer: free_buffer
 # the scratch of graphs and its size.
 _CONTEXT_OFFSET, _SCRATCH_OFFSET, _SCRATCH_SIZE_OFFSET = 18 * 8, 2 * 8, 3 * 8
 _CPU, _GPU = 0, 1  # GGML_BACKEND_DEVICE_TYPE_…
-_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _PR_SET_PDEATHSIG = 1
 _LEAST_BYTES = 8 * MIB  # for a client: a small model's graph and messages take 4
 _SILENT_SECONDS, _PROBE_SECONDS, _PROBES = 60, 10, 6  # a client machine that is gone frees us in 2 min
@@ -148,12 +147,7 @@ class _Budget:
     """Our three functions, and the buffers that exist. The server has one thread, so nothing is locked."""
 
     def __init__(
-        self,
-        memory: _HostMemory | _GpuMemory,
-        budget_bytes: int,
-        threads: int,
-        device: int,
-        buffer_type: int,
+        self, memory: _HostMemory | _GpuMemory, budget_bytes: int, threads: int, device: int, buffer_type: int
     ):
         """`threads` are those that compute on a CPU, 0 on a GPU."""
         self._memory = memory
@@ -227,9 +221,7 @@ def serve(settings: dict[str, Any], parent: Parent) -> None:
         UsageError: the budget is too small for this process and a client, or larger than the device.
         EngineError: the address cannot be had.
     """
-    library = load_library()
-    log = library.api.llama_log_callback(lambda level, text, _: _log(level, text, settings["verbose"]))
-    library.api.llama_log_set(log, None)
+    library = load_library(verbose=settings["verbose"])
     ggml, rpc = library.ggml_base, library.rpc
     device_by_type = library.ggml.ggml_backend_dev_by_type
     gpu = device_by_type(_GPU)
@@ -279,12 +271,6 @@ def _budget_bytes(memory: _HostMemory | _GpuMemory, settings: dict[str, Any]) ->
             f": {format_bytes(budget_bytes)} is more than there is, {format_bytes(memory.total_bytes)}",
         )
     return budget_bytes
-
-
-def _log(level: int, text: bytes, verbose: bool) -> None:
-    if verbose or level == _LOG_ERROR:
-        sys.stderr.buffer.write(text)
-        sys.stderr.buffer.flush()
 
 
 def _await_listening() -> socket.socket:

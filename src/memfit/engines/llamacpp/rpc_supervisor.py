@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memfit.closing import Closing
 from memfit.engines.allocator import EXACT
 from memfit.errors import EngineError, MemfitError, UsageError, WrongValueError
 from memfit.hardware.cgroup import read_cgroup
@@ -62,7 +63,7 @@ class Restarts:
         return not hopeless
 
 
-class RpcSupervisor:
+class RpcSupervisor(Closing):
     """A context manager around one server process."""
 
     def __init__(
@@ -155,12 +156,6 @@ class RpcSupervisor:
         """End the server and wait for it. Safe to repeat."""
         if self._helper is not None:
             self._helper.close(signal.SIGTERM)
-
-    def __enter__(self) -> RpcSupervisor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _address(host: str, port: int) -> str:

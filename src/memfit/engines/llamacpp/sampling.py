@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from memfit.closing import Closing
 from memfit.engines.llamacpp.grammar import Grammar
 from memfit.engines.requests import Sampling
 
@@ -15,7 +16,7 @@ _PENALTY_TOKENS = 64  # how far back a repeated token is penalised; llama.cpp's 
 _CANDIDATE = [("id", "<i4"), ("logit", "<f4"), ("p", "<f4")]  # llama_token_data
 
 
-class Sampler:
+class Sampler(Closing):
     """Chooses the next tokens of one request; a context manager."""
 
     def __init__(
@@ -151,9 +152,3 @@ class Sampler:
         self._api.llama_sampler_free(self._chain)
         if self._grammar is not None:
             self._grammar.close()
-
-    def __enter__(self) -> Sampler:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -140,15 +140,9 @@ class Ring:
         """Take room for the next part behind the newest; None while the ring is full."""
         size = self._parts[self._next].size_bytes
         tail = self._readings[0].start if self._readings else None
-        if tail is None:
-            start = self._head if self._head + size <= self._size else 0
-        elif self._head > tail:
-            start = self._head if self._head + size <= self._size else 0
-            if start == 0 and size > tail:
-                return None
-        elif self._head + size <= tail:
-            start = self._head
-        else:
+        goes_round = tail is not None and self._head <= tail
+        start = self._head if goes_round or self._head + size <= self._size else 0
+        if tail is not None and start <= tail < start + size:
             return None
         reading = _Reading(index=self._next, start=start, end=start + size)
         self._readings.append(reading)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit.engines.llamacpp.giving import Giving
-from memfit.engines.llamacpp.graph import Node
+from memfit.engines.llamacpp.graph import Node, set_data
 from memfit.engines.llamacpp.library import Library
 from memfit.engines.llamacpp.stream import Ring
 from memfit.errors import EngineError
@@ -29,7 +29,7 @@ from memfit.memory.streaming import PAGE_BYTES, SENT_BYTES, Stretch, is_read_by_
 
 __all__ = ["OwnWeights"]
 
-_SOURCE, _DATA = Node.src.offset, Node.data.offset
+_SOURCE = Node.src.offset
 _PIECE_BYTES = 256 << 10  # dequantized at once
 _PROGRESS_BYTES = 64 << 20  # read between two looks at the limit
 _WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
@@ -212,15 +212,14 @@ class OwnWeights:
     def _pin(self, tensors: dict[TensorSpec, int], came: Callable[[int], None]) -> None:
         for part in stretches(tensors):
             memory = own_memory(part.size_bytes)
-            view = memoryview(memory)
-            base = _address(memory)
+            view, base = memoryview(memory), _address(memory)
             for start in range(0, part.size_bytes, _PROGRESS_BYTES):
                 piece = view[start : start + _PROGRESS_BYTES]
                 self._files[part.file_index].read(piece, part.start_bytes + start)
                 came(len(piece))
             self.locked_bytes += lock_memory(base, part.size_bytes)
             for tensor in part.tensors:
-                _set_data(tensors[tensor], base + tensor.offset_bytes - part.start_bytes)
+                set_data(tensors[tensor], base + tensor.offset_bytes - part.start_bytes)
             self._kept.append(memory)
 
     def _dequantize(self, tensor: TensorSpec, address: int, came: Callable[[int], None]) -> None:
@@ -237,10 +236,8 @@ class OwnWeights:
         memory = own_memory(2 * tensor.elements)
         source, middle, target = map(_address, (read, floats, memory))
         for start in range(0, tensor.size_bytes, most):
-            begin, end = (
-                tensor.offset_bytes + start,
-                tensor.offset_bytes + min(start + most, tensor.size_bytes),
-            )
+            begin = tensor.offset_bytes + start
+            end = begin + min(most, tensor.size_bytes - start)
             page = begin // PAGE_BYTES * PAGE_BYTES
             length = -(-(end - page) // PAGE_BYTES) * PAGE_BYTES
             self._files[tensor.file_index].read(memoryview(read)[:length], page)
@@ -250,7 +247,7 @@ class OwnWeights:
             target += 2 * count
             came(end - begin)
         self.locked_bytes += lock_memory(_address(memory), len(memory))
-        _set_data(address, _address(memory))
+        set_data(address, _address(memory))
         self._kept.append(memory)
 
     def _map(self, tensor: TensorSpec, address: int, path: Path) -> None:
@@ -265,7 +262,7 @@ class OwnWeights:
             offset=start,
         )
         self._table.madvise(mmap.MADV_RANDOM)
-        _set_data(address, _address(self._table) + tensor.offset_bytes - start)
+        set_data(address, _address(self._table) + tensor.offset_bytes - start)
 
 
 class _Traits(ctypes.Structure):
@@ -283,10 +280,6 @@ class _Traits(ctypes.Structure):
 
 def _address(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
-
-
-def _set_data(tensor: int, address: int) -> None:
-    ctypes.c_size_t.from_address(tensor + _DATA).value = address
 
 
 def _buffers(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from memfit.engines.channel import Aborted, Channel, run_worker
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
-from memfit.engines.llamacpp.library import Library, load_library
+from memfit.engines.llamacpp.library import load_library
 from memfit.engines.llamacpp.model import LlamaModel
 from memfit.engines.llamacpp.prompt import prompt_tokens
 from memfit.engines.llamacpp.request_loop import RequestLoop
@@ -47,19 +46,11 @@ class LlamaCommands:
         self.channel = Channel(lambda: self.model)
         self._simulated: LlamaConfig | None = None  # what of its config a loaded model depends on
         self._devices: Devices | None = None
-        self._known_grammars: Grammars | None = None
-        self._loop: RequestLoop | None = None  # of the loaded model
-        self.library: Library = load_library()
-        self._log = self.library.api.llama_log_callback(self._keep_log)
-        self._verbose = bool(os.environ.get("MEMFIT_WORKER_VERBOSE"))
-        self.library.api.llama_log_set(self._log, None)
+        self._grammars: Grammars  # from here on only of a model that is loaded
+        self._loop: RequestLoop
+        # Errors are logged always: the parent quotes the last lines when a request fails.
+        self.library = load_library(verbose=bool(os.environ.get("MEMFIT_WORKER_VERBOSE")))
         self.library.api.llama_backend_init()
-
-    def _keep_log(self, level: int, text: bytes, _: object) -> None:
-        # Errors always: the parent quotes the last lines when a request fails.
-        if self._verbose or level == _LOG_ERROR:
-            sys.stderr.buffer.write(text)
-            sys.stderr.buffer.flush()
 
     def serve(self) -> None:
         actions: dict[str, Callable[..., dict[str, Any]]] = {
@@ -76,15 +67,12 @@ class LlamaCommands:
     # -- requests --------------------------------------------------------------------------------
 
     def simulate(
-        self,
-        config: dict[str, Any],
-        without_vocabulary: list[Any] | None = None,
-        with_grammar: bool = False,
+        self, config: dict[str, Any], without_vocabulary: list[Any] | None = None, with_grammar: bool = False
     ) -> dict[str, Any]:
         """Bytes of a configuration, without its weights. `without_vocabulary` is the architecture and
         the number of tokens, which then stand in for the vocabulary's text; `with_grammar` makes one over
         the vocabulary, which stays."""
-        wanted = _config(config)
+        wanted = LlamaConfig.from_json(config)
         _import_for(wanted)
         placement = replace(wanted, **_CONTEXT_ONLY)
         if self.model is None or self._simulated != placement:
@@ -98,7 +86,7 @@ class LlamaCommands:
         model.open_context(wanted)
         if with_grammar:
             self._begin_grammars(wanted, model.vocabulary)
-            self._grammars.rehearse()
+            self._grammars.warm_up()
         trim()  # earlier questions must not count in this one
         memory = process_memory()
         breakdown = model.memory_breakdown().values()
@@ -116,26 +104,20 @@ class LlamaCommands:
             "thread_bytes": -(-(more - most) // _MOST_THREADS),  # grows with threads, if at all, ever faster
             "candidate_bytes": _CANDIDATE_BYTES * model.vocabulary_size,
             "score_bytes": _score_bytes(wanted, model.vocabulary_size),
-            **(self._graphs(model) if wanted.kv_unified else {}),
+            # Of one sequence, so only where all share the cache.
+            **(model.read_graphs() if wanted.kv_unified else {}),
             "ubatch": model.ubatch,
             "anonymous_bytes": memory.anonymous_bytes,
             "files": dict(memory.files),
         }
 
-    @staticmethod
-    def _graphs(model: LlamaModel) -> dict[str, Any]:
-        """What one token and one ubatch compute; of one sequence, so only where all share the cache."""
-        return {
-            "generation": model.read_graph(tokens=1, sequences=1),
-            "prompt": model.read_graph(tokens=model.ubatch, sequences=1),
-        }
-
     def count_tokens(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
         """Tokens of each request's prompt, by the simulated model's vocabulary; None where it is refused."""
+        assert self.model is not None, "the parent simulates before it asks"
         counts: list[int | None] = []
         for one in requests:
             try:
-                counts.append(len(prompt_tokens(self._loaded(), Request.from_json(one))))
+                counts.append(len(prompt_tokens(self.model, Request.from_json(one))))
             except MemfitError:
                 counts.append(None)
         return {"counts": counts}
@@ -154,7 +136,7 @@ class LlamaCommands:
     ) -> dict[str, Any]:
         """Load for real; `more_bytes` is what the context will add to the weights, `tensors` are the file's
         where the weights are ours to read."""
-        wanted = _config(config)
+        wanted = LlamaConfig.from_json(config)
         started = time.monotonic()
         importing = threading.Thread(target=_import_for, args=(wanted,))  # beside the engine's own work
         importing.start()
@@ -175,7 +157,7 @@ class LlamaCommands:
         keep_fast(MIB)  # logits come and go with every token
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
         with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
-            self.model.rehearse(sampler)
+            self.model.warm_up(sampler)
         self._loop = RequestLoop(self.model, self.library.api, self.channel, self._grammars)
         return {
             "load_seconds": time.monotonic() - started,
@@ -187,14 +169,15 @@ class LlamaCommands:
 
     def open(self, expected: float) -> dict[str, Any]:
         """Answer the requests that come until the stream ends: see request_loop.py."""
-        return self._requests.run(expected)
+        return self._loop.run(expected)
 
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
         """Time decoding alone, as llama-bench does: fixed tokens, no sampling, `depth` of them before."""
-        model = self._loaded()
+        model = self.model
+        assert model is not None, "the parent loads before it asks"
         token = 1 if model.vocabulary_size > 1 else 0
         try:
-            self._requests.forget()
+            self._loop.forget()
             model.decode([token] * depth)
             started = time.monotonic()
             model.decode([token] * prompt_tokens)
@@ -210,7 +193,7 @@ class LlamaCommands:
             return {"cancelled": True}
         finally:
             model.cache.may_hold_nan = True  # of tokens that nobody looked at
-            self._requests.forget()
+            self._loop.forget()
         return {
             "cancelled": False,
             "prompt_seconds": prompt_done - started,
@@ -226,7 +209,7 @@ class LlamaCommands:
         attention: list[str],
         basics: bool,
     ) -> dict[str, Any]:
-        """Speeds of a device, or of this CPU; `attention` holds keys such as "F16/128"."""
+        """Speeds of a device, or of this CPU; `attention` holds keys: "F16/128"."""
         devices = self._devices = self._devices or Devices(self.library, dummies=False)
         address = devices.cpu if device is None else devices.find([device])[0]
         room = None if device is None else devices.memory(device)[0]
@@ -248,27 +231,12 @@ class LlamaCommands:
 
     # -- details ---------------------------------------------------------------------------------
 
-    def _loaded(self) -> LlamaModel:
-        assert self.model is not None, "the parent loads before it asks"
-        return self.model
-
     def _begin_grammars(self, wanted: LlamaConfig, vocabulary: int) -> None:
         """Where grammars are planned, their vocabulary is read beside the weights."""
         limit_bytes = grammar_limit_bytes(wanted.parallel)
-        self._known_grammars = Grammars(self.library.api, vocabulary, limit_bytes=limit_bytes)
+        self._grammars = Grammars(self.library.api, vocabulary, limit_bytes=limit_bytes)
         if wanted.grammar_bytes:
-            self._known_grammars.prepare()
-
-    @property
-    def _requests(self) -> RequestLoop:
-        assert self._loop is not None, "the parent loads before it asks"
-        return self._loop
-
-    @property
-    def _grammars(self) -> Grammars:
-        """Of the model that is loaded."""
-        assert self._known_grammars is not None, "the parent loads before it asks"
-        return self._known_grammars
+            self._grammars.prepare()
 
 
 # What a context decides, not the model: equal in all models that need no new loading.
@@ -284,8 +252,6 @@ _CONTEXT_ONLY: dict[str, Any] = {
     "grammar_bytes": 0,
     "outputs": 0,
 }
-
-_LOG_ERROR = 4  # ggml_log_level
 
 
 def _no_vocabulary(api: Any, architecture: str, tokens: int) -> Any:
@@ -310,10 +276,6 @@ def _import_for(config: LlamaConfig) -> None:
     """Several sequences, and grammars, are answered with numpy, whose memory counts in a plan as in a run."""
     if config.parallel > 1 or config.grammar_bytes or config.outputs:
         importlib.import_module("numpy")
-
-
-def _config(values: dict[str, Any]) -> LlamaConfig:
-    return LlamaConfig.from_json(values)
 
 
 if __name__ == "__main__":

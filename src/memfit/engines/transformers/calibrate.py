@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from memfit import __version__
+from memfit.engines.calibration import CachedFigures, run_small_model
 from memfit.engines.transformers.process import TransformersWorker
-from memfit.errors import EngineError, EngineMissingError, MemfitError
-from memfit.hardware.folders import cache_folder, read_cached, write_cached
+from memfit.errors import EngineMissingError
+from memfit.hardware.folders import cache_folder
 from memfit.hardware.machine import Cpu, Gpu
 from memfit.headers.hf_config import HfConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import ProcessMemory, group_bytes
 from memfit.planner.transformers.runtime import GpuRuntime, Runtime
-from memfit.processes.helper import ask_helper
 from memfit.units import MIB
 
-__all__ = ["Calibration", "engine_build", "require_libraries"]
+__all__ = ["engine_build", "measure_runtime", "require_libraries"]
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
 _QUANTIZING = "bitsandbytes"
@@ -66,87 +66,63 @@ def _version(name: str) -> str:
     return ""
 
 
-class Calibration:
-    """This machine's figures; each is measured when first asked for."""
+def measure_runtime(
+    config: TransformersConfig,
+    hf_config: HfConfig,
+    cpu: Cpu,
+    *,
+    say: Callable[[str], None],
+    gpus: Sequence[tuple[Gpu, int]] = (),
+    disk_bytes_per_second: float,
+    count_parent: bool,
+) -> Runtime:
+    """This machine's figures, on the CPU or on `gpus`, each with its budget in bytes.
 
-    def __init__(self, say: Callable[[str], None], path: Path | None = None) -> None:
-        self._say = say
-        self._path = path or cache_folder() / "transformers.json"
-
-    def runtime(
-        self,
-        config: TransformersConfig,
-        hf_config: HfConfig,
-        cpu: Cpu,
-        *,
-        gpus: Sequence[tuple[Gpu, int]] = (),
-        disk_bytes_per_second: float,
-        count_parent: bool,
-    ) -> Runtime:
-        """On the CPU, or on `gpus`, each with its budget in bytes.
-
-        Raises:
-            EngineMissingError: a library is not installed.
-            EngineError: the small model cannot be run, or torch cannot use a GPU.
-        """
-        require_libraries(*config.precision.packages)
-        key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), _versions()])
-        values = read_cached(self._path, key)
-        where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{config.threads} threads"
-        shape = tuple(-(-size // 64) * 64 for size in (hf_config.intermediate_size, hf_config.hidden_size))
-        speeds = {
-            name: self._kept(
-                values,
-                key,
-                f"{name} {shape} {where}",
-                f"measuring how fast torch multiplies here in {name}, once",
-                partial(_speed, name, shape, config.threads, gpus),
-            )
-            for name in (config.load_in, config.precision.plain_type)
-        }
-        found = self._kept(
-            values,
-            key,
-            f"{config.precision.name} {_identity(config.folder)} {where}",
-            "measuring what transformers itself needs for this kind of model, once",
-            partial(_rehearse, config, gpus),
+    Raises:
+        EngineMissingError: a library is not installed.
+        EngineError: the small model cannot be run, or torch cannot use a GPU.
+    """
+    require_libraries(*config.precision.packages)
+    key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), _versions()])
+    cached = CachedFigures(cache_folder() / "transformers.json", key, say)
+    where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{config.threads} threads"
+    shape = tuple(-(-size // 64) * 64 for size in (hf_config.intermediate_size, hf_config.hidden_size))
+    speeds = {
+        name: cached.once(
+            f"{name} {shape} {where}",
+            f"how fast torch multiplies here in {name}",
+            partial(_measure_speed, name, shape, config.threads, gpus),
         )
-        processes = [ProcessMemory(**found["worker"])]
-        if count_parent:
-            processes.append(ProcessMemory(**found["parent"]))
-        process_bytes = group_bytes(processes) - found["model_bytes"] + _LARGER_BYTES
-        return Runtime(
-            process_bytes=process_bytes,
-            loading_process_bytes=process_bytes - found["first_pass_bytes"],
-            starting_bytes=found["starting_bytes"] + _LARGER_BYTES,
-            packs_4bit="avx512_bf16" in cpu.instruction_sets and not gpus,
-            layer_seconds=found["layer_seconds"],
-            elements_per_second={name: one["elements_per_second"] for name, one in speeds.items()},
-            operations_per_second={name: one["operations_per_second"] for name, one in speeds.items()},
-            link_bytes_per_second=speeds[config.precision.plain_type]["link_bytes_per_second"],
-            disk_bytes_per_second=disk_bytes_per_second,
-            gpus=tuple(
-                GpuRuntime(
-                    number=gpu.index,
-                    budget_bytes=budget,
-                    limit_bytes=min(budget, gpu.free_bytes),
-                    process_bytes=found["gpu_process_bytes"],
-                )
-                for gpu, budget in gpus
-            ),
-        )
-
-    def _kept(
-        self, values: dict[str, Any], key: str, name: str, told: str, measure: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        if name not in values:
-            self._say(told)
-            values[name] = measure()
-            write_cached(self._path, key, values)
-        return dict(values[name])
+        for name in (config.load_in, config.precision.plain_type)
+    }
+    found = cached.once(
+        f"{config.precision.name} {_identity(config.folder)} {where}",
+        "what transformers itself needs for this kind of model",
+        partial(_try_small_checkpoint, config, gpus),
+    )
+    counted = ("worker", "parent") if count_parent else ("worker",)
+    process_bytes = group_bytes([ProcessMemory(**found[one]) for one in counted])
+    process_bytes += _LARGER_BYTES - found["model_bytes"]
+    return Runtime(
+        process_bytes=process_bytes,
+        loading_process_bytes=process_bytes - found["first_pass_bytes"],
+        starting_bytes=found["starting_bytes"] + _LARGER_BYTES,
+        packs_4bit="avx512_bf16" in cpu.instruction_sets and not gpus,
+        layer_seconds=found["layer_seconds"],
+        elements_per_second={name: one["elements_per_second"] for name, one in speeds.items()},
+        operations_per_second={name: one["operations_per_second"] for name, one in speeds.items()},
+        link_bytes_per_second=speeds[config.precision.plain_type]["link_bytes_per_second"],
+        disk_bytes_per_second=disk_bytes_per_second,
+        gpus=tuple(_gpu_runtime(gpu, budget, found["gpu_process_bytes"]) for gpu, budget in gpus),
+    )
 
 
-def _speed(
+def _gpu_runtime(gpu: Gpu, budget: int, process_bytes: int) -> GpuRuntime:
+    limit = min(budget, gpu.free_bytes)
+    return GpuRuntime(number=gpu.index, budget_bytes=budget, limit_bytes=limit, process_bytes=process_bytes)
+
+
+def _measure_speed(
     name: str, shape: tuple[int, ...], threads: int, gpus: Sequence[tuple[Gpu, int]]
 ) -> dict[str, Any]:
     numbers = [gpu.index for gpu, _ in gpus]
@@ -163,7 +139,7 @@ def _identity(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _rehearse(config: TransformersConfig, gpus: Sequence[tuple[Gpu, int]]) -> dict[str, Any]:
+def _try_small_checkpoint(config: TransformersConfig, gpus: Sequence[tuple[Gpu, int]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="memfit-") as folder:
         with TransformersWorker(load_in="bf16", threads=config.threads) as worker:
             worker.ask(
@@ -182,11 +158,5 @@ def _rehearse(config: TransformersConfig, gpus: Sequence[tuple[Gpu, int]]) -> di
             gpus=tuple(gpu.index for gpu, _ in gpus[:1]),
             gguf=None,  # the small model is a checkpoint already
         )
-        try:
-            # A process of its own: the caller's may hold anything.
-            config_json = json.dumps(small.to_json())
-            return ask_helper("memfit", "calibration-run", "transformers", config_json, name="its process")
-        except EngineMissingError:
-            raise
-        except MemfitError as error:
-            raise EngineError(f"transformers cannot run a small model: {error}") from None
+        what = "transformers cannot run a small model"
+        return run_small_model("transformers", json.dumps(small.to_json()), what)

@@ -10,7 +10,7 @@ from functools import partial
 from memfit.engines.fingerprinting import take_fingerprint
 from memfit.engines.protocol import PlanOptions
 from memfit.engines.requests import Request
-from memfit.engines.transformers.calibrate import Calibration, engine_build
+from memfit.engines.transformers.calibrate import engine_build, measure_runtime
 from memfit.engines.transformers.checkpoint_files import find_checkpoint_files
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import EngineError, UsageError, WrongValueError
@@ -64,10 +64,11 @@ class TransformersPlanner:
         if disk is None:
             disk = measure_file(max(self.spec.paths, key=lambda one: one.stat().st_size))[0]
         measure = partial(
-            Calibration(options.say).runtime,
+            measure_runtime,
             self._config,
             self._found.hf_config,
             self._machine.cpu,
+            say=options.say,
             disk_bytes_per_second=disk,
             count_parent=options.count_parent,
         )

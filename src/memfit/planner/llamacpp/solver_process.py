@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from memfit.closing import Closing
 from memfit.planner.llamacpp.placement import DeviceRoom, Layer, Piece, Placement, Problem
 from memfit.planner.llamacpp.solver import solve
 from memfit.processes.child import Parent
@@ -18,7 +19,7 @@ from memfit.processes.helper import Helper
 __all__ = ["SolverProcess"]
 
 
-class SolverProcess:
+class SolverProcess(Closing):
     """Started with the first problem. A context manager."""
 
     def __init__(self) -> None:
@@ -47,12 +48,6 @@ class SolverProcess:
         if self._helper is not None:
             self._helper.kill()  # it holds nothing worth an orderly end
             self._helper.close()
-
-    def __enter__(self) -> SolverProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _placement(values: dict[str, Any]) -> Placement:

@@ -1,0 +1,90 @@
+"""Signatures of the engine's functions that its Python binding lacks, for ctypes; by library.
+
+A signature has a letter for the result, then one for each argument: P is a pointer, T a text, I an int, L an
+int64, N a uint32, Z a size_t, F a float, B a bool, C a byte; V is no result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["BACKENDS", "BASE", "LLAMA", "RPC", "declare"]
+
+_LETTERS: Mapping[str, Any] = {
+    "P": ctypes.c_void_p,
+    "T": ctypes.c_char_p,
+    "I": ctypes.c_int,
+    "L": ctypes.c_int64,
+    "N": ctypes.c_uint32,
+    "Z": ctypes.c_size_t,
+    "F": ctypes.c_float,
+    "B": ctypes.c_bool,
+    "C": ctypes.c_uint8,
+    "V": None,
+}
+BASE = {  # libggml-base
+    "VP": "ggml_backend_buffer_free ggml_backend_free ggml_free",
+    "VPC": "ggml_backend_buffer_clear",
+    "VPI": "ggml_backend_buffer_set_usage",
+    "VPP": "ggml_build_forward_expand",
+    "VPPL": "ggml_fp32_to_bf16_row",
+    "VPPP": "ggml_backend_dev_memory",
+    "VPPZZ": "ggml_backend_tensor_set ggml_backend_tensor_get",
+    "BP": "ggml_backend_buft_is_host ggml_backend_buffer_is_host",
+    "BPP": "ggml_backend_dev_supports_op",
+    "LI": "ggml_blck_size",
+    "IP": "ggml_backend_dev_type ggml_graph_n_nodes ggml_backend_buffer_get_usage",
+    "IPP": "ggml_backend_graph_compute",
+    "IPPZ": "ggml_backend_tensor_alloc",
+    "PI": "ggml_get_type_traits",
+    "PP": "ggml_backend_buft_get_device ggml_backend_dev_buffer_type ggml_backend_get_device "
+    "ggml_backend_buffer_get_type ggml_backend_dev_backend_reg ggml_new_graph",
+    "PPI": "ggml_graph_node",
+    "PPILL": "ggml_new_tensor_2d",
+    "PPILLL": "ggml_new_tensor_3d",
+    "PPP": "ggml_backend_sched_get_tensor_backend ggml_backend_alloc_ctx_tensors_from_buft",
+    "PPPF": "ggml_rms_norm",
+    "PPPIIII": "ggml_permute",
+    "PPPP": "ggml_add ggml_mul ggml_mul_mat",
+    "PPPPPPFFF": "ggml_flash_attn_ext",
+    "PPZ": "ggml_backend_reg_dev_get ggml_backend_buft_alloc_buffer",
+    "PPT": "ggml_backend_dev_init ggml_backend_reg_get_proc_address",
+    "Z": "ggml_tensor_overhead",
+    "ZI": "ggml_type_size",
+    "ZIL": "ggml_row_size",
+    "ZP": "ggml_backend_buffer_get_base ggml_backend_buft_get_alignment ggml_backend_buft_get_max_size "
+    "ggml_backend_buffer_get_size ggml_nbytes",
+    "ZPP": "ggml_backend_buft_get_alloc_size",
+    "ZZB": "ggml_graph_overhead_custom",
+    "TI": "ggml_type_name ggml_op_name",
+    "TP": "ggml_backend_buft_name ggml_backend_dev_name",
+}
+BACKENDS = {  # libggml, which knows all backends
+    "PT": "ggml_backend_dev_by_name",
+    "PI": "ggml_backend_dev_by_type",
+    "Z": "ggml_backend_dev_count",
+    "PZ": "ggml_backend_dev_get",
+}
+RPC = {  # libggml-rpc
+    "PT": "ggml_backend_rpc_add_server",
+    "VTTZZP": "ggml_backend_rpc_start_server",
+}
+LLAMA = {  # libllama: C++, by their mangled names
+    "VPP": "_Z26llama_get_memory_breakdownPK13llama_context",
+    "PPNNNPBP": "_ZN13llama_context13graph_reserveEjjjPK22llama_memory_context_ibPm",
+    "PP": "_ZNK13llama_context9get_schedEv _Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model",
+}
+
+
+def declare(library: Any, functions: Mapping[str, str]) -> list[Any]:
+    """Give the functions of one library their types, and return them in the table's order."""
+    found = []
+    for signature, names in functions.items():
+        result, *arguments = (_LETTERS[letter] for letter in signature)
+        for name in names.split():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+            found.append(function)
+    return found
