@@ -27,9 +27,9 @@ from memfit.memory.loaded_checkpoint import (
 )
 from memfit.memory.precision import precision
 from memfit.planner.request import Budget, Workload
-from memfit.planner.transformers.layers import LayerCosts, counts_on_gpus, device_map, device_of
 from memfit.planner.transformers.planner import plan_checkpoint
 from memfit.planner.transformers.runtime import GpuRuntime, Runtime
+from memfit.planner.transformers.tiers import LayerCosts, counts_on_gpus, device_map, device_of
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.units import MIB
 

@@ -178,7 +178,7 @@ def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
     return tuple((not one.isdigit(), int(one) if one.isdigit() else 0, one) for one in parts)
 
 
-def pass_bytes(model: HfModel, precision: Precision, *, context: int, ubatch: int, packs: bool) -> int:
+def pass_bytes(model: HfModel, config: TransformersConfig, *, packs: bool) -> int:
     """What a pass needs beside weights and KV cache, at its worst moment.
 
     Counted: the residual stream and what one attention and one feed-forward block hold at once; keys and
@@ -186,21 +186,20 @@ def pass_bytes(model: HfModel, precision: Precision, *, context: int, ubatch: in
     the sampler.
     Ignored: what kernels keep for themselves, which the rehearsal has in its figure.
     """
-    config, element = model.hf_config, precision.element_bytes
-    hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
-    key_values = config.num_key_value_heads * config.head_dim
-    stream = ubatch * hidden * (2 * element + 8)  # and a norm in float32
-    wide = max(config.intermediate_size, config.moe_intermediate_size * config.num_experts // 8)
+    sizes, element, ubatch = model.hf_config, config.precision.element_bytes, config.ubatch
+    heads, key_values = (
+        number * sizes.head_dim for number in (sizes.num_attention_heads, sizes.num_key_value_heads)
+    )
+    stream = ubatch * sizes.hidden_size * (2 * element + 8)  # and a norm in float32
+    wide = max(sizes.intermediate_size, sizes.moe_intermediate_size * sizes.num_experts // 8)
     feed_forward = 4 * ubatch * wide * element
-    attention = (
-        ubatch * (3 * heads + 4 * key_values) * element
-        + 2 * context * heads * element
-        + ubatch * context * element
+    attention = element * (
+        ubatch * (3 * heads + 4 * key_values) + 2 * config.context * heads + ubatch * config.context
     )
     linear = [one for one in model.parameters if one.kind == "linear"]
     extra = 0
-    if precision.bits == 4 and not packs:
+    if config.precision.bits == 4 and not packs:
         extra = max((one.elements for one in linear), default=0) * element
-    elif precision.bits == 8:
+    elif config.precision.bits == 8:
         extra = ubatch * (_INT8_BYTES * wide + _INT8_LEFT_BYTES * sum(one.shape[0] for one in linear))
-    return stream + max(feed_forward, attention) + extra + _SAMPLER_BYTES * config.vocab_size
+    return stream + max(feed_forward, attention) + extra + _SAMPLER_BYTES * sizes.vocab_size

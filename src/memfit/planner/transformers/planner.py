@@ -13,22 +13,21 @@ from memfit.errors import WrongValueError
 from memfit.hardware.machine import Machine
 from memfit.headers.hf_shapes import HfModel
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.loaded_checkpoint import TransformersConfig, layer_bytes, refused_layer
+from memfit.memory.loaded_checkpoint import TransformersConfig, layer_bytes, pass_bytes, refused_layer
 from memfit.memory.precision import precision
 from memfit.memory.precision_table import precision_row
 from memfit.planner.defaults import UBATCHES, context_of
 from memfit.planner.request import Budget, Workload
-from memfit.planner.transformers.layers import LayerCosts, counts_on_gpus, device_map
-from memfit.planner.transformers.prediction import predict_checkpoint
-from memfit.planner.transformers.reasons import checkpoint_reasons
-from memfit.planner.transformers.runtime import Runtime
+from memfit.planner.transformers.runtime import Runtime, predict_checkpoint
 from memfit.planner.transformers.tiers import (
+    LayerCosts,
     checkpoint_bytes,
+    counts_on_gpus,
+    device_map,
     kv_of_layers,
     largest_module_bytes,
-    needed_by_pass,
 )
-from memfit.planner.transformers.transformers_plan import TransformersPlan
+from memfit.planner.transformers.transformers_plan import TransformersPlan, checkpoint_reasons
 from memfit.units import MIB
 
 __all__ = ["plan_checkpoint", "require_sense"]
@@ -158,7 +157,7 @@ class _Search:
             layers=layers,
             kv=kv_of_layers(model, config),
             shared=row.resident_bytes - sum(layers),
-            passes=needed_by_pass(model, config, self._runtime),
+            passes=pass_bytes(model, config, packs=self._runtime.packs_4bit),
             loading=row.loading_extra_bytes["cuda"],
             ring=largest_module_bytes(model, config),
         )
