@@ -9,6 +9,7 @@ an unknown field without its path, and one bound of two.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Set
@@ -137,7 +138,7 @@ class JsonReader:
         parts = {part.name: part for part in fields(kind) if part.name not in given}
         optional = {name for name, part in parts.items() if _has_default(part)}
         found = self.keys(value, field, parts.keys() - optional, optional)
-        kinds = get_type_hints(kind, include_extras=True)
+        kinds = _kinds_of(kind)
         values = {
             name: self.read(kinds[name], found[name], f"{field}.{name}") for name in parts if name in found
         }
@@ -227,6 +228,11 @@ _READERS: dict[Any, Callable[..., Any]] = {
     int: JsonReader._integer,
     float: JsonReader._float,
 }
+
+
+@functools.cache
+def _kinds_of(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def _has_default(part: Field[Any]) -> bool:

@@ -91,12 +91,8 @@ def read_request(
 
 def _sampling(fields: Mapping[str, Any], prefix: str, defaults: Sampling) -> Sampling:
     given: dict[str, Any] = {}
-    for name in _INTEGERS:
-        if name in fields:
-            given[name] = read_integer(fields[name], prefix + name)
-    for name in _NUMBERS:
-        if name in fields:
-            given[name] = read_number(fields[name], prefix + name)
+    for names, read in ((_INTEGERS, read_integer), (_NUMBERS, read_number)):
+        given |= {name: read(fields[name], prefix + name) for name in names if name in fields}
     spelled = {}
     if "max_completion_tokens" in fields:
         path = f"{prefix}max_tokens"

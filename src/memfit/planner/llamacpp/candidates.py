@@ -170,6 +170,4 @@ class Candidates:
         return [self._inputs.ram_speed(repack), *(one.speed for one in self._used)]
 
     def _tiers(self, config: LlamaConfig, answer: MemoryEstimate) -> tuple[TierUse, ...]:
-        budgets = [self._inputs.ram_budget, *(one.budget_bytes for one in self._used)]
-        devices = [one.device for one in self._used]
-        return tuple(tiers_of(self._inputs.spec, config, answer, devices, budgets, self.limits))
+        return tiers_of(self._inputs, self._used, config, answer)

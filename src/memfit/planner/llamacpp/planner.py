@@ -191,10 +191,7 @@ class _Planner:
             alone = self._candidates.evaluate(self._alone(chosen.config))
         why = reasons(
             plan,
-            inputs.budget,
-            free_bytes=inputs.machine.ram.available_bytes,
-            largest_ubatch=inputs.ubatches[0],
-            measured=inputs.speeds is not None,
+            inputs,
             other=others[0].prediction if others else None,
             alone=alone.prediction if alone.fits(within) and alone.seconds < chosen.seconds else None,
             too_small=self._too_small,

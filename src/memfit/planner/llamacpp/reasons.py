@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from memfit.memory.estimate import RAM
 from memfit.memory.streaming import DEQUANTIZED, dequantized_bytes
+from memfit.planner.llamacpp.inputs import PlanInputs
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.tensor_devices import exceptions_of
-from memfit.planner.request import Budget
 from memfit.planner.speed import Prediction
 from memfit.units import format_bytes, format_rate
 
@@ -17,32 +17,29 @@ __all__ = ["reasons"]
 
 def reasons(
     plan: LlamaPlan,
-    budget: Budget,
+    inputs: PlanInputs,
     *,
-    free_bytes: int,
-    largest_ubatch: int,
-    measured: bool,
     other: Prediction | None,
     alone: Prediction | None,
     too_small: Sequence[str],
 ) -> Iterator[str]:
-    """What a plan does not say itself: `free_bytes` of RAM; whether this CPU's kernels were `measured`;
-    the prediction with the `other` way of holding weights, if that fits too, and with RAM `alone`, if that
-    fits and is faster; devices that are `too_small`."""
-    yield from _budget_reasons(plan, budget, free_bytes)
+    """What neither the plan nor its `inputs` say: the prediction with the `other` way of holding weights, if
+    that fits too, and with RAM `alone`, if that fits and is faster; devices that are `too_small`."""
+    yield from _budget_reasons(plan, inputs)
     yield from _context_reasons(plan)
-    yield f"repack {'on' if plan.config.repack else 'off'}: {_repack_reason(plan, measured, other)}"
+    yield f"repack {'on' if plan.config.repack else 'off'}: {_repack_reason(plan, inputs, other)}"
     yield from _dequantized_reasons(plan)
     yield f"load mode {plan.config.load_mode}: {_load_reason(plan)}"
     yield from _device_reasons(plan, alone, too_small)
     size, threads = plan.config.ubatch, plan.config.threads
-    full = size >= largest_ubatch
+    full = size >= inputs.ubatches[0]
     yield f"ubatch {size}: " + ("full speed on prompts" if full else "a larger one does not fit")
     yield f"{threads} threads: " + ("as asked" if plan.workload.threads else "one per physical core")
 
 
-def _budget_reasons(plan: LlamaPlan, budget: Budget, free_bytes: int) -> Iterator[str]:
-    if budget.ram is None:
+def _budget_reasons(plan: LlamaPlan, inputs: PlanInputs) -> Iterator[str]:
+    free_bytes = inputs.machine.ram.available_bytes
+    if inputs.budget.ram is None:
         yield (
             f"budget: {format_bytes(free_bytes)} free "
             f"less {format_bytes(free_bytes - plan.ram.budget_bytes)} reserve; --ram sets it"
@@ -67,10 +64,10 @@ def _context_reasons(plan: LlamaPlan) -> Iterator[str]:
         )
 
 
-def _repack_reason(plan: LlamaPlan, measured: bool, other: Prediction | None) -> str:
+def _repack_reason(plan: LlamaPlan, inputs: PlanInputs, other: Prediction | None) -> str:
     if plan.workload.repack != "auto":
         return "as asked"
-    if not measured:
+    if inputs.speeds is None:
         return "llama.cpp's default; this machine is too busy to be measured"
     if len(plan.tiers) > 1:
         return "what was measured faster for what lies in RAM"
