@@ -45,11 +45,7 @@ class _Restored:
 
 
 def read_plan(
-    path: str | Path,
-    *,
-    model: str | None = None,
-    count_parent: bool = False,
-    say: _Say = lambda text: None,
+    path: str | Path, *, model: str | None = None, count_parent: bool = False, say: _Say = lambda text: None
 ) -> Plan:
     """The plan that `memfit plan --json`, or `Plan.to_json`, wrote to a file.
 

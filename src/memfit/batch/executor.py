@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from memfit.batch.answers import answer_line, failure_line
 from memfit.batch.input import Input
-from memfit.batch.lines import Line, LineError
+from memfit.batch.lines import Line, LineError, answer_line, failure_line
 from memfit.batch.sink import Sink
 from memfit.engines.report import Report
 from memfit.engines.requests import RequestResult, StreamTotals

@@ -21,14 +21,7 @@ from memfit.headers.hf_config import HfConfig
 from memfit.headers.hf_shapes import KINDS, HfBuffer, HfModel, HfParameter
 from memfit.memory.precision import PRECISIONS, Precision, precision
 
-__all__ = [
-    "Kept",
-    "PrecisionRow",
-    "kv_cache_bytes",
-    "loaded_bytes",
-    "precision_row",
-    "precision_table",
-]
+__all__ = ["Kept", "PrecisionRow", "kv_cache_bytes", "loaded_bytes", "precision_row", "precision_table"]
 
 _BUFFER_BYTES = {"float32": 4, "int64": 8}
 _LARGEST_CONTEXT = 2**31 - 1

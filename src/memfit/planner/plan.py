@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from memfit.errors import DoesNotFitError, UsageError
 from memfit.headers.model_spec import ModelSpec
@@ -77,11 +77,7 @@ class Plan:
     workload: Workload = field(default_factory=Workload)  # what it was made for
     config: LlamaConfig | TransformersConfig  # what the engine is told
     fingerprint: Fingerprint | None = None  # of model and machine; None: cannot be read back once it is saved
-
-    @property
-    def engine(self) -> str:
-        """Its name: llamacpp or transformers."""
-        raise NotImplementedError
+    engine: ClassVar[str]  # its name: llamacpp or transformers
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -111,7 +107,7 @@ class Plan:
     @property
     def ubatch(self) -> int:
         """Tokens of a prompt per pass."""
-        raise NotImplementedError
+        return self.config.ubatch
 
     @property
     def ram(self) -> TierUse:

@@ -102,7 +102,7 @@ class Candidates:
         return Candidate(
             config=config,
             answer=answer,
-            tiers=self._tiers(config, answer),
+            tiers=tiers_of(self._inputs, self._used, config, answer),
             prediction=prediction,
             seconds=workload.prompt_tokens / prediction.prompt.value
             + workload.generated_tokens / prediction.together.value,
@@ -139,7 +139,7 @@ class Candidates:
 
     def _room_for_weights(self, config: LlamaConfig, within: Sequence[int]) -> int:
         """What all else leaves of RAM."""
-        (ram, *_) = self._tiers(config, self._oracle.ask(resident(config)))
+        (ram, *_) = self._tiers(config)
         return within[RAM] - (ram.total_bytes - ram.weights_bytes)
 
     def _least_ram(self, config: LlamaConfig, within: Sequence[int]) -> LlamaConfig:
@@ -147,7 +147,7 @@ class Candidates:
         answer, limits = self._oracle.ask(config), list(within)
         for _ in range(_ATTEMPTS):
             placed = self._offloader(config.repack, limits).least_ram(config, answer)
-            tiers = self._tiers(placed, self._oracle.ask(resident(placed)))
+            tiers = self._tiers(placed)
             over = [max(0, tier.needs_bytes - most) for tier, most in zip(tiers, within, strict=True)]
             if not any(over[1:]):
                 break
@@ -162,12 +162,12 @@ class Candidates:
             within,
             [one.limit_bytes * one.is_asked_for for one in self._used],
             self._speeds(repack),
-            lambda placed: self._tiers(placed, self._oracle.ask(resident(placed))),
+            self._tiers,
             self._solver,
         )
 
     def _speeds(self, repack: bool) -> list[DeviceSpeed]:
         return [self._inputs.ram_speed(repack), *(one.speed for one in self._used)]
 
-    def _tiers(self, config: LlamaConfig, answer: MemoryEstimate) -> tuple[TierUse, ...]:
-        return tiers_of(self._inputs, self._used, config, answer)
+    def _tiers(self, config: LlamaConfig) -> tuple[TierUse, ...]:
+        return tiers_of(self._inputs, self._used, config, self._oracle.ask(resident(config)))

@@ -81,12 +81,7 @@ class CostModel:
         return (0.0,) * len(self._speeds)
 
     def _piece(
-        self,
-        name: str,
-        tensors: Sequence[TensorSpec],
-        config: LlamaConfig,
-        *,
-        is_output: bool = False,
+        self, name: str, tensors: Sequence[TensorSpec], config: LlamaConfig, *, is_output: bool = False
     ) -> Piece:
         prompt = 1 if is_output else self._workload.prompt_tokens  # logits of the last token only
         passes = 1 if is_output else -(-prompt // config.ubatch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from memfit.errors import UsageError
 from memfit.memory.estimate import LlamaConfig
@@ -18,11 +18,8 @@ __all__ = ["LlamaPlan"]
 class LlamaPlan(Plan):
     """For llama.cpp. saved.py makes an equal one of its JSON."""
 
+    engine: ClassVar[str] = "llamacpp"
     config: LlamaConfig
-
-    @property
-    def engine(self) -> str:
-        return "llamacpp"
 
     @property
     def parallel(self) -> int:
@@ -31,10 +28,6 @@ class LlamaPlan(Plan):
     @property
     def sequence_context(self) -> int:
         return self.context if self.config.kv_unified else self.context // self.config.parallel
-
-    @property
-    def ubatch(self) -> int:
-        return self.config.ubatch
 
     @property
     def streamed_bytes(self) -> int:

@@ -19,14 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain, product
 
-from memfit.planner.llamacpp.placement import (
-    Layer,
-    Piece,
-    Placement,
-    Problem,
-    checked_placement,
-    layer_split,
-)
+from memfit.planner.llamacpp.placement import Layer, Piece, Placement, Problem, checked_placement, layer_split
 
 __all__ = ["GAP", "solve"]
 

@@ -6,6 +6,7 @@ read again for every pass. Pure: what the libraries themselves take, and how fas
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -120,14 +121,12 @@ class _Search:
 
     def _streaming(self, config: TransformersConfig) -> TransformersPlan:
         """The last layers on the disk, as few as will do."""
-        low, high = 1, self._model.hf_config.num_hidden_layers  # how many are streamed
-        while low < high:
-            middle = (low + high) // 2
-            if self._plan(self._with_streamed(config, middle)).fits:
-                high = middle
-            else:
-                low = middle + 1
-        return self._plan(self._with_streamed(config, low))
+
+        def plan(count: int) -> TransformersPlan:
+            return self._plan(self._with_streamed(config, count))
+
+        fewer = range(1, self._model.hf_config.num_hidden_layers)
+        return plan(1 + bisect_left(fewer, True, key=lambda count: plan(count).fits))
 
     def _with_streamed(self, config: TransformersConfig, count: int) -> TransformersConfig:
         """As many layers on GPUs as they hold, of the others the last `count` on the disk."""

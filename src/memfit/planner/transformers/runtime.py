@@ -93,15 +93,12 @@ def predict_checkpoint(
     if sent_bytes:
         layers += sent_bytes / runtime.link_bytes_per_second
     disk = streamed_bytes / runtime.disk_bytes_per_second
-    generation = _rate(1 / (layers + max(one, disk) + min(one, disk) * 0.5 * bool(streamed_bytes)))
-    prompt = _rate(tokens / (layers + max(many, disk)))
+    hidden = 0.5 * min(one, disk) if streamed_bytes else 0.0
+    generation = Rate.around(1 / (layers + max(one, disk) + hidden), _SPREAD)
+    prompt = Rate.around(tokens / (layers + max(many, disk)), _SPREAD)
     return Prediction(prompt=prompt, generation=generation, together=generation, basis=runtime.basis)
 
 
 def _of(rates: Mapping[str, float], precision: str) -> float:
     """What was not measured, as for a mere suggestion, is as fast as the slowest."""
     return rates.get(precision) or min(rates.values())
-
-
-def _rate(value: float) -> Rate:
-    return Rate(value=value, low=value * (1 - _SPREAD), high=value * (1 + _SPREAD))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from memfit.headers.hf_shapes import HfModel
 from memfit.memory.loaded_checkpoint import TransformersConfig
@@ -20,19 +20,12 @@ __all__ = ["TransformersPlan", "checkpoint_reasons"]
 class TransformersPlan(Plan):
     """For transformers."""
 
+    engine: ClassVar[str] = "transformers"
     config: TransformersConfig
     row: PrecisionRow
     steady_bytes: int  # in RAM between two passes
     loading_bytes: int  # in RAM at most while loading
     offloaded_bytes: int  # weights that are read for every pass
-
-    @property
-    def engine(self) -> str:
-        return "transformers"
-
-    @property
-    def ubatch(self) -> int:
-        return self.config.ubatch
 
     @property
     def streamed_bytes(self) -> int:
