@@ -175,4 +175,4 @@ def rpc_server(memory: int | str, *options: str) -> Iterator[Worker]:
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the models that benchmarks make be imported."""
-    monkeypatch.syspath_prepend(str(Path(__file__).local_path().parents[2] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))

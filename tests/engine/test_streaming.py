@@ -284,7 +284,7 @@ _UNGIVEN = """
 import json, sys
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.library import load_library
-from memfit.engines.llamacpp.model import Model
+from memfit.engines.llamacpp.model import LlamaModel
 from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
@@ -294,7 +294,7 @@ config = LlamaConfig.from_json(values["config"])
 library = load_library()
 library.api.llama_backend_init()
 tensors = [TensorSpec(**{**one, "shape": tuple(one["shape"])}) for one in values["tensors"]]
-model = Model(library, Devices(library, dummies=False), config, tensors=tensors)
+model = LlamaModel(library, Devices(library, dummies=False), config, tensors=tensors)
 model.open_context(config)
 model.decode([1])
 print("decoded", flush=True)

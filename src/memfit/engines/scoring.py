@@ -22,12 +22,12 @@ def score_rows(rows: Any, tokens: Sequence[int], top: int) -> list[TokenScore]:
     Raises:
         EngineError: a logit is no number.
     """
-    largest = rows.max(axis=1)  # NaN where any is
-    if np.isnan(largest).any():
-        raise EngineError("the model computes NaN, which is no number, for this text")
-    totals = largest + np.log(np.exp(rows - largest[:, None]).sum(axis=1))
     scores = []
-    for row, token, most, total in zip(rows, tokens, largest, totals, strict=True):
+    for row, token in zip(rows, tokens, strict=True):  # one by one: what they need beside is a row's
+        most = row.max()  # NaN where any is
+        if np.isnan(most):
+            raise EngineError("the model computes NaN, which is no number, for this text")
+        total = most + np.log(np.exp(row - most).sum())
         best = np.argsort(-row, kind="stable")[:top] if top else ()
         scores.append(
             TokenScore(

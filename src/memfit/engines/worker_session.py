@@ -138,6 +138,8 @@ class WorkerSession(Session):
         """Raises UsageError where the plan has no memory for it."""
         if request.schema is not None:
             self.plan.require_schemas()
+        if request.score:
+            self.plan.require_scores()
 
     def status(self) -> Status:
         said = self._stream.status if self._stream else Status()

@@ -42,6 +42,7 @@ class LlamaConfig:
     dequantized: tuple[str, ...] = ()  # with "own": quantized matrices in RAM that are held as BF16
     kv_unified: bool = True  # any sequence may use all of the context; else each has an equal part of it
     grammar_bytes: int = 0  # what the grammars of JSON schemas may hold together; 0: no answer follows one
+    outputs: Annotated[int, Between(0, 65_536)] = 0  # tokens scored per pass (n_outputs_max); 0: none are
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "paths": [str(path.absolute()) for path in self.paths]}

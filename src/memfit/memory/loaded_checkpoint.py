@@ -60,7 +60,7 @@ class TransformersConfig:
     trust_remote_code: bool = False
     gpus: tuple[int, ...] = ()  # by NVML's numbers; the first also computes what lies in RAM or on the disk
     gpu_limits: tuple[int, ...] = ()  # bytes that torch may take on each of them
-    outputs: int = 1  # tokens of a pass at most whose logits are given, where texts are scored
+    outputs: Annotated[int, Between(0, 65_536)] = 0  # tokens scored per pass at most; 0: none are
     gguf: Path | None = None  # the file that becomes the checkpoint; None where that is one already
 
     @property
@@ -183,8 +183,8 @@ def pass_bytes(model: HfModel, config: TransformersConfig, *, packs: bool) -> in
 
     Counted: the residual stream and what one attention and one feed-forward block hold at once; keys and
     values repeated for their heads; the mask; the largest weight once more where a kernel unpacks it;
-    the sampler.
-    Ignored: what kernels keep for themselves, which the rehearsal has in its figure.
+    the sampler, or the logits of texts that are scored.
+    Ignored: what kernels keep for themselves, which the calibration run has in its figure.
     """
     sizes, element, ubatch = model.hf_config, config.precision.element_bytes, config.ubatch
     heads, key_values = (
@@ -202,4 +202,5 @@ def pass_bytes(model: HfModel, config: TransformersConfig, *, packs: bool) -> in
         extra = max((one.elements for one in linear), default=0) * element
     elif config.precision.bits == 8:
         extra = ubatch * (_INT8_BYTES * wide + _INT8_LEFT_BYTES * sum(one.shape[0] for one in linear))
-    return stream + max(feed_forward, attention) + extra + _SAMPLER_BYTES * sizes.vocab_size
+    logits = _SAMPLER_BYTES + config.outputs * (element + 4)  # as they are computed, and in float32
+    return stream + max(feed_forward, attention) + extra + logits * sizes.vocab_size

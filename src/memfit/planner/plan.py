@@ -160,6 +160,11 @@ class Plan:
             suggestions=self.suggestions,
         )
 
+    def require_scores(self) -> None:
+        """Raises UsageError where the plan has no memory for the logits of scored texts."""
+        if not self.workload.outputs:
+            raise UsageError("this plan has no memory for scores; make one with Workload(outputs=32)")
+
     def require_schemas(self) -> None:
         """Raises UsageError where answers cannot be held to a JSON schema."""
         raise UsageError("answers are held to JSON schemas by llama.cpp only; take a GGUF file")

@@ -129,6 +129,7 @@ class Workload:
     # Whether sequences share the context's cells; else each has its own equal part, which is faster.
     kv_unified: bool = True
     grammars: bool = False  # whether answers follow JSON schemas, whose grammars take memory
+    outputs: int = 0  # tokens scored per pass at most, whose logits take memory; 0: no texts are scored
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -138,6 +139,7 @@ class Workload:
             ("prompt_tokens", 1, _MOST_TOKENS),
             ("generated_tokens", 1, _MOST_TOKENS),
             ("depth", 0, _MOST_TOKENS),
+            ("outputs", 0, 65_536),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:

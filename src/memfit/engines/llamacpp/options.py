@@ -25,7 +25,7 @@ def context_options(api: Any, config: LlamaConfig) -> Any:
     options.n_batch = options.n_ubatch = min(config.ubatch, config.context)
     options.n_seq_max = config.parallel
     # Unset it would be n_batch: logits for every token of a ubatch, 300 MiB on a 152k vocabulary.
-    options.n_outputs_max = config.parallel
+    options.n_outputs_max = max(config.parallel, config.outputs)
     options.kv_unified = config.kv_unified
     options.swa_full = False
     options.type_k = options.type_v = _KV_TYPES[config.kv_type]

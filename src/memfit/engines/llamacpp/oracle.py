@@ -91,6 +91,7 @@ class LlamaOracle:
             **ram,
             scratch_bytes=reply["scratch_bytes"]
             + reply["candidate_bytes"]
+            + reply["score_bytes"]
             + (messages[RAM] if any(remote) else 0),
             process_bytes=self._baseline.with_worker(held) + config.grammar_bytes
             if whole

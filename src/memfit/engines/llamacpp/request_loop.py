@@ -69,7 +69,7 @@ class RequestLoop:
             cells=model.context_tokens if config.kv_unified else sys.maxsize,
             sequences=config.parallel,
             ubatch=model.ubatch,
-            outputs=config.parallel,
+            outputs=max(config.parallel, config.outputs),
             mixes=bool(config.streamed),
         )
         self._batch = DecodeBatch(api, model.ubatch)

@@ -36,6 +36,7 @@ from memfit.units import MIB
 
 _MOST_THREADS = 64  # of a worker whose work buffer is foreseen
 _CANDIDATE_BYTES = 12  # llama_token_data: id, logit, probability
+_SCORE_BYTES = 20  # per token of the vocabulary: exponentials in float32, and their order
 
 
 class LlamaCommands:
@@ -114,6 +115,7 @@ class LlamaCommands:
             "scratch_bytes": scratch,
             "thread_bytes": -(-(more - most) // _MOST_THREADS),  # grows with threads, if at all, ever faster
             "candidate_bytes": _CANDIDATE_BYTES * model.vocabulary_size,
+            "score_bytes": _score_bytes(wanted, model.vocabulary_size),
             **(self._graphs(model) if wanted.kv_unified else {}),
             "ubatch": model.ubatch,
             "anonymous_bytes": memory.anonymous_bytes,
@@ -280,6 +282,7 @@ _CONTEXT_ONLY: dict[str, Any] = {
     "kv_unified": True,
     "dequantized": (),
     "grammar_bytes": 0,
+    "outputs": 0,
 }
 
 _LOG_ERROR = 4  # ggml_log_level
@@ -296,9 +299,16 @@ def _no_vocabulary(api: Any, architecture: str, tokens: int) -> Any:
     return overrides
 
 
+def _score_bytes(config: LlamaConfig, vocabulary: int) -> int:
+    """The rows of logits that one for each sequence leaves out, and what scoring a row takes beside it."""
+    if not config.outputs:
+        return 0
+    return vocabulary * (4 * max(0, config.outputs - config.parallel) + _SCORE_BYTES)
+
+
 def _import_for(config: LlamaConfig) -> None:
     """Several sequences, and grammars, are answered with numpy, whose memory counts in a plan as in a run."""
-    if config.parallel > 1 or config.grammar_bytes:
+    if config.parallel > 1 or config.grammar_bytes or config.outputs:
         importlib.import_module("numpy")
 
 

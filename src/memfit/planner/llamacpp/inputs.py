@@ -107,6 +107,7 @@ class PlanInputs:
             load_mode="read" if repack else "mmap",
             kv_unified=self.workload.kv_unified,
             grammar_bytes=grammar_bytes(parallel) if self.workload.grammars else 0,
+            outputs=self.workload.outputs,
         )
 
 

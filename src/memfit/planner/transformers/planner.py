@@ -54,7 +54,8 @@ def plan_checkpoint(
     require_sense(config, workload)
     context = context_of(workload, model.hf_config.max_position_embeddings)
     searches = [_Search(spec, model, machine, budget, workload, runtime) for runtime in runtimes]
-    plans = [search.best(replace(config, context=context)) for search in searches]
+    wanted = replace(config, context=context, outputs=workload.outputs)
+    plans = [search.best(wanted) for search in searches]
     if fitting := [plan for plan in plans if plan.fits]:
         best = max(fitting, key=lambda plan: plan.prediction.generation.value)
         _refuse_shapes(model, best.config, runtimes[plans.index(best)])
