@@ -80,9 +80,8 @@ class HardCap:
         limit, swap, _, _ = (self.folder / name for name in _FILES[self._version])
         control = self._origin / "cgroup.subtree_control"
         if self._version == 2 and "memory" not in control.read_text().split():
-            _write(
-                control, "+memory"
-            )  # refused as long as others are in our own group, unless that is the root
+            # Refused as long as others are in our own group, unless that is the root.
+            _write(control, "+memory")
         _write(limit, str(self.limit_bytes))
         if swap.exists():  # or the kernel would rather swap than stop us
             _write(swap, str(self.limit_bytes) if self._version == 1 else "0")

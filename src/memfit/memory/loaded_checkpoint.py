@@ -17,7 +17,7 @@ from memfit.headers.hf_shapes import HfModel, HfParameter
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.precision import LOAD_IN, Precision, precision, stored_precision
 from memfit.memory.precision_table import loaded_bytes
-from memfit.strict_json import Between, Length, Matching
+from memfit.strict_json import Between, Length, Matching, tupled
 from memfit.units import MIB
 
 __all__ = [
@@ -78,17 +78,10 @@ class TransformersConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TransformersConfig:
         """What `to_json` gave, after having been JSON."""
-        return cls(
-            **{
-                **values,
-                "folder": Path(values["folder"]),
-                "paths": tuple(Path(path) for path in values["paths"]),
-                "gguf": Path(values["gguf"]) if values["gguf"] else None,
-                "device_map": tuple((module, device) for module, device in values["device_map"]),
-                "gpus": tuple(values["gpus"]),
-                "gpu_limits": tuple(values["gpu_limits"]),
-            }
-        )
+        found = {name: tupled(value) for name, value in values.items()}
+        gguf = Path(found["gguf"]) if found["gguf"] else None
+        paths = tuple(map(Path, found["paths"]))
+        return cls(**{**found, "folder": Path(found["folder"]), "paths": paths, "gguf": gguf})
 
 
 # -- what stays ------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ class Plan:
             "workload": asdict(self.workload),
             "prediction": asdict(self.prediction),
             "config": self.config.to_json(),
-            "fingerprint": self.fingerprint and self.fingerprint.to_json(),
+            "fingerprint": self.fingerprint and asdict(self.fingerprint),
         }
         return values | error.to_json() if (error := self._refusal) else values
 

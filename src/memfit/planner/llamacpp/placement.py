@@ -129,18 +129,15 @@ def layer_split(problem: Problem, *, partial: bool = False) -> Placement | None:
     where RAM overflows, or a device holds less than it must.
     """
     layer_devices = [0] * len(problem.layers)
-    ffn_devices: list[list[int]] = [
-        [] for _ in layer_devices
-    ]  # the devices that are known, each layer's last FFN tensors
+    ffn_devices: list[list[int]] = [[] for _ in layer_devices]  # as far as known: of the last FFN tensors
     left, output = len(layer_devices) - 1, 0
     for device in range(len(problem.devices) - 1, 0, -1):
         room = problem.devices[device].room_bytes
         if not output and problem.output:
             room -= problem.output.size_bytes
         while left >= 0 and (need := _rest_bytes(problem, left, len(ffn_devices[left]))) <= room:
-            ffn_devices[left] = [device] * (
-                len(problem.layers[left].ffn_tensors) - len(ffn_devices[left])
-            ) + ffn_devices[left]
+            missing = len(problem.layers[left].ffn_tensors) - len(ffn_devices[left])
+            ffn_devices[left][:0] = [device] * missing
             layer_devices[left] = device
             room -= need
             left -= 1
