@@ -268,10 +268,10 @@ def log_probabilities(folder: Path, model: str, way: str, together: bool) -> Pat
 LOG_PROBABILITIES = """
 import sys
 import numpy as np
-from memfit.engines.llamacpp.request_loop import _Batch
+from memfit.engines.llamacpp.decode_batch import DecodeBatch
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.library import load_library
-from memfit.engines.llamacpp.model import Model
+from memfit.engines.llamacpp.model import LlamaModel
 from memfit.engines.scheduler import Pass
 from memfit.hub.resolve import resolve
 from memfit.memory.estimate import LlamaConfig
@@ -289,9 +289,9 @@ config = LlamaConfig(
     paths=spec.paths, context=2048, parallel=16, kv_type="f16", ubatch=256, threads=2,
     repack=way == "repacked", load_mode="own" if larger else "read", dequantized=larger,
 )
-model = Model(library, Devices(library, dummies=False), config, tensors=spec.tensors)
+model = LlamaModel(library, Devices(library, dummies=False), config, tensors=spec.tensors)
 model.open_context(config)
-batch = _Batch(api, 256)
+batch = DecodeBatch(api, 256)
 text = "The quick brown fox jumps over the lazy dog, and nobody knows why it did so that day. " * 40
 tokens = model.tokenize(text, add_special=False)
 rng = np.random.default_rng(3)

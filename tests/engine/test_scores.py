@@ -52,7 +52,8 @@ def test_llama_cpp_scores_the_same_whatever_the_block(demo: str) -> None:
         _require_logits_of_scores(found, blocks)
         all_found.append([one.logprob for one in found])
     # Kernels for one token and for several round differently.
-    assert all_found[0] == pytest.approx(all_found[1], abs=0.2) == pytest.approx(all_found[2], abs=0.2)
+    for other in all_found[1:]:
+        assert other == pytest.approx(all_found[0], abs=0.2)
 
 
 @pytest.mark.engine

@@ -45,7 +45,7 @@ class _Model:
 
     def __init__(self, parallel: int = 1) -> None:
         self.cache = _Cache()
-        self.config = SimpleNamespace(parallel=parallel, kv_unified=True, streamed=())
+        self.config = SimpleNamespace(parallel=parallel, kv_unified=True, streamed=(), outputs=0)
         self.context_tokens = self.sequence_tokens = 256
         self.computed: list[int] = []  # tokens of each pass
         self.failures: dict[int, Exception] = {}
