@@ -691,8 +691,7 @@ def test_what_is_minimised_is_what_is_predicted(
     passes = generated_tokens + -(-prompt_tokens // config.ubatch)
     problem = Problem(
         devices=tuple(
-            DeviceRoom(name="", room_bytes=_LARGE, split_seconds=passes * speed.split_seconds)
-            for speed in speeds
+            DeviceRoom(room_bytes=_LARGE, split_seconds=passes * speed.split_seconds) for speed in speeds
         ),
         layers=pieces.layers,
         output=pieces.output,

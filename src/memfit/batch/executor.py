@@ -36,10 +36,6 @@ class Progress:
     failed: int
     totals: StreamTotals  # of this run
 
-    @property
-    def left(self) -> int:
-        return self.total - self.answered - self.failed
-
 
 @dataclass
 class _Suspects:

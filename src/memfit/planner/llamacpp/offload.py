@@ -287,8 +287,8 @@ class Offloader:
 def _problem(pieces: Pieces, rooms: Sequence[int], split_seconds: Sequence[float]) -> Problem:
     return Problem(
         devices=tuple(
-            DeviceRoom(name=str(device), room_bytes=room, split_seconds=seconds)
-            for device, (room, seconds) in enumerate(zip(rooms, split_seconds, strict=True))
+            DeviceRoom(room_bytes=room, split_seconds=seconds)
+            for room, seconds in zip(rooms, split_seconds, strict=True)
         ),
         layers=pieces.layers,
         output=pieces.output,

@@ -24,7 +24,6 @@ __all__ = ["DeviceRoom", "Layer", "Piece", "Placement", "Problem", "checked_plac
 class DeviceRoom:
     """RAM, which comes first, or a device, in the engine's order."""
 
-    name: str
     room_bytes: int  # what weights and KV cache may take there
     split_seconds: float  # per request: handing control and activations INTO this device once per pass
     least_bytes: int = 0  # what must lie there at least, whether that is fast or not

@@ -16,9 +16,8 @@ from memfit.errors import EngineError
 from memfit.memory.estimate import RAM, LlamaConfig, Oracle
 from memfit.planner.llamacpp.candidates import Candidate, Candidates
 from memfit.planner.llamacpp.inputs import ROOM_FOR_ERROR, PlanInputs, repack_modes, ubatch_sizes
-from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan, reasons
 from memfit.planner.llamacpp.placement import Placement, Problem
-from memfit.planner.llamacpp.reasons import reasons
 from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.suggest import suggestions
 from memfit.planner.request import KV_TYPES
