@@ -7,6 +7,7 @@ library pages: Pss would give them a share, so that a second memfit would change
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,12 +115,10 @@ def process_status(pid: int | str = "self") -> ProcessStatus:
 
 def disk_read_bytes(pid: int) -> int:
     """Bytes that a process has caused to be read from disk; 0 where the kernel does not say."""
-    try:
+    with contextlib.suppress(PermissionError):
         for line in _read(pid, "io").splitlines():
             if line.startswith("read_bytes:"):
                 return int(line.split()[1])
-    except PermissionError:
-        pass
     return 0
 
 

@@ -58,7 +58,7 @@ class CostModel:
             core = self._piece(f"blk.{index}.core", tensors.core, config)
             has_cache = index < len(base.layer_kv_bytes)
             kv_bytes = base.layer_kv_bytes[index] if has_cache else 0
-            attention = self._attention_seconds(kv_bytes, base) if has_cache else self._nothing
+            attention = self._attention_seconds(kv_bytes, base) if has_cache else (0.0,) * len(self.speeds)
             parts = zip(core.seconds, attention, others, strict=True)
             found.append(
                 Layer(
@@ -74,10 +74,6 @@ class CostModel:
             layers=tuple(found),
             output=self._piece("output", output, config, is_output=True) if output else None,
         )
-
-    @property
-    def _nothing(self) -> tuple[float, ...]:
-        return (0.0,) * len(self.speeds)
 
     def _piece(
         self, name: str, tensors: Sequence[TensorSpec], config: LlamaConfig, *, is_output: bool = False
@@ -111,7 +107,7 @@ class CostModel:
         one_token = _nearest(base.generation.operations, kv_bytes)
         batch = _nearest(base.prompt.operations, kv_bytes)
         if one_token is None or batch is None:
-            return self._nothing
+            return (0.0,) * len(self.speeds)
         found = []
         for speed in self.speeds:
             rates = speed.attending(attention_key(one_token.type, one_token.width))

@@ -17,8 +17,7 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.loaded_checkpoint import TransformersConfig, layer_bytes, pass_bytes, refused_layer
 from memfit.memory.precision import precision
 from memfit.memory.precision_table import precision_row
-from memfit.planner.defaults import UBATCHES, context_of
-from memfit.planner.request import Budget, Workload
+from memfit.planner.request import UBATCHES, Budget, Workload, context_of
 from memfit.planner.transformers.runtime import Runtime, predict_checkpoint
 from memfit.planner.transformers.tiers import (
     LayerCosts,
