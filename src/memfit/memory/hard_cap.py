@@ -108,13 +108,12 @@ class HardCap:
         while True:
             try:
                 self.folder.rmdir()
+                return
             except OSError as error:
                 # What cannot be removed now is removed by the next that starts.
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     return
-                time.sleep(0.01)
-            else:
-                return
+            time.sleep(0.01)
 
     def _leave(self) -> None:
         self._holds_us = False
