@@ -14,7 +14,8 @@ GIB = 1024**3
 # Decimal and binary prefixes differ by 7 % at giga, so neither is guessed from the other. A letter alone is
 # binary, as llama.cpp and Docker read it; with an i it is Kubernetes' spelling.
 _UNITS = {
-    "": 1, "B": 1,
+    "": 1,
+    "B": 1,
     **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
     **{f"{letter}{end}": 1024**power for power, letter in enumerate("KMGT", 1) for end in ("", "I", "IB")},
 }

@@ -31,6 +31,12 @@ class TierUse:
     # What a worker's own limit counts while it is sent its tensors: buffers whole, before they are filled.
     reserved_bytes: int = 0
 
+    @classmethod
+    def of(cls, name: str, budget_bytes: int, limit_bytes: int, **parts: int) -> TierUse:
+        """The kind follows from the name: "ram", "disk", or a device's."""
+        kind = name if name in ("ram", "disk") else "vram"
+        return cls(name=name, kind=kind, budget_bytes=budget_bytes, limit_bytes=limit_bytes, parts=parts)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -128,15 +134,8 @@ class Plan:
         if not self.streamed_bytes:
             return ()
         whole = self.spec.file_bytes
-        return (
-            TierUse(
-                name="disk",
-                kind="disk",
-                budget_bytes=whole,
-                limit_bytes=whole,
-                parts={"weights": self.streamed_bytes, "kv_cache": 0, "compute": 0, "overhead": 0},
-            ),
-        )
+        parts = {"weights": self.streamed_bytes, "kv_cache": 0, "compute": 0, "overhead": 0}
+        return (TierUse.of("disk", whole, whole, **parts),)
 
     @property
     def fits(self) -> bool:

@@ -34,11 +34,11 @@ _CLEAR_GAIN = 0.10  # over whole layers; below it the simpler plan is taken, if 
 class _Found:
     """A placement, and what it really holds."""
 
+    needs: tuple[int, ...]  # bytes per device
+    fits: bool
     config: LlamaConfig
     problem: Problem
     placement: Placement
-    needs: tuple[int, ...]  # bytes per device
-    fits: bool
     filled: float  # how much of its budget the emptiest device holds that was asked for
 
     def score(self) -> tuple[float, float]:

@@ -7,6 +7,7 @@ limit counts; and what a GPU that is only imagined would need.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from memfit.memory.estimate import DeviceBytes, LlamaConfig, MemoryEstimate
 from memfit.memory.streaming import SENT_BYTES
@@ -43,18 +44,15 @@ def _ram(inputs: PlanInputs, config: LlamaConfig, answer: MemoryEstimate, sendin
     """`sending`: what passes through on its way to remote devices."""
     beside = answer.kv_cache_bytes + answer.compute_bytes + answer.scratch_bytes
     own = config.load_mode == "own"
-    return TierUse(
-        name="ram",
-        kind="ram",
-        budget_bytes=inputs.ram_budget,
-        limit_bytes=inputs.ram_limit,
-        parts={
-            "weights": held_bytes(inputs.spec, config) if own else answer.weights_bytes,
-            "kv_cache": answer.kv_cache_bytes,
-            "compute": answer.compute_bytes + answer.scratch_bytes + row_bytes(inputs.spec, config),
-            # Loading ends before the KV cache and the compute buffers are made.
-            "overhead": answer.process_bytes + max(0, sending - beside),
-        },
+    return TierUse.of(
+        "ram",
+        inputs.ram_budget,
+        inputs.ram_limit,
+        weights=held_bytes(inputs.spec, config) if own else answer.weights_bytes,
+        kv_cache=answer.kv_cache_bytes,
+        compute=answer.compute_bytes + answer.scratch_bytes + row_bytes(inputs.spec, config),
+        # Loading ends before the KV cache and the compute buffers are made.
+        overhead=answer.process_bytes + max(0, sending - beside),
     )
 
 
@@ -76,19 +74,16 @@ def _device(
         compute += max(0, device.threads - config.threads) * held.thread_bytes
         staging = max(0, _receiving(sizes, piece) - held.kv_cache_bytes - compute)
         reserved = device.overhead_bytes + sum(sizes) + piece
-    return TierUse(
-        name=device.name,
-        kind="vram",
-        budget_bytes=used.budget_bytes,
-        limit_bytes=used.limit_bytes,
-        parts={
-            "weights": held.weights_bytes if held else 0,
-            "kv_cache": held.kv_cache_bytes if held else 0,
-            "compute": compute,
-            "overhead": device.overhead_bytes + staging if held else 0,
-        },
-        reserved_bytes=reserved,
+    use = TierUse.of(
+        device.name,
+        used.budget_bytes,
+        used.limit_bytes,
+        weights=held.weights_bytes if held else 0,
+        kv_cache=held.kv_cache_bytes if held else 0,
+        compute=compute,
+        overhead=device.overhead_bytes + staging if held else 0,
     )
+    return replace(use, reserved_bytes=reserved)
 
 
 def _receiving(sizes: Sequence[int], piece: int) -> int:

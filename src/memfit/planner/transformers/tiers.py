@@ -127,17 +127,14 @@ class CheckpointBytes:
         # A matrix that is computed with, and what is read ahead of it.
         ring = 2 * self.largest if self.weights["disk"] else 0
         compute = ring if self.runtime.gpus else self.passes + ring
-        return TierUse(
-            name="ram",
-            kind="ram",
-            budget_bytes=budget_bytes,
-            limit_bytes=limit_bytes,
-            parts={
-                "weights": self.weights["cpu"],
-                "kv_cache": self.kv_cache["cpu"],
-                "compute": compute,
-                "overhead": self.runtime.process_bytes + max(0, self.loading - self.steady - compute),
-            },
+        return TierUse.of(
+            "ram",
+            budget_bytes,
+            limit_bytes,
+            weights=self.weights["cpu"],
+            kv_cache=self.kv_cache["cpu"],
+            compute=compute,
+            overhead=self.runtime.process_bytes + max(0, self.loading - self.steady - compute),
         )
 
     def gpus(self, used: tuple[int, ...]) -> Iterator[TierUse]:
@@ -146,17 +143,14 @@ class CheckpointBytes:
             if gpu.number not in used:
                 continue
             brought = self.largest if self.sent and gpu.name == self.runtime.main else 0
-            yield TierUse(
-                name=gpu.name,
-                kind="vram",
-                budget_bytes=gpu.budget_bytes,
-                limit_bytes=gpu.limit_bytes,
-                parts={
-                    "weights": self.weights[gpu.name],
-                    "kv_cache": self.kv_cache[gpu.name],
-                    "compute": max(self.passes + brought, self.row.loading_extra_bytes["cuda"]),
-                    "overhead": gpu.process_bytes + UNUSED_BYTES,
-                },
+            yield TierUse.of(
+                gpu.name,
+                gpu.budget_bytes,
+                gpu.limit_bytes,
+                weights=self.weights[gpu.name],
+                kv_cache=self.kv_cache[gpu.name],
+                compute=max(self.passes + brought, self.row.loading_extra_bytes["cuda"]),
+                overhead=gpu.process_bytes + UNUSED_BYTES,
             )
 
 
