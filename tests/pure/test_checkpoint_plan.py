@@ -20,12 +20,12 @@ from memfit.headers.safetensors import read_checkpoint
 from memfit.memory.loaded_checkpoint import (
     TransformersConfig,
     layer_bytes,
-    layer_kv_bytes,
     loading_peak_bytes,
     packed_state_bytes,
     refused_layer,
 )
 from memfit.memory.precision import precision
+from memfit.memory.precision_table import layer_kv_bytes
 from memfit.planner.request import Budget, Workload
 from memfit.planner.transformers.planner import plan_checkpoint
 from memfit.planner.transformers.runtime import GpuRuntime, Runtime

@@ -79,7 +79,8 @@ def parse_line(
         value = _parse(data)
         custom_id = custom_id_of(value, number)
         if custom_id is None:
-            raise _id_refusal(value)
+            name = next(name for name in _IDS if value.get(name) is not None)
+            raise refusal(name, value[name], "a text or a whole number")
         _check_text(data, value)
         if value.keys() & {"body", "url", "method"}:
             form, body = _unwrapped(value)
@@ -115,11 +116,6 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"the line is {shown(value)}, not an object")
     return value
-
-
-def _id_refusal(value: Mapping[str, Any]) -> UsageError:
-    name = next(name for name in _IDS if value.get(name) is not None)
-    return refusal(name, value[name], "a text or a whole number")
 
 
 def _check_text(data: bytes, value: Any) -> None:

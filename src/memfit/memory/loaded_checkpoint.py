@@ -1,7 +1,7 @@
 """What loading and running a checkpoint in transformers takes beyond precision_table.py's bytes of the model.
 
-That is the KV cache, which is taken in advance, what a pass needs, and what loading needs. Held against
-reality by tests/engine/test_transformers.py and benchmarks/transformers_engine.py. Pure.
+That is what a pass needs, and what loading needs. Held against reality by tests/engine/test_transformers.py
+and benchmarks/transformers_engine.py. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from memfit.headers.hf_config import HfConfig
 from memfit.headers.hf_shapes import HfModel, HfParameter
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.precision import LOAD_IN, Precision, precision, stored_precision
@@ -24,7 +23,6 @@ __all__ = [
     "TransformersConfig",
     "converting_peak_bytes",
     "layer_bytes",
-    "layer_kv_bytes",
     "loading_peak_bytes",
     "packed_state_bytes",
     "pass_bytes",
@@ -85,18 +83,6 @@ class TransformersConfig:
 
 
 # -- what stays ------------------------------------------------------------------------------------
-
-
-def layer_kv_bytes(config: HfConfig, context: int, ubatch: int, element_bytes: int) -> list[int]:
-    """Keys and values of each layer in engines/transformers/kv_cache.py: all of them from the start.
-
-    A sliding layer has room for its window and the ubatch that comes behind it.
-    """
-    of_a_token = 2 * config.num_key_value_heads * config.head_dim * element_bytes
-    return [
-        of_a_token * (context if window is None else min(context, window - 1 + ubatch))
-        for window in config.layer_windows
-    ]
 
 
 def packed_state_bytes(model: HfModel, *, double_quant: bool) -> int:

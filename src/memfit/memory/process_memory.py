@@ -15,6 +15,7 @@ from pathlib import Path
 from memfit.units import KIB
 
 __all__ = [
+    "Baseline",
     "ProcessMemory",
     "ProcessStatus",
     "disk_read_bytes",
@@ -88,6 +89,23 @@ def group_bytes(processes: Iterable[ProcessMemory]) -> int:
         for name, resident in process.files.items():
             files[name] = max(resident, files.get(name, 0))
     return anonymous + sum(files.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What memfit's processes hold beyond what the oracle counts: measured on this machine once, cached.
+
+    Two parts: the parent (Python, the command line, terminal output), and what a worker holds after its first
+    real decode that a simulating one does not (thread stacks, kernels' code pages, the scheduler's tables).
+    """
+
+    parent: ProcessMemory | None  # None: the caller's own process, which memfit does not count
+    decode_bytes: int  # a worker's growth from simulated to decoding, buffers aside
+
+    def with_worker(self, worker: ProcessMemory) -> int:
+        """Bytes of parent and worker together; `worker` is a simulating one."""
+        processes = [worker] if self.parent is None else [self.parent, worker]
+        return group_bytes(processes) + self.decode_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ class Placement:
     output: int  # its device; 0 if there is none
     seconds: float  # of a request, as `cost` counts them
     used_bytes: tuple[int, ...]  # per device
-    exact: bool  # proven best but for GAP, not merely good
+    exact: bool = False  # proven best but for GAP, not merely good
 
 
 def cost(
@@ -103,7 +103,6 @@ def checked_placement(
     layer_devices: Sequence[int],
     ffn_devices: Sequence[Sequence[int]],
     output: int,
-    exact: bool,
 ) -> Placement | None:
     """None where a device overflows, or holds less than it must."""
     seconds, used = cost(problem, layer_devices, ffn_devices, output)
@@ -116,7 +115,6 @@ def checked_placement(
         output=output,
         seconds=seconds,
         used_bytes=used,
-        exact=exact,
     )
 
 
@@ -149,7 +147,7 @@ def layer_split(problem: Problem, *, partial: bool = False) -> Placement | None:
                 ffn_devices[left].insert(0, device)
     for layer, known in zip(problem.layers, ffn_devices, strict=True):
         known[:0] = [0] * (len(layer.ffn_tensors) - len(known))
-    return checked_placement(problem, layer_devices, ffn_devices, output if problem.output else 0, False)
+    return checked_placement(problem, layer_devices, ffn_devices, output if problem.output else 0)
 
 
 def _rest_bytes(problem: Problem, index: int, placed: int) -> int:

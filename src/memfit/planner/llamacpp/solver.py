@@ -301,7 +301,7 @@ class _Program:
             for route, i in zip(routes, _partners(routes, there), strict=True):
                 ffn_devices[layers[i]] = route[1:]
         layer_devices = [layer_device for layer_device, _ in path]
-        return checked_placement(self.problem, layer_devices, ffn_devices, path[-1][1], exact=False)
+        return checked_placement(self.problem, layer_devices, ffn_devices, path[-1][1])
 
 
 def _partners(routes: Sequence[tuple[int, ...]], there: Sequence[int]) -> list[int]:

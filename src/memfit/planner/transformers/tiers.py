@@ -15,12 +15,11 @@ from memfit.headers.hf_shapes import HfModel
 from memfit.memory.loaded_checkpoint import (
     TransformersConfig,
     layer_bytes,
-    layer_kv_bytes,
     loading_peak_bytes,
     packed_state_bytes,
     pass_bytes,
 )
-from memfit.memory.precision_table import PrecisionRow, loaded_bytes, precision_row
+from memfit.memory.precision_table import PrecisionRow, layer_kv_bytes, loaded_bytes, precision_row
 from memfit.planner.plan import TierUse
 from memfit.planner.transformers.runtime import UNUSED_BYTES, Runtime
 
