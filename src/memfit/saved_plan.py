@@ -71,8 +71,8 @@ def _find_llama(
     values: Any, where: str, source: str, config: LlamaConfig, model: str | None, say: _Say
 ) -> _Restored:
     named = source if model is None else model
-    place = config.paths[0] if model is None and source != "demo" else resolve(named, say).path
-    spec = read_model(place, source=named)
+    file = config.paths[0] if model is None and source != "demo" else resolve(named, say).path
+    spec = read_model(file, source=named)
     require_writes(spec)
     plan = plan_from_json(values, where, spec)
     assert isinstance(plan, LlamaPlan)

@@ -29,10 +29,9 @@ def cached_bytes(paths: Sequence[Path]) -> int | None:
     for path in paths:
         try:
             with path.open("rb", buffering=0) as file:
-                refused = libc.syscall(_CACHESTAT, file.fileno(), whole, counts, 0)
+                if libc.syscall(_CACHESTAT, file.fileno(), whole, counts, 0):
+                    return None
         except OSError:
-            return None
-        if refused:
             return None
         pages += counts[0]
     return pages * os.sysconf("SC_PAGESIZE")

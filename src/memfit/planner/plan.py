@@ -28,7 +28,7 @@ class TierUse:
     # Bytes by name, in the order in which they are shown: "weights"; "kv_cache"; "compute"; and "overhead":
     # processes, libraries, vocabulary, driver, and what only loading needs.
     parts: Mapping[str, int]
-    # What a worker's own limit counts while it is sent its tensors: buffers whole, before they are filled.
+    # What an RPC server's own limit counts while it is sent tensors: buffers whole, before they are filled.
     reserved_bytes: int = 0
 
     @classmethod

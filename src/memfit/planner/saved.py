@@ -64,7 +64,7 @@ def named_model(values: Any, where: str) -> tuple[str, LlamaConfig | Transformer
             reader.refuse("config.trust_remote_code", True, "false: that is for whoever runs the plan to say")
         if config.double_quant and precision(config.load_in).bits != 4:
             reader.refuse("config.double_quant", True, "false, unless load_in is nf4 or fp4")
-        gpus = {int(place[3:]) for _, place in config.device_map if place.startswith("gpu")}
+        gpus = {int(device[3:]) for _, device in config.device_map if device.startswith("gpu")}
         if not gpus <= set(config.gpus) or len(config.gpus) != len(config.gpu_limits):
             reader.refuse("config.gpus", [], "every GPU of config.device_map, with one of config.gpu_limits")
     elif source != "demo" and Path(source).name not in {path.name for path in config.paths}:

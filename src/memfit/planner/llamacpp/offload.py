@@ -70,7 +70,7 @@ class Offloader:
         pieces = self._pieces(config, base)
         found = self._search(config, base, pieces)
         if pieces.output and (found is None or found.filled < _FULL):
-            # The output is the largest matrix of many models: it may keep a worker from being filled.
+            # The output is the largest matrix of many models: it may keep a device from being filled.
             without = self._search(config, base, replace(pieces, output=None))
             found = max((one for one in (found, without) if one), key=_Found.score, default=None)
         if found:

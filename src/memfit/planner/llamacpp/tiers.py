@@ -1,6 +1,6 @@
 """What a configuration needs in RAM and on each device: the oracle's bytes, and what only a plan knows of.
 
-That is what loading takes beside them: a tensor on its way to a remote device, and what a worker's own
+That is what loading takes beside them: a tensor on its way to a remote device, and what an RPC server's own
 limit counts; and what a GPU that is only imagined would need.
 """
 
@@ -87,8 +87,8 @@ def _device(
 
 
 def _receiving(sizes: Sequence[int], piece: int) -> int:
-    """What a worker holds at most beyond the tensors themselves, while it is sent them one by one, at most
-    `piece` at once."""
+    """What an RPC server holds at most beyond the tensors themselves, while it is sent them one by one, at
+    most `piece` at once."""
     most = before = 0
     for size in sizes:
         most = max(most, before + size + min(size, piece))
