@@ -355,8 +355,8 @@ def lines(folder: Path) -> int:
 
 def prepare(source: Path, output: Path, count: int) -> None:
     """So many requests, and what a run that was killed before the last 200 leaves."""
-    from memfit.batch.answers import answer_line
     from memfit.batch.input import open_input
+    from memfit.batch.lines import answer_line
     from memfit.batch.output import open_sink
     from memfit.engines.requests import Completion, Speed
     from memfit.hub.resolve import resolve

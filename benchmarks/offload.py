@@ -22,7 +22,7 @@ from synthetic import write_model
 
 import memfit
 from memfit.engines.llamacpp.oracle import LlamaOracle
-from memfit.memory.baseline import Baseline
+from memfit.memory.process_memory import Baseline
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.units import MIB
 

@@ -56,8 +56,7 @@ def _problem(
         made.append(Layer(core=core, kv_bytes=kv_bytes, ffn_tensors=tuple(ffn_tensors)))
     return Problem(
         devices=tuple(
-            DeviceRoom(name=str(index), room_bytes=room, split_seconds=split_seconds * _PASSES)
-            for index, (room, _) in enumerate(devices)
+            DeviceRoom(room_bytes=room, split_seconds=split_seconds * _PASSES) for room, _ in devices
         ),
         layers=tuple(made),
         output=_piece("output", size(800), speeds),

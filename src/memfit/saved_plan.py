@@ -35,7 +35,7 @@ _Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class _Restored:
     """A plan with its model's files as they lie now, and what else its engine has here."""
 
     plan: Plan
@@ -45,11 +45,7 @@ class _Found:
 
 
 def read_plan(
-    path: str | Path,
-    *,
-    model: str | None = None,
-    count_parent: bool = False,
-    say: _Say | None = None,
+    path: str | Path, *, model: str | None = None, count_parent: bool = False, say: _Say = lambda text: None
 ) -> Plan:
     """The plan that `memfit plan --json`, or `Plan.to_json`, wrote to a file.
 
@@ -65,18 +61,18 @@ def read_plan(
     values = parse_json(read_bytes(Path(path), where), where)
     source, config = named_model(values, where)
     if isinstance(config, LlamaConfig):
-        found = _find_llama(values, where, source, config, model, say or _say_nothing)
+        found = _find_llama(values, where, source, config, model, say)
     else:
-        found = _find_checkpoint(values, where, source, config, model, say or _say_nothing)
+        found = _find_checkpoint(values, where, source, config, model, say)
     return _ready(found, where, count_parent)
 
 
 def _find_llama(
     values: Any, where: str, source: str, config: LlamaConfig, model: str | None, say: _Say
-) -> _Found:
+) -> _Restored:
     named = source if model is None else model
-    place = config.paths[0] if model is None and source != "demo" else resolve(named, say).path
-    spec = read_model(place, source=named)
+    file = config.paths[0] if model is None and source != "demo" else resolve(named, say).path
+    spec = read_model(file, source=named)
     require_writes(spec)
     plan = plan_from_json(values, where, spec)
     assert isinstance(plan, LlamaPlan)
@@ -86,7 +82,7 @@ def _find_llama(
     # From here on nothing hangs on the paths in the JSON.
     plan = replace(plan, config=replace(config, paths=spec.paths))
     calibration = LlamaCalibration(cpu_model=probe().cpu.model, say=say)
-    return _Found(
+    return _Restored(
         plan=plan,
         engine=f"llamacpp {calibration.engine_build}".strip(),
         find_devices=lambda here: _find_again(plan, here, calibration, where),
@@ -95,7 +91,7 @@ def _find_llama(
 
 def _find_checkpoint(
     values: Any, where: str, source: str, config: TransformersConfig, model: str | None, say: _Say
-) -> _Found:
+) -> _Restored:
     from memfit.engines.transformers.checkpoint_files import find_again  # where such a plan is read
 
     found, row, engine = find_again(config, source if model is None else model, say, moved=model is not None)
@@ -103,7 +99,7 @@ def _find_checkpoint(
     require_this_machine(plan)
     config = replace(config, folder=found.folder, paths=found.paths, gguf=found.gguf)
     plan = replace(plan, config=config)
-    return _Found(plan=plan, engine=engine, whole_files=found.whole_files, find_devices=lambda _: [])
+    return _Restored(plan=plan, engine=engine, whole_files=found.whole_files, find_devices=lambda _: [])
 
 
 def require_this_machine(plan: Plan) -> None:
@@ -115,7 +111,7 @@ def require_this_machine(plan: Plan) -> None:
         )
 
 
-def _ready(found: _Found, where: str, count_parent: bool) -> Plan:
+def _ready(found: _Restored, where: str, count_parent: bool) -> Plan:
     """The plan with its limits as of now; refused unless all is as it was when it was made."""
     plan, made_for = found.plan, found.plan.fingerprint
     assert made_for is not None, "plan_from_json refuses a plan without"
@@ -194,7 +190,3 @@ def _command(plan: Plan) -> str:
             f" --engine transformers --load-in {config.load_in}" + " --double-quant" * config.double_quant
         )
     return f"memfit plan {shlex.quote(plan.spec.source)}{settings} --json > FILE"
-
-
-def _say_nothing(text: str) -> None:
-    del text

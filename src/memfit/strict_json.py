@@ -9,6 +9,7 @@ an unknown field without its path, and one bound of two.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Set
@@ -20,7 +21,17 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_
 from memfit.errors import UsageError, WrongValueError, readable
 from memfit.units import MIB, format_bytes
 
-__all__ = ["Between", "JsonReader", "Length", "Matching", "parse_json", "read_bytes", "refusal", "shown"]
+__all__ = [
+    "Between",
+    "JsonReader",
+    "Length",
+    "Matching",
+    "parse_json",
+    "read_bytes",
+    "refusal",
+    "shown",
+    "tupled",
+]
 
 _FILE_LIMIT_BYTES = MIB
 
@@ -137,17 +148,15 @@ class JsonReader:
         parts = {part.name: part for part in fields(kind) if part.name not in given}
         optional = {name for name, part in parts.items() if _has_default(part)}
         found = self.keys(value, field, parts.keys() - optional, optional)
-        kinds = get_type_hints(kind, include_extras=True)
+        kinds = _kinds_of(kind)
         values = {
             name: self.read(kinds[name], found[name], f"{field}.{name}") for name in parts if name in found
         }
         try:
             return kind(**values, **given)
         except WrongValueError as error:
-            path = _path(f"{field}.{error.name}")
-            raise UsageError(
-                f"{self._where}: {path}{error.said}", field=path, got=error.got, needed=error.needed
-            ) from None
+            name, said = f"{field}.{error.name}", error.said
+            raise self._wrong(name, said, got=error.got, needed=error.needed) from None
 
     def keys(
         self, value: Any, field: str, needed: Set[str], optional: Set[str] = frozenset()
@@ -157,16 +166,16 @@ class JsonReader:
             self.refuse(field, value, "an object")
         known = needed | optional | {"note"}
         for key in value.keys() - known:
-            path = _path(f"{field}.{key}")
-            raise UsageError(
-                f"{self._where}: {path} is not a field; here are {', '.join(sorted(known))}", field=path
-            )
+            raise self._wrong(f"{field}.{key}", f" is not a field; here are {', '.join(sorted(known))}")
         for key in sorted(needed - value.keys()):
-            path = _path(f"{field}.{key}")
-            raise UsageError(f"{self._where}: {path} is missing", field=path)
+            raise self._wrong(f"{field}.{key}", " is missing")
         if "note" in value:
             self.read(str, value["note"], f"{field}.note")
         return value
+
+    def _wrong(self, field: str, said: str, **facts: Any) -> UsageError:
+        path = _path(field)
+        return UsageError(f"{self._where}: {path}{said}", field=path, **facts)
 
     def refuse(self, field: str, found: Any, needed: str) -> NoReturn:
         raise refusal(_path(field), found, needed, self._where)
@@ -227,6 +236,16 @@ _READERS: dict[Any, Callable[..., Any]] = {
     int: JsonReader._integer,
     float: JsonReader._float,
 }
+
+
+@functools.cache
+def _kinds_of(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def tupled(value: Any) -> Any:
+    """JSON's lists as the tuples that frozen values have."""
+    return tuple(map(tupled, value)) if isinstance(value, list | tuple) else value
 
 
 def _has_default(part: Field[Any]) -> bool:

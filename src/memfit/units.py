@@ -16,15 +16,8 @@ GIB = 1024**3
 _UNITS = {
     "": 1,
     "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    **{
-        f"{letter}{ending}": 1024**power
-        for power, letter in enumerate("KMGT", 1)
-        for ending in ("", "I", "IB")
-    },
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
+    **{f"{letter}{end}": 1024**power for power, letter in enumerate("KMGT", 1) for end in ("", "I", "IB")},
 }
 _SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-zA-Z]*|%)\s*", re.ASCII)
 # What people write beside that: "+8GiB", ".5GiB", "1.GiB", "11,5GiB", "1_000", "1e9".

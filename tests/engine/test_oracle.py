@@ -11,9 +11,8 @@ from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError
 from memfit.headers import read_model
-from memfit.memory.baseline import Baseline
 from memfit.memory.estimate import LlamaConfig
-from memfit.memory.process_memory import process_memory
+from memfit.memory.process_memory import Baseline, process_memory
 from memfit.planner.llamacpp.tensor_devices import devices_of
 from memfit.units import MIB
 from thorough import THOROUGH

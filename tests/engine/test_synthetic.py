@@ -16,8 +16,8 @@ import pytest
 from conftest import run_memfit
 from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.headers import read_model
-from memfit.memory.baseline import Baseline
 from memfit.memory.estimate import LlamaConfig
+from memfit.memory.process_memory import Baseline
 
 pytestmark = pytest.mark.engine
 

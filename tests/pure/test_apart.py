@@ -27,8 +27,8 @@ def _problem(device_bytes: int, ram_bytes: int = 100) -> Problem:
         ffn_tensors=(Piece(name="block", size_bytes=10, seconds=(2.0, 1.0)),),
     )
     devices = (
-        DeviceRoom(name="ram", room_bytes=ram_bytes, split_seconds=0.0),
-        DeviceRoom(name="gpu", room_bytes=device_bytes, split_seconds=0.0),
+        DeviceRoom(room_bytes=ram_bytes, split_seconds=0.0),
+        DeviceRoom(room_bytes=device_bytes, split_seconds=0.0),
     )
     return Problem(devices=devices, layers=(layer, layer), output=None)
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfit.batch.answers import answer_line, failure_line
-from memfit.batch.lines import LINE_LIMIT_BYTES, Line, LineError, parse_line
+from memfit.batch.lines import LINE_LIMIT_BYTES, Line, LineError, answer_line, failure_line, parse_line
 from memfit.engines.requests import Completion, Sampling, Speed
 from memfit.errors import EngineError
 

@@ -16,8 +16,7 @@ from memfit.engines.llamacpp import calibrate
 from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.errors import EngineError
 from memfit.headers import read_model
-from memfit.memory.baseline import Baseline
-from memfit.memory.process_memory import ProcessMemory
+from memfit.memory.process_memory import Baseline, ProcessMemory
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed
 
 _BASELINE = {

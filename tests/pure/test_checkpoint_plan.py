@@ -20,16 +20,16 @@ from memfit.headers.safetensors import read_checkpoint
 from memfit.memory.loaded_checkpoint import (
     TransformersConfig,
     layer_bytes,
-    layer_kv_bytes,
     loading_peak_bytes,
     packed_state_bytes,
     refused_layer,
 )
 from memfit.memory.precision import precision
+from memfit.memory.precision_table import layer_kv_bytes
 from memfit.planner.request import Budget, Workload
-from memfit.planner.transformers.layers import LayerCosts, counts_on_gpus, device_map, device_of
 from memfit.planner.transformers.planner import plan_checkpoint
 from memfit.planner.transformers.runtime import GpuRuntime, Runtime
+from memfit.planner.transformers.tiers import LayerCosts, counts_on_gpus, device_map, device_of
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.units import MIB
 

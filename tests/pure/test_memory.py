@@ -16,9 +16,9 @@ import psutil
 import pytest
 from fakes import make_graph
 
-from memfit.memory.baseline import Baseline
 from memfit.memory.estimate import DeviceBytes, LlamaConfig, MemoryEstimate
 from memfit.memory.process_memory import (
+    Baseline,
     ProcessMemory,
     disk_read_bytes,
     group_bytes,

@@ -105,7 +105,7 @@ def _offloader(
         ]
 
     speeds = speeds or [_SLOW_ATTENTION, *(_FAST for _ in devices)]
-    wanted = [limit * asked for limit in limits[1:]]
+    wanted = [0, *(limit * asked for limit in limits[1:])]
     return Offloader(spec, workload or Workload(), devices, limits, wanted, speeds, tiers, solve)
 
 
@@ -293,14 +293,14 @@ def test_a_large_output_does_not_keep_a_worker_from_being_filled(
     spec = replace(spec, tensors=tensors)
     limit = room * MIB + _BESIDE + _VECTORS
     offloader = _offloader(spec, _LARGE, limit, speeds=[_FAST, make_speed(1e9)], asked=True)
-    plain = offloader._tiers
+    plain = offloader.tiers
 
     def tiers(config: LlamaConfig) -> list[TierUse]:
         ram, worker = plain(config)
         sent = sent_bytes(spec, config).get(1, [0])
         return [ram, replace(worker, reserved_bytes=sum(sent) + sent[0])]
 
-    offloader._tiers = tiers
+    offloader.tiers = tiers
     config = _config(spec)
     placed = offloader.place(config, DeviceOracle(spec).ask(config))
     assert placed is not None
@@ -362,7 +362,7 @@ def test_a_tensor_for_which_a_device_needs_more_than_its_bytes() -> None:
     limit = (8 + 4 + 12 + 3 * 16 + 33) * MIB + 2 * 256 + _BESIDE
     offloader = _offloader(spec, _LARGE, limit, asked=True)
     found = _half_placed(offloader, spec)
-    plain = offloader._tiers
+    plain = offloader.tiers
 
     def tiers(config: LlamaConfig) -> list[TierUse]:
         ram, device = plain(config)
@@ -370,7 +370,7 @@ def test_a_tensor_for_which_a_device_needs_more_than_its_bytes() -> None:
         return [ram, replace(device, parts={**device.parts, "compute": device.compute_bytes + more})]
 
     assert limit - found.needs[1] == 33 * MIB
-    offloader._tiers = tiers
+    offloader.tiers = tiers
     fuller = offloader._adjust(_config(spec), found)
     assert fuller is not None and fuller.fits
     assert sum(map(sum, fuller.placement.ffn_devices)) == 4
@@ -691,8 +691,7 @@ def test_what_is_minimised_is_what_is_predicted(
     passes = generated_tokens + -(-prompt_tokens // config.ubatch)
     problem = Problem(
         devices=tuple(
-            DeviceRoom(name="", room_bytes=_LARGE, split_seconds=passes * speed.split_seconds)
-            for speed in speeds
+            DeviceRoom(room_bytes=_LARGE, split_seconds=passes * speed.split_seconds) for speed in speeds
         ),
         layers=pieces.layers,
         output=pieces.output,

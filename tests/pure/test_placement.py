@@ -16,10 +16,7 @@ def _piece(size_bytes: int, *seconds: float) -> Piece:
 
 
 def _devices(*rooms: int, split_seconds: float = 0.0) -> tuple[DeviceRoom, ...]:
-    return tuple(
-        DeviceRoom(name=str(index), room_bytes=room, split_seconds=split_seconds)
-        for index, room in enumerate(rooms)
-    )
+    return tuple(DeviceRoom(room_bytes=room, split_seconds=split_seconds) for room in rooms)
 
 
 def _solve(problem: Problem) -> Placement | None:
@@ -46,8 +43,8 @@ def _two_layers(split_seconds: float) -> Problem:
 
 def test_cost_counts_pieces_kv_and_every_entry() -> None:
     devices = (
-        DeviceRoom(name="ram", room_bytes=0, split_seconds=0.5),
-        DeviceRoom(name="gpu", room_bytes=0, split_seconds=0.25),
+        DeviceRoom(room_bytes=0, split_seconds=0.5),
+        DeviceRoom(room_bytes=0, split_seconds=0.25),
     )
     layers = (_layer(kv_bytes=3), _layer(kv_bytes=4))
     problem = Problem(devices=devices, layers=layers, output=_piece(7, 5, 3))
@@ -341,7 +338,7 @@ def test_blocks_on_a_device_may_be_what_ram_lacks() -> None:
 def test_a_device_that_must_hold_more_than_whole_layers() -> None:
     layers = (_blocks_layer(2, 1),) * 2
     for least, fits in ((33 + 14, True), (33 + 15, False)):
-        device = DeviceRoom(name="1", room_bytes=33 + 17, split_seconds=0.0, least_bytes=least)
+        device = DeviceRoom(room_bytes=33 + 17, split_seconds=0.0, least_bytes=least)
         problem = Problem(devices=(*_devices(1000), device), layers=layers, output=None)
         assert layer_split(problem) is None
         assert (layer_split(problem, partial=True) is not None) is fits
@@ -401,7 +398,6 @@ def _random_problem(chance: random.Random) -> Problem:
     whole = sum(one.size_bytes for one in pieces) + sum(layer.kv_bytes for layer in layers)
     devices = tuple(
         DeviceRoom(
-            name=str(index),
             room_bytes=int(whole * chance.random() * (0.9 if index else 1.3)),
             split_seconds=chance.choice((0.0, chance.random())),
         )

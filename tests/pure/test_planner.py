@@ -34,14 +34,13 @@ from hypothesis import strategies as st
 from memfit.errors import DoesNotFitError, EngineError, UsageError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
-from memfit.planner.defaults import thread_count
 from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.placement import Placement, Problem
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.tiers import _receiving
-from memfit.planner.request import Budget, Workload
+from memfit.planner.request import Budget, Workload, thread_count
 from memfit.planner.speed import DeviceSpeed, WeightSpeed
 from memfit.units import GIB, KIB, MIB
 from thorough import times

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("printing_libraries")
 def test_the_placement_solver() -> None:
     layer = Layer(core=Piece(name="core", size_bytes=10, seconds=(10.0, 1.0)), kv_bytes=0, ffn_tensors=())
     devices = (
-        DeviceRoom(name="ram", room_bytes=100, split_seconds=0.0),
-        DeviceRoom(name="gpu", room_bytes=15, split_seconds=0.0),
+        DeviceRoom(room_bytes=100, split_seconds=0.0),
+        DeviceRoom(room_bytes=15, split_seconds=0.0),
     )
     problem = Problem(devices=devices, layers=(layer, layer), output=None)
     with SolverProcess() as solver:

@@ -10,11 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
-from memfit.batch.answers import answer_line, failure_line
 from memfit.batch.input import Input
-from memfit.batch.lines import Line, LineError
+from memfit.batch.lines import Line, LineError, answer_line, failure_line
 from memfit.batch.sink import Sink
 from memfit.engines.report import Report
 from memfit.engines.requests import RequestResult, StreamTotals
@@ -37,10 +36,6 @@ class Progress:
     failed: int
     totals: StreamTotals  # of this run
 
-    @property
-    def left(self) -> int:
-        return self.total - self.answered - self.failed
-
 
 @dataclass
 class _Suspects:
@@ -51,33 +46,23 @@ class _Suspects:
     deaths_in_a_row: int = 0
 
 
+@dataclass
 class Executor:
     """One run over one input."""
 
-    def __init__(
-        self,
-        source: Input,
-        sink: Sink,
-        open_session: Callable[[], Session],
-        *,
-        model: str,
-        ahead: int,
-        expected_tokens: float,
-        on_progress: Callable[[Progress], None],
-        say: Callable[[str], None],
-    ) -> None:
-        """`model` is what answers call it; `ahead` requests at most are with the worker at a time."""
-        self._source, self._sink = source, sink
-        self._open_session = open_session
-        self._model = model
-        self._ahead = ahead
-        self._expected_tokens = expected_tokens
-        self._on_progress = on_progress
-        self._say = say
-        self._open: dict[int, Line] = {}  # with the worker, by number
-        self._totals = StreamTotals()
-        self._flushed_at = 0.0
-        self._suspects = _Suspects()
+    source: Input
+    sink: Sink
+    open_session: Callable[[], Session]
+    _: KW_ONLY
+    model: str  # as answers call it
+    ahead: int  # requests that are with the worker at a time, at most
+    expected_tokens: float
+    on_progress: Callable[[Progress], None]
+    say: Callable[[str], None]
+    _open: dict[int, Line] = field(default_factory=dict, init=False)  # with the worker, by number
+    _totals: StreamTotals = field(default_factory=StreamTotals, init=False)
+    _flushed_at: float = field(default=0.0, init=False)
+    _suspects: _Suspects = field(default_factory=_Suspects, init=False)
 
     def run(self) -> tuple[Report, StreamTotals]:
         """Answer every line that is not done; returns the last session's report, and the totals of all.
@@ -86,9 +71,9 @@ class Executor:
             InterruptedByUser: Ctrl-C; what is finished is kept.
             MemfitError: the session cannot be opened, or the answers cannot be kept.
         """
-        lines = self._source.items(self._sink.done)
+        lines = self.source.items(self.sink.done)
         while True:
-            with closing(self._open_session()) as session:
+            with closing(self.open_session()) as session:
                 try:
                     while self._suspects.groups:
                         self._answer(session, self._suspects.groups[0])
@@ -97,19 +82,19 @@ class Executor:
                     self._answer(session, lines)
                     return session.report(), self._totals
                 except WorkerDiedError as death:
-                    self._sink.flush()
+                    self.sink.flush()
                     self._suspect(death)
 
     def _answer(self, session: Session, lines: Iterable[Line | LineError]) -> None:
         """All of `lines`, as many at a time as the session is given."""
         before = self._totals
-        stream = session.open(expected_tokens=self._expected_tokens)
+        stream = session.open(expected_tokens=self.expected_tokens)
         waiting = iter(lines)
         ended = False
 
         def feed() -> None:
             nonlocal ended
-            while not ended and len(self._open) < self._ahead:
+            while not ended and len(self._open) < self.ahead:
                 line = next(waiting, None)
                 if line is None:
                     ended = True
@@ -130,10 +115,10 @@ class Executor:
                 now = time.monotonic()
                 if now - self._flushed_at >= _FLUSH_SECONDS:
                     self._flushed_at = now
-                    self._sink.flush()
+                    self.sink.flush()
                     self._show()
         self._totals = before + stream.totals
-        self._sink.flush()
+        self.sink.flush()
         self._show()
         if stream.was_cancelled:
             raise InterruptedByUser
@@ -146,18 +131,18 @@ class Executor:
         elif answer.completion.finish_reason == "cancelled":
             return  # of Ctrl-C: another run answers it
         else:
-            self._sink.add(line.number, output=answer_line(line, answer.completion, model=self._model))
+            self.sink.add(line.number, output=answer_line(line, answer.completion, model=self.model))
             self._suspects.deaths_in_a_row = 0
 
     def _fail(self, number: int, custom_id: str | None, error: MemfitError) -> None:
-        self._sink.add(number, error=failure_line(number, custom_id, error))
+        self.sink.add(number, error=failure_line(number, custom_id, error))
 
     def _show(self) -> None:
-        self._on_progress(
+        self.on_progress(
             Progress(
-                total=self._source.count,
-                answered=self._sink.answered,
-                failed=self._sink.failed,
+                total=self.source.count,
+                answered=self.sink.answered,
+                failed=self.sink.failed,
                 totals=self._totals,
             )
         )
@@ -165,14 +150,14 @@ class Executor:
     def _suspect(self, death: WorkerDiedError) -> None:
         """Decide what is tried next, and with what."""
         suspects = self._suspects
-        self._say(f"{death}; starting another one")
+        self.say(f"{death}; starting another one")
         if not suspects.groups:
             if self._open:
                 suspects.groups.append(list(self._open.values()))
             self._open.clear()
             return
         self._open.clear()
-        left = [line for line in suspects.groups.popleft() if line.number not in self._sink.done]
+        left = [line for line in suspects.groups.popleft() if line.number not in self.sink.done]
         if len(left) > 1:
             half = len(left) // 2
             suspects.groups.extendleft((left[half:], left[:half]))

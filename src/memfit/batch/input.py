@@ -55,8 +55,11 @@ class Input(Closing):
         self._version = _version(file)
         for number, data in _lines(file, scan.hash.update):
             scan.add(number, data)
+        self._first_numbers: dict[int, int] = {}  # of lines whose custom_id an earlier line has: that line's
         if scan.count:
-            require_lines(head, _tail(file), path, objects=scan.objects, problem=self._first_problem())
+            first = next(self.items(), None)
+            problem = str(first) if isinstance(first, LineError) else ""
+            require_lines(head, _tail(file), path, objects=scan.objects, problem=problem)
         self.count = scan.count  # requests: lines that are not blank
         self.last_number = scan.last_number  # lines in the file
         self.blank_numbers: Sequence[int] = scan.blank_numbers
@@ -103,23 +106,12 @@ class Input(Closing):
         reason = f"custom_id {json.dumps(line.custom_id)} is there twice, first in line {first}"
         return LineError(number, line.custom_id, reason)
 
-    def _first_problem(self) -> str:
-        """What is wrong with the first line that is not blank; "" if nothing."""
-        for number, data in _lines(self._file):
-            if not _is_blank(data):
-                try:
-                    self._parse(number, data)
-                except LineError as error:
-                    return str(error)
-                break
-        return ""
-
     def _repeated(self, suspects: set[int]) -> dict[int, int]:
-        """Number of each line whose custom_id an earlier line has → that line's number."""
         first_numbers: dict[str, int] = {}
         repeated: dict[int, int] = {}
         for number, data in _lines(self._file) if suspects else ():
-            custom_id = _custom_id(_loaded(data), number)
+            value = _loaded(data)
+            custom_id = None if value is None else custom_id_of(value, number)
             if custom_id is not None and hash(custom_id) in suspects:
                 first = first_numbers.setdefault(custom_id, number)
                 if first != number:
@@ -195,18 +187,15 @@ class _Scan:
         if value is None:
             return
         self.objects += 1
-        custom_id = _custom_id(value, number)
+        custom_id = custom_id_of(value, number)
         if custom_id is not None:
             key = hash(custom_id)
             (self.suspects if key in self._seen else self._seen).add(key)
-        if self._measure(value):
-            self.longest_number = number
-
-    def _measure(self, value: Mapping[str, Any]) -> bool:
-        """Whether its prompt is the longest so far."""
         body = value.get("body", value)
-        if not isinstance(body, dict):
-            return False
+        if isinstance(body, dict):
+            self._measure(number, body)
+
+    def _measure(self, number: int, body: Mapping[str, Any]) -> None:
         self._readable += 1
         wanted = body.get("response_format")
         self.has_schemas |= isinstance(wanted, dict) and wanted.get("type") != "text"
@@ -217,9 +206,8 @@ class _Scan:
             self._limited += 1
             self._tokens += tokens
             self._largest_tokens = max(self._largest_tokens, tokens)
-        is_longest = prompt_bytes > self._largest_prompt_bytes
-        self._largest_prompt_bytes = max(self._largest_prompt_bytes, prompt_bytes)
-        return is_longest
+        if prompt_bytes > self._largest_prompt_bytes:
+            self._largest_prompt_bytes, self.longest_number = prompt_bytes, number
 
     def sizes(self) -> InputSizes:
         return InputSizes(
@@ -305,10 +293,6 @@ def _loaded(data: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _custom_id(value: Mapping[str, Any] | None, number: int) -> str | None:
-    return None if value is None else custom_id_of(value, number)
 
 
 def _prompt_bytes(body: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,10 +127,8 @@ class Journal(AppendFile):
         new = AppendFile(str(temporary), os.open(temporary, flags, 0o666))
         with ExitStack() as undo:
             undo.callback(temporary.unlink)
-            try:
+            with closing(new):
                 new.append(_encode_header(self.header))
-            finally:
-                new.close()
             undo.pop_all()
         os.replace(temporary, self.path)  # noqa: PTH105 - all of this module's writing is calls of os
         sync_folder(self.path)

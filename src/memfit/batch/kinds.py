@@ -14,10 +14,8 @@ END_BYTES = 4096  # of the head and of the tail of a file, enough to tell
 
 # How a file begins → what it is, and the command that writes text of it.
 _MAGIC = (
-    (b"\xff\xfe\0\0", "UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
-    (b"\0\0\xfe\xff", "UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
-    (b"\xff\xfe", "UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
-    (b"\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
+    ((b"\xff\xfe\0\0", b"\0\0\xfe\xff"), "UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
+    ((b"\xff\xfe", b"\xfe\xff"), "UTF-16 text", "iconv -f UTF-16 -t UTF-8"),
     (b"\x1f\x8b", "compressed by gzip", "gzip -dc"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd", "zstd -dc"),
     (b"\xfd7zXZ\0", "compressed by xz", "xz -dc"),

@@ -1,24 +1,35 @@
-"""One line of a batch's input → a request: OpenAI's batch format, or a plain prompt or messages.
+"""One line of a batch: of its input → a request, of its answers → JSON as OpenAI's batches write it.
 
-What stands around a body is read here, the body itself by openai/requests.py.
+A line of the input is of OpenAI's batch format, or a plain prompt or messages. What stands around a body is
+read and written here, the body itself in openai/.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memfit.engines.requests import Request, Sampling
-from memfit.errors import UsageError
+from memfit.engines.requests import Completion, Request, Sampling
+from memfit.errors import MemfitError, UsageError
 from memfit.openai.fields import field_name, read_object
 from memfit.openai.requests import QUESTIONS, Form, read_request
+from memfit.openai.responses import error_object, response_body
 from memfit.strict_json import parse_json, refusal, shown
 from memfit.units import MIB, format_bytes
 
-__all__ = ["LINE_LIMIT_BYTES", "Line", "LineError", "custom_id_of", "parse_line"]
+__all__ = [
+    "LINE_LIMIT_BYTES",
+    "Line",
+    "LineError",
+    "answer_line",
+    "custom_id_of",
+    "failure_line",
+    "parse_line",
+]
 
 LINE_LIMIT_BYTES = 16 * MIB
 
@@ -68,7 +79,8 @@ def parse_line(
         value = _parse(data)
         custom_id = custom_id_of(value, number)
         if custom_id is None:
-            raise _id_refusal(value)
+            name = next(name for name in _IDS if value.get(name) is not None)
+            raise refusal(name, value[name], "a text or a whole number")
         _check_text(data, value)
         if value.keys() & {"body", "url", "method"}:
             form, body = _unwrapped(value)
@@ -104,11 +116,6 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"the line is {shown(value)}, not an object")
     return value
-
-
-def _id_refusal(value: Mapping[str, Any]) -> UsageError:
-    name = next(name for name in _IDS if value.get(name) is not None)
-    return refusal(name, value[name], "a text or a whole number")
 
 
 def _check_text(data: bytes, value: Any) -> None:
@@ -151,3 +158,22 @@ def _plain_request(
     if not isinstance(request.prompt, str) or raw:
         return request
     return replace(request, messages=({"role": "user", "content": request.prompt},), prompt=None)
+
+
+def answer_line(line: Line, completion: Completion, *, model: str) -> dict[str, Any]:
+    """The output's line for a whole answer."""
+    return {
+        "id": f"batch_req_{uuid.uuid4().hex}",
+        "custom_id": line.custom_id,
+        "response": {
+            "status_code": 200,
+            "request_id": uuid.uuid4().hex,
+            "body": response_body(line.form, completion, model=model),
+        },
+        "error": None,
+    }
+
+
+def failure_line(number: int, custom_id: str | None, error: MemfitError) -> dict[str, Any]:
+    """The error file's line."""
+    return {"line": number, "custom_id": custom_id, "error": error_object(error)}

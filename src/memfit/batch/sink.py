@@ -63,11 +63,7 @@ class Sink(Closing):
         self._next = 1  # the first line that an output in order waits for
 
     def add(
-        self,
-        number: int,
-        *,
-        output: Mapping[str, Any] | None = None,
-        error: Mapping[str, Any] | None = None,
+        self, number: int, *, output: Mapping[str, Any] | None = None, error: Mapping[str, Any] | None = None
     ) -> None:
         """One finished line: the JSON object for the output file, or that for the error file.
 

@@ -88,7 +88,7 @@ def _run(plan: Plan, prompt_tokens: int, generated_tokens: int) -> Iterator[_Run
 def _run_gguf(path: str) -> dict[str, Any]:
     from memfit.engines.llamacpp.oracle import LlamaOracle
     from memfit.headers import read_model
-    from memfit.memory.baseline import Baseline
+    from memfit.memory.process_memory import Baseline
     from memfit.planner.llamacpp.inputs import PlanInputs
     from memfit.planner.llamacpp.planner import make_plan
 

@@ -71,8 +71,7 @@ def _known(machine: Machine) -> MachineSpeeds:
 def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
     from memfit.cli.render import console, speaker
     from memfit.engines.llamacpp.lookup import find_devices
-    from memfit.planner.defaults import thread_count
-    from memfit.planner.request import Budget, Workload
+    from memfit.planner.request import Budget, Workload, thread_count
 
     if sys.platform != "linux":
         raise EngineError(f"memfit measures speeds on Linux only, and this is {sys.platform}; try WSL2")

@@ -6,8 +6,7 @@ from memfit.cli.json_output import write_json
 from memfit.cli.render import console, plain, table
 from memfit.headers.hf_shapes import HfModel
 from memfit.memory.precision_table import PrecisionRow, precision_table
-from memfit.planner.defaults import context_of
-from memfit.planner.request import Workload
+from memfit.planner.request import Workload, context_of
 from memfit.units import format_bytes
 
 __all__ = ["show_precisions"]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from memfit.strict_json import Between, Matching
+from memfit.strict_json import Between, Matching, tupled
 
 __all__ = ["RAM", "DeviceBytes", "Graph", "LlamaConfig", "MemoryEstimate", "Operation", "Oracle"]
 
@@ -50,17 +50,8 @@ class LlamaConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LlamaConfig:
         """What `to_json` gave, after any number of readings and writings as JSON."""
-        return cls(
-            **{
-                **values,
-                "paths": tuple(Path(path) for path in values["paths"]),
-                "devices": tuple(values["devices"]),
-                "layers": tuple(values["layers"]),
-                "overrides": tuple((pattern, device) for pattern, device in values["overrides"]),
-                "streamed": tuple(values["streamed"]),
-                "dequantized": tuple(values["dequantized"]),
-            }
-        )
+        found = {name: tupled(value) for name, value in values.items()}
+        return cls(**{**found, "paths": tuple(map(Path, found["paths"]))})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,9 +80,8 @@ class HardCap:
         limit, swap, _, _ = (self.folder / name for name in _FILES[self._version])
         control = self._origin / "cgroup.subtree_control"
         if self._version == 2 and "memory" not in control.read_text().split():
-            _write(
-                control, "+memory"
-            )  # refused as long as others are in our own group, unless that is the root
+            # Refused as long as others are in our own group, unless that is the root.
+            _write(control, "+memory")
         _write(limit, str(self.limit_bytes))
         if swap.exists():  # or the kernel would rather swap than stop us
             _write(swap, str(self.limit_bytes) if self._version == 1 else "0")
@@ -109,13 +108,12 @@ class HardCap:
         while True:
             try:
                 self.folder.rmdir()
+                return
             except OSError as error:
                 # What cannot be removed now is removed by the next that starts.
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     return
-                time.sleep(0.01)
-            else:
-                return
+            time.sleep(0.01)
 
     def _leave(self) -> None:
         self._holds_us = False

@@ -1,7 +1,7 @@
 """What loading and running a checkpoint in transformers takes beyond precision_table.py's bytes of the model.
 
-That is the KV cache, which is taken in advance, what a pass needs, and what loading needs. Held against
-reality by tests/engine/test_transformers.py and benchmarks/transformers_engine.py. Pure.
+That is what a pass needs, and what loading needs. Held against reality by tests/engine/test_transformers.py
+and benchmarks/transformers_engine.py. Pure.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from memfit.headers.hf_config import HfConfig
 from memfit.headers.hf_shapes import HfModel, HfParameter
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.precision import LOAD_IN, Precision, precision, stored_precision
 from memfit.memory.precision_table import loaded_bytes
-from memfit.strict_json import Between, Length, Matching
+from memfit.strict_json import Between, Length, Matching, tupled
 from memfit.units import MIB
 
 __all__ = [
     "TransformersConfig",
     "converting_peak_bytes",
     "layer_bytes",
-    "layer_kv_bytes",
     "loading_peak_bytes",
     "packed_state_bytes",
     "pass_bytes",
@@ -78,32 +76,13 @@ class TransformersConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TransformersConfig:
         """What `to_json` gave, after having been JSON."""
-        return cls(
-            **{
-                **values,
-                "folder": Path(values["folder"]),
-                "paths": tuple(Path(path) for path in values["paths"]),
-                "gguf": Path(values["gguf"]) if values["gguf"] else None,
-                "device_map": tuple((module, device) for module, device in values["device_map"]),
-                "gpus": tuple(values["gpus"]),
-                "gpu_limits": tuple(values["gpu_limits"]),
-            }
-        )
+        found = {name: tupled(value) for name, value in values.items()}
+        gguf = Path(found["gguf"]) if found["gguf"] else None
+        paths = tuple(map(Path, found["paths"]))
+        return cls(**{**found, "folder": Path(found["folder"]), "paths": paths, "gguf": gguf})
 
 
 # -- what stays ------------------------------------------------------------------------------------
-
-
-def layer_kv_bytes(config: HfConfig, context: int, ubatch: int, element_bytes: int) -> list[int]:
-    """Keys and values of each layer in engines/transformers/kv_cache.py: all of them from the start.
-
-    A sliding layer has room for its window and the ubatch that comes behind it.
-    """
-    of_a_token = 2 * config.num_key_value_heads * config.head_dim * element_bytes
-    return [
-        of_a_token * (context if window is None else min(context, window - 1 + ubatch))
-        for window in config.layer_windows
-    ]
 
 
 def packed_state_bytes(model: HfModel, *, double_quant: bool) -> int:
@@ -178,9 +157,7 @@ def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
     return tuple((not one.isdigit(), int(one) if one.isdigit() else 0, one) for one in parts)
 
 
-def pass_bytes(
-    model: HfModel, precision: Precision, *, context: int, ubatch: int, packs: bool, outputs: int = 0
-) -> int:
+def pass_bytes(model: HfModel, config: TransformersConfig, *, packs: bool) -> int:
     """What a pass needs beside weights and KV cache, at its worst moment.
 
     Counted: the residual stream and what one attention and one feed-forward block hold at once; keys and
@@ -188,22 +165,21 @@ def pass_bytes(
     the sampler, or the logits of texts that are scored.
     Ignored: what kernels keep for themselves, which the calibration run has in its figure.
     """
-    config, element = model.hf_config, precision.element_bytes
-    hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
-    key_values = config.num_key_value_heads * config.head_dim
-    stream = ubatch * hidden * (2 * element + 8)  # and a norm in float32
-    wide = max(config.intermediate_size, config.moe_intermediate_size * config.num_experts // 8)
+    sizes, element, ubatch = model.hf_config, config.precision.element_bytes, config.ubatch
+    heads, key_values = (
+        number * sizes.head_dim for number in (sizes.num_attention_heads, sizes.num_key_value_heads)
+    )
+    stream = ubatch * sizes.hidden_size * (2 * element + 8)  # and a norm in float32
+    wide = max(sizes.intermediate_size, sizes.moe_intermediate_size * sizes.num_experts // 8)
     feed_forward = 4 * ubatch * wide * element
-    attention = (
-        ubatch * (3 * heads + 4 * key_values) * element
-        + 2 * context * heads * element
-        + ubatch * context * element
+    attention = element * (
+        ubatch * (3 * heads + 4 * key_values) + 2 * config.context * heads + ubatch * config.context
     )
     linear = [one for one in model.parameters if one.kind == "linear"]
     extra = 0
-    if precision.bits == 4 and not packs:
+    if config.precision.bits == 4 and not packs:
         extra = max((one.elements for one in linear), default=0) * element
-    elif precision.bits == 8:
+    elif config.precision.bits == 8:
         extra = ubatch * (_INT8_BYTES * wide + _INT8_LEFT_BYTES * sum(one.shape[0] for one in linear))
-    logits = _SAMPLER_BYTES + outputs * (element + 4)  # as they are computed, and in float32
-    return stream + max(feed_forward, attention) + extra + logits * config.vocab_size
+    logits = _SAMPLER_BYTES + config.outputs * (element + 4)  # as they are computed, and in float32
+    return stream + max(feed_forward, attention) + extra + logits * sizes.vocab_size

@@ -11,12 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from memfit.memory.page_cache import cached_bytes
-from memfit.memory.process_memory import (
-    disk_read_bytes,
-    group_bytes,
-    process_memory,
-    process_status,
-)
+from memfit.memory.process_memory import disk_read_bytes, group_bytes, process_memory, process_status
 
 __all__ = ["Meter"]
 

@@ -14,24 +14,6 @@ __all__ = ["cached_bytes", "drop_cached"]
 _CACHESTAT = 451  # the same number on every architecture; Linux 6.5
 
 
-class _Range(ctypes.Structure):
-    """The kernel's `cachestat_range`; a length of 0 reaches to the end of the file."""
-
-    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
-
-
-class _Counts(ctypes.Structure):
-    """The kernel's `cachestat`, in pages."""
-
-    _fields_ = (
-        ("cached", ctypes.c_uint64),
-        ("dirty", ctypes.c_uint64),
-        ("writeback", ctypes.c_uint64),
-        ("evicted", ctypes.c_uint64),
-        ("recently_evicted", ctypes.c_uint64),
-    )
-
-
 def cached_bytes(paths: Sequence[Path]) -> int | None:
     """Bytes of these files in the page cache; None where the kernel does not say.
 
@@ -41,18 +23,17 @@ def cached_bytes(paths: Sequence[Path]) -> int | None:
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None, use_errno=True)
-    counts, pages = _Counts(), 0
+    # The kernel's `cachestat_range`, of which a length of 0 reaches to the end of the file, and its
+    # `cachestat`, in pages: cached, dirty, in writeback, evicted, recently evicted.
+    whole, counts, pages = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)(), 0
     for path in paths:
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            with path.open("rb", buffering=0) as file:
+                if libc.syscall(_CACHESTAT, file.fileno(), whole, counts, 0):
+                    return None
         except OSError:
             return None
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, descriptor)
-            whole = _Range(0, 0)
-            if libc.syscall(_CACHESTAT, descriptor, ctypes.byref(whole), ctypes.byref(counts), 0) != 0:
-                return None
-        pages += counts.cached
+        pages += counts[0]
     return pages * os.sysconf("SC_PAGESIZE")
 
 

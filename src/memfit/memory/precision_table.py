@@ -25,6 +25,7 @@ __all__ = [
     "Kept",
     "PrecisionRow",
     "kv_cache_bytes",
+    "layer_kv_bytes",
     "loaded_bytes",
     "precision_row",
     "precision_table",
@@ -109,8 +110,19 @@ def kv_cache_bytes(config: HfConfig, context: int, *, element_bytes: int) -> int
     lies in the same storage. Not counted: after a prompt, until the next token, the sliding layers'
     storage still has the whole prompt; and each append copies a layer's cache.
     """
-    tokens = sum(context if window is None else min(context, window) for window in config.layer_windows)
-    return tokens * 2 * config.num_key_value_heads * config.head_dim * element_bytes
+    return sum(layer_kv_bytes(config, context, 1, element_bytes))
+
+
+def layer_kv_bytes(config: HfConfig, context: int, ubatch: int, element_bytes: int) -> list[int]:
+    """Keys and values of each layer in engines/transformers/kv_cache.py: all of them from the start.
+
+    A sliding layer has room for its window and the ubatch that comes behind it.
+    """
+    of_a_token = 2 * config.num_key_value_heads * config.head_dim * element_bytes
+    return [
+        of_a_token * (context if window is None else min(context, window - 1 + ubatch))
+        for window in config.layer_windows
+    ]
 
 
 def precision_row(model: HfModel, precision: Precision, context: int) -> PrecisionRow:

@@ -7,6 +7,7 @@ library pages: Pss would give them a share, so that a second memfit would change
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from memfit.units import KIB
 
 __all__ = [
+    "Baseline",
     "ProcessMemory",
     "ProcessStatus",
     "disk_read_bytes",
@@ -90,6 +92,23 @@ def group_bytes(processes: Iterable[ProcessMemory]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What memfit's processes hold beyond what the oracle counts: measured on this machine once, cached.
+
+    Two parts: the parent (Python, the command line, terminal output), and what a worker holds after its first
+    real decode that a simulating one does not (thread stacks, kernels' code pages, the scheduler's tables).
+    """
+
+    parent: ProcessMemory | None  # None: the caller's own process, which memfit does not count
+    decode_bytes: int  # a worker's growth from simulated to decoding, buffers aside
+
+    def with_worker(self, worker: ProcessMemory) -> int:
+        """Bytes of parent and worker together; `worker` is a simulating one."""
+        processes = [worker] if self.parent is None else [self.parent, worker]
+        return group_bytes(processes) + self.decode_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProcessStatus:
     """The kernel's running counts of one process: cheap, for sampling."""
 
@@ -114,12 +133,10 @@ def process_status(pid: int | str = "self") -> ProcessStatus:
 
 def disk_read_bytes(pid: int) -> int:
     """Bytes that a process has caused to be read from disk; 0 where the kernel does not say."""
-    try:
+    with contextlib.suppress(PermissionError):
         for line in _read(pid, "io").splitlines():
             if line.startswith("read_bytes:"):
                 return int(line.split()[1])
-    except PermissionError:
-        pass
     return 0
 
 

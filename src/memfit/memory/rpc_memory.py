@@ -14,8 +14,8 @@ from memfit.units import KIB
 
 __all__ = ["LATER_BYTES", "RpcMemory", "decode_rpc_memory", "encode_rpc_memory", "whole_pages"]
 
-# Of a worker that computes, beyond what it held while idle and what it is asked for: pages of the kernels'
-# code (measured: 0.8 to 1.1 MiB), a stack.
+# Of an RPC server that computes, beyond what it held while idle and what it is asked for: pages of the
+# kernels' code (measured: 0.8 to 1.1 MiB), a stack.
 LATER_BYTES = 1280 * KIB
 _PAGE_BYTES = 4096
 _MARK = 0x6D6  # below a page; more than the engine allows threads

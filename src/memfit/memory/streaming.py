@@ -7,7 +7,7 @@ lies on, and neighbours share them. Pure arithmetic on the header's offsets.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memfit.headers.model_spec import TensorSpec
 
@@ -51,12 +51,7 @@ def stretches(tensors: Iterable[TensorSpec]) -> list[Stretch]:
         end = -(-(tensor.offset_bytes + tensor.size_bytes) // PAGE_BYTES) * PAGE_BYTES
         last = found[-1] if found else None
         if last and last.file_index == tensor.file_index and start <= last.end_bytes:
-            found[-1] = Stretch(
-                file_index=last.file_index,
-                start_bytes=last.start_bytes,
-                end_bytes=max(end, last.end_bytes),
-                tensors=(*last.tensors, tensor),
-            )
+            found[-1] = replace(last, end_bytes=max(end, last.end_bytes), tensors=(*last.tensors, tensor))
         else:
             found.append(
                 Stretch(file_index=tensor.file_index, start_bytes=start, end_bytes=end, tensors=(tensor,))

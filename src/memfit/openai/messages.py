@@ -15,11 +15,8 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 _OWN = {"role", "content", "name"}
 # Of an assistant's message, as clients send back what they once received.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "refusal": (),
-    "tool_calls": ([],),
+    **dict.fromkeys(("annotations", "tool_calls"), ([],)),
+    **dict.fromkeys(("audio", "function_call", "refusal"), ()),
 }
 
 

@@ -30,27 +30,16 @@ _MEANINGLESS = {
 }
 # Other fields of OpenAI's bodies → their values, beside null, that ask for nothing.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "n": (1,),
-    "prediction": (),
-    "presence_penalty": (0,),
-    "reasoning_effort": (),
-    "stream": (False,),
-    "stream_options": (),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "verbosity": (),
+    **dict.fromkeys(("audio", "prediction", "reasoning_effort", "stream_options", "verbosity"), ()),
     "web_search_options": (),
+    **dict.fromkeys(("echo", "logprobs", "stream"), (False,)),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), (0,)),
+    **dict.fromkeys(("best_of", "n"), (1,)),
+    **dict.fromkeys(("functions", "tools"), ([],)),
+    **dict.fromkeys(("function_call", "tool_choice"), ("none", "auto")),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "suffix": ("",),
 }
 
 
@@ -91,12 +80,8 @@ def read_request(
 
 def _sampling(fields: Mapping[str, Any], prefix: str, defaults: Sampling) -> Sampling:
     given: dict[str, Any] = {}
-    for name in _INTEGERS:
-        if name in fields:
-            given[name] = read_integer(fields[name], prefix + name)
-    for name in _NUMBERS:
-        if name in fields:
-            given[name] = read_number(fields[name], prefix + name)
+    for names, read in ((_INTEGERS, read_integer), (_NUMBERS, read_number)):
+        given |= {name: read(fields[name], prefix + name) for name in names if name in fields}
     spelled = {}
     if "max_completion_tokens" in fields:
         path = f"{prefix}max_tokens"

@@ -105,35 +105,25 @@ class Advice:
 
 def recommend(options: Sequence[Option]) -> Option | None:
     """None where no option has a plan."""
-    planned = [option for option in options if option.plan is not None]
-    if not planned:
-        return None
-    fitting = [option for option in planned if option.fits]
+    planned = [(option, option.plan) for option in options if option.plan is not None]
+    fitting = [
+        (plan.prediction.generation.value, plan.spec.n_params, option)
+        for option, plan in planned
+        if plan.fits
+    ]
     if not fitting:
-        return min(planned, key=lambda one: one.size_bytes)
-    swift = [option for option in fitting if _generation(option) >= _READING_TOKENS_PER_SECOND]
+        return min((option for option, _ in planned), key=lambda one: one.size_bytes, default=None)
+    swift = [one for one in fitting if one[0] >= _READING_TOKENS_PER_SECOND]
     if not swift:
-        return max(fitting, key=_generation)
+        return max(fitting, key=lambda one: one[0])[2]
     # Of several models the largest that is swift: their losses say nothing about each other.
-    most = max(_parameters(option) for option in swift)
-    swift = [option for option in swift if _parameters(option) >= _SAME_MODEL * most]
-    known = [option for option in swift if option.loss is not None]
+    most = max(parameters for _, parameters, _ in swift)
+    same = [option for _, parameters, option in swift if parameters >= _SAME_MODEL * most]
+    known = [option for option in same if option.loss is not None]
     # Of files with an unknown loss, size tells; of equal losses the smaller file is the better one.
-    return (
-        min(known, key=lambda one: (one.loss, one.size_bytes))
-        if known
-        else max(swift, key=lambda one: one.size_bytes)
-    )
-
-
-def _parameters(option: Option) -> int:
-    assert option.plan is not None
-    return option.plan.spec.n_params
-
-
-def _generation(option: Option) -> float:
-    assert option.plan is not None
-    return option.plan.prediction.generation.value
+    if known:
+        return min(known, key=lambda one: (one.loss, one.size_bytes))
+    return max(same, key=lambda one: one.size_bytes)
 
 
 def _outcome(plan: LlamaPlan | None) -> dict[str, Any]:

@@ -6,8 +6,7 @@ Free memory is not in it, since that changes all the time. Nor is anything that 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from memfit.units import format_bytes
 
@@ -43,9 +42,6 @@ class Fingerprint:
     remote_devices: tuple[NamedBytes, ...]  # those that the plan uses, with what their RPC servers offer
     files: tuple[FileMark, ...]  # in shard order
     counts_parent: bool  # whether the command line's own process is in the plan
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def changes(self, now: Fingerprint) -> Iterator[str]:
         """What differs `now`, each as "NAME from OLD to NEW"."""

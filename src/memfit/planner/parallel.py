@@ -35,6 +35,11 @@ class Lengths:
     answer: float  # the mean, as far as it is known
     longest: int  # of a prompt and its answer together: the context holds at least that
 
+    @property
+    def usual(self) -> float:
+        """Of both together, the mean."""
+        return self.prompt + self.answer
+
 
 def plan_parallel(
     lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan], sequences: int | None = None
@@ -42,7 +47,7 @@ def plan_parallel(
     """The fastest plan that fits; the smallest where none does. A context in `workload` is obeyed, and a
     number of `sequences`. Where the longest request alone is too much, it is left to fail alone."""
     plan = _fastest(lengths, workload, make, sequences)
-    usual, shorter = round(lengths.prompt + lengths.answer), lengths
+    usual, shorter = round(lengths.usual), lengths
     while not plan.fits and workload.context is None and shorter.longest > usual:
         shorter = replace(shorter, longest=max(usual, shorter.longest // 2))
         plan = _fastest(shorter, workload, make, sequences)
@@ -58,7 +63,8 @@ def _fastest(
 ) -> Plan:
     most = max(1, lengths.requests)
     asked = [sequences] if sequences is not None else sorted({min(each, most) for each in _SEQUENCES})
-    asked[1:] = [count for count in asked[1:] if _shares(lengths, workload, count)]
+    if workload.context is not None:  # of several only as many as have room there
+        asked[1:] = [count for count in asked[1:] if count * lengths.usual <= workload.context]
 
     @functools.cache
     def plan_of(count: int) -> Plan:
@@ -93,13 +99,8 @@ def request_seconds(plan: Plan, lengths: Lengths) -> float:
     return lengths.prompt / prediction.prompt.value + lengths.answer / prediction.together.value
 
 
-def _shares(lengths: Lengths, workload: Workload, sequences: int) -> bool:
-    """Whether so many sequences have room in the context that was asked for."""
-    return workload.context is None or sequences * (lengths.prompt + lengths.answer) <= workload.context
-
-
 def _workload(lengths: Lengths, workload: Workload, sequences: int) -> Workload:
-    cells = max(lengths.longest, _MORE_CELLS * sequences * (lengths.prompt + lengths.answer))
+    cells = max(lengths.longest, _MORE_CELLS * sequences * lengths.usual)
     return replace(
         workload,
         parallel=sequences,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from memfit.errors import DoesNotFitError, UsageError
 from memfit.headers.model_spec import ModelSpec
@@ -28,8 +28,14 @@ class TierUse:
     # Bytes by name, in the order in which they are shown: "weights"; "kv_cache"; "compute"; and "overhead":
     # processes, libraries, vocabulary, driver, and what only loading needs.
     parts: Mapping[str, int]
-    # What a worker's own limit counts while it is sent its tensors: buffers whole, before they are filled.
+    # What an RPC server's own limit counts while it is sent tensors: buffers whole, before they are filled.
     reserved_bytes: int = 0
+
+    @classmethod
+    def of(cls, name: str, budget_bytes: int, limit_bytes: int, **parts: int) -> TierUse:
+        """The kind follows from the name: "ram", "disk", or a device's."""
+        kind = name if name in ("ram", "disk") else "vram"
+        return cls(name=name, kind=kind, budget_bytes=budget_bytes, limit_bytes=limit_bytes, parts=parts)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,11 +83,7 @@ class Plan:
     workload: Workload = field(default_factory=Workload)  # what it was made for
     config: LlamaConfig | TransformersConfig  # what the engine is told
     fingerprint: Fingerprint | None = None  # of model and machine; None: cannot be read back once it is saved
-
-    @property
-    def engine(self) -> str:
-        """Its name: llamacpp or transformers."""
-        raise NotImplementedError
+    engine: ClassVar[str]  # its name: llamacpp or transformers
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -111,7 +113,7 @@ class Plan:
     @property
     def ubatch(self) -> int:
         """Tokens of a prompt per pass."""
-        raise NotImplementedError
+        return self.config.ubatch
 
     @property
     def ram(self) -> TierUse:
@@ -132,15 +134,8 @@ class Plan:
         if not self.streamed_bytes:
             return ()
         whole = self.spec.file_bytes
-        return (
-            TierUse(
-                name="disk",
-                kind="disk",
-                budget_bytes=whole,
-                limit_bytes=whole,
-                parts={"weights": self.streamed_bytes, "kv_cache": 0, "compute": 0, "overhead": 0},
-            ),
-        )
+        parts = {"weights": self.streamed_bytes, "kv_cache": 0, "compute": 0, "overhead": 0}
+        return (TierUse.of("disk", whole, whole, **parts),)
 
     @property
     def fits(self) -> bool:
@@ -202,7 +197,7 @@ class Plan:
             "workload": asdict(self.workload),
             "prediction": asdict(self.prediction),
             "config": self.config.to_json(),
-            "fingerprint": self.fingerprint and self.fingerprint.to_json(),
+            "fingerprint": self.fingerprint and asdict(self.fingerprint),
         }
         return values | error.to_json() if (error := self._refusal) else values
 

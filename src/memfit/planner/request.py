@@ -1,4 +1,4 @@
-"""What the user asks for: a budget and a workload, checked where they are made."""
+"""What the user asks for: a budget and a workload, checked where they are made; and what is taken unasked."""
 
 from __future__ import annotations
 
@@ -10,9 +10,21 @@ from memfit.hardware.machine import Device, Machine, Ram
 from memfit.memory.reserve import reserve_bytes
 from memfit.units import format_bytes, parse_size
 
-__all__ = ["KV_TYPES", "Budget", "Workload", "require_devices"]
+__all__ = [
+    "ASSUMED_DISK",
+    "KV_TYPES",
+    "UBATCHES",
+    "Budget",
+    "Workload",
+    "context_of",
+    "require_devices",
+    "thread_count",
+]
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
+ASSUMED_DISK = (0.7e9, 1.5e9)  # bytes per second: an older NVMe drive, or two SATA ones
+UBATCHES = (512, 256, 128, 64, 32)  # worth trying, the largest first
+_CONTEXT = 4096
 _MOST_FREE_BYTES = 2**60  # more than any machine has free: percentages of it are no reason to refuse one
 _MOST_TOKENS = 2**31 - 1  # the engine counts them in 32 bits
 
@@ -152,6 +164,16 @@ class Workload:
             word = getattr(self, name)
             if word not in words:
                 raise WrongValueError(name, f" is {word!r}; it must be {needed}", got=word, needed=needed)
+
+
+def context_of(workload: Workload, longest: int | None) -> int:
+    """Tokens: asked for, or 4096, or the `longest` that the model was trained for if that is less."""
+    return workload.context or min(_CONTEXT, longest or _CONTEXT)
+
+
+def thread_count(machine: Machine, workload: Workload) -> int:
+    """Threads to compute with: asked for, or the physical cores this process may use."""
+    return workload.threads or max(1, min(machine.cpu.physical_cores, machine.cpu.logical_cores))
 
 
 def require_devices(budget: Budget, here: Machine, *, is_dummy: bool) -> None:

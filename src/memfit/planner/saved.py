@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from memfit import __version__
 from memfit.errors import UsageError, readable
@@ -26,7 +26,8 @@ from memfit.strict_json import JsonReader, Length
 
 __all__ = ["named_model", "plan_from_json"]
 
-_ENGINES: dict[str, tuple[type[Plan], type]] = {
+_Engine = Literal["llamacpp", "transformers"]
+_ENGINES: dict[_Engine, tuple[type[Plan], type]] = {
     "llamacpp": (LlamaPlan, LlamaConfig),
     "transformers": (TransformersPlan, TransformersConfig),
 }
@@ -54,9 +55,8 @@ def named_model(values: Any, where: str) -> tuple[str, LlamaConfig | Transformer
     reader = _reader(where)
     model = reader.keys(values.get("model"), "model", _MODEL)
     source: str = reader.read(str, model["source"], "model.source")
-    config: LlamaConfig | TransformersConfig = reader.read(
-        _ENGINES[_engine(reader, values)][1], values["config"], "config"
-    )
+    engine = reader.read(_Engine, values.get("engine"), "engine")
+    config: LlamaConfig | TransformersConfig = reader.read(_ENGINES[engine][1], values["config"], "config")
     if not config.paths:
         reader.refuse("config.paths", [], "the absolute path of each of the model's files")
     if isinstance(config, TransformersConfig):
@@ -64,7 +64,7 @@ def named_model(values: Any, where: str) -> tuple[str, LlamaConfig | Transformer
             reader.refuse("config.trust_remote_code", True, "false: that is for whoever runs the plan to say")
         if config.double_quant and precision(config.load_in).bits != 4:
             reader.refuse("config.double_quant", True, "false, unless load_in is nf4 or fp4")
-        gpus = {int(place[3:]) for _, place in config.device_map if place.startswith("gpu")}
+        gpus = {int(device[3:]) for _, device in config.device_map if device.startswith("gpu")}
         if not gpus <= set(config.gpus) or len(config.gpus) != len(config.gpu_limits):
             reader.refuse("config.gpus", [], "every GPU of config.device_map, with one of config.gpu_limits")
     elif source != "demo" and Path(source).name not in {path.name for path in config.paths}:
@@ -73,14 +73,14 @@ def named_model(values: Any, where: str) -> tuple[str, LlamaConfig | Transformer
 
 
 def plan_from_json(values: Any, where: str, spec: ModelSpec, **given: Any) -> Plan:
-    """The plan, equal to the one that was saved; `spec` and what is `given` are of its model, freshly read.
+    """The plan, equal to the one that was saved, from what `named_model` has looked at; `spec` and what is
+    `given` are of its model, freshly read.
 
     Raises:
         UsageError: a field is missing, wrong, or contradicts another.
     """
-    _check_version(values, where)
     reader = _reader(where)
-    kind = _ENGINES[_engine(reader, values)][0]
+    kind = _ENGINES[values["engine"]][0]
     keys = {part.name: _KEYS.get(part.name, part.name) for part in fields(kind)}
     given |= {"spec": spec, "tiers": _tiers(reader, values.get("tiers"))}
     found = {name: values[key] for name, key in keys.items() if key in values and name not in given}
@@ -106,13 +106,6 @@ def _check_version(values: Any, where: str) -> None:
         )
 
 
-def _engine(reader: JsonReader, values: Any) -> str:
-    engine = values.get("engine")
-    if not isinstance(engine, str) or engine not in _ENGINES:
-        reader.refuse("engine", engine, f"one of {', '.join(_ENGINES)}")
-    return engine
-
-
 def _child(values: Any, key: str) -> Any:
     return values.get(key) if isinstance(values, dict) else None
 
@@ -123,9 +116,8 @@ def _check_agreement(plan: Plan, values: dict[str, Any], where: str) -> None:
     for key in sorted(values.keys() - derived.keys() - {"note"}):
         raise UsageError(f"{where}: {readable(key, most=200, kept='')} contradicts the plan, which has none")
     for key in derived:
-        if key != "model" and (
-            key not in values or values[key] != derived[key]
-        ):  # read from the model itself
+        # What is said of the model is read from itself.
+        if key != "model" and (key not in values or values[key] != derived[key]):
             raise UsageError(
                 f"{where}: {key} contradicts the plan's other fields; a plan cannot be edited, "
                 "make a new one: memfit plan MODEL --json > FILE"

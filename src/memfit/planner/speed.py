@@ -132,6 +132,11 @@ class Rate:
     low: _PerSecond
     high: _PerSecond
 
+    @classmethod
+    def around(cls, value: float, spread: float) -> Rate:
+        """`spread` is a share of the value, either side."""
+        return cls(value=value, low=value * (1 - spread), high=value * (1 + spread))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
@@ -220,9 +225,9 @@ def predict(
     used = {0} | {one.device for graph in (answer.prompt, answer.generation) for one in graph.operations}
     basis = min((speeds[device].basis for device in used), key=_BASES.index)
     return Prediction(
-        prompt=_rate(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
-        generation=_rate(1 / _sum(generation), _SPREADS[basis]),
-        together=_rate(sequences / _sum(all_together), _SPREADS[basis]),
+        prompt=Rate.around(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
+        generation=Rate.around(1 / _sum(generation), _SPREADS[basis]),
+        together=Rate.around(sequences / _sum(all_together), _SPREADS[basis]),
         basis=basis,
         prompt_terms=tuple(prompt),
         generation_terms=tuple(generation),
@@ -253,17 +258,8 @@ def _sum(terms: Sequence[Term]) -> float:
     return sum(term.seconds for term in terms)
 
 
-def _rate(value: float, spread: float) -> Rate:
-    return Rate(value=value, low=value * (1 - spread), high=value * (1 + spread))
-
-
 def _terms(
-    graph: Graph,
-    speeds: Sequence[DeviceSpeed],
-    *,
-    cells: float,
-    filled: float = 1.0,
-    many: bool = False,
+    graph: Graph, speeds: Sequence[DeviceSpeed], *, cells: float, filled: float = 1.0, many: bool = False
 ) -> list[Term]:
     """One pass, of whose tokens the share `filled` is there, with so many `cells` in use; of `many` tokens,
     as a prompt is, or of one for each sequence."""

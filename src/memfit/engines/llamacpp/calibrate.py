@@ -31,8 +31,7 @@ from memfit.hardware.folders import cache_folder
 from memfit.hardware.machine import Gpu, is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.baseline import Baseline
-from memfit.memory.process_memory import ProcessMemory
+from memfit.memory.process_memory import Baseline, ProcessMemory
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed, attention_key
 
 __all__ = ["LlamaCalibration", "MachineSpeeds", "MeasuredDevice"]

@@ -11,10 +11,9 @@ from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.requests import Request
 from memfit.hardware.machine import is_remote
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.baseline import Baseline
 from memfit.memory.estimate import RAM, DeviceBytes, Graph, LlamaConfig, MemoryEstimate, Operation
 from memfit.memory.grammars import grammar_bytes
-from memfit.memory.process_memory import ProcessMemory
+from memfit.memory.process_memory import Baseline, ProcessMemory
 
 __all__ = ["LlamaOracle", "grammar_memory", "small_config"]
 

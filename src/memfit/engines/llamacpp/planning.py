@@ -19,13 +19,12 @@ from memfit.hardware.profile import read_profile
 from memfit.headers.model_spec import ModelSpec
 from memfit.hub.header_only import is_header_only
 from memfit.memory.streaming import DEQUANTIZED
-from memfit.planner.defaults import ASSUMED_DISK, thread_count
 from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.profile_speed import profile_speeds
 from memfit.planner.llamacpp.solver_process import SolverProcess
-from memfit.planner.request import Workload, require_devices
+from memfit.planner.request import ASSUMED_DISK, Workload, require_devices, thread_count
 from memfit.planner.speed import DeviceSpeed, needed_rates
 
 __all__ = ["LlamaPlanner"]

@@ -21,8 +21,7 @@ from memfit.hub.resolve import ResolvedModel
 from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes
 from memfit.memory.precision import LOAD_IN
 from memfit.memory.process_memory import process_memory
-from memfit.planner.defaults import ASSUMED_DISK, thread_count
-from memfit.planner.request import Budget, Workload, require_devices
+from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devices, thread_count
 from memfit.planner.transformers.planner import plan_checkpoint, require_sense
 from memfit.planner.transformers.runtime import Runtime
 from memfit.planner.transformers.transformers_plan import TransformersPlan

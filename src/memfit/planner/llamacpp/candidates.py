@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate, Oracle
 from memfit.memory.streaming import streamed_bytes
@@ -34,26 +34,20 @@ class Candidate:
         return all(tier.needs_bytes <= most for tier, most in zip(self.tiers, within, strict=True))
 
 
+@dataclass(frozen=True)
 class Candidates:
-    """Makes them, each once. `used` are the devices that tensors may lie on."""
+    """Makes them, each once."""
 
-    def __init__(
-        self,
-        inputs: PlanInputs,
-        oracle: Oracle,
-        solver: Callable[[Problem], Placement | None],
-        used: Sequence[UsedDevice],
-    ) -> None:
-        self._inputs = inputs
-        self._oracle = oracle
-        self._solver = solver
-        self._used = used
-        self._found: dict[tuple[LlamaConfig, tuple[int, ...], bool], Candidate | None] = {}
+    inputs: PlanInputs
+    oracle: Oracle
+    solve: Callable[[Problem], Placement | None]
+    used: Sequence[UsedDevice]  # the devices that tensors may lie on
+    found: dict[tuple[LlamaConfig, tuple[int, ...], bool], Candidate | None] = field(default_factory=dict)
 
     @property
     def limits(self) -> tuple[int, ...]:
         """The bytes that may be used, RAM's first."""
-        return (self._inputs.ram_limit, *(one.limit_bytes for one in self._used))
+        return (self.inputs.ram_limit, *(one.limit_bytes for one in self.used))
 
     def placed(
         self, config: LlamaConfig, within: tuple[int, ...], *, streams: bool = False
@@ -61,15 +55,15 @@ class Candidates:
         """A configuration with its tensors placed, a part of them on the disk if it `streams`; None where it
         does not fit. `config` have everything in RAM."""
         key = (config, within, streams)
-        if key not in self._found:
+        if key not in self.found:
             placed: LlamaConfig | None = config
             if streams:
                 placed = self._streaming(config, within)
-            elif self._used:
-                placed = self._offloader(config.repack, within).place(config, self._oracle.ask(config))
+            elif self.used:
+                placed = self._offloader(config.repack, within).place(config, self.oracle.ask(config))
             one = placed and self.evaluate(placed)
-            self._found[key] = one if one and one.fits(within) else None
-        return self._found[key]
+            self.found[key] = one if one and one.fits(within) else None
+        return self.found[key]
 
     def dequantized(self, config: LlamaConfig, within: tuple[int, ...]) -> Candidate | None:
         """With as many matrices as memory has room for held as BF16, which many tokens at once multiply
@@ -77,8 +71,8 @@ class Candidates:
         own = replace(config, load_mode="own")
         room = self._room_for_weights(own, within)
         for _ in range(_ATTEMPTS):
-            speed = self._inputs.ram_speed(False)
-            larger = dequantize(self._inputs.spec, own, speed, self._inputs.workload, room)
+            speed = self.inputs.ram_speed(False)
+            larger = dequantize(self.inputs.spec, own, speed, self.inputs.workload, room)
             if larger is None:
                 return None
             one = self.evaluate(larger)
@@ -89,27 +83,27 @@ class Candidates:
 
     def smallest(self, config: LlamaConfig, within: tuple[int, ...]) -> Candidate:
         """The placement that leaves fewest bytes in RAM, fit or not."""
-        if self._used:
+        if self.used:
             config = self._least_ram(config, within)
-        if self._inputs.may_stream:
-            config = stream_out(self._inputs.spec, config, None) or config
+        if self.inputs.may_stream:
+            config = stream_out(self.inputs.spec, config, None) or config
         return self.evaluate(config)
 
     def evaluate(self, config: LlamaConfig) -> Candidate:
-        answer = self._oracle.ask(resident(config))
-        workload = self._inputs.workload
+        answer = self.oracle.ask(resident(config))
+        workload = self.inputs.workload
         prediction = self._predict(config, answer)
         return Candidate(
             config=config,
             answer=answer,
-            tiers=self._tiers(config, answer),
+            tiers=tiers_of(self.inputs, self.used, config, answer),
             prediction=prediction,
             seconds=workload.prompt_tokens / prediction.prompt.value
             + workload.generated_tokens / prediction.together.value,
         )
 
     def _predict(self, config: LlamaConfig, answer: MemoryEstimate) -> Prediction:
-        spec, workload = self._inputs.spec, self._inputs.workload
+        spec, workload = self.inputs.spec, self.inputs.workload
         prompt_tokens = min(workload.prompt_tokens, answer.context)
         prediction = predict(
             answer,
@@ -126,28 +120,28 @@ class Candidates:
             prediction,
             read,
             len(config.streamed),
-            self._inputs.disk_speed(),
+            self.inputs.disk_speed(),
             prompt_tokens,
             config.ubatch,
             workload.parallel,
         )
 
     def _streaming(self, config: LlamaConfig, within: tuple[int, ...]) -> LlamaConfig | None:
-        placed = self._least_ram(config, within) if self._used else config
+        placed = self._least_ram(config, within) if self.used else config
         own = replace(placed, load_mode="own")
-        return stream_out(self._inputs.spec, own, self._room_for_weights(own, within))
+        return stream_out(self.inputs.spec, own, self._room_for_weights(own, within))
 
     def _room_for_weights(self, config: LlamaConfig, within: Sequence[int]) -> int:
         """What all else leaves of RAM."""
-        (ram, *_) = self._tiers(config, self._oracle.ask(resident(config)))
+        (ram, *_) = self._tiers(config)
         return within[RAM] - (ram.total_bytes - ram.weights_bytes)
 
     def _least_ram(self, config: LlamaConfig, within: Sequence[int]) -> LlamaConfig:
         """As much on the devices as they really hold: what else a placement needs, only the oracle knows."""
-        answer, limits = self._oracle.ask(config), list(within)
+        answer, limits = self.oracle.ask(config), list(within)
         for _ in range(_ATTEMPTS):
             placed = self._offloader(config.repack, limits).least_ram(config, answer)
-            tiers = self._tiers(placed, self._oracle.ask(resident(placed)))
+            tiers = self._tiers(placed)
             over = [max(0, tier.needs_bytes - most) for tier, most in zip(tiers, within, strict=True)]
             if not any(over[1:]):
                 break
@@ -156,20 +150,18 @@ class Candidates:
 
     def _offloader(self, repack: bool, within: Sequence[int]) -> Offloader:
         return Offloader(
-            self._inputs.spec,
-            self._inputs.workload,
-            [one.device for one in self._used],
+            self.inputs.spec,
+            self.inputs.workload,
+            [one.device for one in self.used],
             within,
-            [one.limit_bytes * one.is_asked_for for one in self._used],
+            [0, *(one.limit_bytes * one.is_asked_for for one in self.used)],
             self._speeds(repack),
-            lambda placed: self._tiers(placed, self._oracle.ask(resident(placed))),
-            self._solver,
+            self._tiers,
+            self.solve,
         )
 
     def _speeds(self, repack: bool) -> list[DeviceSpeed]:
-        return [self._inputs.ram_speed(repack), *(one.speed for one in self._used)]
+        return [self.inputs.ram_speed(repack), *(one.speed for one in self.used)]
 
-    def _tiers(self, config: LlamaConfig, answer: MemoryEstimate) -> tuple[TierUse, ...]:
-        budgets = [self._inputs.ram_budget, *(one.budget_bytes for one in self._used)]
-        devices = [one.device for one in self._used]
-        return tuple(tiers_of(self._inputs.spec, config, answer, devices, budgets, self.limits))
+    def _tiers(self, config: LlamaConfig) -> tuple[TierUse, ...]:
+        return tiers_of(self.inputs, self.used, config, self.oracle.ask(resident(config)))

@@ -41,25 +41,24 @@ class Pieces:
         return self.layers_bytes + (self.output.size_bytes if self.output else 0)
 
 
+@dataclass(frozen=True)
 class CostModel:
-    """Of one model and workload; `speeds` are each device's, RAM's first."""
+    """Prices the pieces of one model, for one workload."""
 
-    def __init__(self, spec: ModelSpec, workload: Workload, speeds: Sequence[DeviceSpeed]) -> None:
-        self._spec = spec
-        self._workload = workload
-        self._speeds = speeds
-        self._op_offload = offload_device(speeds)
+    spec: ModelSpec
+    workload: Workload
+    speeds: Sequence[DeviceSpeed]  # of RAM, and then of each device
 
     def pieces(self, config: LlamaConfig, base: MemoryEstimate) -> Pieces:
         """`base` is the answer with everything in RAM."""
-        layers, output = layer_tensors(self._spec), output_tensors(self._spec)
+        layers, output = layer_tensors(self.spec), output_tensors(self.spec)
         others = self._other_seconds(base, max(1, len(layers)))
         found = []
         for index, tensors in enumerate(layers):
             core = self._piece(f"blk.{index}.core", tensors.core, config)
             has_cache = index < len(base.layer_kv_bytes)
             kv_bytes = base.layer_kv_bytes[index] if has_cache else 0
-            attention = self._attention_seconds(kv_bytes, base) if has_cache else self._nothing
+            attention = self._attention_seconds(kv_bytes, base) if has_cache else (0.0,) * len(self.speeds)
             parts = zip(core.seconds, attention, others, strict=True)
             found.append(
                 Layer(
@@ -76,30 +75,21 @@ class CostModel:
             output=self._piece("output", output, config, is_output=True) if output else None,
         )
 
-    @property
-    def _nothing(self) -> tuple[float, ...]:
-        return (0.0,) * len(self._speeds)
-
     def _piece(
-        self,
-        name: str,
-        tensors: Sequence[TensorSpec],
-        config: LlamaConfig,
-        *,
-        is_output: bool = False,
+        self, name: str, tensors: Sequence[TensorSpec], config: LlamaConfig, *, is_output: bool = False
     ) -> Piece:
-        prompt = 1 if is_output else self._workload.prompt_tokens  # logits of the last token only
+        prompt = 1 if is_output else self.workload.prompt_tokens  # logits of the last token only
         passes = 1 if is_output else -(-prompt // config.ubatch)
-        offload = self._op_offload if min(prompt, config.ubatch) >= OP_OFFLOAD_TOKENS else None
+        offload = offload_device(self.speeds) if min(prompt, config.ubatch) >= OP_OFFLOAD_TOKENS else None
         seconds = []
-        for device, speed in enumerate(self._speeds):
+        for device, speed in enumerate(self.speeds):
             total = 0.0
             for tensor in tensors:
                 if len(tensor.shape) < 2:
                     continue
-                share = self._spec.active_share(tensor.name)
+                share = self.spec.active_share(tensor.name)
                 rates = speed.weight(tensor.type, tensor.shape[0])
-                total += self._workload.generated_tokens * tensor.size_bytes * share / rates.bytes_per_second
+                total += self.workload.generated_tokens * tensor.size_bytes * share / rates.bytes_per_second
                 operations = 2 * tensor.elements * share * prompt
                 if device == RAM and offload:
                     total += passes * tensor.size_bytes / offload.split_bytes_per_second
@@ -112,14 +102,14 @@ class CostModel:
 
     def _attention_seconds(self, kv_bytes: int, base: MemoryEstimate) -> tuple[float, ...]:
         """A layer's attention over a request, by the nodes of the graph that read as many bytes."""
-        prompt_tokens, generated = self._workload.prompt_tokens, self._workload.generated_tokens
-        prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated, self._workload.depth)
+        prompt_tokens, generated = self.workload.prompt_tokens, self.workload.generated_tokens
+        prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated, self.workload.depth)
         one_token = _nearest(base.generation.operations, kv_bytes)
         batch = _nearest(base.prompt.operations, kv_bytes)
         if one_token is None or batch is None:
-            return self._nothing
+            return (0.0,) * len(self.speeds)
         found = []
-        for speed in self._speeds:
+        for speed in self.speeds:
             rates = speed.attending(attention_key(one_token.type, one_token.width))
             per_token = one_token.operations / one_token.count * min(1.0, generation_cells / one_token.cells)
             per_batch = batch.operations / batch.count * min(1.0, prompt_cells / batch.cells)
@@ -132,13 +122,13 @@ class CostModel:
 
     def _other_seconds(self, base: MemoryEstimate, layers: int) -> tuple[float, ...]:
         """Norms, activations and the nodes themselves, the same for every layer."""
-        passes = self._workload.prompt_tokens / base.prompt.tokens
+        passes = self.workload.prompt_tokens / base.prompt.tokens
         nodes = sum(one.count for one in base.generation.operations) / layers
         moved = passes * sum(one.bytes for one in base.prompt.operations if one.kind == "other") / layers
         return tuple(
-            (self._workload.generated_tokens + passes) * nodes * speed.node_seconds
+            (self.workload.generated_tokens + passes) * nodes * speed.node_seconds
             + moved / speed.activation_bytes_per_second
-            for speed in self._speeds
+            for speed in self.speeds
         )
 
 

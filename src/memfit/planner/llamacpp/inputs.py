@@ -9,8 +9,7 @@ from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.grammars import grammar_bytes
-from memfit.planner.defaults import ASSUMED_DISK, UBATCHES, context_of, thread_count
-from memfit.planner.request import Budget, Workload
+from memfit.planner.request import ASSUMED_DISK, UBATCHES, Budget, Workload, context_of, thread_count
 from memfit.planner.speed import ASSUMED, ASSUMED_DEVICE, DeviceSpeed
 from memfit.units import MIB
 

@@ -1,28 +1,29 @@
-"""A plan for llama.cpp: what the engine is told, and what the plan was made for."""
+"""A plan for llama.cpp: what the engine is told, what the plan was made for, and why in words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from memfit.errors import UsageError
-from memfit.memory.estimate import LlamaConfig
-from memfit.memory.streaming import streamed_bytes
+from memfit.memory.estimate import RAM, LlamaConfig
+from memfit.memory.streaming import DEQUANTIZED, dequantized_bytes, streamed_bytes
+from memfit.planner.llamacpp.inputs import PlanInputs
+from memfit.planner.llamacpp.tensor_devices import exceptions_of
 from memfit.planner.plan import Plan
+from memfit.planner.speed import Prediction
+from memfit.units import format_bytes, format_rate
 
-__all__ = ["LlamaPlan"]
+__all__ = ["LlamaPlan", "reasons"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaPlan(Plan):
     """For llama.cpp. saved.py makes an equal one of its JSON."""
 
+    engine: ClassVar[str] = "llamacpp"
     config: LlamaConfig
-
-    @property
-    def engine(self) -> str:
-        return "llamacpp"
 
     @property
     def parallel(self) -> int:
@@ -31,10 +32,6 @@ class LlamaPlan(Plan):
     @property
     def sequence_context(self) -> int:
         return self.context if self.config.kv_unified else self.context // self.config.parallel
-
-    @property
-    def ubatch(self) -> int:
-        return self.config.ubatch
 
     @property
     def streamed_bytes(self) -> int:
@@ -69,3 +66,122 @@ class LlamaPlan(Plan):
             f"KV {config.kv_type} · ubatch {config.ubatch} · "
             f"{config.threads} threads · {repack} · {config.load_mode}"
         )
+
+
+def reasons(
+    plan: LlamaPlan,
+    inputs: PlanInputs,
+    *,
+    other: Prediction | None,
+    alone: Prediction | None,
+    too_small: Sequence[str],
+) -> Iterator[str]:
+    """What neither the plan nor its `inputs` say: the prediction with the `other` way of holding weights, if
+    that fits too, and with RAM `alone`, if that fits and is faster; devices that are `too_small`."""
+    yield from _budget_reasons(plan, inputs)
+    yield from _context_reasons(plan)
+    yield f"repack {'on' if plan.config.repack else 'off'}: {_repack_reason(plan, inputs, other)}"
+    yield from _dequantized_reasons(plan)
+    yield f"load mode {plan.config.load_mode}: {_load_reason(plan)}"
+    yield from _device_reasons(plan, alone, too_small)
+    size, threads = plan.config.ubatch, plan.config.threads
+    full = size >= inputs.ubatches[0]
+    yield f"ubatch {size}: " + ("full speed on prompts" if full else "a larger one does not fit")
+    yield f"{threads} threads: " + ("as asked" if plan.workload.threads else "one per physical core")
+
+
+def _budget_reasons(plan: LlamaPlan, inputs: PlanInputs) -> Iterator[str]:
+    free_bytes = inputs.machine.ram.available_bytes
+    if inputs.budget.ram is None:
+        yield (
+            f"budget: {format_bytes(free_bytes)} free "
+            f"less {format_bytes(free_bytes - plan.ram.budget_bytes)} reserve; --ram sets it"
+        )
+    elif plan.ram.budget_bytes > free_bytes:
+        yield f"only {format_bytes(free_bytes)} of the budget is free now"
+
+
+def _context_reasons(plan: LlamaPlan) -> Iterator[str]:
+    context, kv_type = plan.config.context, plan.config.kv_type
+    if plan.workload.context is None:
+        yield f"context {context}: the default; --ctx sets it"
+    if context > plan.spec.context_length and plan.config.parallel == 1:
+        yield f"the model was trained for {plan.spec.context_length} tokens; beyond that it degrades"
+    if not plan.config.kv_unified:
+        yield f"each sequence has its own {plan.context // plan.config.parallel} tokens of it"
+    if plan.context != context:
+        yield f"context {context} becomes {plan.context}: the engine rounds up"
+    if plan.workload.kv_type == "auto" and plan.ram.needs_bytes <= plan.ram.limit_bytes:
+        yield f"KV cache {kv_type}: " + (
+            "it fits unquantized" if kv_type == "f16" else "f16 does not fit the budget"
+        )
+
+
+def _repack_reason(plan: LlamaPlan, inputs: PlanInputs, other: Prediction | None) -> str:
+    if plan.workload.repack != "auto":
+        return "as asked"
+    if inputs.speeds is None:
+        return "llama.cpp's default; this machine is too busy to be measured"
+    if len(plan.tiers) > 1:
+        return "what was measured faster for what lies in RAM"
+    if other is None:
+        return "the other way does not fit"
+    return (
+        f"prompt {format_rate(plan.prediction.prompt.value)} against "
+        f"{format_rate(other.prompt.value)}, generation "
+        f"{format_rate(plan.prediction.together.value)} against "
+        f"{format_rate(other.together.value)}, by this CPU's kernels"
+    )
+
+
+def _dequantized_reasons(plan: LlamaPlan) -> Iterator[str]:
+    names = set(plan.config.dequantized)
+    if names:
+        larger = [one for one in plan.spec.tensors if one.name in names]
+        added = sum(dequantized_bytes(one) - one.size_bytes for one in larger)
+        yield (
+            f"{len(larger)} matrices held as {DEQUANTIZED}, for {format_bytes(added)} more: "
+            "many sequences at once are computed faster so, by this CPU's kernels"
+        )
+
+
+def _load_reason(plan: LlamaPlan) -> str:
+    if plan.streamed_bytes:
+        return "more than memory holds, so a part is read from the disk for every pass"
+    if plan.config.dequantized:
+        return "past the page cache, so that only what was made of the file is held"
+    return {
+        "mmap": "the file's own pages, no copy",
+        "read": "tensor by tensor, so the file is not kept in memory",
+        "own": "past the page cache, and to devices in pieces, which takes little beside the weights",
+    }[plan.config.load_mode]
+
+
+def _device_reasons(plan: LlamaPlan, alone: Prediction | None, too_small: Sequence[str]) -> Iterator[str]:
+    for name in too_small:
+        yield f"{name} is not used: its budget holds little more than compute buffers"
+    devices = [tier.name for tier in plan.tiers if tier.kind == "vram"]
+    if not plan.config.devices:
+        for name in devices:
+            yield f"{name} is not used: with it the model would be slower, and RAM suffices"
+        return
+    for name, count in zip(devices, plan.config.layers, strict=True):
+        yield f"{name}: {count} layers, with their KV cache"
+    if alone:
+        yield (
+            "devices are used because they were asked for: RAM alone would do, at "
+            f"{format_rate(alone.generation.value)} generation"
+        )
+    for (device, kind), layers in exceptions_of(plan.spec, plan.config).items():
+        yield f"{kind} of {_ranges(layers)} in {'RAM' if device == RAM else devices[device - 1]}"
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """ "layers 3, 7-9"."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1][1:] = [layer]
+        else:
+            runs.append([layer])
+    return f"layer{'s' * (len(layers) > 1)} " + ", ".join("-".join(map(str, run)) for run in runs)

@@ -34,11 +34,11 @@ _CLEAR_GAIN = 0.10  # over whole layers; below it the simpler plan is taken, if 
 class _Found:
     """A placement, and what it really holds."""
 
+    needs: tuple[int, ...]  # bytes per device
+    fits: bool
     config: LlamaConfig
     problem: Problem
     placement: Placement
-    needs: tuple[int, ...]  # bytes per device
-    fits: bool
     filled: float  # how much of its budget the emptiest device holds that was asked for
 
     def score(self) -> tuple[float, float]:
@@ -46,55 +46,44 @@ class _Found:
         return min(self.filled, _FULL), -self.placement.seconds
 
 
+@dataclass
 class Offloader:
-    """Finds the placement for one configuration after another."""
+    """Finds the placement for one configuration after another. What is given by device has RAM's first."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        workload: Workload,
-        devices: Sequence[Device],
-        limits: Sequence[int],
-        asked: Sequence[int],
-        speeds: Sequence[DeviceSpeed],
-        tiers: Callable[[LlamaConfig], Sequence[TierUse]],
-        solver: Callable[[Problem], Placement | None],
-    ) -> None:
-        """`limits` and `speeds` are each device's, RAM's first; a device of which bytes were `asked` for is
-        filled even where RAM would be faster; `tiers` says what a placement really holds in each device, by
-        the oracle; `solver` is solver.solve, here or in another process."""
-        self._spec = spec
-        self._workload = workload
-        self._devices = devices
-        self._limits = limits
-        self._asked = (0, *asked)
-        self._speeds = speeds
-        self._tiers = tiers
-        self._solve = solver
-        self._prices = CostModel(spec, workload, speeds)
+    spec: ModelSpec
+    workload: Workload
+    devices: Sequence[Device]  # without RAM
+    limits: Sequence[int]  # bytes
+    asked: Sequence[int]  # bytes: so much of a device is filled even where RAM would be faster
+    speeds: Sequence[DeviceSpeed]
+    tiers: Callable[[LlamaConfig], Sequence[TierUse]]  # what a placement really holds, by the oracle
+    solve: Callable[[Problem], Placement | None]  # solver.solve, here or in another process
+
+    def _pieces(self, config: LlamaConfig, base: MemoryEstimate) -> Pieces:
+        return CostModel(self.spec, self.workload, self.speeds).pieces(config, base)
 
     def place(self, config: LlamaConfig, base: MemoryEstimate) -> LlamaConfig | None:
         """`config` with its placement filled in; None where no placement fits.
 
         `base` is the answer with everything in RAM.
         """
-        pieces = self._prices.pieces(config, base)
+        pieces = self._pieces(config, base)
         found = self._search(config, base, pieces)
         if pieces.output and (found is None or found.filled < _FULL):
-            # The output is the largest matrix of many models: it may keep a worker from being filled.
+            # The output is the largest matrix of many models: it may keep a device from being filled.
             without = self._search(config, base, replace(pieces, output=None))
             found = max((one for one in (found, without) if one), key=_Found.score, default=None)
         if found:
             return found.config
-        return config if self._fit(self._tiers(config)) else None
+        return config if self._fit(self.tiers(config)) else None
 
     def least_ram(self, config: LlamaConfig, base: MemoryEstimate) -> LlamaConfig:
         """The placement that leaves least in RAM, fit or not: what an error can say about shortness."""
-        pieces = self._prices.pieces(config, base)
+        pieces = self._pieces(config, base)
 
         def by_size(piece: Piece, kv_bytes: int = 0) -> Piece:
             """A byte in RAM costs a second."""
-            return replace(piece, seconds=(float(piece.size_bytes + kv_bytes), *[0.0] * len(self._devices)))
+            return replace(piece, seconds=(float(piece.size_bytes + kv_bytes), *[0.0] * len(self.devices)))
 
         sized = Pieces(
             layers=tuple(
@@ -108,11 +97,11 @@ class Offloader:
             output=pieces.output and by_size(pieces.output),
         )
         rooms = self._rooms(self._beside(base))
-        whole = sum(tensor.size_bytes for tensor in self._spec.tensors) + base.kv_cache_bytes
+        whole = sum(tensor.size_bytes for tensor in self.spec.tensors) + base.kv_cache_bytes
         rooms[RAM] = 2 * whole  # without end
-        placement = self._solve(_problem(sized, rooms, [0.0] * len(rooms)))
+        placement = self.solve(_problem(sized, rooms, [0.0] * len(rooms)))
         assert placement is not None, "RAM without end holds any model"
-        return placed_config(self._spec, config, placement, self._devices)
+        return placed_config(self.spec, config, placement, self.devices)
 
     # -- attempts --------------------------------------------------------------------------------
 
@@ -133,8 +122,8 @@ class Offloader:
         choose: Callable[[Problem], Placement | None],
     ) -> _Found | None:
         """Chosen again and again, each time with the rooms that the placement before turned out to leave."""
-        passes = self._workload.generated_tokens + -(-self._workload.prompt_tokens // config.ubatch)
-        split_seconds = [passes * speed.split_seconds for speed in self._speeds]
+        passes = self.workload.generated_tokens + -(-self.workload.prompt_tokens // config.ubatch)
+        split_seconds = [passes * speed.split_seconds for speed in self.speeds]
         beside = self._beside(base)
         too_low = [0] * len(beside)
         best: _Found | None = None
@@ -168,23 +157,23 @@ class Offloader:
     def _beside(self, base: MemoryEstimate) -> list[int]:
         """What weights and KV cache do not take, were it as much as with everything in RAM."""
         buffers = base.compute_bytes + base.scratch_bytes
-        fixed = (base.process_bytes, *(device.overhead_bytes for device in self._devices))
+        fixed = (base.process_bytes, *(device.overhead_bytes for device in self.devices))
         return [buffers + one for one in fixed]
 
     def _rooms(self, beside: Sequence[int]) -> list[int]:
         """What is left for weights and KV cache."""
-        return [max(0, limit - size) for limit, size in zip(self._limits, beside, strict=True)]
+        return [max(0, limit - size) for limit, size in zip(self.limits, beside, strict=True)]
 
     def _has_gained(self, beside: Sequence[int], learned: Sequence[int]) -> bool:
         """Whether a device takes clearly less beside weights and KV cache than was assumed."""
-        rows = list(zip(beside, learned, self._limits, strict=True))
+        rows = list(zip(beside, learned, self.limits, strict=True))
         return any(assumed - now > _CLOSE * limit for assumed, now, limit in rows[1:])
 
     def _look(self, config: LlamaConfig, problem: Problem, placement: Placement) -> _Found:
         """What a placement really holds."""
-        placed = placed_config(self._spec, config, placement, self._devices)
-        tiers = self._tiers(placed)
-        shares = [tier.total_bytes / asked for tier, asked in zip(tiers, self._asked, strict=True) if asked]
+        placed = placed_config(self.spec, config, placement, self.devices)
+        tiers = self.tiers(placed)
+        shares = [tier.total_bytes / asked for tier, asked in zip(tiers, self.asked, strict=True) if asked]
         return _Found(
             config=placed,
             problem=problem,
@@ -195,12 +184,12 @@ class Offloader:
         )
 
     def _fit(self, tiers: Sequence[TierUse]) -> bool:
-        return all(tier.needs_bytes <= limit for tier, limit in zip(tiers, self._limits, strict=True))
+        return all(tier.needs_bytes <= limit for tier, limit in zip(tiers, self.limits, strict=True))
 
     def _adjust(self, config: LlamaConfig, found: _Found) -> _Found | None:
         """With single tensors moved out of devices that hold too much, and into what one that was asked for
         has left; None where that gains nothing."""
-        rooms = [limit - size for limit, size in zip(self._limits, found.needs, strict=True)]
+        rooms = [limit - size for limit, size in zip(self.limits, found.needs, strict=True)]
         tried = [found.placement]
         for _ in range(_ATTEMPTS):
             left = list(rooms)
@@ -212,7 +201,7 @@ class Offloader:
             if looked.fits and (looked.filled > found.filled or not found.fits):
                 return looked
             # One more graph split may take more than the tensor itself.
-            over = [max(0, need - most) for need, most in zip(looked.needs, self._limits, strict=True)]
+            over = [max(0, need - most) for need, most in zip(looked.needs, self.limits, strict=True)]
             rooms = [room - size - more for room, size, more in zip(rooms, left, over, strict=True)]
         return None
 
@@ -239,10 +228,10 @@ class Offloader:
                 # Rather one away from its layer's device: it frees what its graph split takes, too.
                 move(*min(enough, key=lambda one: (layer_devices[one[0]] == device, sizes[one])), RAM)
         for layer, index in sorted(sizes, key=lambda one: -sizes[one]):
-            device = max(range(len(left)), key=lambda one: left[one] if self._asked[one] else -1)
+            device = max(range(len(left)), key=lambda one: left[one] if self.asked[one] else -1)
             if (
                 ffn_devices[layer][index] == RAM
-                and self._asked[device]
+                and self.asked[device]
                 and sizes[layer, index] <= left[device]
             ):
                 move(layer, index, device)
@@ -269,7 +258,7 @@ class Offloader:
                     for device, one in enumerate(problem.devices)
                 ),
             )
-            if placement := self._solve(filled):
+            if placement := self.solve(filled):
                 break
         else:
             return None
@@ -286,20 +275,20 @@ class Offloader:
 
     def _least(self, problem: Problem, device: int, whole: int) -> int:
         """What a device must hold: nearly its budget, or its share of a model that the devices could hold."""
-        if not self._asked[device]:
+        if not self.asked[device]:
             return 0
         room = problem.devices[device].room_bytes
-        beside = self._limits[device] - room
+        beside = self.limits[device] - room
         devices = sum(one.room_bytes for one in problem.devices[1:])
-        wanted = min(int(_ASKED * self._asked[device]), self._limits[device]) - beside
+        wanted = min(int(_ASKED * self.asked[device]), self.limits[device]) - beside
         return max(0, min(wanted, int(_FULL * whole * room / (devices or 1))))
 
 
 def _problem(pieces: Pieces, rooms: Sequence[int], split_seconds: Sequence[float]) -> Problem:
     return Problem(
         devices=tuple(
-            DeviceRoom(name=str(device), room_bytes=room, split_seconds=seconds)
-            for device, (room, seconds) in enumerate(zip(rooms, split_seconds, strict=True))
+            DeviceRoom(room_bytes=room, split_seconds=seconds)
+            for room, seconds in zip(rooms, split_seconds, strict=True)
         ),
         layers=pieces.layers,
         output=pieces.output,

@@ -24,7 +24,6 @@ __all__ = ["DeviceRoom", "Layer", "Piece", "Placement", "Problem", "checked_plac
 class DeviceRoom:
     """RAM, which comes first, or a device, in the engine's order."""
 
-    name: str
     room_bytes: int  # what weights and KV cache may take there
     split_seconds: float  # per request: handing control and activations INTO this device once per pass
     least_bytes: int = 0  # what must lie there at least, whether that is fast or not
@@ -71,7 +70,7 @@ class Placement:
     output: int  # its device; 0 if there is none
     seconds: float  # of a request, as `cost` counts them
     used_bytes: tuple[int, ...]  # per device
-    exact: bool  # proven best but for GAP, not merely good
+    exact: bool = False  # proven best but for GAP, not merely good
 
 
 def cost(
@@ -104,7 +103,6 @@ def checked_placement(
     layer_devices: Sequence[int],
     ffn_devices: Sequence[Sequence[int]],
     output: int,
-    exact: bool,
 ) -> Placement | None:
     """None where a device overflows, or holds less than it must."""
     seconds, used = cost(problem, layer_devices, ffn_devices, output)
@@ -117,7 +115,6 @@ def checked_placement(
         output=output,
         seconds=seconds,
         used_bytes=used,
-        exact=exact,
     )
 
 
@@ -129,18 +126,15 @@ def layer_split(problem: Problem, *, partial: bool = False) -> Placement | None:
     where RAM overflows, or a device holds less than it must.
     """
     layer_devices = [0] * len(problem.layers)
-    ffn_devices: list[list[int]] = [
-        [] for _ in layer_devices
-    ]  # the devices that are known, each layer's last FFN tensors
+    ffn_devices: list[list[int]] = [[] for _ in layer_devices]  # as far as known: of the last FFN tensors
     left, output = len(layer_devices) - 1, 0
     for device in range(len(problem.devices) - 1, 0, -1):
         room = problem.devices[device].room_bytes
         if not output and problem.output:
             room -= problem.output.size_bytes
         while left >= 0 and (need := _rest_bytes(problem, left, len(ffn_devices[left]))) <= room:
-            ffn_devices[left] = [device] * (
-                len(problem.layers[left].ffn_tensors) - len(ffn_devices[left])
-            ) + ffn_devices[left]
+            missing = len(problem.layers[left].ffn_tensors) - len(ffn_devices[left])
+            ffn_devices[left][:0] = [device] * missing
             layer_devices[left] = device
             room -= need
             left -= 1
@@ -153,7 +147,7 @@ def layer_split(problem: Problem, *, partial: bool = False) -> Placement | None:
                 ffn_devices[left].insert(0, device)
     for layer, known in zip(problem.layers, ffn_devices, strict=True):
         known[:0] = [0] * (len(layer.ffn_tensors) - len(known))
-    return checked_placement(problem, layer_devices, ffn_devices, output if problem.output else 0, False)
+    return checked_placement(problem, layer_devices, ffn_devices, output if problem.output else 0)
 
 
 def _rest_bytes(problem: Problem, index: int, placed: int) -> int:

@@ -16,9 +16,8 @@ from memfit.errors import EngineError
 from memfit.memory.estimate import RAM, LlamaConfig, Oracle
 from memfit.planner.llamacpp.candidates import Candidate, Candidates
 from memfit.planner.llamacpp.inputs import ROOM_FOR_ERROR, PlanInputs, repack_modes, ubatch_sizes
-from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.llamacpp.llama_plan import LlamaPlan, reasons
 from memfit.planner.llamacpp.placement import Placement, Problem
-from memfit.planner.llamacpp.reasons import reasons
 from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.suggest import suggestions
 from memfit.planner.request import KV_TYPES
@@ -191,10 +190,7 @@ class _Planner:
             alone = self._candidates.evaluate(self._alone(chosen.config))
         why = reasons(
             plan,
-            inputs.budget,
-            free_bytes=inputs.machine.ram.available_bytes,
-            largest_ubatch=inputs.ubatches[0],
-            measured=inputs.speeds is not None,
+            inputs,
             other=others[0].prediction if others else None,
             alone=alone.prediction if alone.fits(within) and alone.seconds < chosen.seconds else None,
             too_small=self._too_small,

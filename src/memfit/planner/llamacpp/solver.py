@@ -19,14 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain, product
 
-from memfit.planner.llamacpp.placement import (
-    Layer,
-    Piece,
-    Placement,
-    Problem,
-    checked_placement,
-    layer_split,
-)
+from memfit.planner.llamacpp.placement import Layer, Piece, Placement, Problem, checked_placement, layer_split
 
 __all__ = ["GAP", "solve"]
 
@@ -160,16 +153,14 @@ class _Program:
         last = len(problem.layers) - 1
         for index, layer in enumerate(problem.layers):
             for layer_device, after in product(windows[index], self.devices):
-                ends = (0, layer_device) if problem.output else (0,)
-                if (
-                    after not in ends
-                    if index == last
-                    else after < layer_device or after not in windows[index + 1]
-                ):
+                if index < last:
+                    follows = after >= layer_device and after in windows[index + 1]
+                else:
+                    follows = after in ((0, layer_device) if problem.output else (0,))
+                if not follows:
                     continue
-                hop = self.hops[index, layer_device, after] = self._column(
-                    layer.core.seconds[layer_device], 1
-                )
+                hop = self._column(layer.core.seconds[layer_device], 1)
+                self.hops[index, layer_device, after] = hop
                 self.used[layer_device].append((hop, layer.core.size_bytes))
                 self.used[0 if problem.kv_in_ram else layer_device].append((hop, layer.kv_bytes))
                 if index == 0 and layer_device:
@@ -180,9 +171,8 @@ class _Program:
         self._row(((hop, 1) for (index, *_), hop in self.hops.items() if index == 0), 1, 1)
         for index, layer_device in product(range(last), self.devices):
             arriving = [(hop, 1) for hop in self._hops([index], after=layer_device)]
-            self._row(
-                arriving + [(hop, -1) for hop in self._hops([index + 1], layer_device=layer_device)], 0, 0
-            )
+            leaving = [(hop, -1) for hop in self._hops([index + 1], layer_device)]
+            self._row(arriving + leaving, 0, 0)
 
     def _hops(
         self, layers: Sequence[int], layer_device: int | None = None, after: int | None = None
@@ -198,9 +188,8 @@ class _Program:
         if not hops:
             return
         counts = self.counts[group, layer_device] = []
-        before = [
-            hops if device == layer_device else [] for device in self.devices
-        ]  # they add up to its count
+        # They add up to its count.
+        before = [hops if device == layer_device else [] for device in self.devices]
         for block in self.problem.layers[members[0]].ffn_tensors:
             columns = [self._column(seconds, len(members)) for seconds in block.seconds]
             for device, column in enumerate(columns):
@@ -209,9 +198,8 @@ class _Program:
             self._add_splits(before, [[column] for column in columns], len(members))
             counts.append(columns)
             before = [[column] for column in columns]
-        self._add_splits(
-            before, [self._hops(members, layer_device, device) for device in self.devices], len(members)
-        )
+        after = [self._hops(members, layer_device, device) for device in self.devices]
+        self._add_splits(before, after, len(members))
 
     def _add_splits(self, before: list[list[int]], after: list[list[int]], most: int) -> None:
         for device, old, new in zip(self.problem.devices, before, after, strict=True):
@@ -313,7 +301,7 @@ class _Program:
             for route, i in zip(routes, _partners(routes, there), strict=True):
                 ffn_devices[layers[i]] = route[1:]
         layer_devices = [layer_device for layer_device, _ in path]
-        return checked_placement(self.problem, layer_devices, ffn_devices, path[-1][1], exact=False)
+        return checked_placement(self.problem, layer_devices, ffn_devices, path[-1][1])
 
 
 def _partners(routes: Sequence[tuple[int, ...]], there: Sequence[int]) -> list[int]:

@@ -8,15 +8,17 @@ placements out.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from memfit.closing import Closing
-from memfit.planner.llamacpp.placement import DeviceRoom, Layer, Piece, Placement, Problem
+from memfit.planner.llamacpp.placement import Placement, Problem
 from memfit.planner.llamacpp.solver import solve
 from memfit.processes.child import Parent
 from memfit.processes.helper import Helper
+from memfit.strict_json import JsonReader, Length
 
 __all__ = ["SolverProcess"]
+
+_READER = JsonReader("the placement solver", items=Length(1 << 20))
 
 
 class SolverProcess(Closing):
@@ -40,8 +42,8 @@ class SolverProcess(Closing):
         reply = self._helper.receive()
         if reply is None:
             raise self._helper.obituary()
-        found = reply["placement"]
-        return _placement(found) if found else None
+        found: Placement | None = _READER.read(Placement | None, reply["placement"])
+        return found
 
     def close(self) -> None:
         """Safe to repeat."""
@@ -50,43 +52,10 @@ class SolverProcess(Closing):
             self._helper.close()
 
 
-def _placement(values: dict[str, Any]) -> Placement:
-    layer_devices, ffn_devices, used = (
-        values.pop(name) for name in ("layer_devices", "ffn_devices", "used_bytes")
-    )
-    return Placement(
-        layer_devices=tuple(layer_devices),
-        ffn_devices=tuple(map(tuple, ffn_devices)),
-        used_bytes=tuple(used),
-        **values,
-    )
-
-
-def _problem(values: dict[str, Any]) -> Problem:
-    layers = (
-        Layer(
-            core=_piece(one["core"]),
-            kv_bytes=one["kv_bytes"],
-            ffn_tensors=tuple(map(_piece, one["ffn_tensors"])),
-        )
-        for one in values["layers"]
-    )
-    return Problem(
-        devices=tuple(DeviceRoom(**one) for one in values["devices"]),
-        layers=tuple(layers),
-        output=_piece(values["output"]) if values["output"] else None,
-        kv_in_ram=values["kv_in_ram"],
-    )
-
-
-def _piece(values: dict[str, Any]) -> Piece:
-    return Piece(**{**values, "seconds": tuple(values["seconds"])})
-
-
 def _serve() -> None:
     parent = Parent()
     for message in parent.messages():
-        found = solve(_problem(message))
+        found = solve(_READER.read(Problem, message))
         parent.send("done", placement=asdict(found) if found else None)
 
 

@@ -51,10 +51,7 @@ def stream_out(spec: ModelSpec, config: LlamaConfig, room_bytes: int | None) -> 
     def attempt(target: int) -> LlamaConfig:
         chosen = _spread(choices, target)
         return replace(
-            config,
-            load_mode="own",
-            streamed=tuple(one.name for one in chosen),
-            ring_bytes=ring_bytes(chosen),
+            config, load_mode="own", streamed=tuple(one.name for one in chosen), ring_bytes=ring_bytes(chosen)
         )
 
     if room_bytes is None:

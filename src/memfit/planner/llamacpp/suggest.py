@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -49,14 +50,9 @@ def suggestions(
 
 def _longest_context(smallest: LlamaConfig, fits: Callable[[LlamaConfig], bool]) -> int | None:
     """The largest multiple of 256 below the context that fits, or None; memory grows with it."""
-    low, high = 0, (smallest.context - 1) // _CONTEXT_STEP
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(replace(smallest, context=middle * _CONTEXT_STEP)):
-            low = middle
-        else:
-            high = middle - 1
-    return low * _CONTEXT_STEP or None
+    contexts = range((smallest.context - 1) // _CONTEXT_STEP * _CONTEXT_STEP, 0, -_CONTEXT_STEP)
+    found = bisect_left(contexts, True, key=lambda context: fits(replace(smallest, context=context)))
+    return contexts[found] if found < len(contexts) else None
 
 
 def _enough_ram(

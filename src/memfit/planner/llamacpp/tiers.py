@@ -1,17 +1,17 @@
 """What a configuration needs in RAM and on each device: the oracle's bytes, and what only a plan knows of.
 
-That is what loading takes beside them: a tensor on its way to a remote device, and what a worker's own
+That is what loading takes beside them: a tensor on its way to a remote device, and what an RPC server's own
 limit counts; and what a GPU that is only imagined would need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
-from memfit.hardware.machine import Device
-from memfit.headers.model_spec import ModelSpec
-from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate
+from memfit.memory.estimate import DeviceBytes, LlamaConfig, MemoryEstimate
 from memfit.memory.streaming import SENT_BYTES
+from memfit.planner.llamacpp.inputs import PlanInputs, UsedDevice
 from memfit.planner.llamacpp.streaming import held_bytes, row_bytes
 from memfit.planner.llamacpp.tensor_devices import op_offload_bytes, sent_bytes
 from memfit.planner.plan import TierUse
@@ -20,68 +20,75 @@ __all__ = ["tiers_of"]
 
 
 def tiers_of(
-    spec: ModelSpec,
-    config: LlamaConfig,
-    answer: MemoryEstimate,
-    devices: Sequence[Device],
-    budgets: Sequence[int],
-    limits: Sequence[int],
-) -> Iterator[TierUse]:
-    """RAM's and each device's, of which an unopened one holds nothing; `answer` is the oracle's, with all of
-    `config` in memory. `budgets` and `limits` are RAM's first, then each device's."""
-    sent = sent_bytes(spec, config)
-    own = config.load_mode == "own"
+    inputs: PlanInputs, used: Sequence[UsedDevice], config: LlamaConfig, answer: MemoryEstimate
+) -> tuple[TierUse, ...]:
+    """RAM's and each used device's, of which an unopened one holds nothing; `answer` is the oracle's, with
+    all of `config` in memory."""
+    sent = sent_bytes(inputs.spec, config)
     # What goes to a remote device at once is read into memory, and copied once more to be sent: a tensor,
     # or our pieces of it. A local GPU's pass through a few MiB.
     at_once = {
-        number: min(sizes[0], SENT_BYTES) if own else sizes[0]
+        number: min(sizes[0], SENT_BYTES) if config.load_mode == "own" else sizes[0]
         for number, sizes in sent.items()
-        if devices[number - 1].is_remote
+        if used[number - 1].device.is_remote
     }
-    in_ram = 2 * max(at_once.values(), default=0)
-    beside = answer.kv_cache_bytes + answer.compute_bytes + answer.scratch_bytes
-    yield TierUse(
-        name="ram",
-        kind="ram",
-        budget_bytes=budgets[RAM],
-        limit_bytes=limits[RAM],
-        parts={
-            "weights": held_bytes(spec, config) if own else answer.weights_bytes,
-            "kv_cache": answer.kv_cache_bytes,
-            "compute": answer.compute_bytes + answer.scratch_bytes + row_bytes(spec, config),
-            # Loading ends before the KV cache and the compute buffers are made.
-            "overhead": answer.process_bytes + max(0, in_ram - beside),
-        },
+    ram = _ram(inputs, config, answer, 2 * max(at_once.values(), default=0))
+    held = answer.devices or [None] * len(used)
+    return ram, *(
+        _device(inputs, one, config, bytes_there, sent.get(number, []), at_once.get(number, 0))
+        for number, (one, bytes_there) in enumerate(zip(used, held, strict=True), start=1)
     )
-    for number, device in enumerate(devices, start=1):
-        held = answer.devices[number - 1] if answer.devices else None
-        compute = held.compute_bytes + held.scratch_bytes if held else 0
-        staging = reserved = 0
-        if held and device.is_dummy:  # what stands for it does no op_offload
-            compute += op_offload_bytes(spec, config)
-        elif held and device.is_memfit_server:
-            compute += max(0, device.threads - config.threads) * held.thread_bytes
-            sizes, piece = sent.get(number, []), at_once.get(number, 0)
-            staging = max(0, _receiving(sizes, piece) - held.kv_cache_bytes - compute)
-            reserved = device.overhead_bytes + sum(sizes) + piece
-        yield TierUse(
-            name=device.name,
-            kind="vram",
-            budget_bytes=budgets[number],
-            limit_bytes=limits[number],
-            parts={
-                "weights": held.weights_bytes if held else 0,
-                "kv_cache": held.kv_cache_bytes if held else 0,
-                "compute": compute,
-                "overhead": device.overhead_bytes + staging if held else 0,
-            },
-            reserved_bytes=reserved,
-        )
+
+
+def _ram(inputs: PlanInputs, config: LlamaConfig, answer: MemoryEstimate, sending: int) -> TierUse:
+    """`sending`: what passes through on its way to remote devices."""
+    beside = answer.kv_cache_bytes + answer.compute_bytes + answer.scratch_bytes
+    own = config.load_mode == "own"
+    return TierUse.of(
+        "ram",
+        inputs.ram_budget,
+        inputs.ram_limit,
+        weights=held_bytes(inputs.spec, config) if own else answer.weights_bytes,
+        kv_cache=answer.kv_cache_bytes,
+        compute=answer.compute_bytes + answer.scratch_bytes + row_bytes(inputs.spec, config),
+        # Loading ends before the KV cache and the compute buffers are made.
+        overhead=answer.process_bytes + max(0, sending - beside),
+    )
+
+
+def _device(
+    inputs: PlanInputs,
+    used: UsedDevice,
+    config: LlamaConfig,
+    held: DeviceBytes | None,
+    sizes: Sequence[int],
+    piece: int,
+) -> TierUse:
+    """Tensors of these `sizes` are sent there, at most `piece` bytes at once."""
+    device = used.device
+    compute = held.compute_bytes + held.scratch_bytes if held else 0
+    staging = reserved = 0
+    if held and device.is_dummy:  # what stands for it does no op_offload
+        compute += op_offload_bytes(inputs.spec, config)
+    elif held and device.is_memfit_server:
+        compute += max(0, device.threads - config.threads) * held.thread_bytes
+        staging = max(0, _receiving(sizes, piece) - held.kv_cache_bytes - compute)
+        reserved = device.overhead_bytes + sum(sizes) + piece
+    use = TierUse.of(
+        device.name,
+        used.budget_bytes,
+        used.limit_bytes,
+        weights=held.weights_bytes if held else 0,
+        kv_cache=held.kv_cache_bytes if held else 0,
+        compute=compute,
+        overhead=device.overhead_bytes + staging if held else 0,
+    )
+    return replace(use, reserved_bytes=reserved)
 
 
 def _receiving(sizes: Sequence[int], piece: int) -> int:
-    """What a worker holds at most beyond the tensors themselves, while it is sent them one by one, at most
-    `piece` at once."""
+    """What an RPC server holds at most beyond the tensors themselves, while it is sent them one by one, at
+    most `piece` at once."""
     most = before = 0
     for size in sizes:
         most = max(most, before + size + min(size, piece))

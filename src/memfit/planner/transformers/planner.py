@@ -6,29 +6,28 @@ read again for every pass. Pure: what the libraries themselves take, and how fas
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from memfit.errors import WrongValueError
 from memfit.hardware.machine import Machine
 from memfit.headers.hf_shapes import HfModel
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.loaded_checkpoint import TransformersConfig, layer_bytes, refused_layer
+from memfit.memory.loaded_checkpoint import TransformersConfig, layer_bytes, pass_bytes, refused_layer
 from memfit.memory.precision import precision
 from memfit.memory.precision_table import precision_row
-from memfit.planner.defaults import UBATCHES, context_of
-from memfit.planner.request import Budget, Workload
-from memfit.planner.transformers.layers import LayerCosts, counts_on_gpus, device_map
-from memfit.planner.transformers.prediction import predict_checkpoint
-from memfit.planner.transformers.reasons import checkpoint_reasons
-from memfit.planner.transformers.runtime import Runtime
+from memfit.planner.request import UBATCHES, Budget, Workload, context_of
+from memfit.planner.transformers.runtime import Runtime, predict_checkpoint
 from memfit.planner.transformers.tiers import (
+    LayerCosts,
     checkpoint_bytes,
+    counts_on_gpus,
+    device_map,
     kv_of_layers,
     largest_module_bytes,
-    needed_by_pass,
 )
-from memfit.planner.transformers.transformers_plan import TransformersPlan
+from memfit.planner.transformers.transformers_plan import TransformersPlan, checkpoint_reasons
 from memfit.units import MIB
 
 __all__ = ["plan_checkpoint", "require_sense"]
@@ -53,6 +52,10 @@ def plan_checkpoint(
     """
     require_sense(config, workload)
     context = context_of(workload, model.hf_config.max_position_embeddings)
+    # The roomiest GPU first: it has what is no layer, too.
+    runtimes = [
+        replace(one, gpus=tuple(sorted(one.gpus, key=lambda gpu: -gpu.room_bytes))) for one in runtimes
+    ]
     searches = [_Search(spec, model, machine, budget, workload, runtime) for runtime in runtimes]
     wanted = replace(config, context=context, outputs=workload.outputs)
     plans = [search.best(wanted) for search in searches]
@@ -64,25 +67,16 @@ def plan_checkpoint(
     return replace(plans[0], suggestions=tuple(searches[0].suggestions(plans[0])))
 
 
+@dataclass(frozen=True)
 class _Search:
     """Plans of one model within one budget."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        model: HfModel,
-        machine: Machine,
-        budget: Budget,
-        workload: Workload,
-        runtime: Runtime,
-    ) -> None:
-        # The roomiest GPU first: it has what is no layer, too.
-        gpus = tuple(sorted(runtime.gpus, key=lambda gpu: -gpu.room_bytes))
-        self._spec, self._model, self._workload = spec, model, workload
-        self._runtime = replace(runtime, gpus=gpus)
-        self._budget_bytes = budget.ram_bytes(machine.ram)
-        self._limit_bytes = min(self._budget_bytes, machine.ram.available_bytes)
-        self._may_stream = budget.disk
+    spec: ModelSpec
+    model: HfModel
+    machine: Machine
+    budget: Budget
+    workload: Workload
+    runtime: Runtime
 
     def best(self, config: TransformersConfig) -> TransformersPlan:
         """All in memory with the largest ubatch that fits; else with layers on the disk; else what is
@@ -93,7 +87,7 @@ class _Search:
             plan = self._plan(self._with_streamed(replace(config, ubatch=size), 0))
             if plan.fits:
                 return plan
-        if self._may_stream and not config.precision.is_quantized:
+        if self.budget.disk and not config.precision.is_quantized:
             for size in sizes:
                 plan = self._streaming(replace(config, ubatch=size))
                 if plan.fits:
@@ -105,7 +99,7 @@ class _Search:
         wanted = plan.config
         for load_in, double_quant in (("bf16", False), ("int8", False), ("nf4", False), ("nf4", True)):
             other = replace(wanted, load_in=load_in, double_quant=double_quant)
-            smaller = precision_row(self._model, other.precision, 1).resident_bytes < plan.row.resident_bytes
+            smaller = precision_row(self.model, other.precision, 1).resident_bytes < plan.row.resident_bytes
             runs = other.precision.bits != 4 or not self._refused()
             if smaller and runs and self.best(other).fits:
                 yield f"--load-in {load_in}{' --double-quant' * double_quant}"
@@ -118,23 +112,21 @@ class _Search:
         yield f"--ram {-(-plan.ram.needs_bytes // (16 * MIB)) * 16}MiB"
 
     def _refused(self) -> bool:
-        return self._runtime.packs_4bit and refused_layer(self._model) is not None
+        return self.runtime.packs_4bit and refused_layer(self.model) is not None
 
     def _streaming(self, config: TransformersConfig) -> TransformersPlan:
         """The last layers on the disk, as few as will do."""
-        low, high = 1, self._model.hf_config.num_hidden_layers  # how many are streamed
-        while low < high:
-            middle = (low + high) // 2
-            if self._plan(self._with_streamed(config, middle)).fits:
-                high = middle
-            else:
-                low = middle + 1
-        return self._plan(self._with_streamed(config, low))
+
+        def plan(count: int) -> TransformersPlan:
+            return self._plan(self._with_streamed(config, count))
+
+        fewer = range(1, self.model.hf_config.num_hidden_layers)
+        return plan(1 + bisect_left(fewer, True, key=lambda count: plan(count).fits))
 
     def _with_streamed(self, config: TransformersConfig, count: int) -> TransformersConfig:
         """As many layers on GPUs as they hold, of the others the last `count` on the disk."""
-        gpus = self._runtime.gpus
-        layers = list(layer_bytes(self._model, config.precision))
+        gpus = self.runtime.gpus
+        layers = list(layer_bytes(self.model, config.precision))
         counts = self._counts_on_gpus(config)
         # The first has what is no layer; another one without layers is not touched.
         used = [gpu for gpu, layers_on in zip(gpus, counts, strict=True) if layers_on or gpu is gpus[0]]
@@ -144,13 +136,13 @@ class _Search:
         devices = [*zip(names, counts, strict=True), ("cpu", rest - on_disk), ("disk", on_disk)]
         return replace(
             config,
-            device_map=device_map(self._model, layers, devices),
+            device_map=device_map(self.model, layers, devices),
             gpus=tuple(gpu.number for gpu in used),
             gpu_limits=tuple(gpu.limit_bytes - gpu.process_bytes for gpu in used),
         )
 
     def _counts_on_gpus(self, config: TransformersConfig) -> list[int]:
-        model, gpus = self._model, self._runtime.gpus
+        model, gpus = self.model, self.runtime.gpus
         if not gpus:
             return []
         layers = list(layer_bytes(model, config.precision).values())
@@ -159,7 +151,7 @@ class _Search:
             layers=layers,
             kv=kv_of_layers(model, config),
             shared=row.resident_bytes - sum(layers),
-            passes=needed_by_pass(model, config, self._runtime),
+            passes=pass_bytes(model, config, packs=self.runtime.packs_4bit),
             loading=row.loading_extra_bytes["cuda"],
             ring=largest_module_bytes(model, config),
         )
@@ -169,30 +161,31 @@ class _Search:
         return counts
 
     def _plan(self, config: TransformersConfig) -> TransformersPlan:
-        held = checkpoint_bytes(self._model, config, self._runtime)
+        budget, free = self.budget.ram_bytes(self.machine.ram), self.machine.ram.available_bytes
+        held = checkpoint_bytes(self.model, config, self.runtime)
         prediction = predict_checkpoint(
-            self._spec,
-            self._model,
+            self.spec,
+            self.model,
             config,
-            self._runtime,
-            prompt_tokens=self._workload.prompt_tokens,
+            self.runtime,
+            prompt_tokens=self.workload.prompt_tokens,
             streamed_bytes=held.weights["disk"],
             sent_bytes=held.sent,
         )
         plan = TransformersPlan(
-            spec=self._spec,
+            spec=self.spec,
             config=config,
             context=config.context,
-            tiers=(*held.gpus(config.gpus), held.ram(self._budget_bytes, self._limit_bytes)),
+            tiers=(*held.gpus(config.gpus), held.ram(budget, min(budget, free))),
             prediction=prediction,
             why=(),
-            workload=self._workload,
+            workload=self.workload,
             row=held.row,
             steady_bytes=held.steady,
             loading_bytes=held.loading,
             offloaded_bytes=held.weights["disk"],
         )
-        return replace(plan, why=tuple(checkpoint_reasons(plan, self._model, self._runtime)))
+        return replace(plan, why=tuple(checkpoint_reasons(plan, self.model, self.runtime)))
 
 
 def require_sense(config: TransformersConfig, workload: Workload) -> None:

@@ -1,26 +1,103 @@
-"""What a checkpoint's configuration takes in RAM and on each GPU, from loading to generating."""
+"""Where each decoder layer of a checkpoint lies, and what that takes in RAM and on each GPU.
+
+GPUs come first, then RAM, then the disk, in the order of computation. What is no layer (embedding, last norm,
+head) lies on the first GPU, or in RAM where there is none. There accelerate also computes what lies in RAM
+or on the disk beside GPUs, and so their KV cache lies there. Pure.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from memfit.headers.hf_shapes import HfModel
 from memfit.memory.loaded_checkpoint import (
     TransformersConfig,
     layer_bytes,
-    layer_kv_bytes,
     loading_peak_bytes,
     packed_state_bytes,
     pass_bytes,
 )
-from memfit.memory.precision_table import PrecisionRow, loaded_bytes, precision_row
+from memfit.memory.precision_table import PrecisionRow, layer_kv_bytes, loaded_bytes, precision_row
 from memfit.planner.plan import TierUse
-from memfit.planner.transformers.layers import device_of
 from memfit.planner.transformers.runtime import UNUSED_BYTES, Runtime
 
-__all__ = ["CheckpointBytes", "checkpoint_bytes", "kv_of_layers", "largest_module_bytes", "needed_by_pass"]
+__all__ = [
+    "CheckpointBytes",
+    "LayerCosts",
+    "checkpoint_bytes",
+    "counts_on_gpus",
+    "device_map",
+    "device_of",
+    "kv_of_layers",
+    "largest_module_bytes",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCosts:
+    """Bytes on a GPU."""
+
+    layers: Sequence[int]  # weights of each
+    kv: Sequence[int]  # KV cache of each
+    shared: int  # weights that are no layer's
+    passes: int  # what a pass needs beside them
+    loading: int  # what loading needs beside them
+    ring: int  # what a layer that lies elsewhere brings with it while it is computed
+
+
+def counts_on_gpus(costs: LayerCosts, rooms: Sequence[int]) -> list[int]:
+    """How many layers go to each GPU, whose `rooms` are bytes less what running there takes."""
+    total = len(costs.layers)
+    largest = max(costs.layers) + max(costs.kv)
+    later = [max(0, room - max(costs.passes, costs.loading)) // largest for room in rooms[1:]]
+
+    def needs(first: int) -> int:
+        """Of the first GPU, with so many layers."""
+        elsewhere = max(0, total - first - sum(later))  # neither here nor on another GPU
+        return (
+            costs.shared
+            + sum(costs.layers[:first])
+            + sum(costs.kv[:first])
+            + sum(costs.kv[total - elsewhere :])
+            + max(costs.passes + (costs.ring if elsewhere else 0), costs.loading)
+        )
+
+    first = next((count for count in range(total, -1, -1) if needs(count) <= rooms[0]), 0)
+    counts = [first]
+    for room in later:
+        counts.append(min(room, total - sum(counts)))
+    return counts
+
+
+def device_map(
+    model: HfModel, layers: Sequence[str], devices: Sequence[tuple[str, int]]
+) -> tuple[tuple[str, str], ...]:
+    """`devices` are names with how many layers they hold, in order. accelerate wants every module named once,
+    and none inside another."""
+    used = [(device, count) for device, count in devices if count]
+    main = next((device for device, _ in devices if device.startswith("gpu")), "cpu")
+    if not any(device != main for device, _ in used):
+        return (("", main),)
+    modules: dict[str, str] = {}
+    left = iter(layers)
+    for device, count in used:
+        modules |= {next(left): device for _ in range(count)}
+    for one in model.parameters:
+        if not any(one.name.startswith(f"{name}.") for name in layers):
+            modules[one.name.rpartition(".")[0]] = main
+    base = layers[0].rpartition(".layers.")[0]
+    modules[f"{base}.rotary_emb"] = main  # which has no parameter, only a table
+    modules.setdefault("lm_head", main)  # a tied one is no parameter of its own
+    return tuple(modules.items())
+
+
+def device_of(name: str, modules: Mapping[str, str]) -> str:
+    """Where a parameter lies: as the innermost module around it that a device map names."""
+    while name not in modules:
+        name = name.rpartition(".")[0]
+    return modules[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +126,14 @@ class CheckpointBytes:
         # A matrix that is computed with, and what is read ahead of it.
         ring = 2 * self.largest if self.weights["disk"] else 0
         compute = ring if self.runtime.gpus else self.passes + ring
-        return TierUse(
-            name="ram",
-            kind="ram",
-            budget_bytes=budget_bytes,
-            limit_bytes=limit_bytes,
-            parts={
-                "weights": self.weights["cpu"],
-                "kv_cache": self.kv_cache["cpu"],
-                "compute": compute,
-                "overhead": self.runtime.process_bytes + max(0, self.loading - self.steady - compute),
-            },
+        return TierUse.of(
+            "ram",
+            budget_bytes,
+            limit_bytes,
+            weights=self.weights["cpu"],
+            kv_cache=self.kv_cache["cpu"],
+            compute=compute,
+            overhead=self.runtime.process_bytes + max(0, self.loading - self.steady - compute),
         )
 
     def gpus(self, used: tuple[int, ...]) -> Iterator[TierUse]:
@@ -68,17 +142,14 @@ class CheckpointBytes:
             if gpu.number not in used:
                 continue
             brought = self.largest if self.sent and gpu.name == self.runtime.main else 0
-            yield TierUse(
-                name=gpu.name,
-                kind="vram",
-                budget_bytes=gpu.budget_bytes,
-                limit_bytes=gpu.limit_bytes,
-                parts={
-                    "weights": self.weights[gpu.name],
-                    "kv_cache": self.kv_cache[gpu.name],
-                    "compute": max(self.passes + brought, self.row.loading_extra_bytes["cuda"]),
-                    "overhead": gpu.process_bytes + UNUSED_BYTES,
-                },
+            yield TierUse.of(
+                gpu.name,
+                gpu.budget_bytes,
+                gpu.limit_bytes,
+                weights=self.weights[gpu.name],
+                kv_cache=self.kv_cache[gpu.name],
+                compute=max(self.passes + brought, self.row.loading_extra_bytes["cuda"]),
+                overhead=gpu.process_bytes + UNUSED_BYTES,
             )
 
 
@@ -101,7 +172,7 @@ def checkpoint_bytes(model: HfModel, config: TransformersConfig, runtime: Runtim
         row=row,
         weights=weights,
         kv_cache=kv_cache,
-        passes=needed_by_pass(model, config, runtime),
+        passes=pass_bytes(model, config, packs=runtime.packs_4bit),
         largest=largest_module_bytes(model, config),
         loading=_loading_bytes(model, config, runtime, weights["cpu"]),
     )
@@ -118,17 +189,6 @@ def _loading_bytes(model: HfModel, config: TransformersConfig, runtime: Runtime,
 
 def kv_of_layers(model: HfModel, config: TransformersConfig) -> list[int]:
     return layer_kv_bytes(model.hf_config, config.context, config.ubatch, config.precision.element_bytes)
-
-
-def needed_by_pass(model: HfModel, config: TransformersConfig, runtime: Runtime) -> int:
-    return pass_bytes(
-        model,
-        config.precision,
-        context=config.context,
-        ubatch=config.ubatch,
-        packs=runtime.packs_4bit,
-        outputs=config.outputs,
-    )
 
 
 def largest_module_bytes(model: HfModel, config: TransformersConfig) -> int:
