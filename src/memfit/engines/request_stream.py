@@ -114,7 +114,8 @@ class WorkerStream:
         if kind == "scores":
             return RequestResult(number=number, scores=tuple(map(_token_score, values["scores"])))
         assert kind == "answer", kind
-        self.totals = StreamTotals(**values["totals"])
+        if values["totals"]:
+            self.totals = StreamTotals(**values["totals"])
         self._answers += 1
         completion = values["completion"]
         speed = Speed(**completion.pop("speed"))

@@ -15,9 +15,11 @@ from memfit.processes.carried_errors import carry_error
 __all__ = ["send_answer", "send_failure", "send_logits", "send_scores"]
 
 
-def send_answer(channel: Channel, number: int, completion: Completion, totals: StreamTotals) -> None:
-    """`totals` are the stream's so far."""
-    channel.send("answer", number=number, completion=asdict(completion), totals=vars(totals))
+def send_answer(
+    channel: Channel, number: int, completion: Completion, totals: StreamTotals | None = None
+) -> None:
+    """`totals` are the stream's so far, where they are known."""
+    channel.send("answer", number=number, completion=asdict(completion), totals=totals and vars(totals))
 
 
 def send_failure(channel: Channel, number: int, error: MemfitError) -> None:

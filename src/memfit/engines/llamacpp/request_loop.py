@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from memfit.engines.channel import Aborted, Channel
+from memfit.engines.inbox import Inbox
 from memfit.engines.llamacpp.decode_batch import DecodeBatch
 from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.model import LlamaModel
@@ -27,7 +27,6 @@ from memfit.errors import EngineError, MemfitError
 
 __all__ = ["RequestLoop"]
 
-_LOOK_SECONDS = 0.1  # while nothing is asked, how often a cancellation is looked for
 _STATUS_SECONDS = 0.5
 
 
@@ -74,7 +73,7 @@ class RequestLoop:
         )
         self._batch = DecodeBatch(api, model.ubatch)
         self._ends: dict[int, bool] = {}  # token → whether it ends an answer
-        self._held: deque[tuple[Request, bool]] = deque()  # asked for, and waiting for a grammar's memory
+        self._inbox = Inbox(channel, lambda: model.is_aborted)
         self._running: dict[int, _Running] = {}  # by number; waiting ones too
         self._begin(expected=0.0)
 
@@ -82,12 +81,10 @@ class RequestLoop:
         """A new stream: its counts begin at nothing, the scheduler goes on."""
         self._scheduler.expect(expected)
         self._before = self._scheduler.prompt_tokens, self._scheduler.shared_tokens
-        self._ending = False
+        self._inbox.open()
         self._pass: Pass | None = None  # that is being computed
-        self._started = time.monotonic()
-        self._told_at = 0.0
+        self._told_at = self._decode_seconds = 0.0
         self._generated = self._passes = 0
-        self._decode_seconds = self._wait_seconds = 0.0
 
     def run(self, expected: float) -> dict[str, Any]:
         """Answer requests until "end" has come and all are answered; returns what it came to.
@@ -114,7 +111,7 @@ class RequestLoop:
         """Empty the KV cache; what still runs is dropped."""
         for number in list(self._running):
             self._drop(number)
-        self._held.clear()
+        self._inbox.waiting.clear()
         self._scheduler.begin_anew()
         self._model.cache.clear()
 
@@ -124,13 +121,7 @@ class RequestLoop:
             self._scheduler.undo(self._pass)
         for one in list(self._running.values()):
             self._finish(one, "cancelled", len(one.job.generated))
-        nothing = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
-        for request, _ in self._held:
-            unbegun = Completion(
-                text="", finish_reason="cancelled", prompt_tokens=0, completion_tokens=0, speed=nothing
-            )
-            send_answer(self._channel, request.number, unbegun, self._totals())
-        self._held.clear()
+        self._inbox.cancel()
 
     def _totals(self) -> StreamTotals:
         prompt, shared = self._before
@@ -138,7 +129,7 @@ class RequestLoop:
             prompt_tokens=self._scheduler.prompt_tokens - prompt,
             shared_tokens=self._scheduler.shared_tokens - shared,
             generated_tokens=self._generated,
-            seconds=time.monotonic() - self._started - self._wait_seconds,
+            seconds=self._inbox.seconds,
             decode_seconds=self._decode_seconds,
             passes=self._passes,
         )
@@ -147,12 +138,10 @@ class RequestLoop:
         """How busy it is."""
         scheduler = self._scheduler
         self._told_at = time.monotonic()
-        status = Status(
-            waiting=scheduler.waiting + len(self._held),
-            running=scheduler.running,
-            cells_in_use=scheduler.cells_in_use,
+        waiting = scheduler.waiting + len(self._inbox.waiting)
+        self._inbox.tell(
+            Status(waiting=waiting, running=scheduler.running, cells_in_use=scheduler.cells_in_use)
         )
-        self._channel.send("status", **vars(status))
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -161,29 +150,16 @@ class RequestLoop:
         while True:
             self._admit()
             idle = self._scheduler.is_idle
-            if idle and self._ending:
+            if idle and self._inbox.is_ending:
                 return False
-            began = time.monotonic()
-            message = self._channel.next_request(_LOOK_SECONDS if idle else 0.0)
-            if idle:
-                self._wait_seconds += time.monotonic() - began
-            if self._model.is_aborted:
-                raise Aborted
-            if message is None:
+            if not self._inbox.take(self._drop, idle=idle):
                 return True
-            do = message.pop("do")
-            if do == "add":
-                self._held.append((Request.from_json(message["request"]), message["sends_text"]))
-            elif do == "drop":
-                self._drop(message["number"])
-            else:
-                assert do == "end", f"{do} cannot be asked while a stream is open"
-                self._ending = True
 
     def _admit(self) -> None:
         """Let requests in, in their order, as long as there is memory for what their grammars need."""
-        while self._held and (self._held[0][0].schema is None or self._grammars.has_room):
-            request, sends_text = self._held.popleft()
+        waiting = self._inbox.waiting
+        while waiting and (waiting[0][0].schema is None or self._grammars.has_room):
+            request, sends_text = waiting.popleft()
             try:
                 self._add(request, sends_text=sends_text)
             except MemfitError as error:
@@ -215,7 +191,6 @@ class RequestLoop:
         self._scheduler.add(job)
 
     def _drop(self, number: int) -> None:
-        self._held = deque(one for one in self._held if one[0].number != number)
         if one := self._running.pop(number, None):
             self._scheduler.drop(one.job)
             one.sampler.close()

@@ -98,14 +98,6 @@ class Generation(BaseStreamer, StoppingCriteria):
             speed=speed,
         )
 
-    @staticmethod
-    def unbegun() -> Completion:
-        """Of a request that was cancelled before its turn."""
-        nothing = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
-        return Completion(
-            text="", finish_reason="cancelled", prompt_tokens=0, completion_tokens=0, speed=nothing
-        )
-
     def _settings(self) -> Any:
         """The model's own generation settings with what was asked for."""
         sampling = self._sampling

@@ -146,11 +146,13 @@ class CheckpointModel:
         return found[0].float().cpu().numpy()
 
     def _pass(self, tokens: Sequence[int], *, logits: int) -> Any:
-        with explained("the engine failed"):
-            ids = torch.tensor([tokens], device=self.model.device)
-            found = self.model(
-                input_ids=ids, use_cache=True, logits_to_keep=logits, **with_cache(self.model, self.cache)
-            )
+        ids, cache = torch.tensor([tokens], device=self.model.device), with_cache(self.model, self.cache)
+        try:
+            with explained("the engine failed"):
+                found = self.model(input_ids=ids, use_cache=True, logits_to_keep=logits, **cache)
+        except Aborted:
+            self.settle(self.cached)
+            raise
         self.cached += tokens
         return found
 
