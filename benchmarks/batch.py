@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,9 @@ from subjects import models
 from synthetic import write_model
 
 import memfit
-from memfit.api import plan_batch
 from memfit.batch.input import InputSizes
-from memfit.batch.lengths import lengths_in_tokens
+from memfit.batch.job_plan import plan_job
+from memfit.engines.protocol import PlanOptions
 from memfit.engines.requests import Request, RequestResult, Sampling
 
 MIB = 1 << 20
@@ -132,13 +133,14 @@ def planned(
         mean_max_tokens=float(requests[0].sampling.max_tokens or 0),
         largest_max_tokens=requests[0].sampling.max_tokens,
     )
-    sample = requests[:64]
-    return plan_batch(
+    lines: Any = SimpleNamespace(
+        sizes=found, sample=lambda count: [SimpleNamespace(request=one) for one in requests[:count]]
+    )
+    return plan_job(
         path,
-        sample,
-        lambda counts: lengths_in_tokens(found, sample, counts, TOKENS),
-        budget=budget,
-        workload=memfit.Workload(threads=2, **workload),
+        lines,
+        PlanOptions(budget=budget),
+        workload=memfit.Workload(threads=2, generated_tokens=TOKENS, **workload),
         sequences=sequences,
     )
 

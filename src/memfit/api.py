@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from memfit.engines.protocol import Engine, LoadOptions, Planner, PlanOptions
-from memfit.engines.requests import Request
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import EngineError, WrongValueError
 from memfit.hub.resolve import ResolvedModel, resolve
-from memfit.planner.parallel import Lengths, plan_parallel
 from memfit.planner.plan import Plan
 from memfit.planner.request import Budget, Workload
 from memfit.saved_plan import require_this_machine
 
-__all__ = ["ENGINES", "load", "plan", "plan_batch"]
+__all__ = ["ENGINES", "load", "open_planner", "plan"]
 
 _ENGINES = ("llamacpp", "transformers")
 ENGINES = ("auto", *_ENGINES)
@@ -60,30 +58,8 @@ def plan(
         verbose=verbose,
     )
     workload = workload or Workload()
-    with _planner(model, engine, replace(options, say=say) if say else options, workload) as planner:
+    with open_planner(model, engine, replace(options, say=say) if say else options, workload) as planner:
         return planner.plan(workload)
-
-
-def plan_batch(
-    model: str,
-    sample: Sequence[Request],
-    lengths: Callable[[Sequence[int | None]], Lengths],
-    options: PlanOptions,
-    *,
-    workload: Workload,
-    engine: str = "auto",
-    sequences: int | None = None,
-) -> Plan:
-    """Plan a job of many requests: how many run in parallel, and in how large a context.
-
-    `lengths` gets the tokens of the sample's prompts, None for one that makes no prompt, and returns the
-    lengths of the whole job. `sequences` is how many run in parallel; None for what pays off. A request that
-    is longer than what the model was trained for is left to fail alone. Errors as in `plan`.
-    """
-    with _planner(model, engine, replace(options, many=True), workload) as planner:
-        found = lengths(planner.count_tokens(sample))
-        found = replace(found, longest=min(found.longest, planner.spec.context_length or found.longest))
-        return plan_parallel(found, workload, planner.plan, sequences or planner.only_parallel)
 
 
 def load(
@@ -117,7 +93,11 @@ def load(
     return session
 
 
-def _planner(model: str | ResolvedModel, engine: str, options: PlanOptions, workload: Workload) -> Planner:
+def open_planner(
+    model: str | ResolvedModel, engine: str, options: PlanOptions, workload: Workload
+) -> Planner:
+    """What plans a model with the threads, repacking and grammars of a workload. A context manager; errors as
+    in `plan`."""
     if engine not in ENGINES:
         raise WrongValueError("engine", f" is {engine!r}; it must be one of {', '.join(ENGINES)}")
     if sys.platform != "linux":

@@ -8,7 +8,7 @@ import pytest
 from fakes import make_plan_value, make_tier
 
 from memfit.batch.input import InputSizes
-from memfit.batch.lengths import lengths_in_tokens
+from memfit.batch.job_plan import lengths_in_tokens
 from memfit.engines.requests import Request
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.parallel import Lengths, plan_parallel, request_seconds

@@ -15,6 +15,7 @@ import pytest
 from gguf_files import tiny_model
 
 from memfit import api
+from memfit.batch import job_plan
 from memfit.cli.main import cli, main
 from memfit.engines.llamacpp.rpc_supervisor import RpcSupervisor
 from memfit.engines.protocol import PlanOptions
@@ -60,7 +61,7 @@ def _accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def plan(*_: object, budget: Budget, workload: Workload, **__: object) -> Any:
         reached()
 
-    def plan_batch(*asked: object, workload: Workload, **_: object) -> Any:
+    def plan_job(*asked: object, workload: Workload, **_: object) -> Any:
         assert isinstance(asked[-1], PlanOptions)
         reached()
 
@@ -68,7 +69,7 @@ def _accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_model().write(tmp_path / "tiny.gguf")
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
     monkeypatch.setattr(api, "plan", plan)
-    monkeypatch.setattr(api, "plan_batch", plan_batch)
+    monkeypatch.setattr(job_plan, "plan_job", plan_job)
     monkeypatch.setattr(RpcSupervisor, "start", reached)
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,17 +35,12 @@ if TYPE_CHECKING:
     from memfit.batch.executor import Progress
     from memfit.batch.input import Input
     from memfit.batch.sink import Sink
-    from memfit.cli.fetch import MakePlan
-    from memfit.engines.protocol import PlanOptions
     from memfit.engines.report import Report
     from memfit.engines.requests import Sampling, StreamTotals
     from memfit.engines.session import Session
     from memfit.planner.plan import Plan
-    from memfit.planner.request import Workload
 
 __all__ = ["command"]
-
-_SAMPLE = 64  # lines whose tokens are counted before planning
 
 
 @click.command("batch")
@@ -85,6 +81,7 @@ def command(
     killed, goes on where it was when the same command is run again.
     """
     from memfit.batch.input import open_input
+    from memfit.batch.job_plan import plan_job
     from memfit.batch.output import open_sink
     from memfit.cli.render import console, speaker
     from memfit.engines.protocol import PlanOptions
@@ -103,10 +100,12 @@ def command(
     sampling = take_sampling(options)
     constraint = read_schema(schema)
     with open_input(source, sampling, raw=raw, schema=constraint, stdin=sys.stdin.buffer) as lines:
-        workload = replace(workload, grammars=constraint is not None or lines.has_schemas)
+        tokens = sampling.max_tokens or workload.generated_tokens
+        grammars = constraint is not None or lines.has_schemas
+        workload = replace(workload, grammars=grammars, generated_tokens=tokens)
         asked = PlanOptions(budget=budget, count_parent=True, say=say, verbose=verbose, **precision)
-        make_plan = _planner(model, lines, sampling, asked, workload, engine, sequences)
-        planned = ready_plan(make_plan, err, yes=yes)
+        job = partial(plan_job, workload=workload, engine=engine, sequences=sequences)
+        planned = ready_plan(lambda named: job(named or model, lines, asked), err, yes=yes)
         with open_sink(
             output,
             lines,
@@ -182,36 +181,6 @@ def _answer(
             on_progress=bar.show,
             say=shown.say,
         ).run()
-
-
-def _planner(
-    model: str,
-    lines: Input,
-    sampling: Sampling,
-    options: PlanOptions,
-    workload: Workload,
-    engine: str,
-    sequences: int | None,
-) -> MakePlan:
-    """What `ready_plan` calls: a plan for the lengths of this input's lines."""
-    from memfit.api import plan_batch
-    from memfit.batch.lengths import lengths_in_tokens
-
-    expected = sampling.max_tokens or workload.generated_tokens
-
-    def make(source: str | None) -> Plan:
-        sample = [line.request for line in lines.sample(_SAMPLE)]  # gone again when it is planned
-        return plan_batch(
-            source or model,
-            sample,
-            lambda counts: lengths_in_tokens(lines.sizes, sample, counts, expected),
-            options,
-            workload=workload,
-            engine=engine,
-            sequences=sequences,
-        )
-
-    return make
 
 
 def _identity(planned: Plan, sampling: Sampling, schema: Any, raw: bool) -> dict[str, Any]:

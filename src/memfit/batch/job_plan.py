@@ -1,17 +1,50 @@
-"""From the bytes of a job's prompts to the tokens that its plan needs."""
+"""Plans a job of many requests: how many run in parallel, and in how large a context.
+
+Of a sample tokens are counted; for the whole job they follow from the bytes of its prompts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from memfit.batch.input import InputSizes
+from memfit.api import open_planner
+from memfit.batch.input import Input, InputSizes
+from memfit.engines.protocol import PlanOptions
 from memfit.engines.requests import Request
-from memfit.planner.parallel import Lengths
+from memfit.planner.parallel import Lengths, plan_parallel
+from memfit.planner.plan import Plan
+from memfit.planner.request import Workload
 
-__all__ = ["lengths_in_tokens"]
+__all__ = ["lengths_in_tokens", "plan_job"]
 
 _ASSUMED_BYTES = 4.0  # of English text in a token; where no line could be counted
+_SAMPLE = 64  # lines whose tokens are counted
 _LONGER = 1.25  # a prompt of fewer bytes may have more tokens than the longest
+
+
+def plan_job(
+    model: str,
+    lines: Input,
+    options: PlanOptions,
+    *,
+    workload: Workload,
+    engine: str = "auto",
+    sequences: int | None = None,
+) -> Plan:
+    """The workload's `generated_tokens` are expected where a line gives no limit. `sequences` is how many run in parallel; None
+    for what pays off. A request that is longer than what the model was trained for is left to fail alone.
+
+    Raises:
+        MemfitError: as `memfit.plan` does.
+    """
+    sample = [line.request for line in lines.sample(_SAMPLE)]
+    with open_planner(model, engine, replace(options, many=True), workload) as planner:
+        found = lengths_in_tokens(
+            lines.sizes, sample, planner.count_tokens(sample), workload.generated_tokens
+        )
+        found = replace(found, longest=min(found.longest, planner.spec.context_length or found.longest))
+        return plan_parallel(found, workload, planner.plan, sequences or planner.only_parallel)
 
 
 def lengths_in_tokens(
