@@ -32,8 +32,9 @@ def plan_job(
     engine: str = "auto",
     sequences: int | None = None,
 ) -> Plan:
-    """The workload's `generated_tokens` are expected where a line gives no limit. `sequences` is how many run in parallel; None
-    for what pays off. A request that is longer than what the model was trained for is left to fail alone.
+    """The workload's `generated_tokens` are expected where a line gives no limit. `sequences` is how many run
+    in parallel; None for what pays off. A request that is longer than what the model was trained for is left
+    to fail alone.
 
     Raises:
         MemfitError: as `memfit.plan` does.

@@ -85,6 +85,7 @@ def command(
     from memfit.batch.output import open_sink
     from memfit.cli.render import console, speaker
     from memfit.engines.protocol import PlanOptions
+    from memfit.planner.request import MOST_TOKENS
 
     err = console(stderr=True)
     if as_json and output == "-":
@@ -100,7 +101,7 @@ def command(
     sampling = take_sampling(options)
     constraint = read_schema(schema)
     with open_input(source, sampling, raw=raw, schema=constraint, stdin=sys.stdin.buffer) as lines:
-        tokens = sampling.max_tokens or workload.generated_tokens
+        tokens = min(sampling.max_tokens or workload.generated_tokens, MOST_TOKENS)
         grammars = constraint is not None or lines.has_schemas
         workload = replace(workload, grammars=grammars, generated_tokens=tokens)
         asked = PlanOptions(budget=budget, count_parent=True, say=say, verbose=verbose, **precision)

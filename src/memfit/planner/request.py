@@ -13,6 +13,7 @@ from memfit.units import format_bytes, parse_size
 __all__ = [
     "ASSUMED_DISK",
     "KV_TYPES",
+    "MOST_TOKENS",
     "UBATCHES",
     "Budget",
     "Workload",
@@ -26,7 +27,7 @@ ASSUMED_DISK = (0.7e9, 1.5e9)  # bytes per second: an older NVMe drive, or two S
 UBATCHES = (512, 256, 128, 64, 32)  # worth trying, the largest first
 _CONTEXT = 4096
 _MOST_FREE_BYTES = 2**60  # more than any machine has free: percentages of it are no reason to refuse one
-_MOST_TOKENS = 2**31 - 1  # the engine counts them in 32 bits
+MOST_TOKENS = 2**31 - 1  # the engine counts them in 32 bits
 
 
 Size = str | int  # bytes, or a text such as "8GiB" or "90%" (of what is free)
@@ -145,12 +146,12 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name, least, most in (
-            ("context", 1, _MOST_TOKENS),
+            ("context", 1, MOST_TOKENS),
             ("parallel", 1, 256),  # LLAMA_MAX_SEQ
             ("threads", 1, 512),  # GGML_MAX_N_THREADS
-            ("prompt_tokens", 1, _MOST_TOKENS),
-            ("generated_tokens", 1, _MOST_TOKENS),
-            ("depth", 0, _MOST_TOKENS),
+            ("prompt_tokens", 1, MOST_TOKENS),
+            ("generated_tokens", 1, MOST_TOKENS),
+            ("depth", 0, MOST_TOKENS),
             ("outputs", 0, 65_536),
         ):
             value = getattr(self, name)
