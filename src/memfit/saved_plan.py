@@ -1,4 +1,4 @@
-"""Saved plans: reads a plan back where model, machine and software are as they were.
+"""Saved plans: reads a plan's file, and refuses it where model, machine or software are not as they were.
 
 What the JSON means is planner/saved.py's. A plan keeps its limits; they only shrink to what is free now.
 """

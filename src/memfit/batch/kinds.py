@@ -1,4 +1,6 @@
-"""What a batch's input is where it is no JSON lines: told from its ends, with what makes lines of it."""
+"""Recognizes an input that is no JSON lines (CSV, an archive, a JSON array), and says what makes lines of
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opens what a batch writes: the output, its journal and its error file, new or where a run ended.
+"""Opens the files that sink.py writes (the output, the journal, the error file), new or where a run ended.
 
 `OUT.jsonl` has its journal in `OUT.jsonl.journal` and, once there is an error, `OUT.errors.jsonl`.
 """

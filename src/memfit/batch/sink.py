@@ -1,4 +1,5 @@
-"""Where a batch's answers go: each line's exactly once, in order, through any interruption.
+"""Writes a batch's answers: to the journal, and from there each line once, in order, to the output or the
+error file.
 
 The journal is written first, and the output and the error file are copied from it. So whatever stops a run,
 the journal knows what these two have to hold, and the next run makes it true. Knows nothing of files' names.

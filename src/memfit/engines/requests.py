@@ -1,4 +1,6 @@
-"""What is asked of a model and what comes back, as values: requests, sampling options, results, speeds."""
+"""What is asked of a model and what comes back, as values: requests, sampling options with their checks and
+defaults, results, speeds.
+"""
 
 from __future__ import annotations
 

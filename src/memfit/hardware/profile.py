@@ -1,4 +1,5 @@
-"""Machine profiles: a machine that is not this one, described by a JSON file.
+"""Machine profiles: a machine that is not this one, described by a JSON file (`profiles/*.json`, or a
+user's).
 
 The built-in profiles in `profiles/` are files in the very format that a user writes, with a source for each
 figure, which a user may leave out. An unknown figure is {"value": null, "note": "why"} and becomes None;

@@ -1,4 +1,6 @@
-"""ModelSpec: the facts in a model's header, which every plan starts from. Weights are never read for it."""
+"""ModelSpec: the facts in a model's header, which every plan starts from, and the share of its experts that
+a token uses.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that asks the network: it answers the questions of subprocess.py."""
+"""The subprocess that asks the network; subprocess.py is its parent's side."""
 
 from __future__ import annotations
 

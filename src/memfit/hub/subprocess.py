@@ -1,4 +1,5 @@
-"""Asks the network in a subprocess (`python -m memfit.hub`), whose memory ends with it.
+"""The parent's side of asking the network: a subprocess (`python -m memfit.hub`) does it, and its memory
+ends with it.
 
 huggingface_hub holds 20 MiB, which a run's RAM budget would otherwise lose.
 """

@@ -1,4 +1,4 @@
-"""What of RAM or a device is left to everybody else where no budget is given.
+"""What of RAM or a device is left to other programs where no budget is given.
 
 Imports nothing that probes: an RPC server, which has a budget of its own, asks here too.
 """

@@ -1,4 +1,4 @@
-"""Which file of a repository to take: every quantization planned for the same machine and budget, compared.
+"""Recommends one of a repository's quantizations, all planned for the same machine and budget. Pure.
 
 Recommended is the least loss that still generates faster than people read; if none does, the fastest. Loss is
 what llama.cpp publishes for one model of 8 billion parameters: an order, not a promise for another model.

@@ -1,4 +1,4 @@
-"""A plan from its JSON, as `to_json` gave it. Trusts no field: whoever writes a plan may be anybody.
+"""A plan from its JSON, as `to_json` gave it. No field is trusted: anybody may have written it.
 
 Fields are read by the types of the plan's own dataclasses; here is what no type says. Pure: reading the file,
 and whether model and machine are still the same, is saved_plan.py's.

@@ -1,4 +1,5 @@
-"""How fast a configuration will run: the engine's own graph, priced with measured rates of each device.
+"""How fast a configuration will run, mixture of experts included: the engine's own graph, priced with each
+device's measured rates.
 
     seconds of a pass = sum over matrices of max(bytes / bytes per second, operations / operations per second)
                       + attention's operations over the cells in use / operations per second

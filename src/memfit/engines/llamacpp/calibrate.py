@@ -1,5 +1,5 @@
-"""Measures once per machine, and caches: memfit's own memory, the bytes that a GPU's context takes, the
-speeds of kernels and disks.
+"""Measures once per machine, and caches: memfit's own memory, the bytes that a GPU's context takes (lookup.py
+reserves them), the speeds of kernels and disks.
 
 These are what the oracle cannot say. memfit's own memory is measured with a model of a megabyte, written
 here: it is simulated, then really loaded, and what the second run holds beyond the first is what every

@@ -2,17 +2,73 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
+from typing import Any
+
 from memfit.engines.llamacpp.planning import LlamaPlanner
-from memfit.engines.llamacpp.session import LlamaSession
+from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.protocol import LoadOptions, PlanOptions
-from memfit.errors import WrongValueError
+from memfit.engines.worker_session import WorkerSession
+from memfit.errors import WorkerDiedError, WrongValueError
+from memfit.hardware.machine import is_remote
+from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.headers.purpose import require_writes
 from memfit.hub.resolve import ResolvedModel
+from memfit.memory.rpc_memory import decode_rpc_memory
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.plan import Plan
 from memfit.planner.request import Workload
 
 __all__ = ["ENGINE"]
+
+_LOST_DEVICE = re.compile("RPC|ggml-rpc|send failed|recv failed")  # ggml-rpc.cpp's words before it aborts
+
+
+class LlamaSession(WorkerSession):
+    """What llama.cpp adds to a session: devices."""
+
+    plan: LlamaPlan
+
+    def __init__(self, plan: LlamaPlan, options: LoadOptions) -> None:
+        """Load the model, as WorkerSession does."""
+        devices = plan.config.devices
+        super().__init__(
+            plan,
+            options,
+            lambda: LlamaWorker(verbose=options.verbose, yields=bool(devices)),
+            gpu_bytes=gpu_bytes_of if not all(map(is_remote, devices)) else None,
+        )
+
+    def _load_request(self) -> dict[str, Any]:
+        tier, config = self.plan.ram, self.plan.config
+        return {
+            "config": config.to_json(),
+            "more_bytes": tier.kv_cache_bytes + tier.compute_bytes,
+            "tensors": [asdict(one) for one in self.plan.spec.tensors]
+            if config.load_mode == "own"  # read by us
+            else [],
+        }
+
+    def _device_peaks(self) -> dict[str, int | None]:
+        names = self.plan.config.devices
+        if not names:
+            return {tier.name: 0 for tier in self.plan.tiers if tier.kind == "vram"}
+        peaks: dict[str, int | None] = {}
+        answers = self._ask("device_memory", names=list(names))["devices"]
+        for tier, name in zip((one for one in self.plan.tiers if one.kind == "vram"), names, strict=True):
+            lent = decode_rpc_memory(*answers[name])
+            peaks[tier.name] = lent.peak_bytes if lent else self._meter.gpu_peak_bytes(tier.name)
+        return peaks
+
+    def _explain(self, error: WorkerDiedError) -> WorkerDiedError:
+        """The engine aborts where a remote device is lost."""
+        remote = [name for name in self.plan.config.devices if is_remote(name)]
+        if not remote or not _LOST_DEVICE.search(str(error)):
+            return error
+        return WorkerDiedError(
+            f"lost {' or '.join(remote)}: its worker ended, or closed the connection; {error}"
+        )
 
 
 class LlamaEngine:

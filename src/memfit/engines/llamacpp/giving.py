@@ -1,4 +1,5 @@
-"""Gives each streamed matrix its address just before it is multiplied with, and takes it away again.
+"""Streamed weights in a pass: each matrix gets its address in the ring just before it is used, and loses it
+after.
 
 Between its turns a matrix points to memory that nobody may read. A pass that reads it out of turn ends: with
 an error that names the matrix where the graph shows it, else by a segmentation fault.

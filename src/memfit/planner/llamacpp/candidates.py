@@ -1,4 +1,6 @@
-"""Candidates: configurations with tensors placed, weighed by the oracle and timed by the speed model."""
+"""Candidates for a plan: configurations with tensors placed, each with its bytes (the oracle's) and its
+speed (speed.py's).
+"""
 
 from __future__ import annotations
 

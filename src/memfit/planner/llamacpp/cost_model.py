@@ -1,4 +1,4 @@
-"""What each piece of a model costs a request on each device: the pieces that placement.py places.
+"""What each piece of a model (a layer's core, an FFN tensor, the output) costs a request on each device.
 
 Attention, norms, routers and shared experts of a layer are one piece, its core, to which its attention
 over the KV cache is counted; each of its large feed-forward or expert tensors is a piece of its own, and

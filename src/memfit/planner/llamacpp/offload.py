@@ -1,4 +1,5 @@
-"""Which tensors lie on which device: rooms found by trying, and the placement that fills them best.
+"""Searches the best placement on devices: solves, asks the oracle what it really holds, and solves again
+with that.
 
 cost_model.py says what the pieces of a model cost where, solver.py places them in rooms, tensor_devices.py
 puts the result into the engine's words, and the oracle says what it really holds. What that is more or less

@@ -1,4 +1,5 @@
-"""Decides on which device, RAM or others, every piece of a model lies. Pure.
+"""A placement as a value: the device of every piece of a model, its cost, and the engine's own way to
+place. Pure.
 
     seconds of a request = sum over pieces (seconds on its device)
                          + sum over graph splits (split_seconds of the device that computes on)
