@@ -40,7 +40,7 @@ def command(model: str, tensors: bool, as_json: bool) -> None:
     else:
         spec = found.read_spec()
         facts, stored = _facts_of_gguf(spec), spec.tensors
-    rows = _tensor_rows(stored) if tensors else []
+    rows = [vars(one) for one in stored] if tensors else []
     if as_json:
         write_json({**facts, "tensors": rows} if tensors else facts)
         return
@@ -97,20 +97,6 @@ def _tensor_types(tensors: Sequence[StoredTensor]) -> list[dict[str, Any]]:
         counts[tensor.type] += 1
         sizes[tensor.type] += tensor.size_bytes
     return [{"type": name, "count": counts[name], "size_bytes": size} for name, size in sizes.most_common()]
-
-
-def _tensor_rows(tensors: Sequence[StoredTensor]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": tensor.name,
-            "shape": list(tensor.shape),
-            "type": tensor.type,
-            "size_bytes": tensor.size_bytes,
-            "offset_bytes": tensor.offset_bytes,
-            "file_index": tensor.file_index,
-        }
-        for tensor in tensors
-    ]
 
 
 def _json_value(value: MetadataValue | None) -> Any:
