@@ -33,10 +33,8 @@ def command(model: str, tensors: bool, as_json: bool) -> None:
     stored: Sequence[StoredTensor]
     if found.is_checkpoint:
         config, weights = read_config(found.path), find_weights(found.path)
-        facts, stored = (
-            _facts_of_checkpoint(found.source, config, weights),
-            weights.tensors if weights else (),
-        )
+        facts = _facts_of_checkpoint(found.source, config, weights)
+        stored = weights.tensors if weights else ()
     else:
         spec = found.read_spec()
         facts, stored = _facts_of_gguf(spec), spec.tensors

@@ -30,7 +30,7 @@ def read_cpu(cgroup: Cgroup, root: Path = Path("/")) -> Cpu:
     flags = (first.get("flags") or first.get("Features") or "").split()
     logical = _usable_cores(cgroup)
     return Cpu(
-        model=first.get("model name") or _board(root) or _name_elsewhere(),
+        model=first.get("model name") or _name(root),
         architecture=platform.machine(),
         physical_cores=psutil.cpu_count(logical=False) or logical,
         logical_cores=logical,
@@ -59,11 +59,8 @@ def _first_processor(path: Path) -> dict[str, str]:
     return values
 
 
-def _board(root: Path) -> str | None:
+def _name(root: Path) -> str:
     """Arm kernels name the board instead of the CPU: "Raspberry Pi 5 Model B Rev 1.0"."""
-    return kernel_text(root / "proc/device-tree/model").strip("\0\n ") or None
-
-
-def _name_elsewhere() -> str:
+    board = kernel_text(root / "proc/device-tree/model").strip("\0\n ")
     # On Linux platform.processor() starts a process and learns nothing more.
-    return (platform.system() != "Linux" and platform.processor()) or platform.machine()
+    return board or (platform.system() != "Linux" and platform.processor()) or platform.machine()

@@ -59,11 +59,8 @@ def adapter_of(config: Any) -> str:
     if not isinstance(base, str) or not base:
         return "it holds an adapter, which goes with its base model and is none itself"
     shown = readable(base, most=200, kept="")
-    return f"it holds an adapter of {shown}, which is no model itself; the model is {_as_model(shown)}"
-
-
-def _as_model(base: str) -> str:
-    return f"hf:{base}" if base.count("/") == 1 and not Path(base).exists() else base
+    model = f"hf:{shown}" if shown.count("/") == 1 and not Path(shown).exists() else shown
+    return f"it holds an adapter of {shown}, which is no model itself; the model is {model}"
 
 
 def _config(path: Path) -> Any:
