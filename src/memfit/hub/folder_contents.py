@@ -29,7 +29,8 @@ def what_a_folder_holds(folder: Path) -> str:
     if not sizes:
         return "it is empty"
     for root in (folder, *_below(folder)):
-        found = variants(_described(sizes if root == folder else _sizes(root)))
+        here = sizes if root == folder else _sizes(root)
+        found = variants([RemoteFile(name=name, size_bytes=size) for name, size in here.items() if size >= 0])
         if found:
             return _choices(root, [(one.files[0].name, one.size_bytes) for one in reversed(found)])
     names = sorted(sizes)
@@ -87,10 +88,6 @@ def _below(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         named = [Path(entry.path) for entry in islice(entries, _MOST_NAMES) if entry.is_dir()]
     return sorted(path for path in named if os.access(path, os.R_OK | os.X_OK))[:_MOST_FOLDERS]
-
-
-def _described(sizes: dict[str, int]) -> list[RemoteFile]:
-    return [RemoteFile(name=name, size_bytes=size) for name, size in sizes.items() if size >= 0]
 
 
 def _choices(folder: Path, models: list[tuple[str, int]]) -> str:
