@@ -238,9 +238,7 @@ _READERS: dict[Any, Callable[..., Any]] = {
 }
 
 
-@functools.cache
-def _kinds_of(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+_kinds_of = functools.cache(functools.partial(get_type_hints, include_extras=True))
 
 
 def tupled(value: Any) -> Any:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -101,7 +101,7 @@ def _run_gguf(path: str) -> dict[str, Any]:
     with LlamaOracle(spec, nothing, repack_modes=(False,)) as oracle:
         plan = make_plan(inputs, oracle)
     with _run(plan, 8, 4) as run:
-        return {"parent": _held(run.parent), "decode_bytes": run.worker.total_bytes - plan.ram.total_bytes}
+        return {"parent": asdict(run.parent), "decode_bytes": run.worker.total_bytes - plan.ram.total_bytes}
 
 
 def _run_checkpoint(config_json: str) -> dict[str, Any]:
@@ -130,8 +130,8 @@ def _run_checkpoint(config_json: str) -> dict[str, Any]:
         weights_bytes = sum(report.model.by_dtype.values())
         loading_bytes = session.loaded_bytes - report.model.loaded_bytes
     return {
-        "parent": _held(run.parent),
-        "worker": _held(run.worker),
+        "parent": asdict(run.parent),
+        "worker": asdict(run.worker),
         "first_pass_bytes": report.model.steady_bytes
         - plan.ram.kv_cache_bytes
         - weights_bytes
@@ -143,10 +143,6 @@ def _run_checkpoint(config_json: str) -> dict[str, Any]:
         / run.speed.generated_tokens
         / hf_config.num_hidden_layers,
     }
-
-
-def _held(memory: ProcessMemory) -> dict[str, Any]:
-    return {"anonymous_bytes": memory.anonymous_bytes, "files": dict(memory.files)}
 
 
 def _assumed_runtime(machine: Machine, gpus: Sequence[int]) -> Runtime:

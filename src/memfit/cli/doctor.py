@@ -23,6 +23,7 @@ from memfit.engines.llamacpp.library import ENGINE_VERSION
 from memfit.engines.transformers.calibrate import require_libraries
 from memfit.errors import EngineError, EngineMissingError
 from memfit.hardware import probe
+from memfit.hardware.cpu import INSTRUCTION_SETS
 from memfit.hardware.machine import Machine
 from memfit.processes.helper import ask_helper
 from memfit.units import GIB, format_bytes
@@ -39,25 +40,17 @@ _INSTALL = f"{_CMAKE_CPU} {_PIP} {_ENGINE}"
 _REBUILD = f"{_CMAKE_CPU} {_PIP} --force-reinstall --no-deps {_ENGINE}"
 _REBUILD_CUDA = f"{_CMAKE_CUDA} {_PIP} --force-reinstall --no-deps {_ENGINE}"
 
-# The engine's name of an instruction set (`ggml_cpu_has_…`) → the one in /proc/cpuinfo
-_KERNELS = {
-    "avx": "avx",
-    "f16c": "f16c",
-    "fma": "fma",
-    "bmi2": "bmi2",
-    "avx2": "avx2",
-    "avx_vnni": "avx_vnni",
-    "avx512": "avx512f",
-    "avx512_vbmi": "avx512vbmi",
-    "avx512_vnni": "avx512_vnni",
-    "avx512_bf16": "avx512_bf16",
-    "amx_int8": "amx_int8",
-    "neon": "asimd",
-    "fp16_va": "asimdhp",
-    "dotprod": "asimddp",
-    "matmul_int8": "i8mm",
-    "sve": "sve",
+# Instruction sets that the engine (`ggml_cpu_has_…`) calls otherwise than /proc/cpuinfo
+_OTHER_NAMES = {
+    "avx512f": "avx512",
+    "avx512vbmi": "avx512_vbmi",
+    "asimd": "neon",
+    "asimdhp": "fp16_va",
+    "asimddp": "dotprod",
+    "i8mm": "matmul_int8",
 }
+# The engine's name of an instruction set → the one in /proc/cpuinfo
+_KERNELS = {_OTHER_NAMES.get(flag, flag): flag for flag in INSTRUCTION_SETS}
 _ASKING_SECONDS = 60.0
 
 

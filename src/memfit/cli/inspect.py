@@ -33,14 +33,12 @@ def command(model: str, tensors: bool, as_json: bool) -> None:
     stored: Sequence[StoredTensor]
     if found.is_checkpoint:
         config, weights = read_config(found.path), find_weights(found.path)
-        facts, stored = (
-            _facts_of_checkpoint(found.source, config, weights),
-            weights.tensors if weights else (),
-        )
+        facts = _facts_of_checkpoint(found.source, config, weights)
+        stored = weights.tensors if weights else ()
     else:
         spec = found.read_spec()
         facts, stored = _facts_of_gguf(spec), spec.tensors
-    rows = _tensor_rows(stored) if tensors else []
+    rows = [vars(one) for one in stored] if tensors else []
     if as_json:
         write_json({**facts, "tensors": rows} if tensors else facts)
         return
@@ -97,20 +95,6 @@ def _tensor_types(tensors: Sequence[StoredTensor]) -> list[dict[str, Any]]:
         counts[tensor.type] += 1
         sizes[tensor.type] += tensor.size_bytes
     return [{"type": name, "count": counts[name], "size_bytes": size} for name, size in sizes.most_common()]
-
-
-def _tensor_rows(tensors: Sequence[StoredTensor]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": tensor.name,
-            "shape": list(tensor.shape),
-            "type": tensor.type,
-            "size_bytes": tensor.size_bytes,
-            "offset_bytes": tensor.offset_bytes,
-            "file_index": tensor.file_index,
-        }
-        for tensor in tensors
-    ]
 
 
 def _json_value(value: MetadataValue | None) -> Any:

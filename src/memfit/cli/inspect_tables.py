@@ -129,7 +129,4 @@ def _one_line(value: MetadataValue) -> str:
 
 def _printable(text: str) -> str:
     """Text from a file made safe for a terminal: control characters and the like as `\\x1b`."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -86,9 +86,7 @@ batch_workload_options = _workload(None, "what pays off", "  [what pays off]")
 
 budget_options = _together(
     click.option(
-        "--ram",
-        metavar="SIZE",
-        help="Most RAM to use: 8GiB, 800MiB, 90% of what is free.  [what is free]",
+        "--ram", metavar="SIZE", help="Most RAM to use: 8GiB, 800MiB, 90% of what is free.  [what is free]"
     ),
     click.option(
         "--vram",

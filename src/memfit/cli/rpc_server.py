@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from dataclasses import asdict
-from types import FrameType
 
 import click
 
@@ -52,7 +51,8 @@ def command(
     def say(text: str) -> None:
         click.echo(f"memfit rpc-server: {text}", err=True)
 
-    signal.signal(signal.SIGTERM, _leave)
+    # Through the context manager, which ends the server.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with RpcSupervisor(host=host, port=port, memory=memory, threads=threads, verbose=verbose) as supervisor:
         if not supervisor.is_local:
             say(
@@ -70,7 +70,3 @@ def command(
             )
         sys.stdout.flush()
         supervisor.supervise(say)
-
-
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(0)  # through the context manager, which ends the server

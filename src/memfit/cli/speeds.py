@@ -58,12 +58,12 @@ def _rates_json(rates: _Rates) -> dict[str, Any]:
     names = {
         "bytes_per_second": "generation_bytes_per_second",
         "operations_per_second": "prompt_operations_per_second",
-        "batch_operations_per_second": "batch_operations_per_second",  # measured where a batch wanted it
         "generation": "generation_operations_per_second",
         "prompt": "prompt_operations_per_second",
     }
     return {
-        key: one and {names[name]: round(value) for name, value in one.items()} for key, one in rates.items()
+        key: one and {names.get(name, name): round(value) for name, value in one.items()}
+        for key, one in rates.items()
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-__all__ = ["Cgroup", "MemoryGroup", "memory_group", "read_cgroup"]
+__all__ = ["Cgroup", "MemoryGroup", "kernel_text", "memory_group", "read_cgroup"]
 
 _KEPT_SHARE = 64
 _Number = TypeVar("_Number", int, float)
@@ -70,7 +70,7 @@ def memory_group(root: Path = Path("/")) -> MemoryGroup | None:
             return MemoryGroup(folder=_own_folder(mount, groups.get("memory")), version=1)
     for mount in mounts:
         folder = _own_folder(mount, groups.get(""))
-        if mount.kind == "cgroup2" and "memory" in _read(folder / "cgroup.controllers").split():
+        if mount.kind == "cgroup2" and "memory" in kernel_text(folder / "cgroup.controllers").split():
             return MemoryGroup(folder=folder, version=2)
     return None
 
@@ -78,7 +78,7 @@ def memory_group(root: Path = Path("/")) -> MemoryGroup | None:
 def _mounts(root: Path) -> list[_Mount]:
     """From mountinfo: `35 31 0:32 /group /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory`."""
     mounts = []
-    for line in _read(root / "proc/self/mountinfo").splitlines():
+    for line in kernel_text(root / "proc/self/mountinfo").splitlines():
         where, _, kind = line.partition(" - ")
         fields, (filesystem, *options) = where.split(), kind.split() or [""]
         if filesystem in ("cgroup", "cgroup2") and len(fields) > 4 and len(options) > 1:
@@ -96,7 +96,7 @@ def _mounts(root: Path) -> list[_Mount]:
 def _own_groups(root: Path) -> dict[str, PurePosixPath]:
     """This process's group per version 1 controller, and version 2's under the empty name."""
     groups = {}
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in kernel_text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for controller in controllers.split(","):
@@ -184,10 +184,10 @@ def _memory_and_swap_limit(folder: Path) -> int | None:
 
 
 def _cpu_quota(folder: Path) -> float | None:
-    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+    quota, _, period = kernel_text(folder / "cpu.max").strip().partition(" ")
     if not quota:
-        quota = _read(folder / "cpu.cfs_quota_us").strip()
-        period = _read(folder / "cpu.cfs_period_us").strip()
+        quota = kernel_text(folder / "cpu.cfs_quota_us").strip()
+        period = kernel_text(folder / "cpu.cfs_period_us").strip()
     # "max" and -1 are no limit
     if not (quota.isdecimal() and period.isdecimal() and int(period) > 0):
         return None
@@ -195,17 +195,17 @@ def _cpu_quota(folder: Path) -> float | None:
 
 
 def _statistics(folder: Path) -> dict[str, int]:
-    pairs = (line.split() for line in _read(folder / "memory.stat").splitlines())
+    pairs = (line.split() for line in kernel_text(folder / "memory.stat").splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
 def _number(path: Path) -> int | None:
-    text = _read(path).strip()
+    text = kernel_text(path).strip()
     return int(text) if text.isdecimal() else None
 
 
-def _read(path: Path) -> str:
-    """Empty where it cannot be read: a missing file means a missing limit."""
+def kernel_text(path: Path) -> str:
+    """A file of the kernel's; empty where it cannot be read: a missing file means a missing limit."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import psutil
 
-from memfit.hardware.cgroup import Cgroup
+from memfit.hardware.cgroup import Cgroup, kernel_text
 from memfit.hardware.machine import Cpu
 
-__all__ = ["read_cpu"]
+__all__ = ["INSTRUCTION_SETS", "read_cpu"]
 
 # Those for which the engine has kernels, as Linux names them in /proc/cpuinfo.
-_INSTRUCTION_SETS = (
+INSTRUCTION_SETS = (
     *("avx", "f16c", "fma", "bmi2", "avx2", "avx_vnni"),
     *("avx512f", "avx512vbmi", "avx512_vnni", "avx512_bf16", "amx_int8"),
     *("asimd", "asimdhp", "asimddp", "i8mm", "sve"),  # Arm
@@ -30,11 +30,11 @@ def read_cpu(cgroup: Cgroup, root: Path = Path("/")) -> Cpu:
     flags = (first.get("flags") or first.get("Features") or "").split()
     logical = _usable_cores(cgroup)
     return Cpu(
-        model=first.get("model name") or _board(root) or _name_elsewhere(),
+        model=first.get("model name") or _name(root),
         architecture=platform.machine(),
         physical_cores=psutil.cpu_count(logical=False) or logical,
         logical_cores=logical,
-        instruction_sets=tuple(name for name in _INSTRUCTION_SETS if name in flags),
+        instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in flags),
     )
 
 
@@ -59,15 +59,8 @@ def _first_processor(path: Path) -> dict[str, str]:
     return values
 
 
-def _board(root: Path) -> str | None:
+def _name(root: Path) -> str:
     """Arm kernels name the board instead of the CPU: "Raspberry Pi 5 Model B Rev 1.0"."""
-    try:
-        text = (root / "proc/device-tree/model").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return text.strip("\0\n ") or None
-
-
-def _name_elsewhere() -> str:
+    board = kernel_text(root / "proc/device-tree/model").strip("\0\n ")
     # On Linux platform.processor() starts a process and learns nothing more.
-    return (platform.system() != "Linux" and platform.processor()) or platform.machine()
+    return board or (platform.system() != "Linux" and platform.processor()) or platform.machine()

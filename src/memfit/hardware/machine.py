@@ -13,7 +13,7 @@ class Cpu:
     architecture: str  # platform.machine(): "x86_64", "aarch64"
     physical_cores: int
     logical_cores: int  # those this process may use (affinity and cgroup quota counted)
-    instruction_sets: tuple[str, ...]  # those that matter to the engine's kernels: "avx2", "avx512f", …
+    instruction_sets: tuple[str, ...] = ()  # those that matter to the engine's kernels: "avx2", "avx512f", …
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +21,11 @@ class Ram:
     total_bytes: int  # physical, or the cgroup's limit where that is lower
     available_bytes: int  # can be had without swapping, within the cgroup's limit
     physical_bytes: int  # what the machine holds whatever the cgroup says
-    cgroup_limit_bytes: int | None  # None: no limit
-    swap_total_bytes: int
-    swap_used_bytes: int
-    type: str | None  # "DDR4"; None where it cannot be read
-    megatransfers_per_second: int | None  # as configured; None where it cannot be read
+    cgroup_limit_bytes: int | None = None  # None: no limit
+    swap_total_bytes: int = 0
+    swap_used_bytes: int = 0
+    type: str | None = None  # "DDR4"; None where it cannot be read
+    megatransfers_per_second: int | None = None  # as configured; None where it cannot be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class Gpu:
     total_bytes: int
     used_bytes: int
     free_bytes: int
-    others_bytes: int | None  # held by other processes; None where the driver does not say
+    others_bytes: int | None = None  # held by other processes; None where the driver does not say
     driver: str
-    cuda: str | None  # the newest CUDA version that the driver supports, as in "12.4"
+    cuda: str | None = None  # the newest CUDA version that the driver supports, as in "12.4"
     compute_capability: str | None
-    link: str | None  # "PCIe 4.0 x16", the link's maximum
+    link: str | None = None  # "PCIe 4.0 x16", the link's maximum
 
 
 DUMMY = "profile:"  # how the engine's names of a profile's GPUs begin
@@ -92,5 +92,5 @@ class Machine:
     cpu: Cpu
     ram: Ram
     gpus: tuple[Gpu, ...]
-    gpu_note: str | None  # why there are no GPUs, where the driver says something worth repeating
-    disks: tuple[Disk, ...]
+    gpu_note: str | None = None  # why there are no GPUs, where the driver says something worth repeating
+    disks: tuple[Disk, ...] = ()

@@ -60,7 +60,8 @@ def gpu_bytes_of(pid: int) -> dict[str, int]:
 
 def _devices(nvml: _Nvml) -> tuple[tuple[Gpu, ...], str | None]:
     driver = _optional(nvml, nvml.nvmlSystemGetDriverVersion) or "unknown"
-    cuda = _cuda_version(nvml)
+    version = _optional(nvml, nvml.nvmlSystemGetCudaDriverVersion)  # 12040 is 12.4
+    cuda = version and f"{version // 1000}.{version % 1000 // 10}"
     gpus, notes = [], []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
@@ -90,11 +91,6 @@ def _device(nvml: _Nvml, index: int, handle: Any, *, driver: str, cuda: str | No
         compute_capability=capability and f"{capability[0]}.{capability[1]}",
         link=_link(nvml, handle),
     )
-
-
-def _cuda_version(nvml: _Nvml) -> str | None:
-    version = _optional(nvml, nvml.nvmlSystemGetCudaDriverVersion)  # 12040 is 12.4
-    return version and f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _link(nvml: _Nvml, handle: Any) -> str | None:

@@ -121,21 +121,14 @@ class Profile:
                 architecture=self.cpu.architecture,
                 physical_cores=self.cpu.physical_cores,
                 logical_cores=self.cpu.logical_cores,
-                instruction_sets=(),
             ),
             ram=Ram(
                 total_bytes=self.ram.total_bytes,
                 available_bytes=self.ram.total_bytes - self.ram.system_bytes,
                 physical_bytes=self.ram.total_bytes,
-                cgroup_limit_bytes=None,
-                swap_total_bytes=0,
-                swap_used_bytes=0,
                 type=self.ram.type,
-                megatransfers_per_second=None,
             ),
             gpus=tuple(_machine_gpu(index, gpu) for index, gpu in enumerate(self.gpus)),
-            gpu_note=None,
-            disks=(),
         )
 
 
@@ -146,11 +139,8 @@ def _machine_gpu(index: int, gpu: ProfileGpu) -> Gpu:
         total_bytes=gpu.total_bytes,
         used_bytes=gpu.reserved_bytes,
         free_bytes=gpu.total_bytes - gpu.reserved_bytes,
-        others_bytes=None,
         driver="unknown",
-        cuda=None,
         compute_capability=gpu.compute_capability,
-        link=None,
     )
 
 

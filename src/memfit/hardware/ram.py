@@ -19,19 +19,14 @@ __all__ = ["parse_memory_modules", "read_ram"]
 _MEMORY_DEVICE = 17
 # "Memory Device - Type" of the SMBIOS specification; virtual machines say "RAM" (7), which is none
 _MEMORY_TYPES = {
-    0x12: "DDR",
-    0x13: "DDR2",
-    0x18: "DDR3",
-    0x1A: "DDR4",
-    0x1B: "LPDDR",
-    0x1C: "LPDDR2",
-    0x1D: "LPDDR3",
-    0x1E: "LPDDR4",
-    0x20: "HBM",
-    0x21: "HBM2",
-    0x22: "DDR5",
-    0x23: "LPDDR5",
-    0x24: "HBM3",
+    number: name
+    for first, names in (
+        (0x12, "DDR DDR2"),
+        (0x18, "DDR3"),
+        (0x1A, "DDR4 LPDDR LPDDR2 LPDDR3 LPDDR4"),
+        (0x20, "HBM HBM2 DDR5 LPDDR5 HBM3"),
+    )
+    for number, name in enumerate(names.split(), start=first)
 }
 
 

@@ -36,11 +36,7 @@ _LLAMA = {
     "num_attention_heads": 32,
     "max_position_embeddings": 2048,
 }
-_MISTRAL = _LLAMA | {
-    "intermediate_size": 14336,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-}
+_MISTRAL = _LLAMA | {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
 _QWEN2 = _LLAMA | {
     "vocab_size": 151936,
     "intermediate_size": 22016,
@@ -91,6 +87,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "vision_use_head": True,
     },
 }
+_VISION_SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels")
 # The model types that hold others, and what they hold where the file does not say.
 _PARTS = {"gemma3": {"text_config": "gemma3_text", "vision_config": "siglip_vision_model"}}
 
@@ -305,14 +302,11 @@ def _read_vision(vision: _Section) -> VisionConfig:
         vision.refuse("patch_size", f"{patch} is larger than the image of {image}")
     return VisionConfig(
         model_type=model_type,
-        hidden_size=vision.count("hidden_size"),
         num_hidden_layers=vision.count("num_hidden_layers", high=_MOST_LAYERS),
-        num_attention_heads=vision.count("num_attention_heads"),
-        intermediate_size=vision.count("intermediate_size"),
         image_size=image,
         patch_size=patch,
-        num_channels=vision.count("num_channels"),
         vision_use_head=vision.flag("vision_use_head"),
+        **{name: vision.count(name) for name in _VISION_SIZES},
     )
 
 

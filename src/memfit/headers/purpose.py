@@ -28,28 +28,16 @@ _SPEECH = "a part of a speech model"
 
 # general.architecture, as llama.cpp calls it → what such a model is; those that write text are not here.
 _ARCHITECTURES = {
-    "bert": _ENCODER,
-    "modern-bert": _ENCODER,
-    "nomic-bert": _ENCODER,
-    "nomic-bert-moe": _ENCODER,
-    "neo-bert": _ENCODER,
-    "jina-bert-v2": _ENCODER,
-    "jina-bert-v3": _ENCODER,
-    "eurobert": _ENCODER,
-    "gemma-embedding": _ENCODER,
-    "llama-embed": _ENCODER,
-    "t5encoder": _ENCODER,
-    "t5": _ENCODER_DECODER,
-    "dream": _DIFFUSION,
-    "llada": _DIFFUSION,
-    "llada-moe": _DIFFUSION,
-    "rnd1": _DIFFUSION,
-    "eagle3": _DRAFT,
-    "dflash": _DRAFT,
-    "gemma4-assistant": _DRAFT,
-    "wavtokenizer-dec": _SPEECH,
-    "pockettts": _SPEECH,
-    "qwen3tts": _SPEECH,
+    name: what
+    for what, names in (
+        (_ENCODER, "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert"),
+        (_ENCODER, "gemma-embedding t5encoder"),
+        (_ENCODER_DECODER, "t5"),
+        (_DIFFUSION, "dream llada llada-moe rnd1"),
+        (_DRAFT, "eagle3 dflash gemma4-assistant"),
+        (_SPEECH, "wavtokenizer-dec pockettts qwen3tts"),
+    )
+    for name in names.split()
 }
 # {architecture}.pooling_type, llama.h's llama_pooling_type; 0 is none.
 _POOLINGS = {1: _EMBEDDING, 2: _EMBEDDING, 3: _EMBEDDING, 4: _RERANKER}

@@ -29,7 +29,8 @@ def what_a_folder_holds(folder: Path) -> str:
     if not sizes:
         return "it is empty"
     for root in (folder, *_below(folder)):
-        found = variants(_described(sizes if root == folder else _sizes(root)))
+        here = sizes if root == folder else _sizes(root)
+        found = variants([RemoteFile(name=name, size_bytes=size) for name, size in here.items() if size >= 0])
         if found:
             return _choices(root, [(one.files[0].name, one.size_bytes) for one in reversed(found)])
     names = sorted(sizes)
@@ -59,11 +60,8 @@ def adapter_of(config: Any) -> str:
     if not isinstance(base, str) or not base:
         return "it holds an adapter, which goes with its base model and is none itself"
     shown = readable(base, most=200, kept="")
-    return f"it holds an adapter of {shown}, which is no model itself; the model is {_as_model(shown)}"
-
-
-def _as_model(base: str) -> str:
-    return f"hf:{base}" if base.count("/") == 1 and not Path(base).exists() else base
+    model = f"hf:{shown}" if shown.count("/") == 1 and not Path(shown).exists() else shown
+    return f"it holds an adapter of {shown}, which is no model itself; the model is {model}"
 
 
 def _config(path: Path) -> Any:
@@ -90,10 +88,6 @@ def _below(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         named = [Path(entry.path) for entry in islice(entries, _MOST_NAMES) if entry.is_dir()]
     return sorted(path for path in named if os.access(path, os.R_OK | os.X_OK))[:_MOST_FOLDERS]
-
-
-def _described(sizes: dict[str, int]) -> list[RemoteFile]:
-    return [RemoteFile(name=name, size_bytes=size) for name, size in sizes.items() if size >= 0]
 
 
 def _choices(folder: Path, models: list[tuple[str, int]]) -> str:

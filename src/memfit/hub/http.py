@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from memfit.closing import Closing
 from memfit.errors import ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class TryAgainError(Exception):
         super().__init__(problem)
 
 
-class RangeReader:
+class RangeReader(Closing):
     """Reads pieces of one remote file; a context manager around its connection.
 
     `headers` (a hub's token, say) are sent to the URL's own host only, never to where it redirects.
@@ -68,10 +69,7 @@ class RangeReader:
         self._client = make_client(_SILENCE_SECONDS)
         self._about: tuple[int, str] | None = None  # size and ETag, by the first answer
 
-    def __enter__(self) -> RangeReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._client.close()
 
     def read(self, start: int, length: int) -> FileRange:

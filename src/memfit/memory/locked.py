@@ -7,6 +7,7 @@ import mmap
 import resource
 from pathlib import Path
 
+from memfit.hardware.cgroup import kernel_text
 from memfit.memory.process_memory import process_status
 
 __all__ = ["lock_memory"]
@@ -19,7 +20,7 @@ def lock_memory(address: int, size_bytes: int) -> int:
 
     RLIMIT_MEMLOCK is raised as far as it goes without privilege. Source: mlock(2), getrlimit(2).
     """
-    if not _swap_is_on():
+    if len(kernel_text(_SWAPS).splitlines()) < 2:  # nothing below the heading
         return 0
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft != hard:
@@ -30,10 +31,3 @@ def lock_memory(address: int, size_bytes: int) -> int:
         if size > 0 and ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(size)) == 0:
             return size
     return 0
-
-
-def _swap_is_on() -> bool:
-    try:
-        return len(_SWAPS.read_text().splitlines()) > 1  # below the heading
-    except OSError:
-        return False

@@ -41,12 +41,9 @@ __all__ = [
     "weight_key",
 ]
 
-_SPREADS = {  # of the rates either side; benchmarks/prediction.py records how often reality lies within
-    "calibrated": 0.30,
-    "profile": 0.50,
-    "assumed": 0.75,
-}
-_BASES = ("assumed", "profile", "calibrated")  # the weakest one that a prediction uses is its own
+# Of the rates, either side; benchmarks/prediction.py records how often reality lies within. A prediction's
+# basis is the weakest one that it uses.
+_SPREADS = {"calibrated": 0.30, "profile": 0.50, "assumed": 0.75}
 # Of what kernels reach by themselves: medians over benchmarks/prediction.py, resident in RAM. What is
 # missing was looked for in node overhead, page sizes and graph building, and not found.
 _GENERATION_EFFICIENCY = 0.85
@@ -224,7 +221,7 @@ def predict(
     parallel = _repeated(answer.generation, sequences, expert_share)
     all_together = _terms(parallel, speeds, cells=generation_cells, many=sequences >= MANY_TOKENS)
     used = {0} | {one.device for graph in (answer.prompt, answer.generation) for one in graph.operations}
-    basis = min((speeds[device].basis for device in used), key=_BASES.index)
+    basis = max((speeds[device].basis for device in used), key=_SPREADS.__getitem__)
     return Prediction(
         prompt=Rate.around(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
         generation=Rate.around(1 / _sum(generation), _SPREADS[basis]),

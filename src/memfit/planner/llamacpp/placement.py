@@ -100,10 +100,7 @@ def _steps(
 
 
 def checked_placement(
-    problem: Problem,
-    layer_devices: Sequence[int],
-    ffn_devices: Sequence[Sequence[int]],
-    output: int,
+    problem: Problem, layer_devices: Sequence[int], ffn_devices: Sequence[Sequence[int]], output: int
 ) -> Placement | None:
     """None where a device overflows, or holds less than it must."""
     seconds, used = cost(problem, layer_devices, ffn_devices, output)

@@ -84,7 +84,7 @@ class _Search:
         most = _INT8_UBATCH if config.precision.bits == 8 else config.context
         sizes = [size for size in UBATCHES if size <= max(most, UBATCHES[-1])]
         for size in sizes:
-            plan = self._plan(self._with_streamed(replace(config, ubatch=size), 0))
+            plan = self._plan(replace(config, ubatch=size), 0)
             if plan.fits:
                 return plan
         if self.budget.disk and not config.precision.is_quantized:
@@ -100,7 +100,7 @@ class _Search:
         for load_in, double_quant in (("bf16", False), ("int8", False), ("nf4", False), ("nf4", True)):
             other = replace(wanted, load_in=load_in, double_quant=double_quant)
             smaller = precision_row(self.model, other.precision, 1).resident_bytes < plan.row.resident_bytes
-            runs = other.precision.bits != 4 or not self._refused()
+            runs = other.precision.bits != 4 or not (self.runtime.packs_4bit and refused_layer(self.model))
             if smaller and runs and self.best(other).fits:
                 yield f"--load-in {load_in}{' --double-quant' * double_quant}"
                 break
@@ -111,17 +111,11 @@ class _Search:
             yield f"--ctx {context}"
         yield f"--ram {-(-plan.ram.needs_bytes // (16 * MIB)) * 16}MiB"
 
-    def _refused(self) -> bool:
-        return self.runtime.packs_4bit and refused_layer(self.model) is not None
-
     def _streaming(self, config: TransformersConfig) -> TransformersPlan:
         """The last layers on the disk, as few as will do."""
-
-        def plan(count: int) -> TransformersPlan:
-            return self._plan(self._with_streamed(config, count))
-
         fewer = range(1, self.model.hf_config.num_hidden_layers)
-        return plan(1 + bisect_left(fewer, True, key=lambda count: plan(count).fits))
+        count = 1 + bisect_left(fewer, True, key=lambda count: self._plan(config, count).fits)
+        return self._plan(config, count)
 
     def _with_streamed(self, config: TransformersConfig, count: int) -> TransformersConfig:
         """As many layers on GPUs as they hold, of the others the last `count` on the disk."""
@@ -160,7 +154,9 @@ class _Search:
             counts[-1] += len(layers) - sum(counts)
         return counts
 
-    def _plan(self, config: TransformersConfig) -> TransformersPlan:
+    def _plan(self, config: TransformersConfig, streamed: int) -> TransformersPlan:
+        """With the last `streamed` layers on the disk."""
+        config = self._with_streamed(config, streamed)
         budget, free = self.budget.ram_bytes(self.machine.ram), self.machine.ram.available_bytes
         held = checkpoint_bytes(self.model, config, self.runtime)
         prediction = predict_checkpoint(
