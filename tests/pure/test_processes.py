@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from memfit import errors
-from memfit.engines.client import OverBudget, WorkerProcess
+from memfit.engines.channel import OverBudgetError
+from memfit.engines.client import WorkerProcess
 from memfit.errors import (
     DoesNotFitError,
     EngineError,
@@ -177,7 +178,7 @@ def test_errors_of_a_worker(worker: WorkerProcess) -> None:
     assert (fit.value.short_bytes, fit.value.suggestions) == (1, ("--ctx 512",))
     with pytest.raises(EngineError, match=r"decode failed; its last words: .*a first line / a second one$"):
         worker.ask("fail", how="engine")
-    with pytest.raises(OverBudget) as over:
+    with pytest.raises(OverBudgetError) as over:
         worker.ask("fail", how="over budget")
     assert over.value.needs_bytes == 5
     assert worker.ask("echo", text="") == {"text": ""}

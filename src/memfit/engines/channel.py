@@ -11,7 +11,7 @@ import os
 import queue
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from memfit.errors import MemfitError
@@ -53,14 +53,10 @@ class Channel:
         self._requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._parent = Parent(self._hear)
 
-    def requests(self) -> Iterator[dict[str, Any]]:
-        """Requests in order, until the process ends."""
-        while True:
-            yield self._requests.get()
-
     def serve(self, actions: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
         """Answer requests by the action of their name, until the process ends."""
-        for request in self.requests():
+        while True:
+            request = self._requests.get()
             do = request.pop("do")
             if do in _WITHIN_STREAM:  # too late: the stream was cancelled meanwhile
                 continue

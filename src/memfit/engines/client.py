@@ -13,25 +13,18 @@ from typing import Any
 
 from memfit.closing import Closing
 from memfit.engines.allocator import EXACT
+from memfit.engines.channel import OverBudgetError
 from memfit.errors import EngineError, WorkerDiedError
 from memfit.processes.carried_errors import rebuild_error
 from memfit.processes.helper import Helper
 
-__all__ = ["Conversation", "OverBudget", "WorkerProcess"]
+__all__ = ["Conversation", "WorkerProcess"]
 
 _CANCEL_SECONDS = 5.0  # within which a cancelled request ends
 _CANCELLED = ("open", "measure")  # commands that heed a cancel
 _CAUSES: Mapping[int, str] = {
     signal.SIGPROF: "found that the model's chat template never came to an end; try --raw"
 }
-
-
-class OverBudget(Exception):  # noqa: N818 - an answer, which the session turns into an error
-    """The worker stopped loading before its limit; `needs_bytes` is what it alone would have held."""
-
-    def __init__(self, needs_bytes: int) -> None:
-        super().__init__(needs_bytes)
-        self.needs_bytes = needs_bytes
 
 
 class Conversation(Closing):
@@ -43,7 +36,7 @@ class Conversation(Closing):
 
     Iterating raises:
         WorkerDiedError: the worker ended before it answered.
-        OverBudget: it stopped loading before its limit.
+        OverBudgetError: it stopped loading before its limit.
         MemfitError: the worker's own error, of the class it was raised as.
     """
 
@@ -83,12 +76,7 @@ class WorkerProcess(Helper):
 
     def __init__(self, module: str, environment: Mapping[str, str], *, verbose: bool = False) -> None:
         """`environment` is what the engine wants beside this process's own."""
-        full = {
-            **os.environ,
-            **EXACT,
-            "MALLOC_ARENA_MAX": "2",
-            **environment,
-        }
+        full = {**os.environ, **EXACT, "MALLOC_ARENA_MAX": "2", **environment}
         if verbose:
             full["MEMFIT_WORKER_VERBOSE"] = "1"
         super().__init__(
@@ -180,33 +168,28 @@ class WorkerProcess(Helper):
         with contextlib.suppress(WorkerDiedError):
             self.send({"do": "cancel"})
 
-    def cancels_on_interrupt(self) -> contextlib.AbstractContextManager[None]:
-        """While it is open, the first Ctrl-C cancels the running request; a second one is raised."""
-        return _cancels(self.cancel)
+    @contextlib.contextmanager
+    def cancels_on_interrupt(self) -> Iterator[None]:
+        """While it is open, the first Ctrl-C cancels the running request, whose answer says so; a second one
+        is raised. An exception in the middle of reading would lose the place in the worker's answer."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            signal.signal(signal.SIGINT, before)
+            self.cancel()
+
+        signal.signal(signal.SIGINT, handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def rebuilt(self, event: Mapping[str, Any]) -> Exception:
         """The worker's own error. Why the engine failed stands in its log."""
         if event["kind"] == "over_budget":
-            return OverBudget(event["needs_bytes"])
+            return OverBudgetError(event["needs_bytes"])
         words = self.last_words() if event["kind"] == EngineError.__name__ else ""
         return rebuild_error(event, f"; its last words: {words}" if words else "")
-
-
-@contextlib.contextmanager
-def _cancels(cancel: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `cancel`, whose effect the running request then reports; a second one is
-    raised. An exception in the middle of reading would lose the place in the worker's answer."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        cancel()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -63,10 +63,9 @@ class Inbox:
 
     def cancel(self) -> None:
         """Those that wait end with nothing."""
-        nothing = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
         for request, _ in self.waiting:
             unbegun = Completion(
-                text="", finish_reason="cancelled", prompt_tokens=0, completion_tokens=0, speed=nothing
+                text="", finish_reason="cancelled", prompt_tokens=0, completion_tokens=0, speed=Speed()
             )
             send_answer(self.channel, request.number, unbegun)
         self.waiting.clear()

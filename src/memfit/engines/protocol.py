@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "LoadOptions", "PlanOptions", "Planner"]
 
 
-def _say_nothing(text: str) -> None:
-    del text
-
-
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """What a plan depends on beside model and workload."""
@@ -33,7 +29,7 @@ class PlanOptions:
     double_quant: bool = False  # for transformers, with "nf4" and "fp4"
     trust_remote_code: bool = False  # for transformers: run the model's own program
     count_parent: bool = False  # the calling process counts as memfit's own
-    say: Callable[[str], None] = _say_nothing  # hears of one-time measurements
+    say: Callable[[str], None] = lambda text: None  # hears of one-time measurements
     verbose: bool = False
 
 
@@ -58,11 +54,9 @@ class Planner(Protocol):
     def plan(self, workload: Workload) -> Plan:
         """The plan for a workload with the threads, repacking and grammars of the planner's own; it may not
         fit."""
-        ...
 
     def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
         """How many tokens each request's prompt has, template included; None where it makes no prompt."""
-        ...
 
     def __enter__(self) -> Planner: ...
 
@@ -74,7 +68,6 @@ class Engine(Protocol):
 
     def accepts(self, model: ResolvedModel) -> bool:
         """Whether it is the one to take where nobody names an engine."""
-        ...
 
     def planner(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> Planner:
         """Raises:
@@ -82,8 +75,6 @@ class Engine(Protocol):
         UsageError: an option that makes no sense here.
         EngineError: the engine is missing or refuses the model.
         """
-        ...
 
     def load(self, plan: Plan, options: LoadOptions) -> Session:
         """Errors as `memfit.load`."""
-        ...

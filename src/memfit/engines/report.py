@@ -99,17 +99,7 @@ class Report:
 
     def _measured(self) -> dict[str, Any]:
         return {
-            "tiers": [
-                {
-                    "name": tier.name,
-                    "kind": tier.kind,
-                    "budget_bytes": tier.budget_bytes,
-                    "predicted_bytes": tier.predicted_bytes,
-                    "peak_bytes": tier.peak_bytes,
-                    "error_bytes": tier.error_bytes,
-                }
-                for tier in self.tiers
-            ],
+            "tiers": [{**asdict(tier), "error_bytes": tier.error_bytes} for tier in self.tiers],
             "prompt_tokens_per_second": _rounded(self.speed.prompt_tokens_per_second),
             "generation_tokens_per_second": _rounded(self.speed.generation_tokens_per_second),
             "load_seconds": round(self.load_seconds, 3),

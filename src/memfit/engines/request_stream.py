@@ -78,11 +78,7 @@ class WorkerStream:
         return events
 
     def _events(self) -> Generator[StreamEvent]:
-        with (
-            self._conversation,
-            self._worker.cancels_on_interrupt(),
-            self._explaining_death(),
-        ):
+        with self._conversation, self._worker.cancels_on_interrupt(), self._explaining_death():
             yield Idle()
             while True:
                 while not self._worker.has_message(_QUIET_SECONDS):

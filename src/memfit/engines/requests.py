@@ -108,10 +108,10 @@ class Request:
 class Speed:
     """Tokens processed and the seconds they took; a rate is None where nothing was timed."""
 
-    prompt_tokens: int  # those really processed: a prefix still in the KV cache is not
-    prompt_seconds: float
-    generated_tokens: int  # passes of one token each
-    generation_seconds: float
+    prompt_tokens: int = 0  # those really processed: a prefix still in the KV cache is not
+    prompt_seconds: float = 0.0
+    generated_tokens: int = 0  # passes of one token each
+    generation_seconds: float = 0.0
 
     @property
     def prompt_tokens_per_second(self) -> float | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,15 +32,12 @@ class Cache(Protocol):
 
     def share(self, source: int, target: int, tokens: int) -> None:
         """Let an empty sequence begin with the first `tokens` of another."""
-        ...
 
     def cut(self, sequence: int, tokens: int) -> bool:
         """Keep only the first `tokens`; False, and nothing is kept, where that is impossible."""
-        ...
 
     def reaches(self, sequence: int, tokens: int) -> bool:
         """Whether a sequence can go on after its first `tokens`: a sliding window may have left them."""
-        ...
 
 
 @dataclass(eq=False, kw_only=True)
@@ -52,7 +48,7 @@ class Job:
     prompt: list[int]
     limit: int  # tokens to generate at most
     scored_from: int | None = None  # where in the prompt logits are wanted from on; None: only at its end
-    generated: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)  # what is known of its answer, added from outside
     key: bytes = b""  # the prompt's tokens as bytes: compared by the thousand
     started_at: float | None = None  # time.monotonic() when it first had a sequence
     computed: int = 0  # tokens of its prompt that the cache did not hold
@@ -197,10 +193,6 @@ class Scheduler:
         """A pass was not computed to its end, so the cache holds none of its tokens."""
         for slot, before in work.slots:
             self._cut(slot, before)
-
-    def extend(self, job: Job, tokens: Sequence[int]) -> None:
-        """A job's next tokens are known, and its last is not among them."""
-        job.generated += tokens
 
     def finish(self, job: Job) -> None:
         """A job has ended; its tokens stay in the cache as long as there is room."""

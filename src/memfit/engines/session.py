@@ -45,16 +45,13 @@ class RequestStream(Protocol):
 
     def add(self, request: Request, *, sends_text: bool = False) -> None:
         """Let a request wait for its turn; `sends_text` asks for its text as it comes."""
-        ...
 
     def drop(self, number: int) -> None:
         """Forget a request. What of it lies in the KV cache stays for the next ones; no result comes, unless
         it is on its way."""
-        ...
 
     def end(self) -> None:
         """No more requests come: `events` ends with the last result."""
-        ...
 
     def events(self) -> Generator[StreamEvent]:
         """Results as they are ready, and Idle about once a second without any.
@@ -62,7 +59,6 @@ class RequestStream(Protocol):
         Ctrl-C ends all requests early, with finish_reason "cancelled", and sets `was_cancelled`. Closing it
         early cancels what still runs.
         """
-        ...
 
 
 class Session(Protocol):
@@ -146,13 +142,9 @@ class Session(Protocol):
 
         Leaving the loop early ends the generation. Errors as in `chat`.
         """
-        raw = isinstance(prompt, str)
-        asked = Request(
-            prompt=str(prompt) if raw else None,
-            messages=() if raw else tuple(prompt),  # type: ignore[arg-type]
-            sampling=sampling or Sampling(),
-        )
-        with closing(self._events(asked, sends_text=True)) as events:
+        asked: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"messages": tuple(prompt)}
+        request = Request(**asked, sampling=sampling or Sampling())
+        with closing(self._events(request, sends_text=True)) as events:
             for event in events:
                 if isinstance(event, TextDelta):
                     yield event.text

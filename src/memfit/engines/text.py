@@ -61,24 +61,32 @@ class TextAssembler:
 class TextSender:
     """Sends an answer's text in few lines if it is wanted as it comes, and remembers all of it."""
 
-    def __init__(self, channel: Channel, number: int, *, sends: bool) -> None:
+    def __init__(self, channel: Channel, number: int, stops: Sequence[str], *, sends: bool) -> None:
         """`number` is the request's."""
+        self._assembler = TextAssembler(stops)
         self._channel, self._number, self._sends = channel, number, sends
         self._pieces: list[str] = []
         self._sent = 0  # pieces
         self._sent_at = 0.0
 
-    def add(self, text: str) -> None:
-        if text:
+    @property
+    def stopped(self) -> bool:
+        return self._assembler.stopped
+
+    def feed(self, piece: bytes) -> None:
+        if text := self._assembler.feed(piece):
             self._pieces.append(text)
             if self._sends and time.monotonic() - self._sent_at >= _FLUSH_SECONDS:
-                self.flush()
+                self._flush()
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         if self._sends and self._sent < len(self._pieces):
             self._channel.send("text", number=self._number, text="".join(self._pieces[self._sent :]))
             self._sent, self._sent_at = len(self._pieces), time.monotonic()
 
-    @property
-    def whole(self) -> str:
+    def finish(self) -> str:
+        """All of the text, once no more tokens come."""
+        if not self.stopped and (rest := self._assembler.finish()):
+            self._pieces.append(rest)
+        self._flush()
         return "".join(self._pieces)

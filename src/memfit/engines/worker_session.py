@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
-from memfit.engines.client import OverBudget, WorkerProcess
+from memfit.closing import Closing
+from memfit.engines.channel import OverBudgetError
+from memfit.engines.client import WorkerProcess
 from memfit.engines.protocol import LoadOptions
 from memfit.engines.report import CapReport, ModelBytes, Report, TierReport
 from memfit.engines.request_stream import WorkerStream
@@ -24,10 +26,8 @@ from memfit.planner.plan import Plan
 
 __all__ = ["WorkerSession"]
 
-_Session = TypeVar("_Session", bound="WorkerSession")
 
-
-class WorkerSession(Session):
+class WorkerSession(Closing, Session):
     """A context manager around one worker. Not for several threads at once."""
 
     plan: Plan
@@ -56,7 +56,7 @@ class WorkerSession(Session):
         self.require_loadable(plan)
         self.plan = plan
         self._stream: WorkerStream | None = None  # the newest
-        self._speed = Speed(prompt_tokens=0, prompt_seconds=0, generated_tokens=0, generation_seconds=0)
+        self._speed = Speed()
         # The worker watches itself, and a group counts what is allocated in it: not what we hold already.
         self._parent_bytes = process_memory().anonymous_bytes if count_parent else 0
         self._cap: HardCap | None = None
@@ -109,12 +109,9 @@ class WorkerSession(Session):
         try:
             with self._explaining_death():
                 reply = self._worker.ask(
-                    "load",
-                    report,
-                    limit_bytes=tier.limit_bytes - self._parent_bytes,
-                    **self._load_request(),
+                    "load", report, limit_bytes=tier.limit_bytes - self._parent_bytes, **self._load_request()
                 )
-        except OverBudget as overrun:
+        except OverBudgetError as overrun:
             raise self._does_not_fit(overrun.needs_bytes + self._parent_bytes) from None
         self._meter.settle()
         self._loaded = reply
@@ -152,10 +149,7 @@ class WorkerSession(Session):
         for _ in range(repetitions):
             replies.append(
                 self._ask(
-                    "measure",
-                    prompt_tokens=prompt_tokens,
-                    generated_tokens=generated_tokens,
-                    depth=depth,
+                    "measure", prompt_tokens=prompt_tokens, generated_tokens=generated_tokens, depth=depth
                 )
             )
             if replies[-1]["cancelled"]:
@@ -169,9 +163,7 @@ class WorkerSession(Session):
         return self._speed
 
     def report(self) -> Report:
-        return self._report()
-
-    def _report(self, *, model: ModelBytes | None = None) -> Report:
+        model = self._model_bytes()
         self._meter.settle()
         ram = max(self._meter.peak_bytes, self._earlier_peak_bytes)
         peaks = {"ram": ram, **self._device_peaks()}
@@ -204,9 +196,14 @@ class WorkerSession(Session):
         """What this engine's worker is told to load."""
         raise NotImplementedError
 
+    def _model_bytes(self) -> ModelBytes | None:
+        """The engine's own account of what the model holds, where it gives one."""
+        return None
+
     def _device_peaks(self) -> Mapping[str, int | None]:
         """By tier, what each device held at most; None where nobody there measures it."""
-        return {tier.name: 0 for tier in self.plan.tiers if tier.kind == "vram"}
+        names = [tier.name for tier in self.plan.tiers if tier.kind == "vram"]
+        return {name: self._meter.gpu_peak_bytes(name) for name in names}
 
     def _explain(self, error: WorkerDiedError) -> WorkerDiedError:
         """Why the worker died, where this engine knows more than how."""
@@ -217,20 +214,9 @@ class WorkerSession(Session):
     def close(self) -> None:
         self._opened.close()
 
-    def __enter__(self: _Session) -> _Session:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _ask(
-        self,
-        do: str,
-        on_event: Callable[[str, dict[str, Any]], None] | None = None,
-        **values: Any,
-    ) -> dict[str, Any]:
+    def _ask(self, do: str, **values: Any) -> dict[str, Any]:
         with self._explaining_death():
-            return self._worker.ask(do, on_event, interruptible=True, **values)
+            return self._worker.ask(do, interruptible=True, **values)
 
     @contextlib.contextmanager
     def _explaining_death(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ wanted.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.requests import Completion, Request, Speed, Status, StreamTotals, TokenScore
 from memfit.engines.results import send_answer, send_failure, send_logits, send_scores
 from memfit.engines.scheduler import Job, Pass, Scheduler
-from memfit.engines.text import TextAssembler, TextSender
+from memfit.engines.text import TextSender
 from memfit.errors import EngineError, MemfitError
 
 __all__ = ["RequestLoop"]
@@ -37,7 +38,6 @@ class _Running:
     request: Request
     job: Job
     sampler: Sampler
-    assembler: TextAssembler
     text: TextSender
     as_it_comes: bool  # text is wanted, or stop strings are looked for, token by token
     prompt_done_at: float = 0.0
@@ -72,26 +72,21 @@ class RequestLoop:
             mixes=bool(config.streamed),
         )
         self._batch = DecodeBatch(api, model.ubatch)
-        self._ends: dict[int, bool] = {}  # token → whether it ends an answer
+        self._is_end = functools.cache(model.is_end)
         self._inbox = Inbox(channel, lambda: model.is_aborted)
         self._running: dict[int, _Running] = {}  # by number; waiting ones too
-        self._begin(expected=0.0)
-
-    def _begin(self, *, expected: float) -> None:
-        """A new stream: its counts begin at nothing, the scheduler goes on."""
-        self._scheduler.expect(expected)
-        self._before = self._scheduler.prompt_tokens, self._scheduler.shared_tokens
-        self._inbox.open()
-        self._pass: Pass | None = None  # that is being computed
-        self._told_at = self._decode_seconds = 0.0
-        self._generated = self._passes = 0
 
     def run(self, expected: float) -> dict[str, Any]:
         """Answer requests until "end" has come and all are answered; returns what it came to.
 
         `expected` tokens come out of each, by the plan; 0: unknown.
         """
-        self._begin(expected=expected)
+        self._scheduler.expect(expected)
+        self._before = self._scheduler.prompt_tokens, self._scheduler.shared_tokens
+        self._inbox.open()
+        self._pass: Pass | None = None  # that is being computed
+        self._told_at = self._decode_seconds = 0.0
+        self._generated = self._passes = 0
         cancelled = False
         try:
             while self._listen():
@@ -184,8 +179,7 @@ class RequestLoop:
             request=request,
             job=job,
             sampler=Sampler(self._api, sampling, model.vocabulary_size, grammar, alone=alone),
-            assembler=TextAssembler(sampling.stop),
-            text=TextSender(self._channel, request.number, sends=sends_text),
+            text=TextSender(self._channel, request.number, sampling.stop, sends=sends_text),
             as_it_comes=sends_text or bool(sampling.stop),
         )
         self._scheduler.add(job)
@@ -266,42 +260,33 @@ class RequestLoop:
             if self._take(one, token, is_last=one.sampler.is_complete and place == len(tokens)):
                 return
 
-    def _is_end(self, token: int) -> bool:
-        ends = self._ends.get(token)
-        if ends is None:
-            ends = self._ends[token] = self._model.is_end(token)
-        return ends
-
     def _take(self, one: _Running, token: int, *, is_last: bool) -> bool:
         """One token more of an answer; True where it ends with it."""
         job = one.job
         self._generated += 1
         if one.as_it_comes:
-            one.text.add(one.assembler.feed(self._model.piece(token)))
-            if one.assembler.stopped:
+            one.text.feed(self._model.piece(token))
+            if one.text.stopped:
                 self._finish(one, "stop", len(job.generated) + 1)
                 return True
-        if is_last or len(job.generated) + 1 >= job.limit:
-            job.generated.append(token)
+        job.generated.append(token)
+        if is_last or len(job.generated) >= job.limit:
             self._finish(one, "stop" if is_last else "length", len(job.generated))
             return True
-        self._scheduler.extend(job, (token,))
         return False
 
     def _finish(self, one: _Running, reason: str, tokens: int) -> None:
         job, ended = one.job, time.monotonic()
         if not one.as_it_comes:
-            one.text.add(one.assembler.feed(b"".join(map(self._model.piece, job.generated))))
-        if not one.assembler.stopped:
-            one.text.add(one.assembler.finish())
-        one.text.flush()
+            one.text.feed(b"".join(map(self._model.piece, job.generated)))
+        text = one.text.finish()
         if reason == "cancelled":
             self._scheduler.drop(job)
         else:
             self._scheduler.finish(job)
         self._close(one)
         completion = Completion(
-            text=one.text.whole,
+            text=text,
             finish_reason=reason,
             prompt_tokens=len(job.prompt),
             completion_tokens=tokens,

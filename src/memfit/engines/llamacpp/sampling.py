@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Any
 
 from memfit.closing import Closing
@@ -42,25 +43,21 @@ class Sampler(Closing):
     def _build(self, sampling: Sampling) -> Any:
         api = self._api
         chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-        parts = []
+        add = partial(api.llama_sampler_chain_add, chain)
         if self._penalises:
-            parts.append(
+            add(
                 api.llama_sampler_init_penalties(
                     self._size, _PENALTY_TOKENS, sampling.repeat_penalty, 0.0, 0.0
                 )
             )
         if sampling.temperature <= 0:
-            parts.append(api.llama_sampler_init_greedy())
+            add(api.llama_sampler_init_greedy())
         else:
-            parts += (
-                api.llama_sampler_init_top_k(sampling.top_k),
-                api.llama_sampler_init_top_p(sampling.top_p, 1),
-                api.llama_sampler_init_min_p(sampling.min_p, 1),
-                api.llama_sampler_init_temp(sampling.temperature),
-                api.llama_sampler_init_dist(sampling.seed),
-            )
-        for part in parts:
-            api.llama_sampler_chain_add(chain, part)
+            add(api.llama_sampler_init_top_k(sampling.top_k))
+            add(api.llama_sampler_init_top_p(sampling.top_p, 1))
+            add(api.llama_sampler_init_min_p(sampling.min_p, 1))
+            add(api.llama_sampler_init_temp(sampling.temperature))
+            add(api.llama_sampler_init_dist(sampling.seed))
         return chain
 
     def choose(self, context: int, entry: int, likeliest: int = -1) -> int:

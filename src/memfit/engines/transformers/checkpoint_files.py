@@ -57,12 +57,17 @@ def find_checkpoint_files(
     """Of a checkpoint or a GGUF file.
 
     Raises:
-        ModelError: it is missing, damaged, or made of pickles.
+        ModelError: it is missing, damaged, split, or made of pickles.
         EngineMissingError: transformers is not installed, or what it reads GGUF files with.
     """
     spec, gguf, path = None, None, model.path
     if not model.is_checkpoint:
-        spec = _one_file(model.read_spec())
+        spec = model.read_spec()
+        if len(spec.paths) > 1:
+            raise ModelError(
+                f"{spec.source} is split into {len(spec.paths)} files, and transformers reads one; merge "
+                "them with llama-gguf-split --merge"
+            )
         require_writes(spec)
         gguf = find_checkpoint_of(path, dtype=precision(load_in or "bf16").plain_type, say=say)
         path = gguf.folder / "config.json"
@@ -94,16 +99,6 @@ def find_again(
     named = model if moved or is_converted(config.folder) else str(config.folder)
     found = find_checkpoint_files(replace(resolve(named, say), source=model), config.load_in, say)
     return found, precision_row(found.model, config.precision, config.context), engine_build()
-
-
-def _one_file(spec: ModelSpec) -> ModelSpec:
-    """Raises ModelError where it is split."""
-    if len(spec.paths) > 1:
-        raise ModelError(
-            f"{spec.source} is split into {len(spec.paths)} files, and transformers reads one; merge them "
-            "with llama-gguf-split --merge"
-        )
-    return spec
 
 
 def _no_weights(hf_config: HfConfig) -> str:

@@ -13,7 +13,7 @@ from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCrit
 
 from memfit.engines.channel import Aborted
 from memfit.engines.requests import RANDOM_SEED, Completion, Sampling, Speed
-from memfit.engines.text import TextAssembler, TextSender
+from memfit.engines.text import TextSender
 from memfit.engines.transformers.kv_cache import with_cache
 from memfit.engines.transformers.model import CheckpointModel, explained
 
@@ -37,7 +37,6 @@ class Generation(BaseStreamer, StoppingCriteria):
             torch.manual_seed(sampling.seed)
         self._is_wanted, self._cancelled = is_wanted, False
         self._model, self._sampling, self._text = model, sampling, text
-        self._assembler = TextAssembler(sampling.stop)
         self._limit = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
         self._generated: list[int] = []
         self._hears_prompt = True
@@ -70,9 +69,6 @@ class Generation(BaseStreamer, StoppingCriteria):
         ended = time.monotonic()
         self._cancelled |= model.is_aborted
         model.settle([*tokens, *self._generated])
-        if not self._assembler.stopped:
-            self._text.add(self._assembler.finish())
-        self._text.flush()
         return self._completion(tokens, shared, started, ended)
 
     def _completion(self, tokens: Sequence[int], shared: int, started: float, ended: float) -> Completion:
@@ -81,7 +77,7 @@ class Generation(BaseStreamer, StoppingCriteria):
         reason = "length"
         if self._cancelled:
             reason = "cancelled"
-        elif closes or self._assembler.stopped:
+        elif closes or self._text.stopped:
             reason = "stop"
         prompt_done = self._prompt_done or ended
         speed = Speed(
@@ -91,7 +87,7 @@ class Generation(BaseStreamer, StoppingCriteria):
             generation_seconds=ended - prompt_done if len(generated) > 1 else 0.0,
         )
         return Completion(
-            text=self._text.whole,
+            text=self._text.finish(),
             finish_reason=reason,
             prompt_tokens=len(tokens),
             completion_tokens=len(generated) - closes,
@@ -140,12 +136,12 @@ class Generation(BaseStreamer, StoppingCriteria):
         self._generated.append(token)
         if token not in self._ends:
             piece = self._decoder.step(self._tokenizer, token)
-            self._text.add(self._assembler.feed((piece or "").encode()))
+            self._text.feed((piece or "").encode())
 
     def end(self) -> None:
         """A streamer's: there are no more."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """A stopping criterion's."""
-        ends = self._assembler.stopped or self._model.is_aborted or not self._is_wanted()
+        ends = self._text.stopped or self._model.is_aborted or not self._is_wanted()
         return torch.full((input_ids.shape[0],), ends, dtype=torch.bool, device=input_ids.device)

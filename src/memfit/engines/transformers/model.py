@@ -63,7 +63,9 @@ class CheckpointModel:
                 text.sliding_window = None  # 0 says that there is none, and some models mask all with it
             self.tokenizer = find_tokenizer(config.folder, trust_remote_code=config.trust_remote_code)
             self.model = self._load(hf_config, on_progress, offload_folder)
-            self.generation_config = _generation_config(config.folder, self.model)
+            self.generation_config = self.model.generation_config
+            if (config.folder / "generation_config.json").is_file():
+                self.generation_config = transformers.GenerationConfig.from_pretrained(config.folder)
         stream_offloaded(self.model)
         self.cache = planned_cache(hf_config, context=config.context, ubatch=config.ubatch)
         self.cached: list[int] = []  # the cache's tokens, in order
@@ -298,9 +300,3 @@ def find_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     if not any((folder / name).is_file() for name in names):
         return None
     return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-
-
-def _generation_config(folder: Path, model: Any) -> Any:
-    if (folder / "generation_config.json").is_file():
-        return transformers.GenerationConfig.from_pretrained(folder)
-    return model.generation_config

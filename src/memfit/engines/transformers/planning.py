@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from memfit.closing import Closing
 from memfit.engines.fingerprinting import take_fingerprint
 from memfit.engines.protocol import PlanOptions
 from memfit.engines.requests import Request
@@ -29,7 +30,7 @@ from memfit.planner.transformers.transformers_plan import TransformersPlan
 __all__ = ["TransformersPlanner"]
 
 
-class TransformersPlanner:
+class TransformersPlanner(Closing):
     """Satisfies protocol.Planner."""
 
     only_parallel = 1
@@ -111,10 +112,7 @@ class TransformersPlanner:
             )["counts"]
         return counts
 
-    def __enter__(self) -> TransformersPlanner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         """Nothing is held."""
 
 

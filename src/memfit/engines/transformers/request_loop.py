@@ -78,7 +78,7 @@ class SequentialLoop:
     def _generate(self, request: Request, *, sends_text: bool) -> None:
         tokens = prompt_tokens(self._model, request)
         room = require_room(self._model, tokens)
-        text = TextSender(self._channel, request.number, sends=sends_text)
+        text = TextSender(self._channel, request.number, request.sampling.stop, sends=sends_text)
         generation = Generation(
             self._model, request.sampling, text, room=room, is_wanted=lambda: self._is_wanted(request)
         )

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from memfit.engines.protocol import LoadOptions
-from memfit.engines.report import ModelBytes, Report
+from memfit.engines.report import ModelBytes
 from memfit.engines.transformers.gguf_files import convert
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.engines.worker_session import WorkerSession
@@ -44,35 +44,24 @@ class TransformersSession(WorkerSession):
                 plan,
                 options,
                 lambda: TransformersWorker(
-                    load_in=config.load_in,
-                    threads=config.threads,
-                    gpus=config.gpus,
-                    verbose=options.verbose,
+                    load_in=config.load_in, threads=config.threads, gpus=config.gpus, verbose=options.verbose
                 ),
                 gpu_bytes=gpu_bytes_of if config.gpus else None,
             )
             self._opened.push(opened.pop_all())
 
-    def report(self) -> Report:
-        """As of every engine, with what transformers says beside what is there."""
-        found = self._ask("model_bytes")
-        return self._report(
-            model=ModelBytes(
-                by_dtype=found["by_dtype"],
-                reported_bytes=found["reported_bytes"],
-                loaded_bytes=sum(self._loaded["loaded_bytes"].values()),
-                steady_bytes=self._meter.held_bytes(),
-                steady_predicted_bytes=self.plan.steady_bytes,
-                loading_bytes=max(
-                    self._earlier_peak_bytes, self._meter.together(self._loaded["loading_peak_bytes"])
-                ),
-                loading_predicted_bytes=self.plan.loading_bytes,
-            )
+    def _model_bytes(self) -> ModelBytes:
+        """What transformers says beside what is there."""
+        found, loading = self._ask("model_bytes"), self._loaded["loading_peak_bytes"]
+        return ModelBytes(
+            by_dtype=found["by_dtype"],
+            reported_bytes=found["reported_bytes"],
+            loaded_bytes=sum(self._loaded["loaded_bytes"].values()),
+            steady_bytes=self._meter.held_bytes(),
+            steady_predicted_bytes=self.plan.steady_bytes,
+            loading_bytes=max(self._earlier_peak_bytes, self._meter.together(loading)),
+            loading_predicted_bytes=self.plan.loading_bytes,
         )
-
-    def _device_peaks(self) -> Mapping[str, int | None]:
-        names = [tier.name for tier in self.plan.tiers if tier.kind == "vram"]
-        return {name: self._meter.gpu_peak_bytes(name) for name in names}
 
     @property
     def torch_gpu_bytes(self) -> list[int]:
