@@ -49,7 +49,7 @@ class FakeCache:
                 scheduler.finish(job)
                 del job_tokens[job]
             else:
-                job.generated += [token]
+                scheduler.extend(job, [token])
                 job_tokens[job].append(token)
         return len(work.tokens)
 
@@ -93,7 +93,7 @@ def test_a_prompt_is_computed_beside_generation() -> None:
     )
     scheduler.add(first)
     scheduler.next_pass()
-    first.generated += [7]
+    scheduler.extend(first, [7])
     scheduler.add(second)
     work = scheduler.next_pass()
     assert work is not None
@@ -113,7 +113,7 @@ def test_where_they_do_not_mix_prompts_and_generation_take_turns() -> None:
         assert work is not None
         kinds.append(len(work.tokens))
         for _, job in work.outputs:
-            job.generated += [1]
+            scheduler.extend(job, [1])
     # Two prompts are enough for a pass; then half of the sequences generate, and the others' turn comes.
     assert kinds == [200, 2, 200, 4, 4, 4]
 
@@ -128,15 +128,15 @@ def test_tokens_that_come_at_once_are_computed_beside_those_of_others(mixes: boo
         scheduler.add(job)
     scheduler.next_pass()
     for token in range(100, 120):
-        jobs[0].generated += [token]
-    jobs[1].generated += [1]
-    jobs[2].generated += [2]
+        scheduler.extend(jobs[0], [token])
+    scheduler.extend(jobs[1], [1])
+    scheduler.extend(jobs[2], [2])
     work = scheduler.next_pass()
     assert work is not None
     assert work.tokens == [*range(100, 106), 1, 2]
     assert [job.number for _, job in work.outputs] == [1, 2]
     for job in jobs[1:]:
-        job.generated += [3]
+        scheduler.extend(job, [3])
     work = scheduler.next_pass()
     assert work is not None
     assert work.tokens == [*range(106, 112), 3, 3]

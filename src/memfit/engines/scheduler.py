@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,7 +49,7 @@ class Job:
     prompt: list[int]
     limit: int  # tokens to generate at most
     scored_from: int | None = None  # where in the prompt logits are wanted from on; None: only at its end
-    generated: list[int] = field(default_factory=list)  # what is known of its answer, added from outside
+    generated: list[int] = field(default_factory=list)
     key: bytes = b""  # the prompt's tokens as bytes: compared by the thousand
     started_at: float | None = None  # time.monotonic() when it first had a sequence
     computed: int = 0  # tokens of its prompt that the cache did not hold
@@ -193,6 +194,10 @@ class Scheduler:
         """A pass was not computed to its end, so the cache holds none of its tokens."""
         for slot, before in work.slots:
             self._cut(slot, before)
+
+    def extend(self, job: Job, tokens: Sequence[int]) -> None:
+        """A job's next tokens are known; where they are several, the next pass computes them at once."""
+        job.generated += tokens
 
     def finish(self, job: Job) -> None:
         """A job has ended; its tokens stay in the cache as long as there is room."""

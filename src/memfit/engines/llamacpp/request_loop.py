@@ -269,7 +269,7 @@ class RequestLoop:
             if one.text.stopped:
                 self._finish(one, "stop", len(job.generated) + 1)
                 return True
-        job.generated.append(token)
+        self._scheduler.extend(job, (token,))
         if is_last or len(job.generated) >= job.limit:
             self._finish(one, "stop" if is_last else "length", len(job.generated))
             return True
