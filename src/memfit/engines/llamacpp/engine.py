@@ -52,13 +52,14 @@ class LlamaSession(WorkerSession):
 
     def _device_peaks(self) -> dict[str, int | None]:
         names = self.plan.config.devices
+        tiers = [tier.name for tier in self.plan.tiers if tier.kind == "vram"]
+        peaks: dict[str, int | None] = dict.fromkeys(tiers, 0)
         if not names:
-            return {tier.name: 0 for tier in self.plan.tiers if tier.kind == "vram"}
-        peaks: dict[str, int | None] = {}
+            return peaks
         answers = self._ask("device_memory", names=list(names))["devices"]
-        for tier, name in zip((one for one in self.plan.tiers if one.kind == "vram"), names, strict=True):
+        for tier, name in zip(tiers, names, strict=True):
             lent = decode_rpc_memory(*answers[name])
-            peaks[tier.name] = lent.peak_bytes if lent else self._meter.gpu_peak_bytes(tier.name)
+            peaks[tier] = lent.peak_bytes if lent else self._meter.gpu_peak_bytes(tier)
         return peaks
 
     def _explain(self, error: WorkerDiedError) -> WorkerDiedError:

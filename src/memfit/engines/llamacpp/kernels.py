@@ -148,11 +148,7 @@ class Bench(Closing):
                 return None
         return found
 
-    def node_seconds(self) -> float:
-        """One node with next to no work: a barrier between threads, or a kernel's launch."""
-        return self._run(lambda context: self._chain(context, _EMPTY_NODES)) / _EMPTY_NODES
-
-    def activation_bytes_per_second(self) -> float:
+    def _activation_bytes_per_second(self) -> float:
         """Bytes read and written by norms, sums and products over a ubatch."""
         size = 4 * _COLUMNS * _TOKENS
 
@@ -168,9 +164,10 @@ class Bench(Closing):
 
     def basics(self, *, splits: bool) -> dict[str, float]:
         """What every graph pays on a device, as DeviceSpeed has it; without `splits` those cost nothing."""
-        node_seconds = self.node_seconds()
+        # One node with next to no work: a barrier between threads, or a kernel's launch.
+        node_seconds = self._run(lambda context: self._chain(context, _EMPTY_NODES)) / _EMPTY_NODES
         return {
-            "activation_bytes_per_second": self.activation_bytes_per_second(),
+            "activation_bytes_per_second": self._activation_bytes_per_second(),
             "node_seconds": node_seconds,
             **(self._graph_split(node_seconds) if splits else _NO_SPLITS),
         }

@@ -10,7 +10,7 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -53,18 +53,17 @@ class LlamaCommands:
         self.library.api.llama_backend_init()
 
     def serve(self) -> None:
-        actions: dict[str, Callable[..., dict[str, Any]]] = {
-            "simulate": self.simulate,
-            "count_tokens": self.count_tokens,
-            "device_memory": self.device_memory,
-            "load": self.load,
-            "open": self.open,
-            "measure": self.measure,
-            "kernels": self.measure_kernels,
-        }
-        self.channel.serve(actions)
-
-    # -- requests --------------------------------------------------------------------------------
+        self.channel.serve(
+            {
+                "simulate": self.simulate,
+                "count_tokens": self.count_tokens,
+                "device_memory": self.device_memory,
+                "load": self.load,
+                "open": self.open,
+                "measure": self.measure,
+                "kernels": self.measure_kernels,
+            }
+        )
 
     def simulate(
         self, config: dict[str, Any], without_vocabulary: list[Any] | None = None, with_grammar: bool = False
@@ -228,8 +227,6 @@ class LlamaCommands:
         except MemoryError:
             return {"speeds": None, "why": f"{device} has no room for a measurement"}
         return {"speeds": found}
-
-    # -- details ---------------------------------------------------------------------------------
 
     def _begin_grammars(self, wanted: LlamaConfig, vocabulary: int) -> None:
         """Where grammars are planned, their vocabulary is read beside the weights."""
