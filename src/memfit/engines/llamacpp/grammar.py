@@ -303,9 +303,6 @@ def _reason(error: str) -> str:
     return readable(text, most=200, kept="")
 
 
-# -- the heap ------------------------------------------------------------------------------------------
-
-
 class _HeapInfo(ctypes.Structure):
     """glibc's struct mallinfo2."""
 

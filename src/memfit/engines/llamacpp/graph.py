@@ -135,8 +135,6 @@ class _Reader:
             "layer_kv_bytes": layers,
         }
 
-    # -- one node --------------------------------------------------------------------------------
-
     def _note(self, address: int, source: Node, device: int) -> None:
         """Copies between devices, and the caches behind views."""
         if b"#" in source.name:  # the scheduler names a copy "DEVICE#tensor#0"

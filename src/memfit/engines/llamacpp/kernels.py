@@ -123,18 +123,19 @@ class Bench(Closing):
             rates[name] = 2 * columns * _ROWS * tokens * matrices / seconds
         return rates
 
-    def attention(self, type_name: str, head: int) -> dict[str, float] | None:
-        """Operations/s over a KV cache of a type, `head` numbers per head, with one token and with 512.
-
-        None where a head is no whole number of the type's blocks, or the device has no such kernel.
-        """
-        if head % self._ggml.ggml_blck_size(self._numbers[type_name]):
+    def attention(self, key: str) -> dict[str, float] | None:
+        """Operations/s over a KV cache, with one token and with 512. `key` is its type, and the numbers per
+        head: "F16/128". None where a head is no whole number of the type's blocks, or the device has no such
+        kernel."""
+        type_name, _, length = key.partition("/")
+        number, head = self._numbers[type_name], int(length)
+        if head % self._ggml.ggml_blck_size(number):
             return None
         found = {}
         for name, tokens, cells in (("generation", 1, _CELLS), ("prompt", _TOKENS, _PROMPT_CELLS)):
 
             def build(context: int, tokens: int = tokens, cells: int = cells) -> int:
-                ggml, number = self._ggml, self._numbers[type_name]
+                ggml = self._ggml
                 query = ggml.ggml_new_tensor_3d(context, _TYPE_F32, head, tokens, _HEADS)
                 # As the cache lies in memory: a cell's heads side by side.
                 caches = [ggml.ggml_new_tensor_3d(context, number, head, _KV_HEADS, cells) for _ in "kv"]

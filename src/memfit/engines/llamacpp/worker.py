@@ -208,20 +208,17 @@ class LlamaCommands:
         attention: list[str],
         basics: bool,
     ) -> dict[str, Any]:
-        """Speeds of a device, or of this CPU; `attention` holds keys: "F16/128"."""
+        """Speeds of a device, or of this CPU; `types` and `attention` are keys of Bench."""
         devices = self._devices = self._devices or Devices(self.library, dummies=False)
         address = devices.cpu if device is None else devices.find([device])[0]
         room = None if device is None else devices.memory(device)[0]
-        found: dict[str, Any] = {"weights": {}, "attention": {}, "basics": {}}
         try:
             with Bench(self.library, address, threads=threads, repack=repack, room_bytes=room) as bench:
-                for name in types:
-                    found["weights"][name] = bench.weights(name)
-                for key in attention:
-                    kind, head = key.split("/")
-                    found["attention"][key] = bench.attention(kind, int(head))
-                if basics:
-                    found["basics"] = bench.basics(splits=device is not None)
+                found = {
+                    "weights": {key: bench.weights(key) for key in types},
+                    "attention": {key: bench.attention(key) for key in attention},
+                    "basics": bench.basics(splits=device is not None) if basics else {},
+                }
         except BusyMachineError:
             return {"speeds": None, "why": "other programs keep this machine busy"}
         except MemoryError:
