@@ -42,12 +42,11 @@ class LlamaSession(WorkerSession):
 
     def _load_request(self) -> dict[str, Any]:
         tier, config = self.plan.ram, self.plan.config
+        read_by_us = self.plan.spec.tensors if config.load_mode == "own" else ()
         return {
             "config": config.to_json(),
             "more_bytes": tier.kv_cache_bytes + tier.compute_bytes,
-            "tensors": [asdict(one) for one in self.plan.spec.tensors]
-            if config.load_mode == "own"  # read by us
-            else [],
+            "tensors": [asdict(one) for one in read_by_us],
         }
 
     def _device_peaks(self) -> dict[str, int | None]:
