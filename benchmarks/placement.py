@@ -38,7 +38,6 @@ def _problem(
     kv_mb: float = 5,
     split_seconds: float = 40e-6,
     spread: float = 0.0,  # of sizes, so that no two layers are equal
-    kv_in_ram: bool = False,
 ) -> Problem:
     devices = (_RAM, *devices)
     speeds = [speed for _, speed in devices]
@@ -60,7 +59,6 @@ def _problem(
         ),
         layers=tuple(made),
         output=_piece("output", size(800), speeds),
-        kv_in_ram=kv_in_ram,
     )
 
 
@@ -79,7 +77,6 @@ def _cases() -> Iterator[tuple[str, Problem]]:
             _problem(layers=80, devices=devices, blocks_mb=seven, richer_mb=45, kv_mb=80),
         )
         yield f"MoE 48x(1+3), {on}", _problem(devices=devices, **moe)
-        yield f"  KV in RAM, {on}", _problem(devices=devices, kv_in_ram=True, **moe)
     alike = (_DEVICES[0],) * 3
     yield "dense 80x(1+3), 3 equal devices", _problem(layers=80, devices=alike)
     yield "  splits 20 times as dear", _problem(layers=80, devices=alike, split_seconds=800e-6)

@@ -168,11 +168,8 @@ def _find_again(plan: LlamaPlan, here: Machine, calibration: LlamaCalibration, w
 
 
 def _within(plan: Plan, free: Mapping[str, int]) -> Plan:
-    """With no limit above what is `free` now, by the names of the tiers in use.
-
-    Raises:
-        DoesNotFitError: it is too little.
-    """
+    """With no limit above what is `free` now, by the names of the tiers in use. Raises DoesNotFitError where
+    that is too little."""
     tiers = tuple(
         replace(tier, limit_bytes=min(tier.limit_bytes, free.get(tier.name, tier.limit_bytes)))
         for tier in plan.tiers

@@ -32,7 +32,7 @@ devices = Devices(library, dummies=False)
 device, threads = (devices.find([asked["device"]])[0], None) if asked["device"] else (devices.cpu, 1)
 with kernels.Bench(library, device, threads=threads, repack=asked["repack"]) as bench:
     found = [bench.weights(name) for name in asked["types"]]
-    found += [bench.attention(name.split("/")[0], int(name.split("/")[1])) for name in asked["attention"]]
+    found += [bench.attention(name) for name in asked["attention"]]
 print(json.dumps(found))
 """
 

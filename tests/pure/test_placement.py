@@ -52,8 +52,6 @@ def test_cost_counts_pieces_kv_and_every_entry() -> None:
     assert cost(problem, (0, 1), ((1,), (1,)), 0) == (10 + 1 + 1 + 1 + 5 + 0.25 + 0.5, (10 + 3 + 7, 30 + 4))
     # The result returns from the GPU.
     assert cost(problem, (0, 1), ((0,), (1,)), 1) == (10 + 2 + 1 + 1 + 3 + 0.25 + 0.5, (20 + 3, 20 + 4 + 7))
-    in_ram = Problem(devices=devices, layers=layers, output=None, kv_in_ram=True)
-    assert cost(in_ram, (1, 1), ((1,), (1,)), 0) == (4 + 0.25 + 0.5, (7, 40))
 
 
 def test_cores_gain_more_than_blocks_where_entries_are_free() -> None:
@@ -72,14 +70,11 @@ def test_entries_too_dear_keep_a_layer_together() -> None:
     assert found.layer_devices == (0, 1)
 
 
-def test_kv_lies_at_home_or_in_ram() -> None:
+def test_kv_lies_at_home() -> None:
     layers = (_layer(kv_bytes=10), _layer(kv_bytes=10))
     at_home = Problem(devices=_devices(100, 20), layers=layers, output=None)
     assert _found(at_home).layer_devices == (0, 1)
     assert _found(at_home).used_bytes == (10 + 10 + 10 + 10, 10 + 10)  # core and KV of one layer
-    in_ram = Problem(devices=_devices(100, 20), layers=layers, output=None, kv_in_ram=True)
-    assert _found(in_ram).layer_devices == (1, 1)
-    assert _found(in_ram).used_bytes == (20 + 20, 20)
 
 
 def test_the_output_lies_in_ram_or_with_the_last_layer() -> None:
@@ -191,11 +186,6 @@ def test_layer_split_skips_a_device_without_room_for_a_layer_and_the_output() ->
     split = layer_split(problem)
     assert split is not None
     assert (split.layer_devices, split.output) == ((0, 1, 1), 1)
-    in_ram = layer_split(
-        Problem(devices=problem.devices, layers=problem.layers, output=problem.output, kv_in_ram=True)
-    )
-    assert in_ram is not None
-    assert (in_ram.layer_devices, in_ram.output, in_ram.used_bytes) == ((1, 1, 2), 2, (15, 40, 30))
 
 
 def test_layer_split_is_none_where_ram_overflows() -> None:
@@ -269,14 +259,6 @@ def test_blocks_before_the_whole_layers_cost_no_entry(more: int) -> None:
     problem = Problem(devices=_devices(1000, 33 + more, split_seconds=100), layers=layers, output=None)
     # 28 bytes of weights in a layer, at 2 s in RAM and 1 s there.
     assert _partial(problem).seconds == 3 * 28 * 2 - (28 + more) + 2 * 100
-
-
-def test_blocks_before_the_whole_layers_with_kv_in_ram() -> None:
-    layers = (_blocks_layer(2, 1),) * 3
-    problem = Problem(devices=_devices(1000, 28 + 14), layers=layers, output=None, kv_in_ram=True)
-    found = _partial(problem)
-    assert (found.layer_devices, found.ffn_devices[1]) == ((0, 0, 1), (0, 1, 1))
-    assert found.used_bytes == (2 * 28 - 14 + 3 * 5, 28 + 14)
 
 
 @pytest.mark.parametrize(("room", "output"), [(32, 0), (33 + 6, 7)])
@@ -403,7 +385,7 @@ def _random_problem(chance: random.Random) -> Problem:
         )
         for index in range(count)
     )
-    return Problem(devices=devices, layers=layers, output=output, kv_in_ram=chance.random() < 0.5)
+    return Problem(devices=devices, layers=layers, output=output)
 
 
 def _least_seconds(problem: Problem) -> float | None:

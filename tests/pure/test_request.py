@@ -144,18 +144,18 @@ def test_a_nonsense_budget_of_one_gpu_names_it(size: Any) -> None:
 
 @pytest.mark.parametrize(("size", "size_bytes"), [(None, 10_000), ("25%", 2_500), (77, 77), ("1KiB", 1024)])
 def test_a_remote_budget_is_what_is_lent_or_less(size: Any, size_bytes: int) -> None:
-    assert Budget(rpc={"host:1": size}).remote_bytes("host:1", 10_000) == size_bytes
+    assert Budget(rpc={"host:1": size}).device_bytes(make_device("host:1", 10_000)) == size_bytes
 
 
 @pytest.mark.parametrize("size", ["", "lots", 0, "0 GiB", "101%"])
 def test_a_nonsense_remote_budget_names_the_endpoint(size: Any) -> None:
     with pytest.raises(UsageError, match=r"^--rpc host:1: "):
-        Budget(rpc={"host:1": size}).remote_bytes("host:1", GIB)
+        Budget(rpc={"host:1": size}).device_bytes(make_device("host:1", GIB))
 
 
 @pytest.mark.parametrize("endpoint", ["host:1", "192.168.1.7:50052", "[::1]:65535", "a.b.example:80"])
 def test_endpoints(endpoint: str) -> None:
-    assert Budget(rpc={endpoint: None}).remote_bytes(endpoint, 5) == 5
+    assert Budget(rpc={endpoint: None}).device_bytes(make_device(endpoint, 5)) == 5
 
 
 @pytest.mark.parametrize(

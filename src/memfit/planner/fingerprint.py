@@ -17,8 +17,6 @@ _SAME_RAM = 0.01  # another kernel keeps a few MiB more or less for itself
 
 @dataclass(frozen=True, kw_only=True)
 class FileMark:
-    """One file of a model."""
-
     size_bytes: int
     sha256: str  # of its header and of samples of its tensors
 

@@ -63,11 +63,7 @@ class Budget:
                 _size(name, size, _MOST_FREE_BYTES)
 
     def ram_bytes(self, ram: Ram) -> int:
-        """The cap in bytes on this machine.
-
-        Raises:
-            UsageError: not a size.
-        """
+        """The cap on this machine. Raises UsageError where it is not a size."""
         if self.ram is None:
             return ram.available_bytes - reserve_bytes(ram.total_bytes, ram.available_bytes)
         return _size("ram", self.ram, ram.available_bytes)
@@ -79,7 +75,8 @@ class Budget:
             UsageError: not a size, or one that is less than the device's own runtime takes.
         """
         if device.name in self.rpc:
-            size = self.remote_bytes(device.name, device.free_bytes)
+            lent = self.rpc[device.name]
+            size = device.free_bytes if lent is None else _size(f"rpc {device.name}", lent, device.free_bytes)
         else:
             number = int(device.name.removeprefix("gpu"))
             size = self.gpu_bytes(number, device.free_bytes, device.total_bytes)
@@ -96,26 +93,13 @@ class Budget:
         return size
 
     def gpu_bytes(self, number: int, free_bytes: int, total_bytes: int) -> int:
-        """The cap on a GPU of this machine. A GPU that a mapping does not name is not used.
-
-        Raises:
-            UsageError: not a size.
-        """
+        """The cap on a GPU of this machine. A GPU that a mapping does not name is not used."""
         if self.vram is None:
             return free_bytes - reserve_bytes(total_bytes, free_bytes)
         if isinstance(self.vram, Mapping):
             size = self.vram.get(number, 0)
             return _size(f"vram {number}", size, free_bytes) if size else 0
         return _size("vram", self.vram, free_bytes)
-
-    def remote_bytes(self, endpoint: str, free_bytes: int) -> int:
-        """The cap on a remote device; what its RPC server lends where none is given.
-
-        Raises:
-            UsageError: not a size.
-        """
-        size = self.rpc[endpoint]
-        return free_bytes if size is None else _size(f"rpc {endpoint}", size, free_bytes)
 
 
 def _size(name: str, size: Size, free_bytes: int) -> int:

@@ -279,14 +279,11 @@ def _measured(speeds: dict[str, Any], disks: dict[str, Any]) -> MachineSpeeds:
                 basics=values["basics"],
             )
         )
-    return MachineSpeeds(
-        devices=devices, disks={mount: _disk_speed(values) for mount, values in disks.items()}
-    )
-
-
-def _disk_speed(values: dict[str, Any]) -> DiskSpeed:
-    blocks = {int(block): rate for block, rate in values["bytes_per_second"].items()}
-    return DiskSpeed(direct=values["direct"], bytes_per_second=blocks)
+    measured_disks = {}
+    for mount, values in disks.items():
+        blocks = {int(block): rate for block, rate in values["bytes_per_second"].items()}
+        measured_disks[mount] = DiskSpeed(direct=values["direct"], bytes_per_second=blocks)
+    return MachineSpeeds(devices=devices, disks=measured_disks)
 
 
 def _device_speed(values: dict[str, Any]) -> DeviceSpeed:

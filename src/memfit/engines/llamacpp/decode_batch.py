@@ -21,18 +21,13 @@ class DecodeBatch:
         self._wanted = (ctypes.c_int8 * size)()
         start, width = ctypes.addressof(self._sequences), ctypes.sizeof(ctypes.c_int32)
         self._lists = (ctypes.c_void_p * size)(*range(start, start + width * size, width))
-        self._size = size
-
-        def at(array: Any, kind: Any) -> Any:
-            return ctypes.cast(array, ctypes.POINTER(kind))
-
         self.pointer = api.llama_batch(
             n_tokens=0,
-            token=at(self._tokens, ctypes.c_int32),
-            pos=at(self._positions, ctypes.c_int32),
-            n_seq_id=at(self._counts, ctypes.c_int32),
-            seq_id=at(self._lists, ctypes.POINTER(ctypes.c_int32)),
-            logits=at(self._wanted, ctypes.c_int8),
+            token=self._tokens,
+            pos=self._positions,
+            n_seq_id=self._counts,
+            seq_id=ctypes.cast(self._lists, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            logits=self._wanted,
         )
 
     def fill(self, work: Pass) -> None:
@@ -41,6 +36,6 @@ class DecodeBatch:
         self._tokens[:count] = work.tokens
         self._positions[:count] = work.positions
         self._sequences[:count] = work.sequences
-        ctypes.memset(self._wanted, 0, self._size)
+        ctypes.memset(self._wanted, 0, len(self._wanted))
         for entry, _ in work.outputs:
             self._wanted[entry] = 1

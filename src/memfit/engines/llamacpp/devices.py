@@ -76,10 +76,8 @@ class Devices:
         )
         return free.value, total.value
 
-    def default_buffer_type(self, device: int | None) -> int:
-        """Where a device keeps weights; None is RAM."""
-        if device is None:
-            device = self.cpu
+    def default_buffer_type(self, device: int) -> int:
+        """Where a device keeps weights; the CPU's is RAM."""
         return int(self._library.ggml_base.ggml_backend_dev_buffer_type(device))
 
     def _remote(self, endpoint: str) -> int | None:

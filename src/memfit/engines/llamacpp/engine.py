@@ -42,23 +42,23 @@ class LlamaSession(WorkerSession):
 
     def _load_request(self) -> dict[str, Any]:
         tier, config = self.plan.ram, self.plan.config
+        read_by_us = self.plan.spec.tensors if config.load_mode == "own" else ()
         return {
             "config": config.to_json(),
             "more_bytes": tier.kv_cache_bytes + tier.compute_bytes,
-            "tensors": [asdict(one) for one in self.plan.spec.tensors]
-            if config.load_mode == "own"  # read by us
-            else [],
+            "tensors": [asdict(one) for one in read_by_us],
         }
 
     def _device_peaks(self) -> dict[str, int | None]:
         names = self.plan.config.devices
+        tiers = [tier.name for tier in self.plan.tiers if tier.kind == "vram"]
+        peaks: dict[str, int | None] = dict.fromkeys(tiers, 0)
         if not names:
-            return {tier.name: 0 for tier in self.plan.tiers if tier.kind == "vram"}
-        peaks: dict[str, int | None] = {}
+            return peaks
         answers = self._ask("device_memory", names=list(names))["devices"]
-        for tier, name in zip((one for one in self.plan.tiers if one.kind == "vram"), names, strict=True):
+        for tier, name in zip(tiers, names, strict=True):
             lent = decode_rpc_memory(*answers[name])
-            peaks[tier.name] = lent.peak_bytes if lent else self._meter.gpu_peak_bytes(tier.name)
+            peaks[tier] = lent.peak_bytes if lent else self._meter.gpu_peak_bytes(tier)
         return peaks
 
     def _explain(self, error: WorkerDiedError) -> WorkerDiedError:

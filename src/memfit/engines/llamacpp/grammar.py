@@ -201,7 +201,7 @@ class _Compiled:
 
 
 class Grammar(Closing):
-    """One answer's way through a schema."""
+    """One answer's way through a schema. Each step raises EngineError where it grows beyond its limits."""
 
     def __init__(self, matcher: Any, compiled: _Compiled) -> None:
         self._matcher = matcher
@@ -213,11 +213,7 @@ class Grammar(Closing):
         return bool(self._matcher.is_stopped())
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, often none. They count as taken.
-
-        Raises:
-            EngineError: the grammar has grown beyond its limits.
-        """
+        """The tokens that must come next, often none. They count as taken."""
         tokens: list[int] = self._matcher.compute_ff_tokens()
         if tokens:
             self._matcher.consume_tokens(tokens)
@@ -228,21 +224,13 @@ class Grammar(Closing):
         return bool(self._matcher.validate_tokens([token]))
 
     def mask(self) -> bytes:
-        """A bit for each token of the vocabulary, set where the token may come next; the lowest bit first.
-
-        Raises:
-            EngineError: the grammar has grown beyond its limits.
-        """
+        """A bit for each token of the vocabulary, set where the token may come next; the lowest bit first."""
         bits: bytes = self._matcher.compute_bitmask()
         self._check()  # the mask would only allow the end, and cut the answer
         return bits
 
     def take(self, token: int) -> None:
-        """Go on by the token that was chosen. A token that ends the answer is not taken.
-
-        Raises:
-            EngineError: the grammar has grown beyond its limits.
-        """
+        """Go on by the token that was chosen. A token that ends the answer is not taken."""
         self._matcher.consume_token(token)
         self._check()
 
@@ -313,9 +301,6 @@ def _reason(error: str) -> str:
     if text.startswith("regex parse error"):
         text = f"regular expression: {lines[-1].removeprefix('error: ')}"
     return readable(text, most=200, kept="")
-
-
-# -- the heap ------------------------------------------------------------------------------------------
 
 
 class _HeapInfo(ctypes.Structure):

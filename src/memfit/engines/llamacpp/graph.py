@@ -135,8 +135,6 @@ class _Reader:
             "layer_kv_bytes": layers,
         }
 
-    # -- one node --------------------------------------------------------------------------------
-
     def _note(self, address: int, source: Node, device: int) -> None:
         """Copies between devices, and the caches behind views."""
         if b"#" in source.name:  # the scheduler names a copy "DEVICE#tensor#0"
@@ -183,10 +181,10 @@ class _Reader:
 
     def _multiplies(self, name: str, sources: Sequence[Node]) -> bool:
         """Not a product of two activations, as attention without its own kernel has."""
-        return name == "FLASH_ATTN_EXT" or self._is_weight(sources[0])
-
-    def _is_weight(self, node: Node) -> bool:
-        return bool(node.buffer) and self._ggml.ggml_backend_buffer_get_usage(node.buffer) == _WEIGHTS_USAGE
+        if name == "FLASH_ATTN_EXT":
+            return True
+        buffer = sources[0].buffer
+        return bool(buffer) and self._ggml.ggml_backend_buffer_get_usage(buffer) == _WEIGHTS_USAGE
 
     def _add(self, device: int, counted: _Counted) -> None:
         kind, name, size, operations, cells, width = counted

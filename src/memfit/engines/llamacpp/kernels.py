@@ -123,18 +123,19 @@ class Bench(Closing):
             rates[name] = 2 * columns * _ROWS * tokens * matrices / seconds
         return rates
 
-    def attention(self, type_name: str, head: int) -> dict[str, float] | None:
-        """Operations/s over a KV cache of a type, `head` numbers per head, with one token and with 512.
-
-        None where a head is no whole number of the type's blocks, or the device has no such kernel.
-        """
-        if head % self._ggml.ggml_blck_size(self._numbers[type_name]):
+    def attention(self, key: str) -> dict[str, float] | None:
+        """Operations/s over a KV cache, with one token and with 512. `key` is its type, and the numbers per
+        head: "F16/128". None where a head is no whole number of the type's blocks, or the device has no such
+        kernel."""
+        type_name, _, length = key.partition("/")
+        number, head = self._numbers[type_name], int(length)
+        if head % self._ggml.ggml_blck_size(number):
             return None
         found = {}
         for name, tokens, cells in (("generation", 1, _CELLS), ("prompt", _TOKENS, _PROMPT_CELLS)):
 
             def build(context: int, tokens: int = tokens, cells: int = cells) -> int:
-                ggml, number = self._ggml, self._numbers[type_name]
+                ggml = self._ggml
                 query = ggml.ggml_new_tensor_3d(context, _TYPE_F32, head, tokens, _HEADS)
                 # As the cache lies in memory: a cell's heads side by side.
                 caches = [ggml.ggml_new_tensor_3d(context, number, head, _KV_HEADS, cells) for _ in "kv"]
@@ -148,11 +149,7 @@ class Bench(Closing):
                 return None
         return found
 
-    def node_seconds(self) -> float:
-        """One node with next to no work: a barrier between threads, or a kernel's launch."""
-        return self._run(lambda context: self._chain(context, _EMPTY_NODES)) / _EMPTY_NODES
-
-    def activation_bytes_per_second(self) -> float:
+    def _activation_bytes_per_second(self) -> float:
         """Bytes read and written by norms, sums and products over a ubatch."""
         size = 4 * _COLUMNS * _TOKENS
 
@@ -168,9 +165,10 @@ class Bench(Closing):
 
     def basics(self, *, splits: bool) -> dict[str, float]:
         """What every graph pays on a device, as DeviceSpeed has it; without `splits` those cost nothing."""
-        node_seconds = self.node_seconds()
+        # One node with next to no work: a barrier between threads, or a kernel's launch.
+        node_seconds = self._run(lambda context: self._chain(context, _EMPTY_NODES)) / _EMPTY_NODES
         return {
-            "activation_bytes_per_second": self.activation_bytes_per_second(),
+            "activation_bytes_per_second": self._activation_bytes_per_second(),
             "node_seconds": node_seconds,
             **(self._graph_split(node_seconds) if splits else _NO_SPLITS),
         }

@@ -44,8 +44,8 @@ class LlamaModel:
         overrides: Any = None,
         tensors: Sequence[TensorSpec] = (),
         limit_bytes: int | None = None,
-        on_progress: Callable[[float], None] | None = None,
-        on_vocabulary: Callable[[int], None] | None = None,
+        on_progress: Callable[[float], None] = lambda fraction: None,
+        on_vocabulary: Callable[[int], None] = lambda vocabulary: None,
     ) -> None:
         """Load. `limit_bytes` caps this process's memory, checked before every tensor; `overrides` is an
         array of llama_model_kv_override; `tensors` are the file's, needed for load mode "own".
@@ -108,8 +108,7 @@ class LlamaModel:
             raise EngineError(f"the engine cannot load {config.paths[0]}")
         self.vocabulary = api.llama_model_get_vocab(pointer)
         self.vocabulary_size: int = api.llama_vocab_n_tokens(self.vocabulary)
-        if self._on_vocabulary:
-            self._on_vocabulary(self.vocabulary)
+        self._on_vocabulary(self.vocabulary)
         if is_ours:
             self._library.retype(pointer, config.dequantized)
             self._library.allow_contexts(pointer)
@@ -123,8 +122,7 @@ class LlamaModel:
 
     def _read_weights(self, pointer: int, config: LlamaConfig) -> OwnWeights:
         def look(fraction: float) -> None:
-            if self._on_progress:
-                self._on_progress(fraction)
+            self._on_progress(fraction)
             self._check_limit(0)
 
         return OwnWeights(
@@ -139,8 +137,7 @@ class LlamaModel:
 
     def _progress(self, fraction: float, _: object) -> bool:
         """Called by the engine before each tensor; False stops the loading."""
-        if self._on_progress:
-            self._on_progress(fraction)
+        self._on_progress(fraction)
         if self._drops_cache and self.config.load_mode == "read":
             drop_cached(self.config.paths)
         try:
@@ -247,12 +244,9 @@ class LlamaModel:
         counted = sum(part.compute_bytes for part in self.memory_breakdown().values())
         assert touched == counted, "the engine's compute buffers must be those that it counts"
         if not config.streamed:  # a pass over the disk would cost more than the work buffer that it touches
-            self.decode([self._filler_token()] * min(self.ubatch, self.sequence_tokens))
+            token = max(0, self._api.llama_vocab_bos(self.vocabulary))
+            self.decode([token] * min(self.ubatch, self.sequence_tokens))
             self.cache.clear()
-
-    def _filler_token(self) -> int:
-        beginning = self._api.llama_vocab_bos(self.vocabulary)
-        return int(beginning) if beginning >= 0 else 0
 
     def warm_up(self, sampler: Sampler) -> None:
         """One pass and one choice, so that what they allocate is there. Whatever comes of it is wiped out."""

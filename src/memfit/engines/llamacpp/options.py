@@ -58,7 +58,7 @@ def place_tensors(
     table = (_Override * (len(overrides) + 1))()
     for row, (pattern, device) in zip(table, overrides, strict=False):
         row.pattern = pattern.encode()
-        row.buffer_type = devices.default_buffer_type(addresses[device - 1] if device else None)
+        row.buffer_type = devices.default_buffer_type(addresses[device - 1] if device else devices.cpu)
     options.tensor_buft_overrides = ctypes.addressof(table)
     return listed, shares, table
 

@@ -83,11 +83,7 @@ class Sampler(Closing):
         return self._grammar is None or self._grammar.allows(token)
 
     def follow(self, token: int) -> list[int]:
-        """The chosen token, and those that a grammar leaves no choice about after it.
-
-        Raises:
-            EngineError: the grammar has grown beyond its limits.
-        """
+        """The chosen token, and those that a grammar leaves no choice about after it. Errors as Grammar's."""
         if self._grammar is None:
             return [token]
         self._grammar.take(token)

@@ -28,7 +28,6 @@ class _Reading:
 
     index: int
     start: int
-    end: int
     whole: bool = False
 
 
@@ -76,7 +75,7 @@ class Ring:
             while True:
                 if self._error:
                     raise self._error
-                if not self._expects(index):
+                if (self._readings[0].index if self._readings else self._next) != index:
                     self._restart(index)
                 reading = self._readings[0] if self._readings else None
                 if reading and reading.whole:
@@ -99,9 +98,6 @@ class Ring:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
-
-    def _expects(self, index: int) -> bool:
-        return (self._readings[0].index if self._readings else self._next) == index
 
     def _restart(self, index: int) -> None:
         self._readings.clear()
@@ -144,8 +140,8 @@ class Ring:
         start = self._head if goes_round or self._head + size <= self._size else 0
         if tail is not None and start <= tail < start + size:
             return None
-        reading = _Reading(index=self._next, start=start, end=start + size)
+        reading = _Reading(index=self._next, start=start)
         self._readings.append(reading)
-        self._head = reading.end
+        self._head = start + size
         self._next = (self._next + 1) % len(self._parts)
         return reading

@@ -36,8 +36,6 @@ _WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 
 
 class OwnWeights:
-    """The weights of one model in RAM."""
-
     def __init__(
         self,
         config: LlamaConfig,
@@ -124,11 +122,7 @@ class OwnWeights:
         self._giving.require_turns(nodes)
 
     def start(self, nodes: Sequence[Node]) -> None:
-        """Begin to read ahead, in the order of a graph's nodes.
-
-        Raises:
-            EngineError: a streamed tensor is used in a way that streaming does not know.
-        """
+        """Begin to read ahead, in the order of a graph's nodes. Errors as in `Giving.order`."""
         assert self._giving is not None
         order = self._giving.order(nodes)
         self._indices = {address: index for index, address in enumerate(order)}

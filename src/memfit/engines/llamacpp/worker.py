@@ -10,7 +10,7 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -53,18 +53,17 @@ class LlamaCommands:
         self.library.api.llama_backend_init()
 
     def serve(self) -> None:
-        actions: dict[str, Callable[..., dict[str, Any]]] = {
-            "simulate": self.simulate,
-            "count_tokens": self.count_tokens,
-            "device_memory": self.device_memory,
-            "load": self.load,
-            "open": self.open,
-            "measure": self.measure,
-            "kernels": self.measure_kernels,
-        }
-        self.channel.serve(actions)
-
-    # -- requests --------------------------------------------------------------------------------
+        self.channel.serve(
+            {
+                "simulate": self.simulate,
+                "count_tokens": self.count_tokens,
+                "device_memory": self.device_memory,
+                "load": self.load,
+                "open": self.open,
+                "measure": self.measure,
+                "kernels": self.measure_kernels,
+            }
+        )
 
     def simulate(
         self, config: dict[str, Any], without_vocabulary: list[Any] | None = None, with_grammar: bool = False
@@ -209,27 +208,22 @@ class LlamaCommands:
         attention: list[str],
         basics: bool,
     ) -> dict[str, Any]:
-        """Speeds of a device, or of this CPU; `attention` holds keys: "F16/128"."""
+        """Speeds of a device, or of this CPU; `types` and `attention` are keys of Bench."""
         devices = self._devices = self._devices or Devices(self.library, dummies=False)
         address = devices.cpu if device is None else devices.find([device])[0]
         room = None if device is None else devices.memory(device)[0]
-        found: dict[str, Any] = {"weights": {}, "attention": {}, "basics": {}}
         try:
             with Bench(self.library, address, threads=threads, repack=repack, room_bytes=room) as bench:
-                for name in types:
-                    found["weights"][name] = bench.weights(name)
-                for key in attention:
-                    kind, head = key.split("/")
-                    found["attention"][key] = bench.attention(kind, int(head))
-                if basics:
-                    found["basics"] = bench.basics(splits=device is not None)
+                found = {
+                    "weights": {key: bench.weights(key) for key in types},
+                    "attention": {key: bench.attention(key) for key in attention},
+                    "basics": bench.basics(splits=device is not None) if basics else {},
+                }
         except BusyMachineError:
             return {"speeds": None, "why": "other programs keep this machine busy"}
         except MemoryError:
             return {"speeds": None, "why": f"{device} has no room for a measurement"}
         return {"speeds": found}
-
-    # -- details ---------------------------------------------------------------------------------
 
     def _begin_grammars(self, wanted: LlamaConfig, vocabulary: int) -> None:
         """Where grammars are planned, their vocabulary is read beside the weights."""

@@ -92,20 +92,8 @@ class Candidates:
         return self.evaluate(config)
 
     def evaluate(self, config: LlamaConfig) -> Candidate:
-        answer = self.oracle.ask(resident(config))
-        workload = self.inputs.workload
-        prediction = self._predict(config, answer)
-        return Candidate(
-            config=config,
-            answer=answer,
-            tiers=tiers_of(self.inputs, self.used, config, answer),
-            prediction=prediction,
-            seconds=workload.prompt_tokens / prediction.prompt.value
-            + workload.generated_tokens / prediction.together.value,
-        )
-
-    def _predict(self, config: LlamaConfig, answer: MemoryEstimate) -> Prediction:
         spec, workload = self.inputs.spec, self.inputs.workload
+        answer = self.oracle.ask(resident(config))
         prompt_tokens = min(workload.prompt_tokens, answer.context)
         prediction = predict(
             answer,
@@ -116,16 +104,17 @@ class Candidates:
             sequences=workload.parallel,
             expert_share=spec.expert_share,
         )
-        if not (read := streamed_bytes(spec.tensors, config.streamed)):
-            return prediction
-        return slowed(
-            prediction,
-            read,
-            len(config.streamed),
-            self.inputs.disk_speed(),
-            prompt_tokens,
-            config.ubatch,
-            workload.parallel,
+        if read := streamed_bytes(spec.tensors, config.streamed):
+            tensors, disk = len(config.streamed), self.inputs.disk_speed()
+            sequences = workload.parallel
+            prediction = slowed(prediction, read, tensors, disk, prompt_tokens, config.ubatch, sequences)
+        return Candidate(
+            config=config,
+            answer=answer,
+            tiers=tiers_of(self.inputs, self.used, config, answer),
+            prediction=prediction,
+            seconds=workload.prompt_tokens / prediction.prompt.value
+            + workload.generated_tokens / prediction.together.value,
         )
 
     def _streaming(self, config: LlamaConfig, within: tuple[int, ...]) -> LlamaConfig | None:

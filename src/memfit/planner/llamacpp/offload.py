@@ -171,7 +171,6 @@ class Offloader:
         return any(assumed - now > _CLOSE * limit for assumed, now, limit in rows[1:])
 
     def _look(self, config: LlamaConfig, problem: Problem, placement: Placement) -> _Found:
-        """What a placement really holds."""
         placed = placed_config(self.spec, config, placement, self.devices)
         tiers = self.tiers(placed)
         shares = [tier.total_bytes / asked for tier, asked in zip(tiers, self.asked, strict=True) if asked]
@@ -246,8 +245,6 @@ class Offloader:
             used_bytes=used,
             exact=False,
         )
-
-    # -- one placement ---------------------------------------------------------------------------
 
     def _choose(self, problem: Problem, whole: int) -> Placement | None:
         """The best placement; whole layers where that is not clearly better and they fill the devices."""

@@ -15,7 +15,7 @@ layer's device. solver.py finds the best placement; here is what one costs, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["DeviceRoom", "Layer", "Piece", "Placement", "Problem", "checked_placement", "cost", "layer_split"]
@@ -42,7 +42,7 @@ class Piece:
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     core: Piece  # attention, norms, router, shared and small tensors; its device is the layer's
-    kv_bytes: int  # KV cache; lies on the layer's device, or in RAM if the problem says so
+    kv_bytes: int  # KV cache; lies on the layer's device
     ffn_tensors: tuple[Piece, ...]  # FFN or expert tensors in order of execution; any device each
 
 
@@ -51,7 +51,6 @@ class Problem:
     devices: tuple[DeviceRoom, ...]
     layers: tuple[Layer, ...]  # in order of execution
     output: Piece | None  # the output matrix; runs last
-    kv_in_ram: bool = False
 
     def __post_init__(self) -> None:
         if not self.devices or not self.layers:
@@ -80,23 +79,17 @@ def cost(
     """Seconds of a request and bytes used per device. Checks neither rooms nor rules."""
     devices = problem.devices
     seconds, used, here = 0.0, [0] * len(devices), 0
-    for piece, device in _steps(problem, layer_devices, ffn_devices, output):
+    steps: list[tuple[Piece, int]] = []
+    for layer, layer_device, choice in zip(problem.layers, layer_devices, ffn_devices, strict=True):
+        used[layer_device] += layer.kv_bytes
+        steps += [(layer.core, layer_device), *zip(layer.ffn_tensors, choice, strict=True)]
+    if problem.output:
+        steps.append((problem.output, output))
+    for piece, device in steps:
         used[device] += piece.size_bytes
         seconds += piece.seconds[device] + (device != here) * devices[device].split_seconds
         here = device
-    for layer, layer_device in zip(problem.layers, layer_devices, strict=True):
-        used[0 if problem.kv_in_ram else layer_device] += layer.kv_bytes
     return seconds + (here != 0) * devices[0].split_seconds, tuple(used)
-
-
-def _steps(
-    problem: Problem, layer_devices: Sequence[int], ffn_devices: Sequence[Sequence[int]], output: int
-) -> Iterator[tuple[Piece, int]]:
-    for layer, layer_device, choice in zip(problem.layers, layer_devices, ffn_devices, strict=True):
-        yield layer.core, layer_device
-        yield from zip(layer.ffn_tensors, choice, strict=True)
-    if problem.output:
-        yield problem.output, output
 
 
 def checked_placement(
@@ -151,6 +144,5 @@ def layer_split(problem: Problem, *, partial: bool = False) -> Placement | None:
 def _rest_bytes(problem: Problem, index: int, placed: int) -> int:
     """Of a layer whose last FFN tensors, so many, are placed already."""
     layer = problem.layers[index]
-    kv_bytes = 0 if problem.kv_in_ram else layer.kv_bytes
     rest = layer.ffn_tensors[: len(layer.ffn_tensors) - placed]
-    return kv_bytes + sum(piece.size_bytes for piece in (layer.core, *rest))
+    return layer.kv_bytes + sum(piece.size_bytes for piece in (layer.core, *rest))

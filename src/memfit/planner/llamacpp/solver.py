@@ -161,8 +161,7 @@ class _Program:
                     continue
                 hop = self._column(layer.core.seconds[layer_device], 1)
                 self.hops[index, layer_device, after] = hop
-                self.used[layer_device].append((hop, layer.core.size_bytes))
-                self.used[0 if problem.kv_in_ram else layer_device].append((hop, layer.kv_bytes))
+                self.used[layer_device].append((hop, layer.core.size_bytes + layer.kv_bytes))
                 if index == 0 and layer_device:
                     self.costs[hop] += enter[layer_device]
                 if index == last and problem.output:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,7 +31,7 @@ _MATRIX = re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|gate_up|down)(_(ch)
 _ORDER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")  # of computation
 _TENSOR_SECONDS = 0.5e-3  # handing one over, and a short read: 0.45 to 0.6 ms with SmolLM2 and Gemma
 _VARIES = 2.0  # either side of what was measured: one virtual disk's speed halved and doubled within minutes
-_STEPS = 24  # of halving the bytes to stream
+_STEPS = 1 << 24  # in which the bytes to stream are looked for
 
 
 def resident(config: LlamaConfig) -> LlamaConfig:
@@ -58,16 +59,11 @@ def stream_out(spec: ModelSpec, config: LlamaConfig, room_bytes: int | None) -> 
         return attempt(whole)
     if held_bytes(spec, attempt(0)) <= room_bytes:
         return attempt(0)
-    low, high = 0, whole  # streaming `high` may fit, streaming `low` does not
     if not choices or held_bytes(spec, attempt(whole)) > room_bytes:
         return None
-    for _ in range(_STEPS):
-        middle = (low + high) // 2
-        if held_bytes(spec, attempt(middle)) <= room_bytes:
-            high = middle
-        else:
-            low = middle
-    return attempt(high)
+    targets = range(0, whole + 1, max(1, whole // _STEPS))
+    enough = bisect_left(targets, True, key=lambda target: held_bytes(spec, attempt(target)) <= room_bytes)
+    return attempt(targets[enough] if enough < len(targets) else whole)
 
 
 def held_bytes(spec: ModelSpec, config: LlamaConfig) -> int:

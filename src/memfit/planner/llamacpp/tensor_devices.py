@@ -143,11 +143,8 @@ def devices_of(spec: ModelSpec, config: LlamaConfig) -> dict[str, int]:
 
 
 def _layer_devices(spec: ModelSpec, config: LlamaConfig) -> list[int]:
-    """The device of each layer."""
-    layer_devices = [RAM] * (_layer_count(spec) - sum(config.layers))
-    for device, layers in enumerate(config.layers, start=1):
-        layer_devices += [device] * layers
-    return layer_devices
+    in_ram = _layer_count(spec) - sum(config.layers)
+    return [device for device, layers in enumerate((in_ram, *config.layers)) for _ in range(layers)]
 
 
 def exceptions_of(spec: ModelSpec, config: LlamaConfig) -> dict[tuple[int, str], list[int]]:

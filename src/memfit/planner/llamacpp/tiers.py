@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from memfit.memory.estimate import DeviceBytes, LlamaConfig, MemoryEstimate
 from memfit.memory.streaming import SENT_BYTES
@@ -89,8 +90,5 @@ def _device(
 def _receiving(sizes: Sequence[int], piece: int) -> int:
     """What an RPC server holds at most beyond the tensors themselves, while it is sent them one by one, at
     most `piece` at once."""
-    most = before = 0
-    for size in sizes:
-        most = max(most, before + size + min(size, piece))
-        before += size
-    return most - before
+    held = zip(accumulate(sizes), sizes, strict=True)
+    return max((there + min(size, piece) for there, size in held), default=0) - sum(sizes)

@@ -18,8 +18,6 @@ __all__ = ["TransformersPlan", "checkpoint_reasons"]
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersPlan(Plan):
-    """For transformers."""
-
     engine: ClassVar[str] = "transformers"
     config: TransformersConfig
     row: PrecisionRow
