@@ -72,7 +72,7 @@ def command(
     as_json: bool,
     verbose: bool,
     **options: Any,
-) -> int:
+) -> None:
     """Answer every request of a file inside a memory budget.
 
     A line is a request of OpenAI's batch format, or {"prompt": "…"} or {"messages": […]} with an id of your
@@ -118,7 +118,6 @@ def command(
         ) as sink:
             shown = _Shown(output=output, as_json=as_json, err=err, say=say)
             _work_off(planned, lines, sink, shown, hard_cap=hard_cap, verbose=verbose)
-    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
