@@ -13,7 +13,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Set
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -146,8 +146,12 @@ class JsonReader:
     def read_object(self, kind: Any, value: Any, field: str = "", **given: Any) -> Any:
         """A dataclass, of whose fields some are `given`."""
         parts = {part.name: part for part in fields(kind) if part.name not in given}
-        optional = {name for name, part in parts.items() if _has_default(part)}
-        found = self.keys(value, field, parts.keys() - optional, optional)
+        needed = {
+            name
+            for name, part in parts.items()
+            if part.default is MISSING and part.default_factory is MISSING
+        }
+        found = self.keys(value, field, needed, parts.keys() - needed)
         kinds = _kinds_of(kind)
         values = {
             name: self.read(kinds[name], found[name], f"{field}.{name}") for name in parts if name in found
@@ -244,10 +248,6 @@ _kinds_of = functools.cache(functools.partial(get_type_hints, include_extras=Tru
 def tupled(value: Any) -> Any:
     """JSON's lists as the tuples that frozen values have."""
     return tuple(map(tupled, value)) if isinstance(value, list | tuple) else value
-
-
-def _has_default(part: Field[Any]) -> bool:
-    return part.default is not MISSING or part.default_factory is not MISSING
 
 
 def _path(field: str) -> str:

@@ -98,7 +98,7 @@ def work(folder: Path, prompts: list[str], world: World) -> tuple[dict[str, str]
             on_progress=seen.append,
             say=lambda text: None,
         ).run()
-        assert seen[-1].answered + seen[-1].failed == seen[-1].total
+        assert seen[-1].answered + seen[-1].failed == len(prompts)
     return results(folder)
 
 

@@ -87,8 +87,8 @@ def _pretend_kernels(monkeypatch: pytest.MonkeyPatch, *built: str) -> None:
 
 
 def _examine(here: _Here) -> dict[str, Check]:
-    checks = (examine(here) for examine in doctor._CHECKS)
-    return {check.name: check for check in checks if check is not None}
+    checks = {name: examine(here) for name, examine in doctor._CHECKS.items()}
+    return {name: check for name, check in checks.items() if check is not None}
 
 
 def test_a_complete_installation(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,7 @@ _DEATHS_IN_A_ROW = 4  # requests that fail so without one that is answered: the 
 class Progress:
     """How far a job is."""
 
-    total: int  # requests
-    answered: int  # by earlier runs too
+    answered: int  # requests, by earlier runs too
     failed: int
     totals: StreamTotals  # of this run
 
@@ -138,14 +137,8 @@ class Executor:
         self.sink.add(number, error=failure_line(number, custom_id, error))
 
     def _show(self) -> None:
-        self.on_progress(
-            Progress(
-                total=self.source.count,
-                answered=self.sink.answered,
-                failed=self.sink.failed,
-                totals=self._totals,
-            )
-        )
+        now = Progress(answered=self.sink.answered, failed=self.sink.failed, totals=self._totals)
+        self.on_progress(now)
 
     def _suspect(self, death: WorkerDiedError) -> None:
         """Decide what is tried next, and with what."""

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -138,9 +139,7 @@ def open_input(
     try:
         with ExitStack() as undo:
             file = undo.enter_context(_opened(path, stdin))
-            found = Input(
-                file, path, lambda number, data: parse_line(number, data, defaults, raw=raw, schema=schema)
-            )
+            found = Input(file, path, partial(parse_line, defaults=defaults, raw=raw, schema=schema))
             if not found.count:
                 raise UsageError(
                     f"{shown} holds no request; it needs one JSON object a line", field="--input"

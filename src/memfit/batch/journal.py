@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from memfit.errors import UsageError
+from memfit.hardware.folders import sync_folder
 from memfit.units import MIB
 
-__all__ = ["DISK_FULL", "AppendFile", "Journal", "Record", "encode_record", "parse_record", "sync_folder"]
+__all__ = ["DISK_FULL", "AppendFile", "Journal", "Record", "encode_record", "parse_record"]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -115,7 +116,7 @@ class Journal(AppendFile):
         line = _encode_header(header)
         assert len(line) <= _HEADER_LIMIT_BYTES
         self.append(line)
-        sync_folder(self.path)
+        sync_folder(self.path.parent)
         self.header = header
 
     def finish(self, counts: Mapping[str, Any]) -> None:
@@ -131,7 +132,7 @@ class Journal(AppendFile):
                 new.append(_encode_header(self.header))
             undo.pop_all()
         os.replace(temporary, self.path)  # noqa: PTH105 - all of this module's writing is calls of os
-        sync_folder(self.path)
+        sync_folder(self.path.parent)
 
     def records(self) -> Iterator[Record]:
         """Every whole record; what comes after the last one is cut off."""
@@ -175,16 +176,6 @@ def parse_record(data: bytes, offset: int) -> Record | None:
         offset=offset + match.start(3),
         length=len(match[3]),
     )
-
-
-def sync_folder(path: Path) -> None:
-    """Make the name of the file at `path` outlive a loss of power."""
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # not every file system can
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _encode_header(header: Mapping[str, Any]) -> bytes:

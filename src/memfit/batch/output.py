@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from memfit.batch.input import Input, scratch_file
-from memfit.batch.journal import DISK_FULL, AppendFile, Journal, sync_folder
+from memfit.batch.journal import DISK_FULL, AppendFile, Journal
 from memfit.batch.sink import Sink
 from memfit.errors import OutputError, ReaderLeft, UsageError
+from memfit.hardware.folders import sync_folder
 from memfit.strict_json import shown
 
 __all__ = ["open_sink"]
@@ -94,13 +95,12 @@ class _LateFile:
         self._path = path
         self.file: AppendFile | None = None
 
-    def open(self, flags: int = 0) -> None:
-        self.file = _opened(self._path, flags)
+    def open(self) -> None:
+        self.file = _opened(self._path)
 
     def append(self, data: bytes) -> None:
         if self.file is None:
-            self.open(os.O_EXCL)
-        assert self.file is not None
+            self.file = _opened(self._path, os.O_EXCL)
         self.file.append(data)
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ def _begin(journal: Journal, paths: _Paths, header: Mapping[str, Any], *, overwr
 
 def _opened(path: Path, flags: int = 0) -> AppendFile:
     file = AppendFile(str(path), os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666))
-    sync_folder(path)
+    sync_folder(path.parent)
     return file
 
 

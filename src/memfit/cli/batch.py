@@ -72,7 +72,7 @@ def command(
     as_json: bool,
     verbose: bool,
     **options: Any,
-) -> int:
+) -> None:
     """Answer every request of a file inside a memory budget.
 
     A line is a request of OpenAI's batch format, or {"prompt": "…"} or {"messages": […]} with an id of your
@@ -117,8 +117,8 @@ def command(
             on_error=lambda line: say(f"line {line['line']}: {line['error']['message']}"),
         ) as sink:
             shown = _Shown(output=output, as_json=as_json, err=err, say=say)
-            _work_off(planned, lines, sink, shown, hard_cap=hard_cap, verbose=verbose)
-    return 0
+            load = partial(load_shown, planned, err, hard_cap=hard_cap, verbose=verbose)
+            _work_off(planned, lines, sink, shown, load)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +131,7 @@ class _Shown:
     say: Callable[[str], None]
 
 
-def _work_off(
-    planned: Plan, lines: Input, sink: Sink, shown: _Shown, *, hard_cap: bool, verbose: bool
-) -> None:
+def _work_off(planned: Plan, lines: Input, sink: Sink, shown: _Shown, load: Callable[[], Session]) -> None:
     """Answer what is not answered yet, and tell what became of it."""
     from memfit.cli.render import print_advice, print_memory, print_plan
     from memfit.engines.requests import StreamTotals
@@ -149,7 +147,7 @@ def _work_off(
         if not shown.as_json:
             print_plan(planned, err)
             err.print()
-        report, totals = _answer(planned, lines, sink, shown, hard_cap=hard_cap, verbose=verbose)
+        report, totals = _answer(planned, lines, sink, shown, load)
     if shown.as_json:
         write_json(_summary(planned, report, totals, sink, shown.output, before))
     elif report:
@@ -160,7 +158,7 @@ def _work_off(
 
 
 def _answer(
-    planned: Plan, lines: Input, sink: Sink, shown: _Shown, *, hard_cap: bool, verbose: bool
+    planned: Plan, lines: Input, sink: Sink, shown: _Shown, load: Callable[[], Session]
 ) -> tuple[Report, StreamTotals]:
     """All that is not done yet, with a bar on a terminal: the loading's, or the answering's."""
     from memfit.batch.executor import Executor
@@ -169,7 +167,7 @@ def _answer(
 
     def open_session() -> Session:
         bar.close()  # two at a time are an error to rich
-        return load_shown(planned, shown.err, hard_cap=hard_cap, verbose=verbose)
+        return load()
 
     with closing(bar):
         return Executor(

@@ -25,7 +25,7 @@ from memfit.hardware.machine import Machine
 from memfit.memory.process_memory import ProcessMemory, process_memory
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import ASSUMED
-from memfit.processes.child import Parent, answer
+from memfit.processes.child import answer
 from memfit.units import MIB
 
 if TYPE_CHECKING:
@@ -49,11 +49,8 @@ def command(engine: str, model: str, descriptors: str) -> int:
     """Run a tiny model for the calibration, which alone can start this."""
     if not re.fullmatch(r"\d+,\d+", descriptors):
         raise UsageError("calibration-run is started by memfit itself")
-
-    def run(_: Parent) -> dict[str, Any]:
-        return _run_gguf(model) if engine == "llamacpp" else _run_checkpoint(model)
-
-    return answer(run)
+    run = _run_gguf if engine == "llamacpp" else _run_checkpoint
+    return answer(lambda _: run(model))
 
 
 @dataclass(frozen=True, kw_only=True)

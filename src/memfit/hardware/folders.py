@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cache_folder", "scratch_folder"]
+__all__ = ["cache_folder", "fresh_folder", "scratch_folder", "sync_folder"]
 
 
 def cache_folder() -> Path:
@@ -30,3 +30,26 @@ def scratch_folder(where: Path, prefix: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def fresh_folder(place: Path) -> Iterator[Path]:
+    """A folder that gets its name, `place`, when it is done."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(place.parent, ".new-") as folder:
+        yield folder
+        try:
+            folder.rename(place)
+        except OSError:
+            if not place.is_dir():  # else another memfit was first, with the same
+                raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of the files in it outlive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memfit.errors import ModelError
+from memfit.hardware.folders import sync_folder
 from memfit.hub.cache_layout import CachePaths, cache_paths, model_root
 from memfit.hub.remote_files import RemoteFile, RemoteModel
 from memfit.hub.repository import token_headers
@@ -162,7 +163,7 @@ class _Pull:
         if cached.facts:
             _write_facts(cached.facts, file, sha256=found)
         cached.partial.replace(cached.blob)
-        _sync_folder(cached.blob.parent)
+        sync_folder(cached.blob.parent)
         _show(cached)
 
     def _is_sound(self, file: RemoteFile, cached: CachePaths, path: Path) -> bool:
@@ -274,15 +275,6 @@ def _forget_others(model: RemoteModel, paths: tuple[Path, ...]) -> None:
         for folder in model_root(model).iterdir():
             if folder.is_dir() and folder != paths[0].parent:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # not every file system can
-            os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _offline() -> bool:

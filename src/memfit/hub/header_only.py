@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from memfit.errors import ModelError
-from memfit.hardware.folders import cache_folder
+from memfit.hardware.folders import cache_folder, fresh_folder
 from memfit.headers.gguf import read_open_header
 from memfit.headers.impostors import HEAD_BYTES
 from memfit.headers.safetensors import require_safetensors
@@ -48,15 +47,11 @@ def fetch_headers(model: RemoteModel, say: Callable[[str], None] | None = None) 
     if say:
         say(f"reading the header of {model.source}")
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=root, prefix=".new-"))
-        try:
+        with fresh_folder(folder) as fresh:
             with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
                 # list() raises the first error.
                 list(pool.map(lambda file: _fetch(file, fresh / Path(file.name).name, model.repo), files))
-            _replace(fresh, folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # what is not whole
     except OSError as error:
         raise ModelError(f"cannot keep the header of {model.source} in {root}: {error.strerror}") from None
     return paths
@@ -76,16 +71,6 @@ def _identity(files: Sequence[RemoteFile]) -> str:
 
 def _is_whole(path: Path, file: RemoteFile) -> bool:
     return path.is_file() and path.stat().st_size == file.size_bytes
-
-
-def _replace(fresh: Path, folder: Path) -> None:
-    """Another process may have come first; its files are the same."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        fresh.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
 
 
 def _fetch(file: RemoteFile, path: Path, repo: str | None) -> None:

@@ -49,10 +49,8 @@ def hub_name(text: str) -> str | None:
     elif host:
         text = text.partition("/")[2]
     match = _REPOSITORY.fullmatch(unquote(text).rstrip("/"))
-    if not match or ".." in match[0]:
-        return None
-    if match["repo"].lower().endswith(".gguf"):
-        return None  # a path
+    if not match or ".." in match[0] or match["repo"].lower().endswith(".gguf"):
+        return None  # or a path
     file = match["file"] or ""
     if file and not file.lower().endswith(".gguf"):
         file = ""  # a page's folder

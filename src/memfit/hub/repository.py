@@ -62,7 +62,6 @@ _TOKENIZER = (  # what transformers reads beside the weights
     "merges.txt",
     "chat_template.jinja",
 )
-_DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ class Repository:
 
 def endpoint() -> str:
     """The hub's address: HF_ENDPOINT as it is now, not as it was when huggingface_hub was imported."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or _DEFAULT_ENDPOINT
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
 def token_headers() -> dict[str, str]:

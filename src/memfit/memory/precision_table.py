@@ -73,21 +73,13 @@ class PrecisionRow:
         return {device: self.resident_bytes + extra for device, extra in self.loading_extra_bytes.items()}
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "precision": self.precision,
-            "quantized_layers": self.quantized_layers,
-            "quantized_bytes": self.quantized_bytes,
-            "unquantized_bytes": self.unquantized_bytes,
-            "unquantized": [vars(kept) for kept in self.unquantized],
-            "state_bytes": self.state_bytes,
-            "buffers_bytes": self.buffers_bytes,
-            "reported_bytes": dict(self.reported_bytes),
-            "resident_bytes": self.resident_bytes,
-            "context": self.context,
-            "kv_cache_bytes": self.kv_cache_bytes,
-            "loading_peak_bytes": self.loading_peak_bytes,
-            "checkpoint_bytes": self.checkpoint_bytes,
-        }
+        names = (
+            *("precision", "quantized_layers", "quantized_bytes", "unquantized_bytes", "unquantized"),
+            *("state_bytes", "buffers_bytes", "reported_bytes", "resident_bytes", "context"),
+            *("kv_cache_bytes", "loading_peak_bytes", "checkpoint_bytes"),
+        )
+        facts = {name: getattr(self, name) for name in names}
+        return {**facts, "unquantized": [vars(kept) for kept in self.unquantized]}
 
 
 def precision_table(model: HfModel, context: int) -> tuple[PrecisionRow, ...]:

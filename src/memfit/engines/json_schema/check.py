@@ -119,8 +119,6 @@ class _Checker:
             root = {**root, "$defs": self.done}
         return CheckedSchema(schema=root, places=tuple(self.places), where=self.where)
 
-    # -- one schema --------------------------------------------------------------------------------
-
     def subschema(self, value: Any, pointer: str, depth: int) -> Any:
         """What becomes of a schema; True and False as they are."""
         self.count += 1
@@ -156,8 +154,6 @@ class _Checker:
         if pointer != "#" and "$id" in value:
             raise Refusal(f"{pointer}/$id", "only the whole schema may have one; leave it out")
 
-    # -- references --------------------------------------------------------------------------------
-
     def reference(self, text: Any, pointer: str) -> str:
         """The name of what a $ref refers to."""
         target = self._located(text, pointer)
@@ -174,7 +170,7 @@ class _Checker:
         return self._target(target, pointer), target
 
     def _located(self, text: Any, pointer: str) -> str:
-        """The JSON pointer of what a $ref refers to."""
+        """The JSON pointer of what a $ref refers to; of an $anchor where its schema lies."""
         if not isinstance(text, str):
             raise Refusal(pointer, f"got {shown(text)}, needed a text")
         before, _, fragment = text.partition("#")
@@ -183,10 +179,7 @@ class _Checker:
             raise Refusal(
                 pointer, f"{shown(text)} lies outside of the schema; write a reference into it: #/$defs/name"
             )
-        return self._pointer(urllib.parse.unquote(fragment), pointer)
-
-    def _pointer(self, fragment: str, pointer: str) -> str:
-        """ "#/…" as JSON pointers write it; of an $anchor where its schema lies."""
+        fragment = urllib.parse.unquote(fragment)
         if not fragment or fragment.startswith("/"):
             return f"#{fragment}"
         found = [where for where, name in _anchors(self.root, "#") if name == fragment]

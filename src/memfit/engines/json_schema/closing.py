@@ -22,11 +22,9 @@ def close_objects(root: Any, definitions: Mapping[str, Any]) -> None:
         _sort(schema, False, alone, joined)
     reached = set(joined)
     while joined:  # and those that they are in turn
-        name = joined.pop()
-        for following in _references(definitions[name]):
-            if following not in reached:
-                reached.add(following)
-                joined.add(following)
+        following = set(_references(definitions[joined.pop()])) - reached
+        reached |= following
+        joined |= following
     kept = {id(inner) for name in reached for inner in _inside(definitions[name])}
     for schema in alone:
         if id(schema) not in kept:

@@ -41,16 +41,12 @@ ANNOTATIONS = {
 
 # Keyword → why, and what to do.
 REFUSED = {
-    "if": "conditions are not enforced; write the cases as anyOf",
-    "then": "conditions are not enforced; write the cases as anyOf",
-    "else": "conditions are not enforced; write the cases as anyOf",
+    **dict.fromkeys(("if", "then", "else"), "conditions are not enforced; write the cases as anyOf"),
     "dependentRequired": "it is not enforced; write the cases as anyOf",
     "dependentSchemas": "it is not enforced; write the cases as anyOf",
     "dependencies": "it is not enforced; write the cases as anyOf",
     "contentSchema": "what lies inside a string is not enforced; write an object instead",
-    "$dynamicRef": "it is not followed; use $ref",
-    "$recursiveRef": "it is not followed; use $ref",
-    "$recursiveAnchor": "it is not followed; use $ref",
+    **dict.fromkeys(("$dynamicRef", "$recursiveRef", "$recursiveAnchor"), "it is not followed; use $ref"),
     "$vocabulary": "only the standard vocabularies are known; leave it out",
     "x-guidance": "how answers are enforced is not for a schema to say; leave it out",
 }

@@ -22,12 +22,6 @@ _MOST_PATTERN_PAIRS = 10_000  # of names in one object: the engine proves that n
 _DEPTH = 8  # of references and alternatives that are looked through to tell two schemas apart
 
 
-_TOO_MANY = (
-    "its alternatives are too many to tell apart; use anyOf, or give each a required field with a constant "
-    "of its own"
-)
-
-
 class Meaning:
     """`places` are the schemas with their pointers, inner ones first, the whole one among them."""
 
@@ -45,13 +39,13 @@ class Meaning:
         self._check_combinations()
         self._find_productive()
         if not self._is_productive(self._root):
+            # The innermost place that nothing satisfies, among those that the whole needs.
+            dead_ends = (pointer for pointer, made in self._places if not self._is_productive(made))
             raise Refusal(
-                self._dead_end(), "nothing satisfies it: it would have to hold itself, or nothing at all"
+                next(dead_ends, "#"), "nothing satisfies it: it would have to hold itself, or nothing at all"
             )
         for schema in (self._root, *self._definitions.values()):
             self._cut_endless(schema)
-
-    # -- circles -----------------------------------------------------------------------------------
 
     def _check_circles(self) -> None:
         """Refuse a definition that refers to itself with nothing around it."""
@@ -59,7 +53,9 @@ class Meaning:
 
         def visit(name: str) -> None:
             if state.get(name) == 1:
-                raise Refusal(self._pointer_of(name), "it refers to itself, and to nothing else")
+                made = self._definitions[name]
+                pointer = next((pointer for pointer, one in self._places if one is made), "#")
+                raise Refusal(pointer, "it refers to itself, and to nothing else")
             if name in state:
                 return
             state[name] = 1
@@ -69,12 +65,6 @@ class Meaning:
 
         for name in self._definitions:
             visit(name)
-
-    def _pointer_of(self, name: str) -> str:
-        made = self._definitions[name]
-        return next((pointer for pointer, one in self._places if one is made), "#")
-
-    # -- endless schemas ---------------------------------------------------------------------------
 
     def _find_productive(self) -> None:
         """The definitions that some finite value satisfies, from those without references up."""
@@ -96,8 +86,7 @@ class Meaning:
             return False
         if "const" in schema or "enum" in schema:
             return True
-        types = _types(schema) or TYPES
-        return any(self._has_values(kind, schema) for kind in types)
+        return any(self._has_values(kind, schema) for kind in _types(schema) or TYPES)
 
     def _has_values(self, kind: str, schema: Mapping[str, Any]) -> bool:
         if kind == "object":
@@ -118,13 +107,6 @@ class Meaning:
             return all(map(self._is_productive, first[:least]))
         return True
 
-    def _dead_end(self) -> str:
-        """The innermost place that nothing satisfies, among those that the whole needs."""
-        for pointer, schema in self._places:
-            if not self._is_productive(schema):
-                return pointer
-        return "#"
-
     def _cut_endless(self, schema: Any) -> None:
         """Forbid optional parts that no finite answer can have: an answer that began one would never end."""
         if not isinstance(schema, dict):
@@ -144,8 +126,6 @@ class Meaning:
             schema["prefixItems"] = [
                 one if self._is_productive(one) else False for one in schema["prefixItems"]
             ]
-
-    # -- combinations ------------------------------------------------------------------------------
 
     def _check_combinations(self) -> None:
         multiples: set[Decimal] = set()
@@ -182,8 +162,6 @@ class Meaning:
             factors.append(self._widths[name])
         return min(math.prod(factors), _MOST_COMBINATIONS + 1)
 
-    # -- alternatives that exclude each other ------------------------------------------------------
-
     def overlap(self, options: Sequence[Any], pointer: str) -> tuple[int, int] | None:
         """Two alternatives of which it cannot be told that never both hold; None where there are none.
 
@@ -195,7 +173,11 @@ class Meaning:
         for (first, one), (second, other) in itertools.combinations(enumerate(options), 2):
             is_disjoint = self._disjoint(one, other, _DEPTH)
             if self._comparisons > _MOST_COMPARISONS:
-                raise Refusal(pointer, _TOO_MANY)
+                raise Refusal(
+                    pointer,
+                    "its alternatives are too many to tell apart; use anyOf, or give each a required field "
+                    "with a constant of its own",
+                )
             if not is_disjoint:
                 return first, second
         return None
@@ -330,10 +312,7 @@ def _widened(schema: Mapping[str, Any]) -> set[str]:
 
 
 def _type(value: Any) -> str:
-    for kind, python in _PYTHON.items():
-        if isinstance(value, python):
-            return kind
-    return "null"
+    return next((kind for kind, python in _PYTHON.items() if isinstance(value, python)), "null")
 
 
 # In this order: a Python bool is an int, too.

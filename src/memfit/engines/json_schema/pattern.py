@@ -70,11 +70,13 @@ class _PatternReader:
         return "".join(self._out)
 
     def _step(self, sign: str) -> None:
+        if sign in "*+?" or (sign == "{" and _QUANTIFIER.match(self._text, self._at)):
+            self._quantifier(sign)
+            return
+        self._last = 1
         if sign == "\\":
-            self._last = 1
             self._out.append(self._escape(in_class=False, negated=False))
         elif sign == "[":
-            self._last = 1
             self._class()
         elif sign == "(":
             self._open()
@@ -84,13 +86,9 @@ class _PatternReader:
             self._last = self._repeats.pop()
             self._repeats[-1] = max(self._repeats[-1], self._last)
             self._emit(sign)
-        elif sign in "*+?" or (sign == "{" and _QUANTIFIER.match(self._text, self._at)):
-            self._quantifier(sign)
         elif sign == ".":
-            self._last = 1
             self._emit(r"[^\n\r\x{2028}\x{2029}]")
         else:
-            self._last = 1
             # A "{" that begins no quantifier, "}" and "]" stand for themselves.
             self._emit(sign if sign in "^$|" or sign not in _META else f"\\{sign}")
 
@@ -128,8 +126,6 @@ class _PatternReader:
         following = self._text[self._at : self._at + 1]
         if (following and following in "*+?") or _QUANTIFIER.match(self._text, self._at):
             raise PatternError(f"{text + following!r}: a repetition is repeated")
-
-    # -- classes and escapes -----------------------------------------------------------------------
 
     def _class(self) -> None:
         negated = self._text.startswith("[^", self._at)

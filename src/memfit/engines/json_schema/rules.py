@@ -317,9 +317,6 @@ class _Rules:
         if pattern := encoding_pattern(value, pointer):
             self._also("pattern", pattern)
 
-    def _media_type(self, value: Any, pointer: str) -> None:
-        media_type_rule(value, pointer)
-
     def _bounded(self, word: str, value: float) -> None:
         pick: Callable[..., float] = max if word == "minimum" else min
         self._made[word] = pick(value, self._made.get(word, value))
@@ -382,7 +379,7 @@ _RULES: dict[str, Callable[[_Rules, Any, str], None]] = {
     "pattern": _Rules._pattern,
     "format": _Rules._format,
     "contentEncoding": _Rules._encoding,
-    "contentMediaType": _Rules._media_type,
+    "contentMediaType": lambda _, value, pointer: media_type_rule(value, pointer),
     "minimum": _Rules._bound,
     "maximum": _Rules._bound,
     "exclusiveMinimum": _Rules._exclusive_bound,

@@ -115,15 +115,11 @@ class Generation(BaseStreamer, StoppingCriteria):
             return_dict_in_generate=False,
             cache_implementation=None,
         )
-        if settings.pad_token_id is None:
-            settings.pad_token_id = min(self._ends_of(settings), default=0)
-        self._ends = self._ends_of(settings)
-        return settings
-
-    @staticmethod
-    def _ends_of(settings: Any) -> set[int]:
         ends = settings.eos_token_id
-        return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+        self._ends: set[int] = {ends} if isinstance(ends, int) else set(ends or ())
+        if settings.pad_token_id is None:
+            settings.pad_token_id = min(self._ends, default=0)
+        return settings
 
     def put(self, value: torch.Tensor) -> None:
         """A streamer's: the prompt first, then token after token."""

@@ -6,18 +6,17 @@ there once the file has been run.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memfit.engines.transformers.calibrate import require_libraries
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import DoesNotFitError, ModelError, WorkerDiedError
-from memfit.hardware.folders import cache_folder, scratch_folder
+from memfit.hardware.folders import cache_folder, fresh_folder
 from memfit.memory.meter import Meter
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.units import format_bytes
@@ -51,7 +50,7 @@ def find_checkpoint_of(file: Path, *, dtype: str, say: Callable[[str], None]) ->
     about = place / _PLANNED / _ABOUT
     if not about.is_file():
         say(f"reading {file.name} with transformers, once")
-        with _fresh(place / _PLANNED) as folder, TransformersWorker(load_in=dtype, threads=1) as worker:
+        with fresh_folder(place / _PLANNED) as folder, TransformersWorker(load_in=dtype, threads=1) as worker:
             found = worker.ask("describe_gguf", file=str(file.absolute()), folder=str(folder), dtype=dtype)
             (folder / _ABOUT).write_text(json.dumps(found))
     whole = place / _WHOLE
@@ -89,7 +88,7 @@ def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[Transformers
             f"{format_bytes(needs)}; free some, or set XDG_CACHE_HOME to a folder on another disk"
         )
     with (
-        _fresh(place / _WHOLE) as folder,
+        fresh_folder(place / _WHOLE) as folder,
         TransformersWorker(load_in=config.precision.plain_type, threads=config.threads) as worker,
     ):
         for path in config.folder.iterdir():  # the tokenizer
@@ -118,16 +117,3 @@ def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[Transformers
     whole = place / _WHOLE
     paths = tuple(sorted(whole.glob("*.safetensors")))
     return replace(plan, config=replace(config, folder=whole, paths=paths, gguf=None)), meter.peak_bytes
-
-
-@contextlib.contextmanager
-def _fresh(place: Path) -> Iterator[Path]:
-    """A folder that gets its name when it is done."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(place.parent, ".new-") as folder:
-        yield folder
-        try:
-            folder.rename(place)
-        except OSError:
-            if not place.is_dir():  # else another memfit was first, with the same
-                raise

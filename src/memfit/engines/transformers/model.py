@@ -23,8 +23,6 @@ from memfit.memory.process_memory import process_status
 
 __all__ = ["CheckpointModel", "explained", "find_tokenizer"]
 
-_WARM_UP_TOKENS = 2  # a prompt, then a token: the kernels of both
-
 
 class CheckpointModel:
     """One loaded checkpoint."""
@@ -124,8 +122,8 @@ class CheckpointModel:
     def warm_up(self) -> None:
         """A first pass: after it, memory is what it stays. bitsandbytes packs weights anew, the KV cache is
         taken."""
-        self.decode([0] * _WARM_UP_TOKENS)
-        self.decode([0])
+        for tokens in ([0, 0], [0]):  # a prompt, then a token: the kernels of both
+            self.decode(tokens)
         self.forget()
 
     # -- passes ----------------------------------------------------------------------------------

@@ -20,8 +20,6 @@ from memfit.planner.transformers.transformers_plan import TransformersPlan
 
 __all__ = ["TransformersSession"]
 
-_FOLDER = "offload-"
-
 
 class TransformersSession(WorkerSession):
     """What transformers adds to a session: a folder for offloaded layers, and its own account of memory."""
@@ -91,5 +89,5 @@ def _offload_folder(size_bytes: int) -> Iterator[str | None]:
             f"{where} has {free} bytes free, and {size_bytes} bytes of weights stay on the disk; free some, "
             "or set XDG_CACHE_HOME to a folder on another disk"
         )
-    with scratch_folder(where, _FOLDER) as folder:
+    with scratch_folder(where, "offload-") as folder:
         yield str(folder)
