@@ -37,7 +37,7 @@ _QUANTIZING = "bitsandbytes"
 # What kernels for larger matrices keep beyond those for the small ones: up to 12 MiB in
 # benchmarks/transformers_engine.py.
 _LARGER_BYTES = 8 * MIB
-_FORMAT = 6  # of what is cached
+_FORMAT = 7  # of what is cached
 
 
 def require_libraries(*more: str) -> None:

@@ -18,6 +18,7 @@ from memfit.engines.transformers.reading import lazy_tensors
 from memfit.errors import EngineError, MemfitError, ModelError, readable
 from memfit.hardware.direct_file import StreamError
 from memfit.headers.safetensors import Checkpoint, SafetensorsTensor, find_weights
+from memfit.memory.library_pages import map_libraries_whole
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import process_status
 
@@ -109,6 +110,8 @@ class CheckpointModel:
 
         def before(tensor: SafetensorsTensor) -> None:
             nonlocal done
+            if not done:  # libraries are loaded, weights are not
+                map_libraries_whole()
             if self._limit_bytes is not None:
                 needs = process_status().resident_bytes + tensor.size_bytes
                 if needs > self._limit_bytes:

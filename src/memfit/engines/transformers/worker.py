@@ -25,6 +25,7 @@ from memfit.engines.transformers.prompt import tokens_of
 from memfit.engines.transformers.request_loop import SequentialLoop
 from memfit.engines.transformers.small_checkpoint import write_small_checkpoint
 from memfit.errors import MemfitError
+from memfit.memory.library_pages import map_libraries_whole
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import process_status
 from memfit.units import MIB
@@ -44,6 +45,7 @@ class TransformersCommands:
             transformers.logging.disable_progress_bar()
 
     def serve(self) -> None:
+        map_libraries_whole()
         self.channel.serve(
             {
                 "load": self.load,
@@ -72,6 +74,7 @@ class TransformersCommands:
         trim()
         memory = process_status()
         self.model.warm_up()
+        map_libraries_whole()
         trim()
         keep_fast(_TENSOR_BYTES)
         self._loop = SequentialLoop(self.model, self.channel)
