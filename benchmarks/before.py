@@ -2,12 +2,12 @@
 
     python benchmarks/before.py COMMIT [CHECKPOINT]
 
-COMMIT is checked out into a temporary folder and runs with this environment's packages. Each side has a cache
-folder of its own, since calibrations belong to the code that made them. The sides take turns, PAIRS times (7
-unless the environment says otherwise). Bars: the median ratio of speeds is at least 0.98, for a prompt, an
-answer, a batch of 128 requests, and a model of 1 GB of which half is read from the disk; five prompts get the
-same greedy text; no memory error grows by more than 2 MiB. CHECKPOINT is a folder that transformers runs, in
-bf16: its text and its speed too.
+COMMIT is checked out into a temporary folder and runs with this environment's packages. Each side has a
+cache folder of its own, since calibrations belong to the code that made them. The sides take turns, PAIRS
+times (7 unless the environment says otherwise) and for two minutes at least. Bars: the median ratio of speeds
+is at least 0.98, for a prompt, an answer, a batch of 128 requests, and a model of 1 GB of which half is read
+from the disk; five prompts get the same greedy text; no memory error grows by more than 2 MiB. CHECKPOINT is
+a folder that transformers runs, in bf16: its text and its speed too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,7 @@ from text import PROMPTS
 from memfit.units import MIB
 
 PAIRS = int(os.environ.get("PAIRS", "7"))
+LEAST_SECONDS = 120.0
 GREEDY = ("--temperature", "0", "--max-tokens", "64")
 BAR, ERROR_MIB = 0.98, 2.0
 
@@ -121,8 +123,11 @@ def pairs(sides: tuple[Memfit, Memfit], name: str, work: Callable[[Memfit], dict
     """Prints a row a figure; returns how many bars were missed."""
     for memfit in sides:
         work(memfit)  # measures what is measured once, and warms the page cache
-    turns = [[work(memfit) for memfit in sides[:: 1 if turn % 2 else -1]][:: 1 if turn % 2 else -1]
-             for turn in range(PAIRS)]  # fmt: skip
+    turns: list[list[dict[str, Any]]] = []
+    ends = time.monotonic() + LEAST_SECONDS  # a short work's figures vary more
+    while len(turns) < PAIRS or time.monotonic() < ends:
+        order = 1 if len(turns) % 2 else -1
+        turns.append([work(memfit) for memfit in sides[::order]][::order])
     missed = 0
     for key in ("requests_per_second", "prompt_tokens_per_second", "generation_tokens_per_second"):
         if key not in turns[0][0] or (name == "batch" and key != "requests_per_second"):

@@ -40,7 +40,7 @@ from memfit.planner.llamacpp.placement import Placement, Problem
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.tiers import _receiving
-from memfit.planner.request import Budget, Workload, thread_count
+from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import DeviceSpeed, WeightSpeed
 from memfit.units import GIB, KIB, MIB
 from thorough import times
@@ -220,8 +220,7 @@ def test_a_ubatch_holds_a_token_of_every_sequence() -> None:
 )
 def test_threads_are_the_physical_cores_that_may_be_used(physical: int, logical: int, threads: int) -> None:
     machine = make_machine(physical=physical, logical=logical)
-    assert thread_count(machine, Workload()) == threads
-    assert thread_count(machine, Workload(threads=9)) == 9
+    assert machine.cpu.threads == threads
 
 
 @pytest.mark.parametrize(("repack", "modes"), [("auto", (False, True)), ("on", (True,)), ("off", (False,))])

@@ -71,7 +71,7 @@ def _known(machine: Machine) -> MachineSpeeds:
 def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
     from memfit.cli.render import console, speaker
     from memfit.engines.llamacpp.lookup import find_devices
-    from memfit.planner.request import Budget, Workload, thread_count
+    from memfit.planner.request import Budget
 
     if sys.platform != "linux":
         raise EngineError(f"memfit measures speeds on Linux only, and this is {sys.platform}; try WSL2")
@@ -83,7 +83,7 @@ def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
     with measuring_progress(err) as on_progress:
         measured = calibration.measure_all(
             [None, *(device.engine_name for device in devices)],
-            threads=thread_count(machine, Workload()),
+            threads=machine.cpu.threads,
             folders=_folders(),
             on_progress=on_progress,
         )

@@ -15,6 +15,11 @@ class Cpu:
     logical_cores: int  # those this process may use (affinity and cgroup quota counted)
     instruction_sets: tuple[str, ...] = ()  # those that matter to the engine's kernels: "avx2", "avx512f", …
 
+    @property
+    def threads(self) -> int:
+        """To compute with, unless others are asked for: one per physical core that this process may use."""
+        return max(1, min(self.physical_cores, self.logical_cores))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ram:

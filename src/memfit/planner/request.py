@@ -19,7 +19,6 @@ __all__ = [
     "Workload",
     "context_of",
     "require_devices",
-    "thread_count",
 ]
 
 KV_TYPES = ("f16", "q8_0", "q4_0")
@@ -154,11 +153,6 @@ class Workload:
 def context_of(workload: Workload, longest: int | None) -> int:
     """Tokens: asked for, or 4096, or the `longest` that the model was trained for if that is less."""
     return workload.context or min(_CONTEXT, longest or _CONTEXT)
-
-
-def thread_count(machine: Machine, workload: Workload) -> int:
-    """Threads to compute with: asked for, or the physical cores this process may use."""
-    return workload.threads or max(1, min(machine.cpu.physical_cores, machine.cpu.logical_cores))
 
 
 def require_devices(budget: Budget, here: Machine, *, is_dummy: bool) -> None:

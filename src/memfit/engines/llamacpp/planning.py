@@ -24,7 +24,7 @@ from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.profile_speed import profile_speeds
 from memfit.planner.llamacpp.solver_process import SolverProcess
-from memfit.planner.request import ASSUMED_DISK, Workload, require_devices, thread_count
+from memfit.planner.request import ASSUMED_DISK, Workload, require_devices
 from memfit.planner.speed import DeviceSpeed, needed_rates
 
 __all__ = ["LlamaPlanner"]
@@ -72,7 +72,7 @@ class LlamaPlanner(Closing):
         many = self._options.many or workload.parallel > 1
         may_dequantize = many and workload.repack == "auto" and not self._devices
         types, attention = needed_rates(small, instead=DEQUANTIZED if may_dequantize else None)
-        threads = thread_count(self._machine, workload)
+        threads = workload.threads or self._machine.cpu.threads
         speeds = self._calibration.ram_speeds(types, attention, repack_modes=modes, threads=threads)
         return speeds, [
             self._calibration.device_speed(device.engine_name, types, attention) for device in self._devices

@@ -92,7 +92,7 @@ class RpcSupervisor(Closing):
             "host": _address(host, port),
             "port": port,
             "memory": memory,
-            "threads": threads or max(1, min(cpu.physical_cores, cpu.logical_cores)),
+            "threads": threads or cpu.threads,
             "stack_bytes": _STACK_BYTES,
             "free_bytes": ram.available_bytes,
             "total_bytes": ram.total_bytes,

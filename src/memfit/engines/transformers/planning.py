@@ -22,7 +22,7 @@ from memfit.hub.resolve import ResolvedModel
 from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes
 from memfit.memory.precision import LOAD_IN
 from memfit.memory.process_memory import process_memory
-from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devices, thread_count
+from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devices
 from memfit.planner.transformers.planner import plan_checkpoint, require_sense
 from memfit.planner.transformers.runtime import Runtime
 from memfit.planner.transformers.transformers_plan import TransformersPlan
@@ -51,7 +51,7 @@ class TransformersPlanner(Closing):
             double_quant=options.double_quant,
             context=0,
             ubatch=0,
-            threads=thread_count(self._machine, workload),
+            threads=workload.threads or self._machine.cpu.threads,
             trust_remote_code=options.trust_remote_code,
             gguf=found.gguf,
         )

@@ -9,7 +9,7 @@ from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.grammars import grammar_bytes
-from memfit.planner.request import ASSUMED_DISK, UBATCHES, Budget, Workload, context_of, thread_count
+from memfit.planner.request import ASSUMED_DISK, UBATCHES, Budget, Workload, context_of
 from memfit.planner.speed import ASSUMED, ASSUMED_DEVICE, DeviceSpeed
 from memfit.units import MIB
 
@@ -100,7 +100,7 @@ class PlanInputs:
             parallel=parallel,
             kv_type=kv_type,
             ubatch=ubatch,
-            threads=thread_count(self.machine, self.workload),
+            threads=self.workload.threads or self.machine.cpu.threads,
             repack=repack,
             # Rewritten weights are copies, so mapping the file as well would hold both.
             load_mode="read" if repack else "mmap",
