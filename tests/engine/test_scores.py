@@ -23,8 +23,9 @@ def _scored(model: str, outputs: int, **options: Any) -> tuple[tuple[TokenScore,
         found = session.score(_TOKENS, first=4, top=3, on_logits=blocks.append)
         report = session.report()
     assert report.within_budget
+    ram = report.tiers[0]
     # Predicted is what a whole ubatch takes, too, which these few tokens do not fill.
-    assert -2 * MIB < (report.tiers[0].error_bytes or 0) < 20 * MIB
+    assert -2 * MIB < (ram.error_bytes or 0) < max(20 * MIB, 0.05 * ram.predicted_bytes)
     return found, blocks
 
 

@@ -322,6 +322,7 @@ def _half_placed(offloader: Offloader, spec: ModelSpec) -> _Found:
         output=1,
         seconds=0.0,
         used_bytes=(0, 0),
+        exact=True,
     )
     return offloader._look(config, problem, placement)
 
@@ -460,6 +461,7 @@ def test_dense_and_routed_blocks_of_one_layer_keep_their_order() -> None:
             output=0,
             seconds=0.0,
             used_bytes=(),
+            exact=False,
         )
         assert _there(spec, _engine_parameters(spec, 1, placement)) == {name}
 
@@ -524,6 +526,7 @@ def test_every_tensor_lies_where_the_placement_says(data: st.DataObject, tied: b
         output=output,
         seconds=0.0,
         used_bytes=(),
+        exact=False,
     )
     config = _engine_parameters(spec, devices, placement)
     if not any((*layer_devices, output, *(where for one in ffn_devices for where in one))):
@@ -555,6 +558,7 @@ def test_the_patterns_by_hand() -> None:
         output=0,
         seconds=0.0,
         used_bytes=(),
+        exact=True,
     )
     config = _engine_parameters(spec, 1, placement)
     assert (config.devices, config.layers) == (("CUDA0",), (2,))
@@ -703,6 +707,7 @@ def test_what_is_minimised_is_what_is_predicted(
         output=output,
         seconds=seconds,
         used_bytes=used,
+        exact=False,
     )
     prediction = predict(
         oracle.ask(_engine_parameters(spec, 1, placement)),

@@ -52,8 +52,7 @@ class Planner(Protocol):
     def spec(self) -> ModelSpec: ...
 
     def plan(self, workload: Workload) -> Plan:
-        """The plan for a workload with the threads, repacking and grammars of the planner's own; it may not
-        fit."""
+        """The plan for a workload with the planner's own threads, repacking and grammars; it may not fit."""
 
     def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
         """How many tokens each request's prompt has, template included; None where it makes no prompt."""

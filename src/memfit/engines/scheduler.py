@@ -308,8 +308,7 @@ class Scheduler:
     # -- running ---------------------------------------------------------------------------------
 
     def _make_room(self) -> None:
-        """Cells for one token of every running job: finished sequences go first, then the newest jobs wait
-        again."""
+        """Cells for one token of every running job: finished sequences go first, then the newest jobs."""
         wanted = min(self._ubatch, sum(slot.pending for slot in self._running.values()))
         for slot in sorted(self._slots, key=lambda one: one.used_at):
             if self._in_use.used + wanted <= self._cells:

@@ -19,8 +19,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def scratch_folder(where: Path, prefix: str) -> Iterator[Path]:
-    """A new folder in `where`, removed at the end unless it was moved; and so are those of a memfit that was
-    killed."""
+    """A new folder in `where`, removed at the end unless it was moved, as are those of killed memfits."""
     for left in where.glob(f"{prefix}*"):
         pid = left.name.removeprefix(prefix).split("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():

@@ -324,8 +324,7 @@ def _measure_gpu_runtime(name: str, gpu: Gpu) -> int:
 
 
 def _tiny_model() -> bytes:
-    """A llama of as many layers as usual, all zeros, as a GGUF file of a megabyte: what describes them takes
-    memory too."""
+    """A llama of zeros, with as many layers as usual since each takes memory: a GGUF file of a megabyte."""
     embedding, feed_forward, vocabulary, layers = 32, 32, 64, 32
     layer_shapes: dict[str, tuple[int, ...]] = {
         **dict.fromkeys(("attn_norm", "ffn_norm"), (embedding,)),

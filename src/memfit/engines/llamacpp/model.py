@@ -315,8 +315,7 @@ class LlamaModel:
         return token
 
     def logits(self, first: int, outputs: int) -> Any:
-        """Of the last batch's outputs, some from the first on: float32 [outputs, vocabulary], until the next
-        pass."""
+        """A view of the last pass: `outputs` rows from the first on, float32 [outputs, vocabulary]."""
         import numpy as np  # only where several sequences run, or texts are scored: 12 MiB
 
         logits = self._api.llama_get_logits(self._context)

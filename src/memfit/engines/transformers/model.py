@@ -123,8 +123,7 @@ class CheckpointModel:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """A first pass: after it, memory is what it stays. bitsandbytes packs weights anew, the KV cache is
-        taken."""
+        """A first pass: after it, memory stays. bitsandbytes packs weights anew, the KV cache is taken."""
         for tokens in ([0, 0], [0]):  # a prompt, then a token: the kernels of both
             self.decode(tokens)
         self.forget()

@@ -243,6 +243,7 @@ class Offloader:
             ffn_devices=tuple(map(tuple, ffn_devices)),
             seconds=seconds,
             used_bytes=used,
+            exact=False,
         )
 
     def _choose(self, problem: Problem, whole: int) -> Placement | None:

@@ -70,6 +70,7 @@ class Placement:
     output: int  # its device; 0 if there is none
     seconds: float  # of a request, as `cost` counts them
     used_bytes: tuple[int, ...]  # per device
+    exact: bool = False  # proven best but for GAP, not merely good
 
 
 def cost(

@@ -34,13 +34,13 @@ _Term = tuple[int, int]  # a column and its factor
 def solve(problem: Problem, *, seconds_limit: float = 0.8) -> Placement | None:
     """The placement that takes a request the least time, or None where nothing fits.
 
-    Where that is not proven within `seconds_limit`, it is the better of what was found by then and
+    It is `exact` where that is proven within `seconds_limit`; else the better of what was found by then and
     `layer_split`. Only if there is neither does it search on, without a limit, for anything that fits.
     """
     end = time.monotonic() + seconds_limit
     split = layer_split(problem)
     if len(problem.devices) == 1:
-        return split
+        return split and replace(split, exact=True)
     options = [split] if split else []
     windows, bound = _outlook(problem) if len(problem.layers) > _FEW_LAYERS else (None, 0.0)
     if bound == math.inf:
@@ -55,7 +55,10 @@ def solve(problem: Problem, *, seconds_limit: float = 0.8) -> Placement | None:
     if not options and bound < math.inf:
         anything, _ = _Program(problem).placement(math.inf, priced=False)
         options = [anything] if anything else []
-    return min(options, key=lambda one: one.seconds, default=None)
+    if not options:
+        return None
+    best = min(options, key=lambda one: one.seconds)
+    return replace(best, exact=_proven(best, bound))
 
 
 def _proven(placement: Placement, bound: float) -> bool:
