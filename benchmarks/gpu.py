@@ -26,7 +26,7 @@ from synthetic import write_dense
 
 import memfit
 from memfit.errors import MemfitError
-from memfit.hardware import probe
+from memfit.hardware.probe import probe
 
 MIB = 1 << 20
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4", "nf4-dq", "fp4")

@@ -271,7 +271,26 @@ BIG_MOE = Shape(  # 4.3 GB, 0.34 GB a layer
     experts=32,
     experts_used=4,
 )
-INVENTED = {"tiny": TINY, "small": SMALL, "big": BIG, "huge": HUGE, "moe": MOE, "big-moe": BIG_MOE}
+QWEN25_1B5 = Shape(  # 1.1 GB, Qwen2.5-1.5B's shape with a llama's tensors
+    architecture="llama",
+    mix="Q4_K_M",
+    layers=28,
+    width=1536,
+    feed_forward=8960,
+    heads=12,
+    kv_heads=2,
+    vocabulary=151936,
+    context=32768,
+)
+INVENTED = {
+    "tiny": TINY,
+    "small": SMALL,
+    "big": BIG,
+    "huge": HUGE,
+    "1.5b": QWEN25_1B5,
+    "moe": MOE,
+    "big-moe": BIG_MOE,
+}
 
 # -- real models, headers only -------------------------------------------------------------------------
 

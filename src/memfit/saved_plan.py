@@ -15,8 +15,8 @@ from memfit.engines.fingerprinting import lent, take_fingerprint
 from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.lookup import find_devices
 from memfit.errors import UsageError
-from memfit.hardware import probe
 from memfit.hardware.machine import Device, Machine
+from memfit.hardware.probe import probe
 from memfit.headers import read_model
 from memfit.headers.purpose import require_writes
 from memfit.hub.resolve import resolve

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from memfit.engines.calibration import KeptAnswers
+from memfit.engines.llamacpp import oracle
 from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError
@@ -63,6 +65,23 @@ def test_sliding_window_is_not_counted_in_full(gemma: str) -> None:
         )
     per_token_and_layer = 2 * 256 * 2  # one KV head of 256, f16
     assert long - short == 3 * per_token_and_layer * 8192
+
+
+def test_what_it_answered_it_need_not_ask_again(
+    demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [_config(demo, **one) for one in ({}, {"repack": True}, {"parallel": 2, "kv_unified": False})]
+
+    def answers(key: str) -> list[object]:
+        kept = KeptAnswers(tmp_path, key)
+        with LlamaOracle(read_model(demo), _NOTHING, repack_modes=(False, True), answers=kept) as asked:
+            return [asked.ask(one) for one in configs]
+
+    first = answers("build 1")
+    with monkeypatch.context() as no_worker:
+        no_worker.setattr(oracle, "LlamaWorker", None)
+        assert answers("build 1") == first
+    assert answers("build 2") != []  # another build is asked
 
 
 _LOADS = [("demo", 512, False), ("demo", 4096, True), ("gemma", 512, True), ("gemma", 4096, False)]

@@ -12,6 +12,7 @@ import pytest
 from fakes import make_gpu
 from gguf import GGUFReader
 
+from memfit.engines import calibration
 from memfit.engines.llamacpp import calibrate
 from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.errors import EngineError
@@ -40,6 +41,7 @@ class _FakeWorker:
     pid = 4711
     asked: list[dict[str, Any]]
     clean: bool
+    quiet: bool
 
     def __init__(self, *, yields: bool = False) -> None:
         self._yields = yields
@@ -59,7 +61,8 @@ class _FakeWorker:
                 "weights": repacks if values["repack"] else {name: dict(_WEIGHT) for name in values["types"]},
                 "attention": {name: dict(_ATTENTION) for name in values["attention"]},
                 "basics": dict(_BASICS) if values["basics"] else {},
-            }
+            },
+            "is_quiet": type(self).quiet,
         }
 
     def __enter__(self) -> _FakeWorker:
@@ -77,10 +80,12 @@ class _Bench:
         self.said: list[str] = []
         self.measured = 0
         self.build = "build 1"
-        _FakeWorker.asked, _FakeWorker.clean = [], True
+        _FakeWorker.asked, _FakeWorker.clean, _FakeWorker.quiet = [], True, True
         monkeypatch.setattr(calibrate, "LlamaWorker", _FakeWorker)
         monkeypatch.setattr(calibrate, "_engine_build", lambda: self.build)
         monkeypatch.setattr(calibrate, "_measure_baseline", self._measure)
+        for module in (calibrate, calibration):  # as the machine is when it is looked at
+            monkeypatch.setattr(module, "is_quiet", lambda: _FakeWorker.quiet)
 
     def _measure(self) -> dict[str, Any]:
         self.measured += 1
@@ -206,7 +211,7 @@ def test_what_a_gpus_runtime_takes_is_measured_once_per_driver(
 def test_a_busy_machine_is_not_measured_again_at_once(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     monkeypatch.setattr(calibrate.time, "time", lambda: now)
-    _FakeWorker.clean = False
+    _FakeWorker.clean = _FakeWorker.quiet = False
     assert _ram(bench, ["F16"]) is None
     assert any("busy" in line for line in bench.said)
     _FakeWorker.clean = True
@@ -215,6 +220,63 @@ def test_a_busy_machine_is_not_measured_again_at_once(bench: _Bench, monkeypatch
     assert len(_FakeWorker.asked) == 1
     monkeypatch.setattr(calibrate.time, "time", lambda: now + 61)
     assert _ram(bench, ["F16"]) is not None
+
+
+def test_a_machine_that_is_quiet_again_is_measured_at_once(bench: _Bench) -> None:
+    _FakeWorker.clean = _FakeWorker.quiet = False
+    assert _ram(bench, ["F16"]) is None
+    _FakeWorker.clean = _FakeWorker.quiet = True
+    assert _ram(bench, ["F16"]) is not None
+
+
+def test_what_was_measured_beside_other_programs_is_provisional(bench: _Bench) -> None:
+    _FakeWorker.quiet = False
+    for _ in range(2):
+        speeds = _ram(bench, ["F16"], "F16/64", modes=(False, True))
+        assert speeds is not None and {one.basis for one in speeds.values()} == {"provisional"}
+    assert len(_FakeWorker.asked) == 2  # and stays so while they compute
+    _FakeWorker.quiet = True
+    for _ in range(2):
+        speeds = _ram(bench, ["Q8_0"], modes=(False, True))
+        assert speeds is not None and {one.basis for one in speeds.values()} == {"calibrated"}
+    assert [one["types"] for one in _FakeWorker.asked[2:]] == [["F16", "Q8_0"]] * 2
+    assert [one["attention"] for one in _FakeWorker.asked[2:]] == [["F16/64"], []]
+
+
+def test_one_type_that_is_provisional_makes_all_so(bench: _Bench) -> None:
+    _ram(bench, ["F16"])
+    _FakeWorker.quiet = False
+    speeds = _ram(bench, ["Q8_0"])
+    assert speeds is not None and speeds[False].basis == "provisional"
+
+
+def test_provisional_speeds_are_kept_where_measuring_again_fails(bench: _Bench) -> None:
+    _FakeWorker.quiet = False
+    before = _ram(bench, ["F16"])
+    _FakeWorker.quiet, _FakeWorker.clean = True, False
+    assert _ram(bench, ["F16"]) == before
+
+
+def test_speeds_in_doubt_are_measured_again_once(bench: _Bench) -> None:
+    _ram(bench, ["F16"])
+    bench.calibration().doubt()
+    _FakeWorker.quiet = False
+    assert _ram(bench, ["F16"]) is not None and len(_FakeWorker.asked) == 1  # not beside other programs
+    _FakeWorker.quiet = True
+    assert _ram(bench, ["F16"]) is not None and len(_FakeWorker.asked) == 2
+    bench.calibration().doubt()  # the same day
+    assert _ram(bench, ["F16"]) is not None and len(_FakeWorker.asked) == 2
+
+
+def test_a_doubt_is_heard_again_the_next_day(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    for later, asked in ((0, 2), (3600, 2), (25 * 3600, 3)):
+        monkeypatch.setattr(calibrate.time, "time", lambda later=later: now + later)
+        _ram(bench, ["F16"])
+        bench.calibration().doubt()
+        monkeypatch.setattr(calibrate.time, "time", lambda later=later: now + later + 1)
+        _ram(bench, ["F16"])
+        assert len(_FakeWorker.asked) == asked
 
 
 def test_a_busy_machine_still_knows_what_it_has_measured(bench: _Bench) -> None:

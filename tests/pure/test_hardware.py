@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfit.hardware import probe
 from memfit.hardware.cgroup import Cgroup
 from memfit.hardware.cpu import read_cpu
 from memfit.hardware.disks import is_rotational, read_disks
 from memfit.hardware.machine import Ram
+from memfit.hardware.probe import probe
 from memfit.hardware.ram import parse_memory_modules, read_ram
 from memfit.units import GIB, MIB
 
@@ -239,7 +239,7 @@ def test_probe_agrees_with_the_system() -> None:
 
 def test_probe_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from memfit.hardware import probe; probe(); "
+        "import sys; from memfit.hardware.probe import probe; probe(); "
         "print([n for n in ('torch', 'numpy', 'rich', 'llama_cpp') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

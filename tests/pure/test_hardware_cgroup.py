@@ -249,7 +249,7 @@ _PROBE_INSIDE = """
 import dataclasses, json, os, pathlib, sys
 pathlib.Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
 held = bytearray(64 << 20)
-from memfit.hardware import probe
+from memfit.hardware.probe import probe
 print(json.dumps(dataclasses.asdict(probe().ram)))
 """
 
@@ -279,7 +279,7 @@ for _ in range(3):
     with open(sys.argv[2], "rb", buffering=0) as file:
         while file.read(1 << 20):
             pass
-from memfit.hardware import probe
+from memfit.hardware.probe import probe
 print(json.dumps(dataclasses.asdict(probe().ram)))
 """
 

@@ -156,7 +156,8 @@ class _FakeWorker:
                 "weights": weights,
                 "attention": attention,
                 "basics": basics if values["basics"] else {},
-            }
+            },
+            "is_quiet": True,
         }
 
     def __enter__(self) -> _FakeWorker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from fakes import make_plan_value, make_report, make_tier
@@ -91,6 +92,7 @@ def test_the_json_is_that_of_the_docs() -> None:
         ],
         "prompt_tokens_per_second": 150.0,
         "generation_tokens_per_second": 45.0,
+        "threads": None,
         "load_seconds": 0.25,
         "disk_read_bytes": 4096,
         "swapped_bytes": 0,
@@ -106,3 +108,36 @@ def test_a_rate_that_was_not_timed_is_null() -> None:
     measured = make_report(speed=idle).to_json(**_ANSWER)["measured"]
     assert measured["prompt_tokens_per_second"] is None
     assert measured["generation_tokens_per_second"] is None
+
+
+_AS_PREDICTED = Speed(
+    prompt_tokens=512, prompt_seconds=512 / 200, generated_tokens=64, generation_seconds=64 / 40
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_far_off"),
+    [
+        ({}, False),
+        ({"generation_seconds": 64 / 200}, True),
+        ({"generation_seconds": 64 / 5}, True),
+        ({"prompt_seconds": 512 / 5}, True),
+        ({"prompt_seconds": 5.0, "prompt_tokens": 25}, False),  # too short to say anything
+        ({"generation_seconds": 6.0, "generated_tokens": 31}, False),
+        ({"generation_seconds": 64 / 5, "threads": 0.75}, False),  # other programs had the CPUs
+        ({"prompt_seconds": 60.0, "generation_seconds": 60.0}, False),  # many answers side by side
+    ],
+)
+def test_a_run_far_from_its_prediction(changes: dict[str, Any], is_far_off: bool) -> None:
+    plan = make_plan_value()
+    share = changes.get("threads", 1.0)  # of those planned
+    speed = replace(_AS_PREDICTED, **{**changes, "threads": share * plan.config.threads})
+    report = make_report(plan, speed=speed)
+    assert (plan.prediction.prompt.value, plan.prediction.generation.value) == (200.0, 40.0)
+    assert report.is_far_off is is_far_off
+
+
+def test_swapping_explains_a_slow_run() -> None:
+    slow = replace(_AS_PREDICTED, generation_seconds=60.0, threads=None)
+    assert make_report(speed=slow).is_far_off
+    assert not make_report(speed=slow, swapped_bytes=MIB).is_far_off

@@ -11,6 +11,7 @@ import pytest
 from memfit.engines.channel import Aborted
 from memfit.engines.llamacpp.request_loop import RequestLoop
 from memfit.engines.requests import Request, Sampling, Score
+from memfit.engines.threads import Threads
 
 _VOCABULARY = 1000
 
@@ -46,6 +47,7 @@ class _Model:
     def __init__(self, parallel: int = 1) -> None:
         self.cache = _Cache()
         self.config = SimpleNamespace(parallel=parallel, kv_unified=True, streamed=(), outputs=0)
+        self.threads = Threads(1)
         self.context_tokens = self.sequence_tokens = 256
         self.computed: list[int] = []  # tokens of each pass
         self.failures: dict[int, Exception] = {}
@@ -53,6 +55,7 @@ class _Model:
     def decode_batch(self, batch: Any) -> None:
         if failure := self.failures.get(len(self.computed)):
             raise failure
+        self.threads.look()
         self.computed.append(batch.n_tokens)
 
     def choose(self, *_: object) -> int:

@@ -332,11 +332,14 @@ def test_a_gpu_that_is_not_opened_takes_nothing_over() -> None:
 # --- what it is worth ---
 
 
-@pytest.mark.parametrize(("basis", "spread"), [("calibrated", 0.3), ("profile", 0.5), ("assumed", 0.75)])
-def test_ranges_lie_either_side(basis: str, spread: float) -> None:
+@pytest.mark.parametrize(
+    ("basis", "low", "high"),
+    [("calibrated", 0.7, 1.3), ("profile", 0.5, 1.5), ("provisional", 0.7, 2.5), ("assumed", 0.25, 4.0)],
+)
+def test_ranges_lie_either_side(basis: str, low: float, high: float) -> None:
     prediction = _predict(speeds=(replace(_RAM, basis=basis),))
     for rate in (prediction.prompt, prediction.generation):
-        assert (rate.low, rate.high) == pytest.approx(((1 - spread) * rate.value, (1 + spread) * rate.value))
+        assert (rate.low, rate.high) == pytest.approx((low * rate.value, high * rate.value))
     assert prediction.basis == basis
 
 

@@ -20,8 +20,8 @@ import memfit.cli.run  # noqa: F401 - imported for the memory it takes
 from memfit.cli.fetch import load_shown
 from memfit.cli.render import console, print_plan, print_report
 from memfit.errors import UsageError
-from memfit.hardware import probe
 from memfit.hardware.machine import Machine
+from memfit.hardware.probe import probe
 from memfit.memory.process_memory import ProcessMemory, process_memory
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import ASSUMED
@@ -97,7 +97,7 @@ def _run_gguf(path: str) -> dict[str, Any]:
     inputs = PlanInputs(spec=spec, machine=probe(), budget=Budget(), workload=workload, speeds=speeds)
     with LlamaOracle(spec, nothing, repack_modes=(False,)) as oracle:
         plan = make_plan(inputs, oracle)
-    with _run(plan, 8, 4) as run:
+    with _run(plan, plan.ubatch, 4) as run:  # of all kernels, those of prompts too
         return {"parent": asdict(run.parent), "decode_bytes": run.worker.total_bytes - plan.ram.total_bytes}
 
 

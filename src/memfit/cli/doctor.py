@@ -22,9 +22,9 @@ from memfit.cli.json_output import json_option, write_json
 from memfit.engines.llamacpp.library import ENGINE_VERSION
 from memfit.engines.transformers.calibrate import require_libraries
 from memfit.errors import EngineError, EngineMissingError
-from memfit.hardware import probe
 from memfit.hardware.cpu import INSTRUCTION_SETS
 from memfit.hardware.machine import Machine
+from memfit.hardware.probe import probe
 from memfit.processes.helper import ask_helper
 from memfit.units import GIB, format_bytes
 

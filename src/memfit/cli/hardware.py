@@ -17,10 +17,10 @@ from memfit.cli.json_output import json_option, write_json
 from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, printable, speeds_json
 from memfit.engines.llamacpp.calibrate import LlamaCalibration, MachineSpeeds
 from memfit.errors import EngineError, EngineMissingError, WrongValueError
-from memfit.hardware import probe
 from memfit.hardware.disks import mount_of
 from memfit.hardware.folders import cache_folder
 from memfit.hardware.machine import Cpu, Disk, Gpu, Machine, Ram
+from memfit.hardware.probe import probe
 from memfit.units import format_bytes
 
 __all__ = ["command"]

@@ -64,7 +64,10 @@ def _workload(sequences: int | None, context: str, chosen: str = "") -> _Options
         _number("--ctx", f"Context in tokens, over all sequences.  [{context}]"),
         _number("--parallel", f"Sequences.{chosen}", default=sequences),
         _choice("--kv-type", KV_TYPES, "Type of the KV cache; auto takes q8_0 only where f16 does not fit."),
-        _number("--threads", "Threads to compute with.  [physical cores]"),
+        _number(
+            "--threads",
+            "Threads at most; fewer compute while others need the cores.  [physical cores]",
+        ),
         _choice(
             "--repack",
             ("on", "off"),

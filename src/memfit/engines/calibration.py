@@ -1,18 +1,26 @@
-"""What both engines' calibrations share: a cache file of figures, and the run of a small model."""
+"""What both engines' calibrations share: cache files, a look at the machine, the run of a small model."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from memfit.errors import EngineError, EngineMissingError, MemfitError
+from memfit.hardware.cpu_use import CpuMeter
 from memfit.processes.helper import ask_helper
 
-__all__ = ["CachedFigures", "run_small_model"]
+__all__ = ["CachedFigures", "KeptAnswers", "is_quiet", "run_small_model"]
+
+_DOUBT_SECONDS = 24 * 3600.0
+_LOOK_SECONDS = 0.1
+_KEPT_SECONDS = 60 * 24 * 3600.0
 
 
 class CachedFigures:
@@ -28,21 +36,77 @@ class CachedFigures:
                 self.values = dict(stored["values"])
 
     def once(self, name: str, told: str, measure: Callable[[], Any], *, part: str | None = None) -> Any:
-        """A figure, measured where it is not known; `part` is the group of figures that it belongs to."""
+        """A figure, measured where it is not known, or old; `part` is the group of figures it belongs to."""
         known = self.values.setdefault(part, {}) if part else self.values
-        if name not in known:
+        if name not in known or (isinstance(known[name], dict) and self.is_old(known[name])):
             self._say(f"measuring {told}, once")
             known[name] = measure()
             self.write()
         return known[name]
 
+    def doubt(self) -> None:
+        """A run was far from what these figures predicted: speeds measured before are measured again. Once a
+        day at most, for some models are predicted badly by good figures."""
+        now = time.time()
+        if not 0 <= now - self.values.get("doubted_at", 0.0) < _DOUBT_SECONDS:
+            self.values["doubted_at"] = now
+            self.write()
+
+    def is_old(self, found: Mapping[str, Any]) -> bool:
+        """Whether speeds are to be measured again: they were taken beside other programs, or are in doubt,
+        and the machine is quiet now. Figures that do not say when they were measured are no speeds."""
+        if "measured_at" not in found:
+            return False
+        doubted = found["measured_at"] <= self.values.get("doubted_at", 0.0)
+        return (doubted or found["is_provisional"]) and is_quiet()
+
     def write(self) -> None:
-        """Atomically: two memfits may measure at once, and one may be killed in the middle."""
-        with contextlib.suppress(OSError):  # a read-only home costs measuring again, nothing else
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
-                json.dump({"key": self._key, "values": self.values}, file)
-            Path(file.name).replace(self._path)
+        _write(self._path, {"key": self._key, "values": self.values})
+
+
+class KeptAnswers:
+    """Answers to questions, each in a file of its own: only those that are asked for take memory."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        """They hold as long as the `key` is the same."""
+        self._folder, self._key = folder, key
+
+    def find(self, question: str) -> dict[str, Any] | None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            stored = json.loads(self._path(question).read_text())
+            if (stored["key"], stored["question"]) == (self._key, question):
+                return dict(stored["answer"])
+        return None
+
+    def keep(self, question: str, answer: Mapping[str, Any]) -> None:
+        old = time.time() - _KEPT_SECONDS
+        with contextlib.suppress(OSError):
+            for path in self._folder.iterdir():
+                if path.stat().st_mtime < old:
+                    path.unlink()
+        _write(self._path(question), {"key": self._key, "question": question, "answer": answer})
+
+    def _path(self, question: str) -> Path:
+        name = hashlib.sha256(f"{self._key} {question}".encode()).hexdigest()
+        return self._folder / f"{name}.json"
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    """Atomically: two memfits may measure at once, and one may be killed in the middle."""
+    with contextlib.suppress(OSError):  # a read-only home costs measuring again, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(values, file)
+        Path(file.name).replace(path)
+
+
+@functools.cache
+def is_quiet() -> bool:
+    """Whether other programs leave this machine's CPUs alone. Takes a tenth of a second, once a process."""
+    meter = CpuMeter()
+    time.sleep(_LOOK_SECONDS)
+    use = meter.use(0.0)
+    return use is None or use.is_quiet
 
 
 def run_small_model(engine: str, model: str, what: str) -> dict[str, Any]:

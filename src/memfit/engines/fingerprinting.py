@@ -15,7 +15,7 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
 from memfit.units import KIB, MIB
 
-__all__ = ["lent", "take_fingerprint"]
+__all__ = ["header_digest", "lent", "take_fingerprint"]
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 64 * KIB
@@ -52,6 +52,23 @@ def take_fingerprint(
         files=(*map(_mark, spec.paths, spec.data_offset_bytes), *map(_mark, whole_files)),
         counts_parent=counts_parent,
     )
+
+
+def header_digest(spec: ModelSpec) -> str:
+    """Of all that the files say before their tensors' data.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path, size in zip(spec.paths, spec.data_offset_bytes, strict=True):
+        try:
+            with path.open("rb", buffering=0) as file:
+                for offset in range(0, size, _PIECE_BYTES):
+                    digest.update(file.read(min(_PIECE_BYTES, size - offset)))
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def lent(devices: Sequence[Device]) -> tuple[NamedBytes, ...]:

@@ -13,6 +13,8 @@ from memfit.units import format_bytes
 __all__ = ["CapReport", "ModelBytes", "Report", "TierReport"]
 
 _SLOW_TOKENS_PER_SECOND = 0.5
+_ALL_THREADS = 0.95  # a share of those planned
+_LONG_PROMPT, _LONG_ANSWER = 256, 32  # tokens, from which on a rate says something
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,32 @@ class Report:
         return all(tier.within_budget for tier in self.tiers)
 
     @property
+    def is_beside_others(self) -> bool:
+        """Whether other programs needed CPUs that were planned."""
+        threads = self.speed.threads
+        return threads is not None and threads < _ALL_THREADS * self.plan.config.threads
+
+    @property
+    def is_far_off(self) -> bool:
+        """Whether a speed lies outside its predicted range, and nothing but the prediction explains it."""
+        speed, predicted = self.speed, self.plan.prediction
+        together = speed.prompt_seconds == speed.generation_seconds  # many answers: rates over the same time
+        if self.is_beside_others or self.swapped_bytes or together:
+            return False
+        return any(
+            rate is not None and tokens >= least and not expected.low <= rate <= expected.high
+            for rate, tokens, least, expected in (
+                (speed.prompt_tokens_per_second, speed.prompt_tokens, _LONG_PROMPT, predicted.prompt),
+                (
+                    speed.generation_tokens_per_second,
+                    speed.generated_tokens,
+                    _LONG_ANSWER,
+                    predicted.generation,
+                ),
+            )
+        )
+
+    @property
     def advice(self) -> tuple[str, ...]:
         """What to change after a run that was painful."""
         found = []
@@ -102,6 +130,7 @@ class Report:
             "tiers": [{**asdict(tier), "error_bytes": tier.error_bytes} for tier in self.tiers],
             "prompt_tokens_per_second": _rounded(self.speed.prompt_tokens_per_second),
             "generation_tokens_per_second": _rounded(self.speed.generation_tokens_per_second),
+            "threads": self.speed.threads and round(self.speed.threads, 2),
             "load_seconds": round(self.load_seconds, 3),
             "disk_read_bytes": self.disk_read_bytes,
             "swapped_bytes": self.swapped_bytes,

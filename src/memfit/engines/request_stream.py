@@ -114,7 +114,7 @@ class WorkerStream:
             self.totals = StreamTotals(**values["totals"])
         self._answers += 1
         completion = values["completion"]
-        speed = Speed(**completion.pop("speed"))
+        speed = Speed(**{**completion.pop("speed"), "threads": self.totals.threads})
         self._on_speed(speed if self._answers == 1 else self.totals.speed)
         return RequestResult(number=number, completion=Completion(**completion, speed=speed))
 

@@ -112,6 +112,9 @@ class Speed:
     prompt_seconds: float = 0.0
     generated_tokens: int = 0  # passes of one token each
     generation_seconds: float = 0.0
+    threads: float | None = (
+        None  # that computed, on average over passes; fewer than planned beside other programs
+    )
 
     @property
     def prompt_tokens_per_second(self) -> float | None:
@@ -194,6 +197,11 @@ class StreamTotals:
     seconds: float = 0.0  # while there was anything to do
     decode_seconds: float = 0.0  # of these, in the engine; known at the end
     passes: int = 0
+    thread_passes: int = 0  # each pass once for each thread that computed it
+
+    @property
+    def threads(self) -> float | None:
+        return self.thread_passes / self.passes if self.passes else None
 
     @property
     def speed(self) -> Speed:
@@ -203,6 +211,7 @@ class StreamTotals:
             prompt_seconds=self.seconds,
             generated_tokens=self.generated_tokens,
             generation_seconds=self.seconds,
+            threads=self.threads,
         )
 
     def __add__(self, other: StreamTotals) -> StreamTotals:

@@ -159,6 +159,7 @@ class WorkerSession(Closing, Session):
             prompt_seconds=median(reply["prompt_seconds"] for reply in replies),
             generated_tokens=generated_tokens,
             generation_seconds=median(reply["generation_seconds"] for reply in replies),
+            threads=median(reply["threads"] for reply in replies),
         )
         return self._speed
 

@@ -3,7 +3,3 @@ here.
 
 Knows nothing of models.
 """
-
-from memfit.hardware.probe import probe
-
-__all__ = ["probe"]

@@ -41,9 +41,15 @@ __all__ = [
     "weight_key",
 ]
 
-# Of the rates, either side; benchmarks/prediction.py records how often reality lies within. A prediction's
-# basis is the weakest one that it uses.
-_SPREADS = {"calibrated": 0.30, "profile": 0.50, "assumed": 0.75}
+# Where the rates may lie, as factors; benchmarks/prediction.py records how often they do. A basis is
+# the weakest one that it uses.
+_SPREADS = {
+    "calibrated": (0.7, 1.3),
+    "profile": (0.5, 1.5),
+    "provisional": (0.7, 2.5),
+    "assumed": (0.25, 4.0),
+}
+_OF_KERNELS = ("calibrated", "provisional")
 # Of what kernels reach by themselves: medians over benchmarks/prediction.py, resident in RAM. What is
 # missing was looked for in node overhead, page sizes and graph building, and not found.
 _GENERATION_EFFICIENCY = 0.85
@@ -85,7 +91,8 @@ class DeviceSpeed:
     node_seconds: float  # a graph node that does next to nothing
     split_seconds: float  # handing over a little input and taking the result back; 0 for RAM
     split_bytes_per_second: float
-    basis: str  # "calibrated": measured there; "profile": from published figures; "assumed"
+    # "calibrated": measured there; "provisional": beside other programs; "profile": published; "assumed"
+    basis: str
     # A local GPU multiplies a prompt with matrices that lie in RAM, sending them over for each pass.
     op_offload: bool = False
 
@@ -131,9 +138,10 @@ class Rate:
     high: _PerSecond
 
     @classmethod
-    def around(cls, value: float, spread: float) -> Rate:
-        """`spread` is a share of the value, either side."""
-        return cls(value=value, low=value * (1 - spread), high=value * (1 + spread))
+    def between(cls, value: float, factors: tuple[float, float]) -> Rate:
+        """`factors` give the ends of the range."""
+        low, high = factors
+        return cls(value=value, low=value * low, high=value * high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +158,7 @@ class Prediction:
     prompt: Rate
     generation: Rate  # of one sequence alone
     together: Rate  # of all sequences in parallel, their tokens added up
-    basis: Annotated[str, Matching("assumed|profile|calibrated", "one of assumed, profile, calibrated")]
+    basis: Annotated[str, Matching("|".join(_SPREADS), f"one of {', '.join(_SPREADS)}")]
     prompt_terms: tuple[Term, ...] = ()  # of one ubatch
     generation_terms: tuple[Term, ...] = ()  # of one token
 
@@ -221,11 +229,11 @@ def predict(
     parallel = _repeated(answer.generation, sequences, expert_share)
     all_together = _terms(parallel, speeds, cells=generation_cells, many=sequences >= MANY_TOKENS)
     used = {0} | {one.device for graph in (answer.prompt, answer.generation) for one in graph.operations}
-    basis = max((speeds[device].basis for device in used), key=_SPREADS.__getitem__)
+    basis = max((speeds[device].basis for device in used), key=[*_SPREADS].index)
     return Prediction(
-        prompt=Rate.around(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
-        generation=Rate.around(1 / _sum(generation), _SPREADS[basis]),
-        together=Rate.around(sequences / _sum(all_together), _SPREADS[basis]),
+        prompt=Rate.between(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
+        generation=Rate.between(1 / _sum(generation), _SPREADS[basis]),
+        together=Rate.between(sequences / _sum(all_together), _SPREADS[basis]),
         basis=basis,
         prompt_terms=tuple(prompt),
         generation_terms=tuple(generation),
@@ -265,7 +273,7 @@ def _terms(
     efficiency = _PROMPT_EFFICIENCY if many else _GENERATION_EFFICIENCY
 
     def add(device: int, kind: str, seconds: float) -> None:
-        alone = speeds[device].basis == "calibrated"
+        alone = speeds[device].basis in _OF_KERNELS
         terms.append(Term(device=device, kind=kind, seconds=seconds / efficiency if alone else seconds))
 
     for one in graph.operations:

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BACKENDS", "BASE", "LLAMA", "RPC", "declare"]
+__all__ = ["BACKENDS", "BASE", "LLAMA", "RPC", "InitParameters", "declare"]
 
 _LETTERS: Mapping[str, Any] = {
     "P": ctypes.c_void_p,
@@ -35,16 +35,18 @@ BASE = {  # libggml-base
     "BP": "ggml_backend_buft_is_host ggml_backend_buffer_is_host",
     "BPP": "ggml_backend_dev_supports_op",
     "LI": "ggml_blck_size",
-    "IP": "ggml_backend_dev_type ggml_graph_n_nodes ggml_backend_buffer_get_usage",
+    "IP": "ggml_backend_dev_type ggml_backend_sched_get_n_backends ggml_graph_n_nodes "
+    "ggml_backend_buffer_get_usage",
     "IPP": "ggml_backend_graph_compute",
     "IPPZ": "ggml_backend_tensor_alloc",
     "PI": "ggml_get_type_traits",
     "PP": "ggml_backend_buft_get_device ggml_backend_dev_buffer_type ggml_backend_get_device "
     "ggml_backend_buffer_get_type ggml_backend_dev_backend_reg ggml_new_graph",
-    "PPI": "ggml_graph_node",
+    "PPI": "ggml_graph_node ggml_backend_sched_get_backend",
     "PPILL": "ggml_new_tensor_2d",
     "PPILLL": "ggml_new_tensor_3d",
-    "PPP": "ggml_backend_sched_get_tensor_backend ggml_backend_alloc_ctx_tensors_from_buft",
+    "PPP": "ggml_backend_sched_get_tensor_backend ggml_backend_alloc_ctx_tensors_from_buft "
+    "ggml_backend_alloc_ctx_tensors",
     "PPPF": "ggml_rms_norm",
     "PPPIIII": "ggml_permute",
     "PPPP": "ggml_add ggml_mul ggml_mul_mat",
@@ -76,6 +78,12 @@ LLAMA = {  # libllama: C++, by their mangled names
     "PPNNNPBP": "_ZN13llama_context13graph_reserveEjjjPK22llama_memory_context_ibPm",
     "PP": "_ZNK13llama_context9get_schedEv _Z29llama_internal_get_tensor_mapB5cxx11PK11llama_model",
 }
+
+
+class InitParameters(ctypes.Structure):
+    """ggml's `ggml_init_params`."""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
 def declare(library: Any, functions: Mapping[str, str]) -> list[Any]:

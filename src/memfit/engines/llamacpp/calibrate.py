@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit import __version__
-from memfit.engines.calibration import CachedFigures, run_small_model
+from memfit.engines.calibration import CachedFigures, KeptAnswers, is_quiet, run_small_model
 from memfit.engines.llamacpp.oracle import grammar_memory
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.errors import EngineError, EngineMissingError
@@ -67,7 +67,7 @@ class MachineSpeeds:
     disks: Mapping[str, DiskSpeed]  # by where they are mounted
 
 
-_FORMAT = 4  # of what is cached; counted up when measurements are added
+_FORMAT = 5  # of what is cached; counted up when measurements are added
 
 
 class LlamaCalibration:
@@ -77,6 +77,7 @@ class LlamaCalibration:
         self._say = say
         self.engine_build = _engine_build()
         key = f"{__version__} {_FORMAT} {cpu_model} {platform.python_version()} {self.engine_build}"
+        self._key = key
         self._cached = CachedFigures(path or cache_folder() / "calibration.json", key, say)
         self._values = self._cached.values
 
@@ -113,7 +114,8 @@ class LlamaCalibration:
                 return None
             # What is not repacked stays plain.
             weights = {**plain["weights"], **{name: one for name, one in repacked["weights"].items() if one}}
-            speeds[True] = {**plain, "weights": weights}
+            provisional = plain["is_provisional"] or repacked["is_provisional"]
+            speeds[True] = {**plain, "weights": weights, "is_provisional": provisional}
         return {repack: _device_speed(one) for repack, one in speeds.items()}
 
     def device_speed(self, name: str, types: Sequence[str], attention: Sequence[str]) -> DeviceSpeed | None:
@@ -131,6 +133,14 @@ class LlamaCalibration:
         key, told = f"{gpu.driver} {gpu.name}", f"what the driver itself takes of {gpu.name}"
         measure = partial(_measure_gpu_runtime, name, gpu)
         return int(self._cached.once(key, told, measure, part="gpu_runtime"))
+
+    def answers(self, header: str) -> KeptAnswers:
+        """The oracle's for a model with this header."""
+        return KeptAnswers(cache_folder() / "oracle", f"{self._key} {header}")
+
+    def doubt(self) -> None:
+        """A run was far from what these speeds predicted."""
+        self._cached.doubt()
 
     def measured(self) -> MachineSpeeds:
         """What is cached and still believed; measures nothing."""
@@ -159,13 +169,13 @@ class LlamaCalibration:
         with LlamaWorker() as worker:
             for number, (what, key, request) in enumerate(steps):
                 on_progress(number / parts, what)
-                while (found := worker.ask("kernels", **request)["speeds"]) is None:
+                while (reply := worker.ask("kernels", **request))["speeds"] is None:
                     if time.monotonic() > ends:
                         raise EngineError(
                             f"other programs keep this machine busy, so {what} cannot be measured now; what "
                             "was measured before is kept; end what computes, and try again"
                         )
-                _learn(speeds.setdefault(key, _nothing_known()), found)
+                _learn(speeds.setdefault(key, _nothing_known()), reply)
         for number, folder in enumerate(folders, start=len(steps)):
             on_progress(number / parts, f"reads from {mount_of(folder.resolve())}")
             disks.update(self._measure_disk(folder))
@@ -199,7 +209,12 @@ class LlamaCalibration:
         all_known = self._values.setdefault("speeds", {})
         for old in [one for one, values in all_known.items() if _is_old(one, values)]:
             del all_known[old]  # ports of workers that are long gone add up
-        known: dict[str, Any] = all_known.setdefault(key, _nothing_known())
+        known: dict[str, Any] = all_known.get(key) or _nothing_known()
+        kept: dict[str, Any] | None = None  # what there is in any case
+        if known["weights"] and self._cached.is_old(known):
+            types = [*{**known["weights"], **dict.fromkeys(types)}]
+            attention = [*{**known["attention"], **dict.fromkeys(attention)}]
+            kept, known = known, _nothing_known()
         missing: dict[str, Any] = {
             "types": [name for name in types if name not in known["weights"]],
             "attention": [name for name in attention if name not in known["attention"]],
@@ -207,8 +222,8 @@ class LlamaCalibration:
         }
         if not any(missing.values()):
             return known
-        if time.time() - self._values.get("busy_at", 0) < _BUSY_SECONDS:
-            return None
+        if time.time() - self._values.get("busy_at", 0) < _BUSY_SECONDS and not is_quiet():
+            return kept
         kinds = [*missing["types"], *(f"attention {name}" for name in missing["attention"])]
         what = ", ".join(kinds) or "basics"
         self._say(
@@ -220,19 +235,23 @@ class LlamaCalibration:
             self._say(f"{reply['why']}; its speed is assumed for now")
             self._values["busy_at"] = time.time()
             self._cached.write()
-            return None
-        _learn(known, reply["speeds"])
+            return kept
+        _learn(known, reply)
+        if known["is_provisional"]:
+            self._say("other programs compute: these speeds are provisional, and will be measured again")
+        all_known[key] = known
         self._cached.write()
         return known
 
 
 def _nothing_known() -> dict[str, Any]:
-    return {"weights": {}, "attention": {}, "basics": {}}
+    return {"weights": {}, "attention": {}, "basics": {}, "is_provisional": False, "measured_at": 0.0}
 
 
-def _learn(known: dict[str, Any], found: Mapping[str, Any]) -> None:
-    for part, values in found.items():
+def _learn(known: dict[str, Any], reply: Mapping[str, Any]) -> None:
+    for part, values in reply["speeds"].items():
         known[part].update(values)
+    known["is_provisional"] |= not reply["is_quiet"]
     known["measured_at"] = time.time()
 
 
@@ -292,7 +311,7 @@ def _device_speed(values: dict[str, Any]) -> DeviceSpeed:
         weights={name: WeightSpeed(**one) for name, one in values["weights"].items() if one},
         attention={name: AttentionSpeed(**one) for name, one in values["attention"].items() if one},
         **values["basics"],
-        basis="calibrated",
+        basis="provisional" if values["is_provisional"] else "calibrated",
     )
 
 

@@ -6,13 +6,16 @@ import re
 from dataclasses import asdict
 from typing import Any
 
+from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.planning import LlamaPlanner
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.protocol import LoadOptions, PlanOptions
+from memfit.engines.report import Report
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import WorkerDiedError, WrongValueError
 from memfit.hardware.machine import is_remote
 from memfit.hardware.nvidia import gpu_bytes_of
+from memfit.hardware.probe import probe
 from memfit.headers.purpose import require_writes
 from memfit.hub.resolve import ResolvedModel
 from memfit.memory.rpc_memory import decode_rpc_memory
@@ -48,6 +51,13 @@ class LlamaSession(WorkerSession):
             "more_bytes": tier.kv_cache_bytes + tier.compute_bytes,
             "tensors": [asdict(one) for one in read_by_us],
         }
+
+    def report(self) -> Report:
+        """A run that was far from its prediction has this machine measured again."""
+        report = super().report()
+        if report.is_far_off and self.plan.prediction.basis == "calibrated":
+            LlamaCalibration(cpu_model=probe().cpu.model, say=lambda _: None).doubt()
+        return report
 
     def _device_peaks(self) -> dict[str, int | None]:
         names = self.plan.config.devices

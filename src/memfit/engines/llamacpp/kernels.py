@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from memfit.closing import Closing
+from memfit.engines.llamacpp.c_functions import InitParameters
 from memfit.engines.llamacpp.library import Library
+from memfit.hardware.cpu_use import waited_seconds, waits
 from memfit.units import KIB, MIB
 
 __all__ = ["Bench", "BusyMachineError"]
@@ -33,12 +34,11 @@ _CELLS = 4096  # of the KV cache, with one token
 _PROMPT_CELLS = 1024
 _EMPTY_NODES = 240
 _SMALL_GRAPH = 24  # nodes of a typical part of a layer
-# The median of clean runs counts, as a user has them: the fastest is 10 to 20 % faster. A preempted
-# thread leaves the others spinning at a barrier, a thousand times slower, so only runs with next to no
-# preemption are clean.
+# The median of clean runs counts, as a user has them: the fastest is 10 to 20 % faster. Where a thread waits
+# for a CPU, all others wait for it at a barrier, so a run is clean only if it had next to no such waiting.
 _CLEAN_RUNS = 5
 _LEAST_SECONDS = 0.04  # of clean runs together: memory bandwidth varies from moment to moment
-_QUIET_PREEMPTIONS = 100  # per second, by the system's own housekeeping; a busy program makes 250 and more
+_WAITED, _WAITED_SECONDS = 0.02, 50e-6  # of a clean run, at most: a share, and what waking up takes
 _PATIENCE_SECONDS = 0.5  # per graph, until the machine counts as busy
 # While another device works, a device's threads fall asleep. Without this pause before each round trip one
 # takes 75 us over loopback; with it 210, of a server with two threads 250.
@@ -56,12 +56,6 @@ class BusyMachineError(Exception):
 
 class _UnsupportedError(Exception):
     """The device has no kernel for a graph."""
-
-
-class _InitParameters(ctypes.Structure):
-    """ggml's `ggml_init_params`."""
-
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _P), ("no_alloc", ctypes.c_bool))
 
 
 class Bench(Closing):
@@ -83,12 +77,10 @@ class Bench(Closing):
         """`threads` is set on a CPU; None leaves the device as it is. `repack`: weights are rewritten.
         `room_bytes` is what the device has for the test, where that is little."""
         ggml = self._ggml = library.ggml_base
-        ggml.ggml_init.argtypes, ggml.ggml_init.restype = [_InitParameters], _P
         self._device = device
         self._threads = threads
         self._backend = ggml.ggml_backend_dev_init(device, None)
         if threads is not None:
-            library.ggml_cpu.ggml_backend_cpu_set_n_threads.argtypes = [_P, ctypes.c_int]
             library.ggml_cpu.ggml_backend_cpu_set_n_threads(self._backend, threads)
         self._plain = ggml.ggml_backend_dev_buffer_type(device)
         self._repack = repack
@@ -267,7 +259,7 @@ class Bench(Closing):
     @contextlib.contextmanager
     def _context(self) -> Iterator[int]:
         """Room for the structs of a default graph of 2048 nodes; no data lies in it."""
-        context = int(self._ggml.ggml_init(_InitParameters(4 * MIB, None, True)))
+        context = int(self._ggml.ggml_init(InitParameters(4 * MIB, None, True)))
         try:
             yield context
         finally:
@@ -303,14 +295,17 @@ class Bench(Closing):
         while len(clean) < _CLEAN_RUNS or sum(clean) < _LEAST_SECONDS:
             if before:
                 before()
-            preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+            before_it = waits()
             started = time.perf_counter()
             run()
-            seconds.append(time.perf_counter() - started)
-            preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - preempted
+            took = time.perf_counter() - started
+            seconds.append(took)
+            waited = waited_seconds(before_it, waits())
+            if self._threads == 1:  # nobody waits for it meanwhile
+                clean.append(max(took - waited, 1e-9))
             # A device's own threads are not ours to count, and what wakes a worker here gives way to it.
-            if self._threads is None or preempted <= 1 + _QUIET_PREEMPTIONS * seconds[-1]:
-                clean.append(seconds[-1])
+            elif self._threads is None or waited <= _WAITED_SECONDS + _WAITED * took:
+                clean.append(took)
             if sum(seconds) > _PATIENCE_SECONDS:
                 break
         if not clean:

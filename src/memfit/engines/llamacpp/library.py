@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memfit.engines.llamacpp.c_functions import BACKENDS, BASE, LLAMA, RPC, declare
+from memfit.engines.llamacpp.c_functions import BACKENDS, BASE, LLAMA, RPC, InitParameters, declare
 from memfit.engines.llamacpp.graph import Node, nodes_of, read_graph
 from memfit.errors import EngineError, EngineMissingError
 from memfit.memory.estimate import RAM
 from memfit.memory.streaming import DEQUANTIZED
+from memfit.units import MIB
 
 __all__ = ["ENGINE_VERSION", "Breakdown", "Library", "load_library"]
 
@@ -51,6 +52,7 @@ class Breakdown:
 _POINTER = ctypes.c_void_p
 _TYPES = 43  # GGML_TYPE_COUNT of the pinned engine
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_SCRATCH_ROW = 1024  # numbers
 _GPU_DEVICES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
 
 
@@ -84,6 +86,9 @@ class Library:
         self._memory_breakdown, self._graph_reserve, self._scheduler, self._tensor_map = functions
         declare(self.ggml_base, BASE)
         declare(self.ggml, BACKENDS)
+        self.ggml_base.ggml_init.argtypes = [InitParameters]
+        self.ggml_base.ggml_init.restype = ctypes.c_void_p
+        self.ggml_cpu.ggml_backend_cpu_set_n_threads.argtypes = [ctypes.c_void_p, ctypes.c_int]
         self.ggml_cpu.ggml_graph_plan.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
         self.ggml_cpu.ggml_graph_plan.restype = _GraphPlan
         names = {self.ggml_base.ggml_type_name(number): number for number in range(_TYPES)}
@@ -156,6 +161,31 @@ class Library:
         these numbers of threads, by the engine's own graph planner."""
         graph = self._split_graph(context, tokens, sequences)
         return [int(self.ggml_cpu.ggml_graph_plan(graph, one, None).work_size) for one in threads]
+
+    def touch_work_buffer(self, context: int, size: int) -> None:
+        """Have the CPU backend allocate so many bytes of scratch now, and write them all.
+
+        A product of matrices takes scratch for what it multiplies with, converted to its weights' type: here
+        two bytes for each number of as many equal columns as it takes, times a single row of weights.
+        """
+        ggml, scheduler = self.ggml_base, self._scheduler(context)
+        cpu = ggml.ggml_backend_sched_get_backend(
+            scheduler, ggml.ggml_backend_sched_get_n_backends(scheduler) - 1
+        )
+        columns = -(-size // (2 * _SCRATCH_ROW))
+        room = ggml.ggml_init(InitParameters(MIB, None, True))
+        weights = ggml.ggml_new_tensor_2d(room, self.type_numbers["F16"], _SCRATCH_ROW, 1)
+        column = ggml.ggml_new_tensor_2d(room, self.type_numbers["F32"], _SCRATCH_ROW, 1)
+        repeated = Node.from_address(column)
+        repeated.ne[1], repeated.nb[1] = columns, 0  # all are the same numbers
+        graph = ggml.ggml_new_graph(room)
+        ggml.ggml_build_forward_expand(graph, ggml.ggml_mul_mat(room, weights, column))
+        if buffer := ggml.ggml_backend_alloc_ctx_tensors(room, cpu):
+            ggml.ggml_backend_buffer_clear(buffer, 0)
+            self.ggml_cpu.ggml_backend_cpu_set_n_threads(cpu, 1)  # each pass sets its own
+            ggml.ggml_backend_graph_compute(cpu, graph)
+            ggml.ggml_backend_buffer_free(buffer)
+        ggml.ggml_free(room)
 
     def _split_graph(self, context: int, tokens: int, sequences: int) -> int:
         """The graph of `tokens` over a full context, divided between devices; nothing is allocated.

@@ -19,6 +19,7 @@ from memfit.engines.llamacpp.library import Breakdown, Library
 from memfit.engines.llamacpp.options import context_options, place_tensors
 from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.llamacpp.weights import OwnWeights
+from memfit.engines.threads import Threads
 from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
@@ -65,6 +66,7 @@ class LlamaModel:
         self._context: int | None = None
         self._abort_flag = ctypes.create_string_buffer(2)
         self._drops_cache = False
+        self.threads = Threads(config.threads)
         self.config = config
         self._tensors = tensors
         self._weights: OwnWeights | None = None
@@ -243,7 +245,10 @@ class LlamaModel:
         touched = self._library.touch_compute_buffers(self._open_context)
         counted = sum(part.compute_bytes for part in self.memory_breakdown().values())
         assert touched == counted, "the engine's compute buffers must be those that it counts"
-        if not config.streamed:  # a pass over the disk would cost more than the work buffer that it touches
+        if not config.devices:
+            # A whole ubatch would do it too, and take minutes for a large model.
+            self._library.touch_work_buffer(self._open_context, *self.work_buffer_bytes(config.threads))
+        elif not config.streamed:  # how much of the graph is the CPU's, a pass knows best
             token = max(0, self._api.llama_vocab_bos(self.vocabulary))
             self.decode([token] * min(self.ubatch, self.sequence_tokens))
             self.cache.clear()
@@ -269,15 +274,24 @@ class LlamaModel:
             array = (ctypes.c_int32 * len(piece))(*piece)
             # Positions and sequence 0 are the engine's defaults; only the last token gives logits.
             self._decode(self._api.llama_batch_get_one(array, len(piece)))
-        self._api.llama_synchronize(self._context)  # a device may still be at work
+        self._wait()
 
     def decode_batch(self, batch: Any) -> None:
         """Compute a llama_batch of at most a ubatch, of any sequences. Errors as in `decode`."""
         self._decode(batch)
+        self._wait()
+
+    def _wait(self) -> None:
+        """A device may still be at work."""
         self._api.llama_synchronize(self._context)
+        self.threads.done()
 
     def _decode(self, batch: Any) -> None:
+        before = self.threads.count
+        if (threads := self.threads.look()) != before:
+            self._api.llama_set_n_threads(self._context, threads, threads)
         code = self._api.llama_decode(self._context, batch)
+        self.threads.done()
         if self._weights:
             self._weights.drop_rows()
             if self._weights.error:

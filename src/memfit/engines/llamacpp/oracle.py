@@ -1,12 +1,18 @@
-"""The oracle's parent side: asks simulating workers, one per way of holding the weights."""
+"""The oracle's parent side: asks simulating workers, one per way of holding the weights.
+
+What they answered once is kept in the cache folder: it depends on the model's header, the configuration and
+the engine's build, on nothing else.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from memfit.closing import Closing
+from memfit.engines.calibration import KeptAnswers
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.requests import Request
 from memfit.hardware.machine import is_remote
@@ -21,9 +27,10 @@ __all__ = ["LlamaOracle", "grammar_memory", "small_config"]
 class LlamaOracle(Closing):
     """Answers by llama.cpp's `no_alloc` mode; byte for byte what a real load allocates.
 
-    Repacked and plain weights are two loads, so each has a worker; those of `repack_modes` start at once,
-    another one when it is first asked for. A vocabulary takes most of a load's time and is the same in both,
-    so only the first worker reads it, and the processes' own memory is always that one's.
+    Repacked and plain weights are two loads, so each has a worker. With the first question that was not asked
+    before those of `repack_modes` start, another one when it is first asked for. A vocabulary takes most of a
+    load's time and is the same in both, so only the first worker reads it, and the processes' own memory is
+    always that one's.
     """
 
     def __init__(
@@ -32,20 +39,21 @@ class LlamaOracle(Closing):
         baseline: Baseline,
         *,
         repack_modes: tuple[bool, ...],
+        answers: KeptAnswers | None = None,
         grammar: ProcessMemory | None = None,
         verbose: bool = False,
     ) -> None:
-        """`grammar` is what the model's vocabulary takes as the ground of grammars: `grammar_memory`'s."""
+        """`answers` are those that were given before; `grammar` is what the model's vocabulary takes as the
+        ground of grammars: `grammar_memory`'s."""
         self._baseline = baseline
         self._grammar = grammar
         self._spec = spec
         self._verbose = verbose
-        self._workers = {repack: LlamaWorker(verbose=verbose) for repack in repack_modes}
+        self._repack_modes = repack_modes
         self._first = repack_modes[0]
+        self._workers: dict[bool, LlamaWorker] = {}
+        self._kept = answers
         self._answers: dict[LlamaConfig, MemoryEstimate] = {}
-        for repack, worker in self._workers.items():
-            # Posted, not asked: the workers load in parallel, and this answer is of no interest.
-            worker.post("simulate", **self._question(small_config(spec, repack)))
 
     def ask(self, config: LlamaConfig) -> MemoryEstimate:
         if config not in self._answers:
@@ -55,8 +63,29 @@ class LlamaOracle(Closing):
     def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
         """How many tokens each request's prompt has, template included; None where it makes no prompt."""
         asked = [one.to_json() for one in requests]
-        counts: list[int | None] = self._workers[self._first].ask("count_tokens", requests=asked)["counts"]
+        worker = self._worker(self._first)
+        worker.ask("simulate", **self._question(small_config(self._spec, self._first)))
+        counts: list[int | None] = worker.ask("count_tokens", requests=asked)["counts"]
         return counts
+
+    def _worker(self, repack: bool) -> LlamaWorker:
+        modes = {repack} if self._workers else {*self._repack_modes, repack}
+        for mode in modes - self._workers.keys():
+            self._workers[mode] = LlamaWorker(verbose=self._verbose)
+            # Posted, not asked: the workers load in parallel, and this answer is of no interest.
+            self._workers[mode].post("simulate", **self._question(small_config(self._spec, mode)))
+        return self._workers[repack]
+
+    def _simulate(self, config: LlamaConfig) -> dict[str, Any]:
+        """A worker's reply, of now or of an earlier command."""
+        question = self._question(config)
+        name = json.dumps({**question, "config": {**question["config"], "paths": None}}, sort_keys=True)
+        if self._kept and (known := self._kept.find(name)):
+            return known
+        reply = self._worker(config.repack).ask("simulate", **question)
+        if self._kept:
+            self._kept.keep(name, reply)
+        return reply
 
     def _question(self, config: LlamaConfig) -> dict[str, Any]:
         whole = config.repack == self._first
@@ -67,14 +96,10 @@ class LlamaOracle(Closing):
 
     def _ask(self, config: LlamaConfig) -> MemoryEstimate:
         whole = config.repack == self._first
-        if config.repack not in self._workers:
-            self._workers[config.repack] = LlamaWorker(verbose=self._verbose)
-        worker = self._workers[config.repack]
-        reply = worker.ask("simulate", **self._question(config))
+        reply = self._simulate(config)
         if not config.kv_unified:  # what one token computes can only be told of a common cache
-            twin = self._question(replace(config, kv_unified=True))
-            graphs = worker.ask("simulate", **twin)
-            reply |= {name: graphs[name] for name in ("generation", "prompt")}
+            graphs = self._simulate(replace(config, kv_unified=True))
+            reply = reply | {name: graphs[name] for name in ("generation", "prompt")}
         held = _memory(reply)
         if config.grammar_bytes:
             assert self._grammar, "whoever plans grammars measures the vocabulary"

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from memfit.closing import Closing
-from memfit.engines.fingerprinting import take_fingerprint
+from memfit.engines.fingerprinting import header_digest, take_fingerprint
 from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
 from memfit.engines.llamacpp.oracle import LlamaOracle, small_config
 from memfit.engines.protocol import PlanOptions
 from memfit.engines.requests import Request
-from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
+from memfit.hardware.probe import probe
 from memfit.hardware.profile import read_profile
 from memfit.headers.model_spec import ModelSpec
 from memfit.hub.header_only import is_header_only
@@ -54,7 +54,12 @@ class LlamaPlanner(Closing):
         modes = repack_modes(workload)
         self._solver = SolverProcess()
         self._oracle = LlamaOracle(
-            spec, baseline, repack_modes=modes, grammar=grammar, verbose=options.verbose
+            spec,
+            baseline,
+            repack_modes=modes,
+            answers=calibration.answers(header_digest(spec)),
+            grammar=grammar,
+            verbose=options.verbose,
         )
         try:
             self._speeds, device_speeds = self._measure(workload, modes)

@@ -86,7 +86,8 @@ class RequestLoop:
         self._inbox.open()
         self._pass: Pass | None = None  # that is being computed
         self._told_at = self._decode_seconds = 0.0
-        self._generated = self._passes = 0
+        self._generated = 0
+        self._model.threads.restart()
         cancelled = False
         try:
             while self._listen():
@@ -126,7 +127,8 @@ class RequestLoop:
             generated_tokens=self._generated,
             seconds=self._inbox.seconds,
             decode_seconds=self._decode_seconds,
-            passes=self._passes,
+            passes=self._model.threads.passes,
+            thread_passes=self._model.threads.thread_passes,
         )
 
     def _tell(self) -> None:
@@ -198,7 +200,6 @@ class RequestLoop:
         self._model.decode_batch(self._batch.pointer)
         self._pass = None
         self._decode_seconds += time.monotonic() - began
-        self._passes += 1
 
     def _choose(self, work: Pass) -> None:
         """The next token of every sequence whose known ones are all computed."""

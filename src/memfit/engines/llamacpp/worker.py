@@ -27,6 +27,7 @@ from memfit.engines.llamacpp.request_loop import RequestLoop
 from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.requests import Request, Sampling
 from memfit.errors import MemfitError
+from memfit.hardware.cpu_use import CpuMeter
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.grammars import grammar_limit_bytes
@@ -178,6 +179,7 @@ class LlamaCommands:
         try:
             self._loop.forget()
             model.decode([token] * depth)
+            model.threads.restart()
             started = time.monotonic()
             model.decode([token] * prompt_tokens)
             prompt_done = time.monotonic()
@@ -197,6 +199,7 @@ class LlamaCommands:
             "cancelled": False,
             "prompt_seconds": prompt_done - started,
             "generation_seconds": ended - begun,
+            "threads": model.threads.thread_passes / model.threads.passes,
         }
 
     def measure_kernels(
@@ -208,7 +211,9 @@ class LlamaCommands:
         attention: list[str],
         basics: bool,
     ) -> dict[str, Any]:
-        """Speeds of a device, or of this CPU; `types` and `attention` are keys of Bench."""
+        """Speeds of a device, or of this CPU; `types` and `attention` are keys of Bench. Beside them whether
+        other programs left the CPUs alone meanwhile."""
+        cpus = CpuMeter()
         devices = self._devices = self._devices or Devices(self.library, dummies=False)
         address = devices.cpu if device is None else devices.find([device])[0]
         room = None if device is None else devices.memory(device)[0]
@@ -223,7 +228,9 @@ class LlamaCommands:
             return {"speeds": None, "why": "other programs keep this machine busy"}
         except MemoryError:
             return {"speeds": None, "why": f"{device} has no room for a measurement"}
-        return {"speeds": found}
+        # A device behind RPC may be this machine's, and computes as another program.
+        use = cpus.use(0.0) if device is None else None
+        return {"speeds": found, "is_quiet": use is None or use.is_quiet}
 
     def _begin_grammars(self, wanted: LlamaConfig, vocabulary: int) -> None:
         """Where grammars are planned, their vocabulary is read beside the weights."""

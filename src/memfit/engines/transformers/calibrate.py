@@ -37,7 +37,7 @@ _QUANTIZING = "bitsandbytes"
 # What kernels for larger matrices keep beyond those for the small ones: up to 12 MiB in
 # benchmarks/transformers_engine.py.
 _LARGER_BYTES = 8 * MIB
-_FORMAT = 7  # of what is cached
+_FORMAT = 8  # of what is cached
 
 
 def require_libraries(*more: str) -> None:
@@ -113,6 +113,7 @@ def measure_runtime(
         operations_per_second={name: one["operations_per_second"] for name, one in speeds.items()},
         link_bytes_per_second=speeds[config.precision.plain_type]["link_bytes_per_second"],
         disk_bytes_per_second=disk_bytes_per_second,
+        basis="provisional" if any(one["is_provisional"] for one in speeds.values()) else "calibrated",
         gpus=tuple(_gpu_runtime(gpu, budget, found["gpu_process_bytes"]) for gpu, budget in gpus),
     )
 

@@ -11,6 +11,7 @@ import bitsandbytes
 import torch
 
 from memfit.errors import EngineError
+from memfit.hardware.cpu_use import CpuMeter
 from memfit.memory.precision import Precision
 from memfit.memory.precision import precision as named
 from memfit.units import MIB
@@ -23,9 +24,11 @@ _REPETITIONS = 3
 _LINK_BYTES = 256 * MIB
 
 
-def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: bool) -> dict[str, float]:
+def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: bool) -> dict[str, Any]:
     """Matrices of `shape` (outputs, inputs): weights past one token per second, operations per second of a
-    prompt; on the first GPU that torch sees or on the CPU. And bytes per second from RAM to that GPU."""
+    prompt; on the first GPU that torch sees or on the CPU. And bytes per second from RAM to that GPU, and
+    whether other programs computed meanwhile."""
+    cpus = CpuMeter()
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     if gpu and not torch.cuda.is_available():
@@ -38,11 +41,13 @@ def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: b
     dtype = getattr(torch, held.dtype)
     one, many = (torch.randn(tokens, inputs).to(device, dtype) for tokens in (1, _MANY))
     elements = count * outputs * inputs
-    return {
+    found = {
         "elements_per_second": elements / _seconds(layers, one),
         "operations_per_second": 2 * elements * _MANY / _seconds(layers, many),
         "link_bytes_per_second": _link_speed(device) if gpu else 0.0,
     }
+    use = cpus.use(0.0)
+    return {**found, "is_provisional": use is not None and not use.is_quiet, "measured_at": time.time()}
 
 
 def _layer(held: Precision, outputs: int, inputs: int, device: torch.device) -> Any:

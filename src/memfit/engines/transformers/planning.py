@@ -15,9 +15,9 @@ from memfit.engines.transformers.calibrate import engine_build, measure_runtime
 from memfit.engines.transformers.checkpoint_files import find_checkpoint_files
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.errors import EngineError, UsageError, WrongValueError
-from memfit.hardware import probe
 from memfit.hardware.disk_speed import measure_file
 from memfit.hardware.machine import Gpu, Machine
+from memfit.hardware.probe import probe
 from memfit.hub.resolve import ResolvedModel
 from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes
 from memfit.memory.precision import LOAD_IN

@@ -38,6 +38,7 @@ class SequentialLoop:
         del expected  # which only a scheduler asks for
         self._inbox.open()
         self._totals = StreamTotals()
+        self._model.threads.restart()
         cancelled = False
         try:
             while self._inbox.waiting or not self._inbox.is_ending:
@@ -56,8 +57,13 @@ class SequentialLoop:
         finally:
             self._current = None
         self._tell()
-        totals = self._totals + StreamTotals(seconds=self._inbox.seconds)
-        return {"cancelled": cancelled, "totals": vars(totals)}
+        return {"cancelled": cancelled, "totals": vars(self._totals_now())}
+
+    def _totals_now(self) -> StreamTotals:
+        threads = self._model.threads
+        return self._totals + StreamTotals(
+            seconds=self._inbox.seconds, passes=threads.passes, thread_passes=threads.thread_passes
+        )
 
     def _drop(self, number: int) -> None:
         if self._current and self._current.number == number:
@@ -90,8 +96,7 @@ class SequentialLoop:
             generated_tokens=completion.completion_tokens,
         )
         if self._current is request:
-            totals = self._totals + StreamTotals(seconds=self._inbox.seconds)
-            send_answer(self._channel, request.number, completion, totals)
+            send_answer(self._channel, request.number, completion, self._totals_now())
         self._current = None
 
     def _is_wanted(self, request: Request) -> bool:

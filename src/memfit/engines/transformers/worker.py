@@ -123,6 +123,7 @@ class TransformersCommands:
         try:
             model.forget()
             model.decode([token] * depth)
+            model.threads.restart()
             prompt_seconds = _seconds(model, [[token] * prompt_tokens])
             model.forget()
             model.decode([token] * max(1, depth))
@@ -136,6 +137,7 @@ class TransformersCommands:
             "cancelled": False,
             "prompt_seconds": prompt_seconds,
             "generation_seconds": generation_seconds,
+            "threads": model.threads.thread_passes / model.threads.passes,
         }
 
     def _loaded(self) -> CheckpointModel:

@@ -20,7 +20,8 @@ __all__ = ["UNUSED_BYTES", "GpuRuntime", "Runtime", "predict_checkpoint"]
 
 # On a GPU: what torch's allocator rounds up, and the work space of cuBLAS, which may be 32 MiB. Assumed.
 UNUSED_BYTES = 64 * MIB
-_SPREAD = 0.5  # of a prediction, either side
+# Where the rates may lie, as factors.
+_SPREADS = {"calibrated": (0.5, 1.5), "provisional": (0.5, 4.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,8 @@ def predict_checkpoint(
         layers += sent_bytes / runtime.link_bytes_per_second
     disk = streamed_bytes / runtime.disk_bytes_per_second
     hidden = 0.5 * min(one, disk) if streamed_bytes else 0.0
-    generation = Rate.around(1 / (layers + max(one, disk) + hidden), _SPREAD)
-    prompt = Rate.around(tokens / (layers + max(many, disk)), _SPREAD)
+    generation = Rate.between(1 / (layers + max(one, disk) + hidden), _SPREADS[runtime.basis])
+    prompt = Rate.between(tokens / (layers + max(many, disk)), _SPREADS[runtime.basis])
     return Prediction(prompt=prompt, generation=generation, together=generation, basis=runtime.basis)
 
 
