@@ -130,7 +130,7 @@ def in_the_middle(path: str) -> Rates:
     workload = memfit.Workload(context=4096, threads=THREADS)
     with memfit.load(path, workload=workload) as session:
         rate = session.measure(0, GENERATED).generation_tokens_per_second or 0.0
-        tokens = round(3 * LOAD_AFTER_SECONDS * rate)
+        tokens = round(5 * LOAD_AFTER_SECONDS * rate)
         alone = session.measure(0, tokens).generation_seconds
         with busy(LOAD_AFTER_SECONDS):
             seconds = session.measure(0, tokens).generation_seconds
