@@ -168,7 +168,7 @@ class WorkerSession(Closing, Session):
         self._meter.settle()
         ram = max(self._meter.peak_bytes, self._earlier_peak_bytes)
         peaks = {"ram": ram, **self._device_peaks()}
-        return Report(
+        report = Report(
             plan=self.plan,
             tiers=tuple(
                 TierReport(
@@ -190,6 +190,9 @@ class WorkerSession(Closing, Session):
             else None,
             model=model,
         )
+        if report.is_far_off and self.plan.prediction.basis == "calibrated":
+            self._doubt()
+        return report
 
     # -- what an engine adds ------------------------------------------------------------------------
 
@@ -205,6 +208,9 @@ class WorkerSession(Closing, Session):
         """By tier, what each device held at most; None where nobody there measures it."""
         names = [tier.name for tier in self.plan.tiers if tier.kind == "vram"]
         return {name: self._meter.gpu_peak_bytes(name) for name in names}
+
+    def _doubt(self) -> None:
+        """Have the speeds that this run was predicted by measured again, with the next plan."""
 
     def _explain(self, error: WorkerDiedError) -> WorkerDiedError:
         """Why the worker died, where this engine knows more than how."""

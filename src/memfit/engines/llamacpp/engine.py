@@ -10,7 +10,6 @@ from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.planning import LlamaPlanner
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.protocol import LoadOptions, PlanOptions
-from memfit.engines.report import Report
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import WorkerDiedError, WrongValueError
 from memfit.hardware.machine import is_remote
@@ -52,12 +51,8 @@ class LlamaSession(WorkerSession):
             "tensors": [asdict(one) for one in read_by_us],
         }
 
-    def report(self) -> Report:
-        """A run that was far from its prediction has this machine measured again."""
-        report = super().report()
-        if report.is_far_off and self.plan.prediction.basis == "calibrated":
-            LlamaCalibration(cpu_model=probe().cpu.model, say=lambda _: None).doubt()
-        return report
+    def _doubt(self) -> None:
+        LlamaCalibration(cpu_model=probe().cpu.model, say=lambda _: None).doubt()
 
     def _device_peaks(self) -> dict[str, int | None]:
         names = self.plan.config.devices

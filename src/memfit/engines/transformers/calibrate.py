@@ -30,7 +30,7 @@ from memfit.memory.process_memory import ProcessMemory, group_bytes
 from memfit.planner.transformers.runtime import GpuRuntime, Runtime
 from memfit.units import MIB
 
-__all__ = ["engine_build", "measure_runtime", "require_libraries"]
+__all__ = ["cached_figures", "engine_build", "measure_runtime", "require_libraries"]
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
 _QUANTIZING = "bitsandbytes"
@@ -66,6 +66,12 @@ def _version(name: str) -> str:
     return ""
 
 
+def cached_figures(cpu_model: str, say: Callable[[str], None]) -> CachedFigures:
+    """What was measured here before."""
+    key = " ".join([__version__, str(_FORMAT), cpu_model, platform.python_version(), _versions()])
+    return CachedFigures(cache_folder() / "transformers.json", key, say)
+
+
 def measure_runtime(
     config: TransformersConfig,
     hf_config: HfConfig,
@@ -83,8 +89,7 @@ def measure_runtime(
         EngineError: the small model cannot be run, or torch cannot use a GPU.
     """
     require_libraries(*config.precision.packages)
-    key = " ".join([__version__, str(_FORMAT), cpu.model, platform.python_version(), _versions()])
-    cached = CachedFigures(cache_folder() / "transformers.json", key, say)
+    cached = cached_figures(cpu.model, say)
     where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{config.threads} threads"
     shape = tuple(-(-size // 64) * 64 for size in (hf_config.intermediate_size, hf_config.hidden_size))
     speeds = {

@@ -10,12 +10,14 @@ from typing import Any
 
 from memfit.engines.protocol import LoadOptions
 from memfit.engines.report import ModelBytes
+from memfit.engines.transformers.calibrate import cached_figures
 from memfit.engines.transformers.gguf_files import convert
 from memfit.engines.transformers.process import TransformersWorker
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder, scratch_folder
 from memfit.hardware.nvidia import gpu_bytes_of
+from memfit.hardware.probe import probe
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 
 __all__ = ["TransformersSession"]
@@ -70,6 +72,9 @@ class TransformersSession(WorkerSession):
     def loaded_bytes(self) -> int:
         """In RAM after loading and before the first pass, all processes."""
         return self._meter.together(self._loaded["resident_bytes"])
+
+    def _doubt(self) -> None:
+        cached_figures(probe().cpu.model, lambda _: None).doubt()
 
     def _load_request(self) -> dict[str, Any]:
         return {"config": self.plan.config.to_json(), "offload_folder": self._folder}
