@@ -168,6 +168,8 @@ class Library:
         A product of matrices takes scratch for what it multiplies with, converted to its weights' type: here
         two bytes for each number of as many equal columns as it takes, times a single row of weights.
         """
+        if not size:
+            return
         ggml, scheduler = self.ggml_base, self._scheduler(context)
         cpu = ggml.ggml_backend_sched_get_backend(
             scheduler, ggml.ggml_backend_sched_get_n_backends(scheduler) - 1
