@@ -57,7 +57,8 @@ class CachedFigures:
         and the machine is quiet now. Figures that do not say when they were measured are no speeds."""
         if "measured_at" not in found:
             return False
-        doubted = found["measured_at"] <= self.values.get("doubted_at", 0.0)
+        # A clock that was set back leaves doubts of the future.
+        doubted = found["measured_at"] <= self.values.get("doubted_at", 0.0) <= time.time()
         return (doubted or found["is_provisional"]) and is_quiet()
 
     def write(self) -> None:

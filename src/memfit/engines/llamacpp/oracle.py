@@ -1,7 +1,7 @@
 """The oracle's parent side: asks simulating workers, one per way of holding the weights.
 
-What they answered once is kept in the cache folder: it depends on the model's header, the configuration and
-the engine's build, on nothing else.
+What they answered once about one sequence in RAM is kept in the cache folder: it depends on the model's
+header, the configuration and the engine's build.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class LlamaOracle(Closing):
         self._first = repack_modes[0]
         self._workers: dict[bool, LlamaWorker] = {}
         self._kept = answers
+        self._loaded_more: set[bool] = set()  # workers that hold more than a plain question's
         self._answers: dict[LlamaConfig, MemoryEstimate] = {}
 
     def ask(self, config: LlamaConfig) -> MemoryEstimate:
@@ -80,10 +81,14 @@ class LlamaOracle(Closing):
         """A worker's reply, of now or of an earlier command."""
         question = self._question(config)
         name = json.dumps({**question, "config": {**question["config"], "paths": None}}, sort_keys=True)
-        if self._kept and (known := self._kept.find(name)):
+        # A device's driver and numpy, once loaded, count in this and in every later answer of their worker.
+        alone = not (config.devices or config.parallel > 1 or config.grammar_bytes or config.outputs)
+        if alone and self._kept and (known := self._kept.find(name)):
             return known
         reply = self._worker(config.repack).ask("simulate", **question)
-        if self._kept:
+        if not alone:
+            self._loaded_more.add(config.repack)
+        elif self._kept and config.repack not in self._loaded_more:
             self._kept.keep(name, reply)
         return reply
 
