@@ -174,7 +174,7 @@ def print_report(report: Report, out: Console) -> None:
             rates.append(f"{name} {format_rate(measured)} (predicted {format_rate(predicted.value)})")
     if report.is_beside_others:
         rates.append(
-            f"other programs left {report.speed.threads:.2g} of {report.plan.config.threads} threads"
+            f"other programs left {report.speed.threads:.3g} of {report.plan.config.threads} threads"
         )
     rates.append(f"loaded in {report.load_seconds:.1f} s")
     out.print(" · ".join(rates))

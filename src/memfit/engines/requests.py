@@ -112,9 +112,7 @@ class Speed:
     prompt_seconds: float = 0.0
     generated_tokens: int = 0  # passes of one token each
     generation_seconds: float = 0.0
-    threads: float | None = (
-        None  # that computed, on average over passes; fewer than planned beside other programs
-    )
+    threads: float | None = None  # that computed, on average over passes; None: nobody counted
 
     @property
     def prompt_tokens_per_second(self) -> float | None:

@@ -1,7 +1,8 @@
 """How many threads compute: those that are planned, fewer while other programs need the CPUs.
 
 Runs in a worker. Threads meet at a barrier a thousand times a token. Where one of them has no CPU, all others
-wait for it: two threads on two CPUs with one other busy program are ten times slower than one thread.
+wait for it: two threads on two CPUs beside one busy program are about half as fast as one thread alone
+(benchmarks/busy.py).
 """
 
 from __future__ import annotations
