@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from dataclasses import replace
@@ -268,6 +269,25 @@ def test_speeds_in_doubt_are_measured_again_once(bench: _Bench) -> None:
     assert _ram(bench, ["F16"]) is not None and len(_FakeWorker.asked) == 2
 
 
+def test_a_doubt_outlives_a_type_that_is_added_on_a_busy_machine(bench: _Bench) -> None:
+    _ram(bench, ["F16"])
+    bench.calibration().doubt()
+    _FakeWorker.quiet = False
+    _ram(bench, ["F16", "Q8_0"])
+    _FakeWorker.quiet = True
+    _ram(bench, ["F16", "Q8_0"])
+    assert [one["types"] for one in _FakeWorker.asked] == [["F16"], ["Q8_0"], ["F16", "Q8_0"]]
+
+
+def test_a_doubt_outlives_what_others_write(bench: _Bench) -> None:
+    _ram(bench, ["F16"])
+    other = bench.calibration()
+    bench.calibration().doubt()
+    other.baseline(count_parent=True)
+    _ram(bench, ["F16"])
+    assert len(_FakeWorker.asked) == 2
+
+
 def test_a_doubt_is_heard_again_the_next_day(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     for later, asked in ((0, 2), (3600, 2), (25 * 3600, 3)):
@@ -314,6 +334,16 @@ def test_no_cache_can_be_written_and_it_still_works(bench: _Bench) -> None:
 def test_nothing_is_left_beside_the_cache(bench: _Bench) -> None:
     _baseline(bench.calibration())
     assert [path.name for path in bench.path.parent.iterdir()] == ["calibration.json"]
+
+
+def test_a_full_disk_leaves_nothing_beside_the_cache(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(values: Any, file: Any) -> None:
+        file.write("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", fill)
+    assert _baseline(bench.calibration()).decode_bytes == 7
+    assert not list(bench.path.parent.iterdir())
 
 
 def test_the_tiny_model_is_a_gguf_file(tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def test_a_run_far_from_its_prediction(changes: dict[str, Any], is_far_off: bool
     assert report.is_far_off is is_far_off
 
 
+def test_a_long_prompts_attention_explains_a_slow_run() -> None:
+    long = replace(_AS_PREDICTED, prompt_tokens=4096, generation_seconds=60.0, threads=None)
+    assert not make_report(speed=long).is_far_off
+
+
+def test_a_device_elsewhere_explains_a_slow_run() -> None:
+    slow = replace(_AS_PREDICTED, generation_seconds=60.0, threads=None)
+    for name, is_far_off in (("gpu0", True), ("host:1", False)):
+        plan = make_plan_value(devices=(make_tier(MIB, 0, 0, 0, 2 * MIB, name=name),))
+        assert make_report(plan, speed=slow).is_far_off is is_far_off
+
+
 def test_swapping_explains_a_slow_run() -> None:
     slow = replace(_AS_PREDICTED, generation_seconds=60.0, threads=None)
     assert make_report(speed=slow).is_far_off

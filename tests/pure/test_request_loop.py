@@ -47,7 +47,7 @@ class _Model:
     def __init__(self, parallel: int = 1) -> None:
         self.cache = _Cache()
         self.config = SimpleNamespace(parallel=parallel, kv_unified=True, streamed=(), outputs=0)
-        self.threads = Threads(1)
+        self.threads = Threads(1, lambda _: None)
         self.context_tokens = self.sequence_tokens = 256
         self.computed: list[int] = []  # tokens of each pass
         self.failures: dict[int, Exception] = {}

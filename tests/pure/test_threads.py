@@ -27,14 +27,23 @@ class _Meter:
         return self._uses.pop(0)
 
 
-def _use(others: float, *, waited: float = 0.3, cpus: int = 4) -> CpuUse:
-    return CpuUse(seconds=0.5, cpus=cpus, own=2.0, others=others, waited=waited)
+def _use(others: float, *, waited: float = 0.3, cpus: float = 4) -> CpuUse:
+    return CpuUse(seconds=0.5, cpus=cpus, others=others, waited=waited)
 
 
 def _threads(most: int, *uses: CpuUse | None) -> list[int]:
     meter: Any = _Meter(*uses)
-    threads = Threads(most, meter)
-    return [threads.look() for _ in uses]
+    threads = Threads(most, _ignore, meter)
+    return [_look(threads) for _ in uses]
+
+
+def _look(threads: Threads) -> int:
+    threads.look()
+    return threads.count
+
+
+def _ignore(_: int) -> None:
+    pass
 
 
 def test_all_compute_alone() -> None:
@@ -60,12 +69,12 @@ def test_after_a_rest_what_others_use_counts(monkeypatch: pytest.MonkeyPatch) ->
     now = 10.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     meter: Any = _Meter(_use(2.0, waited=0.0), _use(3.0, waited=0.0))
-    threads = Threads(4, meter)
+    threads = Threads(4, _ignore, meter)
     now += 0.3
-    assert threads.look() == 2
+    assert _look(threads) == 2
     now += 0.3  # a pass
     threads.done()
-    assert threads.look() == 2
+    assert _look(threads) == 2
 
 
 def test_they_come_back_as_soon_as_there_is_room() -> None:
@@ -74,12 +83,25 @@ def test_they_come_back_as_soon_as_there_is_room() -> None:
 
 def test_one_thread_is_never_fewer() -> None:
     meter: Any = _Meter()  # and nobody asks
-    assert Threads(1, meter).look() == 1
+    assert _look(Threads(1, _ignore, meter)) == 1
+
+
+def test_the_engine_is_told_only_what_is_new() -> None:
+    told: list[int] = []
+    meter: Any = _Meter(_use(0.0), _use(1.0), _use(1.0), None, _use(0.0))
+    threads = Threads(4, told.append, meter)
+    for _ in range(5):
+        threads.look()
+    assert told == [3, 4]
+
+
+def test_without_a_pass_those_that_would_compute() -> None:
+    assert Threads(4, _ignore, _Meter()).mean == 4  # type: ignore[arg-type]
 
 
 def test_passes_are_counted_by_their_threads() -> None:
     meter: Any = _Meter(None, _use(3.0), None)
-    threads = Threads(4, meter)
+    threads = Threads(4, _ignore, meter)
     for _ in range(3):
         threads.look()
     assert (threads.passes, threads.thread_passes) == (3, 4 + 1 + 1)
@@ -91,10 +113,10 @@ def test_passes_are_counted_by_their_threads() -> None:
 
 
 def _proc(folder: Path, *rows: str, waited: int | None = 0) -> Path:
-    (folder / "stat").write_text("".join(f"{row}\n" for row in rows))
+    (folder / "proc/self/task/7").mkdir(parents=True, exist_ok=True)
+    (folder / "proc/stat").write_text("".join(f"{row}\n" for row in rows))
     if waited is not None:
-        (folder / "self/task/7").mkdir(parents=True, exist_ok=True)
-        (folder / "self/task/7/schedstat").write_text(f"123456 {waited} 99\n")
+        (folder / "proc/self/task/7/schedstat").write_text(f"123456 {waited} 99\n")
     return folder
 
 
@@ -126,7 +148,7 @@ def test_others_are_what_is_busy_and_not_ours(tmp_path: Path, clock: dict[str, f
     use = meter.use(0.2)
     assert use is not None
     # In 2 s: 3 s busy, of which 1 s ours; 0.5 s of waiting beside 1 s of computing.
-    assert (use.cpus, use.own, use.others) == (2, 0.5, 1.0)
+    assert (use.cpus, use.others) == (2, 1.0)
     assert use.waited == pytest.approx(1 / 3)
     assert not use.is_quiet
     assert meter.use(0.2) is None
@@ -148,12 +170,54 @@ def test_where_nothing_says_it_nothing_is_told(
     tmp_path: Path, clock: dict[str, float], text: str | None
 ) -> None:
     if text is not None:
-        (tmp_path / "stat").write_text(text)
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/stat").write_text(text)
     meter = CpuMeter(tmp_path)
     clock["monotonic"] = 20.0
     use = meter.use(0.2)
     assert use is None or use.others == 0.0
-    assert Threads(4, meter).look() == 4
+    assert _look(Threads(4, _ignore, meter)) == 4
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_under_a_quota_only_those_in_the_group_are_in_the_way(
+    tmp_path: Path, clock: dict[str, float], version: int
+) -> None:
+    """A container of a CPU and a half on a busy machine of two."""
+    group = _group(tmp_path, version, used_seconds=5)
+    meter = CpuMeter(_proc(tmp_path, "cpu", "cpu0 0 0 0 0 0 0 0", "cpu2 0 0 0 0 0 0 0"))
+    clock["monotonic"], clock["process_time"] = 12.0, 2.0  # half a CPU is ours
+    _proc(tmp_path, "cpu", f"cpu0 {2 * _TICKS} 0 0 0 0 0 0", "cpu2 0 0 0 0 0 0 0")
+    assert _group(tmp_path, version, used_seconds=8) == group  # two CPUs' halves are others'
+    use = meter.use(0.2)
+    assert use is not None
+    assert (use.cpus, use.others) == (1.5, 1.0)
+
+
+def test_a_quota_without_a_count_is_none(tmp_path: Path, clock: dict[str, float]) -> None:
+    (_group(tmp_path, 2, used_seconds=5) / "cpu.stat").unlink()
+    meter = CpuMeter(_proc(tmp_path, "cpu", "cpu0 0 0 0 0 0 0 0", "cpu2 0 0 0 0 0 0 0"))
+    clock["monotonic"] = 12.0
+    use = meter.use(0.2)
+    assert use is not None and use.cpus == 2
+
+
+def _group(root: Path, version: int, *, used_seconds: int) -> Path:
+    """A group limited to 1.5 CPUs."""
+    folder = root / "sys/fs/cgroup/box"
+    folder.mkdir(parents=True, exist_ok=True)
+    (root / "proc/self").mkdir(parents=True, exist_ok=True)
+    kind = "cgroup2 cgroup2 rw" if version == 2 else "cgroup cgroup rw,cpu,cpuacct"
+    (root / "proc/self/mountinfo").write_text(f"35 31 0:32 / /sys/fs/cgroup rw - {kind}\n")
+    (root / "proc/self/cgroup").write_text("0::/box\n" if version == 2 else "4:cpu,cpuacct:/box\n")
+    if version == 2:
+        (folder / "cpu.max").write_text("150000 100000\n")
+        (folder / "cpu.stat").write_text(f"usage_usec {used_seconds * 10**6}\nuser_usec 1\n")
+    else:
+        (folder / "cpu.cfs_quota_us").write_text("150000\n")
+        (folder / "cpu.cfs_period_us").write_text("100000\n")
+        (folder / "cpuacct.usage").write_text(f"{used_seconds * 10**9}\n")
+    return folder
 
 
 def test_a_thread_that_is_new_has_waited_since_it_began() -> None:

@@ -165,6 +165,7 @@ def _assumed_runtime(machine: Machine, gpus: Sequence[int]) -> Runtime:
             if gpu.index in gpus
         ),
         link_bytes_per_second=1e9,
+        basis="assumed",
     )
 
 

@@ -19,7 +19,7 @@ from memfit.processes.helper import ask_helper
 __all__ = ["CachedFigures", "KeptAnswers", "is_quiet", "run_small_model"]
 
 _DOUBT_SECONDS = 24 * 3600.0
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS, _SAME_SECONDS = 0.1, 5.0
 _KEPT_SECONDS = 60 * 24 * 3600.0
 
 
@@ -29,11 +29,7 @@ class CachedFigures:
     def __init__(self, path: Path, key: str, say: Callable[[str], None]) -> None:
         """`say` is told what is measured."""
         self._path, self._key, self._say = path, key, say
-        self.values: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            stored = json.loads(path.read_text())
-            if stored["key"] == key:
-                self.values = dict(stored["values"])
+        self.values = self._read()
 
     def once(self, name: str, told: str, measure: Callable[[], Any], *, part: str | None = None) -> Any:
         """A figure, measured where it is not known, or old; `part` is the group of figures it belongs to."""
@@ -61,7 +57,17 @@ class CachedFigures:
         doubted = found["measured_at"] <= self.values.get("doubted_at", 0.0) <= time.time()
         return (doubted or found["is_provisional"]) and is_quiet()
 
+    def _read(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            stored = json.loads(self._path.read_text())
+            if stored["key"] == self._key:
+                return dict(stored["values"])
+        return {}
+
     def write(self) -> None:
+        """What others wrote meanwhile is lost, and measured again; but not their doubts."""
+        if doubted := max(one.get("doubted_at", 0.0) for one in (self.values, self._read())):
+            self.values["doubted_at"] = doubted
         _write(self._path, {"key": self._key, "values": self.values})
 
 
@@ -97,13 +103,23 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
     with contextlib.suppress(OSError):  # a read-only home costs measuring again, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(values, file)
-        Path(file.name).replace(path)
+            try:
+                json.dump(values, file)
+                file.flush()
+                Path(file.name).replace(path)
+            except OSError:  # the disk is full
+                Path(file.name).unlink()
+                raise
 
 
-@functools.cache
 def is_quiet() -> bool:
-    """Whether other programs leave this machine's CPUs alone. Takes a tenth of a second, once a process."""
+    """Whether other programs leave this machine's CPUs alone. Takes a tenth of a second, now and then."""
+    return _is_quiet(int(time.monotonic() / _SAME_SECONDS))
+
+
+@functools.lru_cache(maxsize=1)
+def _is_quiet(at: int) -> bool:
+    del at  # the answer holds for a while
     meter = CpuMeter()
     time.sleep(_LOOK_SECONDS)
     use = meter.use(0.0)

@@ -122,9 +122,7 @@ class WorkerProcess(Helper):
         """
         if self._conversation:
             self._conversation.close()
-        while self._posted:
-            self._posted -= 1
-            self._skip_answer(None)
+        self.skip_posted()
         self.send({"do": do, **values})
         self._conversation = Conversation(self, do)
         return self._conversation
@@ -141,6 +139,12 @@ class WorkerProcess(Helper):
         """Send a request whose answer is of no interest, without waiting for it."""
         self.send({"do": do, **values})
         self._posted += 1
+
+    def skip_posted(self) -> None:
+        """Wait for the answers of what was posted."""
+        while self._posted:
+            self._posted -= 1
+            self._skip_answer(None)
 
     def end_early(self, do: str) -> None:
         """Cancel the running request and wait for its end; a worker that does not end it is killed."""

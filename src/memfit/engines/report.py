@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memfit.engines.requests import Speed
+from memfit.hardware.machine import is_remote
 from memfit.planner.plan import Plan
 from memfit.units import format_bytes
 
@@ -15,6 +16,7 @@ __all__ = ["CapReport", "ModelBytes", "Report", "TierReport"]
 _SLOW_TOKENS_PER_SECOND = 0.5
 _ALL_THREADS = 0.95  # a share of those planned
 _LONG_PROMPT, _LONG_ANSWER = 256, 32  # tokens, from which on a rate says something
+_LONGER = 4.0  # times the planned tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +82,12 @@ class Report:
 
     @property
     def is_far_off(self) -> bool:
-        """Whether a speed lies outside its predicted range, and nothing but the prediction explains it."""
-        speed, predicted = self.speed, self.plan.prediction
+        """Whether a speed lies outside its predicted range, and only the kernels' speeds explain it."""
+        speed, predicted, planned = self.speed, self.plan.prediction, self.plan.workload
         together = speed.prompt_seconds == speed.generation_seconds  # many answers: rates over the same time
-        if self.is_beside_others or self.swapped_bytes or together:
+        longer = speed.prompt_tokens > _LONGER * planned.prompt_tokens  # attention takes more than predicted
+        elsewhere = self.plan.streamed_bytes or any(is_remote(tier.name) for tier in self.tiers)
+        if self.is_beside_others or self.swapped_bytes or together or longer or elsewhere:
             return False
         return any(
             rate is not None and tokens >= least and not expected.low <= rate <= expected.high

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 from memfit.hardware.cpu_use import CpuMeter, CpuUse
 
@@ -22,9 +23,11 @@ _AT_REST = 0.5  # of a span without a pass, from which on nothing of ours could 
 class Threads:
     """Asked before each pass, and told when it has ended."""
 
-    def __init__(self, most: int, meter: CpuMeter | None = None) -> None:
-        """`most` are planned. What others do is watched from here on."""
+    def __init__(self, most: int, use: Callable[[int], None], meter: CpuMeter | None = None) -> None:
+        """`most` are planned, and compute until `use` is told another number. What others do is watched from
+        here on."""
         self.most = self.count = most
+        self._use = use
         self._meter = meter or CpuMeter()
         self._ended, self._rest_seconds = time.monotonic(), 0.0
         self.restart()
@@ -33,24 +36,30 @@ class Threads:
         """Count passes from here on."""
         self.passes = self.thread_passes = 0  # the second counts a pass once for each of its threads
 
-    def look(self) -> int:
-        """How many are to compute now."""
+    @property
+    def mean(self) -> float:
+        """Over the passes that were counted."""
+        return self.thread_passes / self.passes if self.passes else self.count
+
+    def look(self) -> None:
+        """A pass begins."""
         self._rest_seconds += time.monotonic() - self._ended
         if self.most > 1 and (use := self._meter.use(_SPAN_SECONDS)):
-            self.count = self._fitting(use)
+            before, self.count = self.count, self._fitting(use, self._rest_seconds)
             self._rest_seconds = 0.0
+            if self.count != before:
+                self._use(self.count)
         self.passes += 1
         self.thread_passes += self.count
-        return self.count
 
     def done(self) -> None:
         """The pass has ended."""
         self._ended = time.monotonic()
 
-    def _fitting(self, use: CpuUse) -> int:
+    def _fitting(self, use: CpuUse, rest_seconds: float) -> int:
         free = max(1, min(self.most, math.floor(use.cpus - use.others + 0.5)))
         if free >= self.count:
             return free
-        in_the_way = use.waited > _CONTENDED or self._rest_seconds > _AT_REST * use.seconds
+        in_the_way = use.waited > _CONTENDED or rest_seconds > _AT_REST * use.seconds
         # Who computes in turns with us, as a device on this machine does, is not in the way.
         return free if in_the_way else self.count

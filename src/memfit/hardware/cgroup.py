@@ -38,6 +38,22 @@ class MemoryGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CpuQuota:
+    """The tightest limit on CPU time that this process shares with its group."""
+
+    cpus: float
+    folder: Path
+
+    def used_seconds(self) -> float:
+        """Of all processes in the group. Raises ValueError where the kernel does not say."""
+        for line in kernel_text(self.folder / "cpu.stat").splitlines():
+            name, _, value = line.partition(" ")
+            if name == "usage_usec":
+                return int(value) / 1e6
+        return int(kernel_text(self.folder / "cpuacct.usage")) / 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Mount:
     kind: str  # "cgroup" (version 1) or "cgroup2"
     controllers: frozenset[str]  # of version 1; version 2 mounts carry every controller
@@ -73,6 +89,16 @@ def memory_group(root: Path = Path("/")) -> MemoryGroup | None:
         if mount.kind == "cgroup2" and "memory" in kernel_text(folder / "cgroup.controllers").split():
             return MemoryGroup(folder=folder, version=2)
     return None
+
+
+def cpu_quota(root: Path = Path("/")) -> CpuQuota | None:
+    """None without a limit. `root` as above."""
+    quotas = [
+        CpuQuota(cpus=cpus, folder=folder)
+        for folder in _folders("cpu", _mounts(root), _own_groups(root))
+        if (cpus := _cpu_quota(folder)) is not None
+    ]
+    return min(quotas, key=lambda one: one.cpus, default=None)
 
 
 def _mounts(root: Path) -> list[_Mount]:

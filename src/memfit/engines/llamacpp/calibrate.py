@@ -8,6 +8,7 @@ worker holds. Kernel speeds come from the worker's bench (kernels.py), disk spee
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
 import platform
@@ -232,7 +233,8 @@ class LlamaCalibration:
         with LlamaWorker(yields=device is not None) as worker:
             reply = worker.ask("kernels", device=device, threads=threads, repack=repack, **missing)
         if reply["speeds"] is None:
-            self._say(f"{reply['why']}; its speed is assumed for now")
+            instead = "what was measured before counts" if kept else "its speed is assumed"
+            self._say(f"{reply['why']}; {instead} for now")
             self._values["busy_at"] = time.time()
             self._cached.write()
             return kept
@@ -252,7 +254,7 @@ def _learn(known: dict[str, Any], reply: Mapping[str, Any]) -> None:
     for part, values in reply["speeds"].items():
         known[part].update(values)
     known["is_provisional"] |= not reply["is_quiet"]
-    known["measured_at"] = time.time()
+    known["measured_at"] = known["measured_at"] or time.time()  # of the oldest: doubts are about all of them
 
 
 def _speeds_key(device: str | None, threads: int | None, *, repack: bool) -> str:
@@ -316,14 +318,15 @@ def _device_speed(values: dict[str, Any]) -> DeviceSpeed:
 
 
 def _engine_build() -> str:
-    """Size and time of the compiled kernels: another build has other speeds."""
+    """Sizes and times of the compiled libraries: another build has other speeds and bytes."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
         raise EngineMissingError(
             "the llama.cpp engine is not installed; memfit doctor gives the command that installs it"
         )
-    builds = sorted((Path(spec.origin).parent / "lib").glob("*ggml-cpu*"))
-    return " ".join(f"{stat.st_size}.{stat.st_mtime_ns}" for stat in (one.stat() for one in builds[:1]))
+    stats = [one.stat() for one in sorted((Path(spec.origin).parent / "lib").glob("*.*"))]
+    named = " ".join(f"{one.st_size}.{one.st_mtime_ns}" for one in stats)
+    return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
 def _measure_baseline() -> dict[str, Any]:

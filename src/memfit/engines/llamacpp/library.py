@@ -167,6 +167,9 @@ class Library:
 
         A product of matrices takes scratch for what it multiplies with, converted to its weights' type: here
         two bytes for each number of as many equal columns as it takes, times a single row of weights.
+
+        Raises:
+            EngineError: there is no memory for them.
         """
         if not size:
             return
@@ -182,11 +185,13 @@ class Library:
         repeated.ne[1], repeated.nb[1] = columns, 0  # all are the same numbers
         graph = ggml.ggml_new_graph(room)
         ggml.ggml_build_forward_expand(graph, ggml.ggml_mul_mat(room, weights, column))
-        if buffer := ggml.ggml_backend_alloc_ctx_tensors(room, cpu):
-            ggml.ggml_backend_buffer_clear(buffer, 0)
-            self.ggml_cpu.ggml_backend_cpu_set_n_threads(cpu, 1)  # each pass sets its own
-            ggml.ggml_backend_graph_compute(cpu, graph)
-            ggml.ggml_backend_buffer_free(buffer)
+        buffer = ggml.ggml_backend_alloc_ctx_tensors(room, cpu)
+        if not buffer:
+            raise EngineError("no memory is left for the engine's work buffer")
+        ggml.ggml_backend_buffer_clear(buffer, 0)
+        self.ggml_cpu.ggml_backend_cpu_set_n_threads(cpu, 1)  # each pass sets its own
+        ggml.ggml_backend_graph_compute(cpu, graph)
+        ggml.ggml_backend_buffer_free(buffer)
         ggml.ggml_free(room)
 
     def _split_graph(self, context: int, tokens: int, sequences: int) -> int:

@@ -66,7 +66,7 @@ class LlamaModel:
         self._context: int | None = None
         self._abort_flag = ctypes.create_string_buffer(2)
         self._drops_cache = False
-        self.threads = Threads(config.threads)
+        self.threads = Threads(config.threads, self._use_threads)
         self.config = config
         self._tensors = tensors
         self._weights: OwnWeights | None = None
@@ -286,10 +286,11 @@ class LlamaModel:
         self._api.llama_synchronize(self._context)
         self.threads.done()
 
+    def _use_threads(self, count: int) -> None:
+        self._api.llama_set_n_threads(self._context, count, count)
+
     def _decode(self, batch: Any) -> None:
-        before = self.threads.count
-        if (threads := self.threads.look()) != before:
-            self._api.llama_set_n_threads(self._context, threads, threads)
+        self.threads.look()
         code = self._api.llama_decode(self._context, batch)
         self.threads.done()
         if self._weights:

@@ -69,6 +69,11 @@ class LlamaOracle(Closing):
         counts: list[int | None] = worker.ask("count_tokens", requests=asked)["counts"]
         return counts
 
+    def settle(self) -> None:
+        """Wait until no worker computes: speeds are measured on a quiet machine."""
+        for worker in self._workers.values():
+            worker.skip_posted()
+
     def _worker(self, repack: bool) -> LlamaWorker:
         modes = {repack} if self._workers else {*self._repack_modes, repack}
         for mode in modes - self._workers.keys():

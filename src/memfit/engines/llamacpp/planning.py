@@ -78,6 +78,7 @@ class LlamaPlanner(Closing):
         may_dequantize = many and workload.repack == "auto" and not self._devices
         types, attention = needed_rates(small, instead=DEQUANTIZED if may_dequantize else None)
         threads = workload.threads or self._machine.cpu.threads
+        self._oracle.settle()
         speeds = self._calibration.ram_speeds(types, attention, repack_modes=modes, threads=threads)
         return speeds, [
             self._calibration.device_speed(device.engine_name, types, attention) for device in self._devices

@@ -199,7 +199,7 @@ class LlamaCommands:
             "cancelled": False,
             "prompt_seconds": prompt_done - started,
             "generation_seconds": ended - begun,
-            "threads": model.threads.thread_passes / model.threads.passes,
+            "threads": model.threads.mean,
         }
 
     def measure_kernels(

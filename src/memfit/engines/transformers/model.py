@@ -44,7 +44,7 @@ class CheckpointModel:
             ModelError: files are damaged, or config and weights disagree.
             EngineError: transformers refuses the model.
         """
-        self.threads = Threads(config.threads)
+        self.threads = Threads(config.threads, torch.set_num_threads)
         torch.set_num_threads(config.threads)
         for index, limit in enumerate(config.gpu_limits):
             whole = torch.cuda.get_device_properties(index).total_memory
@@ -73,7 +73,7 @@ class CheckpointModel:
         for module in self.model.modules():
             if type(module).__name__ in (self.model._no_split_modules or ()):
                 module.register_forward_pre_hook(self._stop_here)
-        self.model.register_forward_pre_hook(self._look)
+        self.model.register_forward_pre_hook(lambda *_: self.threads.look())
         self.model.register_forward_hook(lambda *_: self.threads.done())
 
     # -- loading ---------------------------------------------------------------------------------
@@ -208,13 +208,9 @@ class CheckpointModel:
     def is_aborted(self) -> bool:
         return self._stopped.is_set()
 
-    def _look(self, *_: object) -> None:
-        before = self.threads.count
-        if (threads := self.threads.look()) != before:
-            torch.set_num_threads(threads)
-
     def _stop_here(self, *_: object) -> None:
         if self._stopped.is_set():
+            self.threads.done()
             raise Aborted
 
     # -- facts -----------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ class TransformersCommands:
             "cancelled": False,
             "prompt_seconds": prompt_seconds,
             "generation_seconds": generation_seconds,
-            "threads": model.threads.thread_passes / model.threads.passes,
+            "threads": model.threads.mean,
         }
 
     def _loaded(self) -> CheckpointModel:

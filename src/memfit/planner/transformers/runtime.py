@@ -21,7 +21,7 @@ __all__ = ["UNUSED_BYTES", "GpuRuntime", "Runtime", "predict_checkpoint"]
 # On a GPU: what torch's allocator rounds up, and the work space of cuBLAS, which may be 32 MiB. Assumed.
 UNUSED_BYTES = 64 * MIB
 # Where the rates may lie, as factors.
-_SPREADS = {"calibrated": (0.5, 1.5), "provisional": (0.5, 4.0)}
+_SPREADS = {"calibrated": (0.5, 1.5), "provisional": (0.5, 4.0), "assumed": (0.1, 10.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
