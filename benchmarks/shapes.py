@@ -282,11 +282,23 @@ QWEN25_1B5 = Shape(  # 1.1 GB, Qwen2.5-1.5B's shape with a llama's tensors
     vocabulary=151936,
     context=32768,
 )
+QWEN25_0B5 = Shape(  # 0.5 GB, Qwen2.5-0.5B's shape with a llama's tensors: its rows are short for K-quants
+    architecture="llama",
+    mix="Q4_K_M",
+    layers=24,
+    width=896,
+    feed_forward=4864,
+    heads=14,
+    kv_heads=2,
+    vocabulary=151936,
+    context=32768,
+)
 INVENTED = {
     "tiny": TINY,
     "small": SMALL,
     "big": BIG,
     "huge": HUGE,
+    "0.5b": QWEN25_0B5,
     "1.5b": QWEN25_1B5,
     "moe": MOE,
     "big-moe": BIG_MOE,
