@@ -167,6 +167,8 @@ def held(config: Any) -> str:
     """How weights are held."""
     if config.dequantized:
         return f"{len(config.dequantized)} matrices as BF16"
+    if config.widened or config.plain:
+        return f"repack on, {len(config.widened)} matrices as Q8_0, {len(config.plain)} plain"
     return "repack " + ("on" if config.repack else "off")
 
 

@@ -26,7 +26,7 @@ from memfit.planner.fingerprint import Fingerprint
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.plan import Plan
 from memfit.planner.request import Budget
-from memfit.planner.saved import named_model, plan_from_json
+from memfit.planner.saved import named_model, plan_from_json, require_held
 from memfit.strict_json import parse_json, read_bytes, shown
 
 __all__ = ["read_plan", "require_this_machine"]
@@ -130,6 +130,8 @@ def _ready(found: _Restored, where: str, count_parent: bool) -> Plan:
     )
     # Remote devices last: what has changed here is a better reason than that one of them is gone.
     _require_same(plan, replace(now, remote_devices=made_for.remote_devices), where)
+    if isinstance(plan, LlamaPlan):
+        require_held(plan, where)
     devices = found.find_devices(here)
     _require_same(plan, replace(now, remote_devices=lent(devices)), where)
     plan.require_fit()

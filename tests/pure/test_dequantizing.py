@@ -10,6 +10,7 @@ from fakes import FakeOracle, make_graph, make_machine, make_operation, make_spe
 
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig, MemoryEstimate
+from memfit.memory.streaming import dequantized_bytes
 from memfit.planner.llamacpp.dequantizing import dequantize, may_dequantize
 from memfit.planner.llamacpp.inputs import PlanInputs
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
@@ -163,6 +164,20 @@ def test_a_plan_for_many_sequences_takes_them() -> None:
     assert any("3 matrices held as BF16, for 3.50 MiB more" in line for line in plan.why)
     assert plan.to_json()["config"]["dequantized"] == plan.config.dequantized
     assert LlamaConfig.from_json(plan.config.to_json()) == plan.config
+
+
+def test_a_single_request_has_them_beside_for_its_prompt() -> None:
+    plan = _plan(500, parallel=1, prompt_tokens=900, generated_tokens=9)
+    names = plan.config.prompt_dequantized
+    assert len(names) == 3 and plan.config.load_mode == "own" and not plan.config.dequantized
+    file, both = _plan(500, parallel=1, repack="off"), _plan(500, parallel=8)
+    assert plan.prediction.prompt.value == pytest.approx(both.prediction.prompt.value)
+    assert plan.prediction.generation == file.prediction.generation
+    larger = sum(dequantized_bytes(one) for one in plan.spec.tensors if one.name in names)
+    assert (
+        plan.ram.weights_bytes == held_bytes(plan.spec, replace(plan.config, prompt_dequantized=())) + larger
+    )
+    assert any("3 matrices held as BF16 as well" in line and "--repack off" in line for line in plan.why)
 
 
 @pytest.mark.parametrize("workload", [{"parallel": 1}, {"repack": "off"}, {"repack": "on"}])

@@ -514,6 +514,17 @@ def test_only_what_may_be_dequantized_is(
         assert "dequantized" in _refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "mode", "repack"),
+    [("twofold", "own", False), ("widened", "read", True), ("plain", "read", True)],
+)
+def test_only_matrices_are_held_in_other_forms(world: _World, field: str, mode: str, repack: bool) -> None:
+    plan = world.plan()
+    for name in ("absent", "output_norm.weight"):
+        config = replace(plan.config, load_mode=mode, repack=repack, **{field: (name,)})
+        assert f"config.{field}" in _refusal(world.save(replace(plan, config=config)))
+
+
 def _changed(document: dict[str, Any], field: str, value: object) -> dict[str, Any]:
     changed = copy.deepcopy(json.loads(json.dumps(document)))
     *way, last = (int(key) if key.isdigit() else key for key in field.split("."))

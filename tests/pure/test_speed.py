@@ -448,7 +448,7 @@ def test_a_machine_so_much_faster_takes_so_much_less_time(
 
 def test_the_types_and_heads_that_decide() -> None:
     def needed(*operations: Operation) -> tuple[list[str], list[str]]:
-        return needed_rates(_answer(make_graph(*operations)))
+        return needed_rates(_answer(make_graph(*operations)), instead={})
 
     main = (
         make_operation(type_name="Q8_0", bytes=600),
@@ -471,6 +471,14 @@ def test_the_types_and_heads_that_decide() -> None:
     short = (make_operation(bytes=26, width=576), make_operation(bytes=1, width=1535))
     assert needed(*main, *short)[0] == both
     assert needed(*main, *short, make_operation(bytes=1, width=576))[0] == [*both, "Q8_0/576"]
+
+
+def test_the_types_that_weights_may_be_held_as() -> None:
+    short = make_operation(type_name="Q5_0", bytes=9, width=896)
+    answer = _answer(make_graph(short, make_operation(type_name="Q6_K", bytes=9)))
+    instead = {"Q5_0": ["Q8_0", "BF16"], "Q6_K": ["BF16"], "Q4_K": ["F32"]}
+    types, _ = needed_rates(answer, instead=instead)
+    assert types == ["BF16", "BF16/896", "Q5_0/896", "Q6_K", "Q8_0/896"]
 
 
 def test_only_a_device_is_assumed_to_be_entered_for_a_price() -> None:

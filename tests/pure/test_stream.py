@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from memfit.engines.llamacpp.buffers import packed
 from memfit.engines.llamacpp.stream import Ring
-from memfit.engines.llamacpp.weights import _buffers
 from memfit.hardware.direct_file import DirectFile, StreamError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.page_cache import cached_bytes, drop_cached
@@ -216,6 +216,6 @@ def test_buffers_are_as_few_as_a_device_allows(most: int, expected: list[tuple[i
         ggml_backend_buft_get_alloc_size=lambda _, address: address,
     )
     tensors = [(_tensor("", 0, size), size) for size in (100, 100, 40, 32)]
-    found = list(_buffers(ggml, 0, tensors))
+    found = list(packed(ggml, 0, tensors))
     assert [(size, [start for _, _, start in inside]) for size, inside in found] == expected
     assert [one for _, inside in found for *one, _ in inside] == [list(one) for one in tensors]

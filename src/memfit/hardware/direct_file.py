@@ -20,13 +20,14 @@ class StreamError(Exception):
 class DirectFile:
     """A model file, read past the page cache; where the filesystem refuses that, pages are dropped later."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, cached: bool = False) -> None:
+        """What lies in the page cache already (`cached`) is read from there, and stays."""
         self.path = path
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         status = os.fstat(self._file)
         self._version = (status.st_size, status.st_mtime_ns)
-        self._direct = go_direct(self._file)
-        if not self._direct:  # or the kernel reads on by itself, which nobody drops again
+        self._drops = not cached and not go_direct(self._file)
+        if self._drops:  # or the kernel reads on by itself, which nobody drops again
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, into: memoryview, offset: int) -> None:
@@ -45,7 +46,7 @@ class DirectFile:
                 count = os.preadv(self._file, [into[done : done + READ_BYTES]], offset + done)
                 if count == 0:
                     raise StreamError(f"{self.path} became shorter while the model ran")
-                if not self._direct:
+                if self._drops:
                     os.posix_fadvise(self._file, offset + done, count, os.POSIX_FADV_DONTNEED)
                 done += count
         except OSError as error:

@@ -29,7 +29,7 @@ class LlamaConfig:
     ubatch: Annotated[int, Between(1, 65_536)]  # tokens per pass of a prompt (n_ubatch)
     threads: Annotated[int, Between(1, 512)]  # GGML_MAX_N_THREADS
     repack: bool  # weights in RAM rewritten while loading for this CPU's kernels
-    # "mmap": the file's own pages; "read": copied by the engine; "own": by ourselves.
+    # "mmap": the file's own pages; "read": copied into the engine's buffers; "own": into our memory.
     load_mode: Annotated[str, Matching("mmap|read|own", "one of mmap, read, own")]
     devices: tuple[str, ...] = ()  # the engine's names: "CUDA0", or "HOST:PORT" of a remote one
     # Per device: layers that lie there with their KV cache; the others, first, lie in RAM.
@@ -40,9 +40,23 @@ class LlamaConfig:
     streamed: tuple[str, ...] = ()
     ring_bytes: int = 0
     dequantized: tuple[str, ...] = ()  # with "own": quantized matrices in RAM that are held as BF16
+    twofold: tuple[str, ...] = ()  # with "own": matrices in RAM that are held plain, and rewritten beside
+    prompt_dequantized: tuple[str, ...] = ()  # with "own": matrices in RAM that are BF16, too, for prompts
+    widened: tuple[str, ...] = ()  # with "read" and `repack`: matrices that are rewritten as Q8_0
+    plain: tuple[str, ...] = ()  # with "read" and `repack`: matrices that stay as they are
     kv_unified: bool = True  # any sequence may use all of the context; else each has an equal part of it
     grammar_bytes: int = 0  # what the grammars of JSON schemas may hold together; 0: no answer follows one
     outputs: Annotated[int, Between(0, 65_536)] = 0  # tokens scored per pass (n_outputs_max); 0: none are
+
+    @property
+    def is_read_by_us(self) -> bool:
+        """Whether the engine only builds the model, and memfit gives its tensors their data."""
+        return self.load_mode == "own" or (self.load_mode == "read" and not self.devices)
+
+    @property
+    def needs_numpy(self) -> bool:
+        """In the worker: to answer several sequences, grammars and scores, and to widen weights."""
+        return bool(self.parallel > 1 or self.grammar_bytes or self.outputs or self.widened)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "paths": [str(path.absolute()) for path in self.paths]}

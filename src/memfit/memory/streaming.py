@@ -15,17 +15,23 @@ __all__ = [
     "DEQUANTIZED",
     "PAGE_BYTES",
     "SENT_BYTES",
+    "TOKEN_TABLE",
+    "WIDENED",
+    "WIDENS",
     "Stretch",
     "dequantized_bytes",
     "is_read_by_row",
     "ring_bytes",
     "streamed_bytes",
     "stretches",
+    "widened_bytes",
 ]
 
 PAGE_BYTES = 4096  # of O_DIRECT's blocks too, on every disk that is met
 SENT_BYTES = 1 << 20  # to a device at once, where it lies twice meanwhile; larger pieces are no faster
 DEQUANTIZED = "BF16"  # what quantized matrices may be held as: GGML's name of the type
+WIDENED, WIDENS = "Q8_0", ("Q5_0", "IQ4_NL")  # holds every value of these, as whole numbers of one scale
+TOKEN_TABLE = "token_embd.weight"
 _LEAST_SLOTS = 3  # one is computed with, one is whole, one is being read
 
 
@@ -61,7 +67,12 @@ def stretches(tensors: Iterable[TensorSpec]) -> list[Stretch]:
 
 def is_read_by_row(tensor: TensorSpec, tensors: Iterable[TensorSpec]) -> bool:
     """Whether only some rows are read for a pass: the token table, unless it is the output matrix too."""
-    return tensor.name == "token_embd.weight" and any(one.name == "output.weight" for one in tensors)
+    return tensor.name == TOKEN_TABLE and any(one.name == "output.weight" for one in tensors)
+
+
+def widened_bytes(tensor: TensorSpec) -> int:
+    """Of its weights as Q8_0, before they are rewritten."""
+    return tensor.elements // 32 * 34
 
 
 def dequantized_bytes(tensor: TensorSpec) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +20,14 @@ from memfit.memory.estimate import LlamaConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.precision import precision
 from memfit.planner.llamacpp.dequantizing import may_dequantize
+from memfit.planner.llamacpp.forms import may_widen
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.llamacpp.twofold import may_be_twofold
 from memfit.planner.plan import Plan, TierUse
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.strict_json import JsonReader, Length
 
-__all__ = ["named_model", "plan_from_json"]
+__all__ = ["named_model", "plan_from_json", "require_held"]
 
 _Engine = Literal["llamacpp", "transformers"]
 _ENGINES: dict[_Engine, tuple[type[Plan], type]] = {
@@ -179,15 +182,29 @@ def _check_llama(reader: JsonReader, plan: LlamaPlan) -> None:
         for index, term in enumerate(getattr(plan.prediction, key)):
             if term.device > devices:
                 reader.refuse(f"prediction.{key}[{index}].device", term.device, "a device of config.devices")
-    _check_dequantized(reader, plan)
 
 
-def _check_dequantized(reader: JsonReader, plan: LlamaPlan) -> None:
-    """The engine would read beyond a tensor whose type is not the one that it was told."""
-    config = plan.config
-    known = {one.name for one in plan.spec.tensors if may_dequantize(one, plan.spec)}
-    alone = config.load_mode == "own" and not (config.repack or config.devices)
-    if config.dequantized and not (alone and known.issuperset(config.dequantized)):
-        refused = next((name for name in config.dequantized if name not in known), "some")
-        needed = "quantized matrices, in RAM alone and with load_mode own"
-        reader.refuse("config.dequantized", refused, needed)
+def require_held(plan: LlamaPlan, where: str) -> None:
+    """Of a plan that is for this very model: that its matrices may be held in the ways that it has for them.
+    The engine would read other types' bytes, and beyond them, and no bytes were planned.
+
+    Raises:
+        UsageError: they may not.
+    """
+    config, spec = plan.config, plan.spec
+    alone = not (config.devices or config.streamed)
+    own = alone and config.load_mode == "own" and not config.repack
+    rewritten = alone and config.load_mode == "read" and config.repack
+    quantized = partial(may_dequantize, spec=spec)
+    for field, fits, may, needed in (
+        ("dequantized", own, quantized, "quantized ones, load_mode own"),
+        ("prompt_dequantized", own, quantized, "quantized ones, load_mode own"),
+        ("twofold", own and not config.dequantized, may_be_twofold, "those as they are, load_mode own"),
+        ("widened", rewritten, may_widen, "Q5_0 or IQ4_NL, repacked"),
+        ("plain", rewritten, may_be_twofold, "of a model that is repacked"),
+    ):
+        names = set(getattr(config, field))
+        unknown = names - {one.name for one in spec.tensors if may(one)}
+        if unknown or (names and not fits):
+            refused = min(unknown, default="some")
+            _reader(where).refuse(f"config.{field}", refused, f"matrices in RAM alone: {needed}")

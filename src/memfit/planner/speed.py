@@ -172,9 +172,11 @@ def attention_key(type_name: str, head: int) -> str:
     return f"{type_name}/{head}"
 
 
-def needed_rates(answer: MemoryEstimate, *, instead: str | None = None) -> tuple[list[str], list[str]]:
-    """The weights' types, and the keys of attention, whose speeds decide this model's; those of a type too
-    that weights may be held as `instead`."""
+def needed_rates(
+    answer: MemoryEstimate, *, instead: Mapping[str, Sequence[str]]
+) -> tuple[list[str], list[str]]:
+    """The weights' types, and the keys of attention, whose speeds decide this model's; those too that weights
+    of a type may be held as `instead`."""
     sizes: dict[str, int] = {}
     attention = set()
     for one in answer.generation.operations:
@@ -185,8 +187,9 @@ def needed_rates(answer: MemoryEstimate, *, instead: str | None = None) -> tuple
             sizes[key] = sizes.get(key, 0) + one.bytes
     least = _MINOR * sum(sizes.values())
     types = {name for name in sizes if sizes[name] >= least}
-    if instead:
-        types |= {name.replace(name.partition("/")[0], instead) for name in types}
+    for name in tuple(types):
+        of_type, slash, row = name.partition("/")
+        types |= {f"{other}{slash}{row}" for other in instead.get(of_type, ())}
     return sorted(types), sorted(attention)
 
 

@@ -44,7 +44,7 @@ class LlamaSession(WorkerSession):
 
     def _load_request(self) -> dict[str, Any]:
         tier, config = self.plan.ram, self.plan.config
-        read_by_us = self.plan.spec.tensors if config.load_mode == "own" else ()
+        read_by_us = self.plan.spec.tensors if config.is_read_by_us else ()
         return {
             "config": config.to_json(),
             "more_bytes": tier.kv_cache_bytes + tier.compute_bytes,

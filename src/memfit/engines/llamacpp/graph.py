@@ -15,9 +15,9 @@ from typing import Any
 
 from memfit.memory.estimate import RAM
 
-__all__ = ["Node", "nodes_of", "read_graph", "set_data"]
+__all__ = ["WEIGHTS_USAGE", "Node", "nodes_of", "read_graph", "set_data"]
 
-_WEIGHTS_USAGE = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
+WEIGHTS_USAGE = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 _EMPTY = frozenset({"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
 _ROWS = frozenset({"ADD_ID", "GET_ROWS", "SET_ROWS"})  # touch single rows of a large table
 # What an RPC server keeps of a graph while it computes it (ggml-rpc.cpp, `graph_compute`): the message, with
@@ -184,7 +184,7 @@ class _Reader:
         if name == "FLASH_ATTN_EXT":
             return True
         buffer = sources[0].buffer
-        return bool(buffer) and self._ggml.ggml_backend_buffer_get_usage(buffer) == _WEIGHTS_USAGE
+        return bool(buffer) and self._ggml.ggml_backend_buffer_get_usage(buffer) == WEIGHTS_USAGE
 
     def _add(self, device: int, counted: _Counted) -> None:
         kind, name, size, operations, cells, width = counted

@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from statistics import median
 
 from memfit.closing import Closing
+from memfit.engines.llamacpp.buffers import extra_buffer_types
 from memfit.engines.llamacpp.c_functions import InitParameters
 from memfit.engines.llamacpp.library import Library
 from memfit.hardware.cpu_use import involuntary_switches, waited_seconds, waits
@@ -230,7 +231,7 @@ class Bench(Closing):
                 activations = ggml.ggml_new_tensor_2d(context, _TYPE_F32, columns, tokens)
                 product = ggml.ggml_mul_mat(context, weight, activations)
                 ggml.ggml_build_forward_expand(graph, product)
-            for buffer_type in self._extra_buffer_types() if self._repack else [self._plain]:
+            for buffer_type in extra_buffer_types(ggml, self._device) if self._repack else [self._plain]:
                 with self._allocated(weights_context, buffer_type, clear=not self._repack):
                     if ggml.ggml_backend_dev_supports_op(self._device, product):
                         if self._repack:  # setting the data is what repacks it
@@ -313,18 +314,6 @@ class Bench(Closing):
         if not clean:
             raise BusyMachineError
         return median(clean)
-
-    def _extra_buffer_types(self) -> Sequence[int]:
-        """The CPU device's buffer types that rewrite weights."""
-        registry = self._ggml.ggml_backend_dev_backend_reg(self._device)
-        address = self._ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
-        if not address:
-            return []
-        listed = ctypes.CFUNCTYPE(ctypes.POINTER(_P), _P)(address)(self._device)
-        found: list[int] = []
-        while listed and listed[len(found)]:
-            found.append(int(listed[len(found)]))
-        return found
 
 
 def _pause() -> None:

@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from memfit.engines.llamacpp.c_functions import BACKENDS, BASE, LLAMA, RPC, Init
 from memfit.engines.llamacpp.graph import Node, nodes_of, read_graph
 from memfit.errors import EngineError, EngineMissingError
 from memfit.memory.estimate import RAM
-from memfit.memory.streaming import DEQUANTIZED
 from memfit.units import MIB
 
 __all__ = ["ENGINE_VERSION", "Breakdown", "Library", "load_library"]
@@ -271,30 +270,6 @@ class Library:
             address = ctypes.c_size_t.from_address(pair + 32).value
             found.append((ctypes.string_at(text, length).decode(), address))
         return found
-
-    def retype(self, model: int, names: Sequence[str]) -> Callable[[], None]:
-        """Let these tensors of a model that was built without memory have the type DEQUANTIZED.
-
-        The function that is returned gives them their own types back.
-        """
-        wanted = set(names)
-        before: list[tuple[Node, int, tuple[int, ...]]] = []
-        for name, address in self.model_tensors(model) if wanted else ():
-            if name in wanted:
-                node = Node.from_address(address)
-                before.append((node, node.type, tuple(node.nb)))
-                node.type = self.type_numbers[DEQUANTIZED]
-                width = self.ggml_base.ggml_type_size(node.type)
-                for dimension, count in enumerate(node.ne):
-                    node.nb[dimension] = width
-                    width *= count
-
-        def undo() -> None:
-            for node, kind, steps in before:
-                node.type = kind
-                node.nb[:] = steps
-
-        return undo
 
     def allow_contexts(self, model: int) -> None:
         """Let contexts of a model that was built without memory allocate theirs.

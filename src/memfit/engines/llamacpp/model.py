@@ -14,6 +14,8 @@ from typing import Any
 
 from memfit.engines.channel import Aborted, OverBudgetError
 from memfit.engines.llamacpp.devices import Devices
+from memfit.engines.llamacpp.filling import fill_buffers
+from memfit.engines.llamacpp.forms import Forms
 from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.engines.llamacpp.library import Breakdown, Library
 from memfit.engines.llamacpp.options import context_options, place_tensors
@@ -71,7 +73,7 @@ class LlamaModel:
         self._tensors = tensors
         self._weights: OwnWeights | None = None
         self._simulates = simulate
-        self._undo_retype: Callable[[], None] = lambda: None
+        self._forms: Forms | None = None  # of the simulated context
         self._pointer = self._load(config, simulate, overrides)
 
     def _load(self, config: LlamaConfig, simulate: bool, overrides: Any) -> int:
@@ -79,7 +81,7 @@ class LlamaModel:
         options = api.llama_model_default_params()
         kept = place_tensors(options, config, self._devices, self.device_addresses)
         options.use_extra_bufts = config.repack
-        is_ours = config.load_mode == "own" and not simulate
+        is_ours = config.is_read_by_us and not simulate
         options.no_alloc = simulate or is_ours
         if overrides is not None:
             options.kv_overrides = overrides
@@ -88,10 +90,11 @@ class LlamaModel:
         self._file_bytes = sum(path.stat().st_size for path in config.paths)
         if mapped:
             self._check_limit(self._file_bytes)  # the engine maps and populates the whole file first
-        if not options.no_alloc:
+        if not simulate:
             # Pages on their way through would stay cached; a file that lay there before stays.
             cached = cached_bytes(config.paths) or 0
             self._drops_cache = mapped or cached < _ALL_CACHED * self._file_bytes
+        if not options.no_alloc:
             # Kept alive for the call: ctypes holds no reference of its own.
             callback = api.llama_progress_callback(self._progress)
             options.progress_callback = callback
@@ -112,9 +115,9 @@ class LlamaModel:
         self.vocabulary_size: int = api.llama_vocab_n_tokens(self.vocabulary)
         self._on_vocabulary(self.vocabulary)
         if is_ours:
-            self._library.retype(pointer, config.dequantized)
+            Forms(self._library, pointer, config)
             self._library.allow_contexts(pointer)
-            self._weights = self._read_weights(pointer, config)
+            self._read_weights(pointer, config)
         return int(pointer)
 
     @property
@@ -122,20 +125,31 @@ class LlamaModel:
         """Of the weights, memory that cannot go to swap."""
         return self._weights.locked_bytes if self._weights else 0
 
-    def _read_weights(self, pointer: int, config: LlamaConfig) -> OwnWeights:
-        def look(fraction: float) -> None:
-            self._on_progress(fraction)
-            self._check_limit(0)
+    def _read_weights(self, pointer: int, config: LlamaConfig) -> None:
+        used = self._library.model_tensors(pointer)
+        if config.load_mode == "own":
+            self._weights = OwnWeights(
+                config,
+                self._tensors,
+                used,
+                library=self._library,
+                abort=self.abort,
+                is_aborted=lambda: self.is_aborted,
+                on_progress=self._look,
+            )
+        else:
+            fill_buffers(
+                self._library,
+                config,
+                self._tensors,
+                used,
+                are_cached=not self._drops_cache,
+                on_progress=self._look,
+            )
 
-        return OwnWeights(
-            config,
-            self._tensors,
-            self._library.model_tensors(pointer),
-            library=self._library,
-            abort=self.abort,
-            is_aborted=lambda: self.is_aborted,
-            on_progress=look,
-        )
+    def _look(self, fraction: float) -> None:
+        self._on_progress(fraction)
+        self._check_limit(0)
 
     def _progress(self, fraction: float, _: object) -> bool:
         """Called by the engine before each tensor; False stops the loading."""
@@ -167,8 +181,9 @@ class LlamaModel:
         self.close_context()
         api = self._api
         if self._simulates:
-            self._undo_retype()
-            self._undo_retype = self._library.retype(self._pointer, config.dequantized)
+            if self._forms:
+                self._forms.undo()
+            self._forms = Forms(self._library, self._pointer, config)
         options = context_options(api, config)
         # A C function as abort callback, so that no Python runs between graph nodes:
         # strlen(flag) is non-zero, hence true, as soon as the flag's first byte is set.
@@ -207,6 +222,11 @@ class LlamaModel:
             self._api.llama_free(self._context)
             self._context = None
             del self.cache
+
+    @property
+    def added_bytes(self) -> int:
+        """What the simulated context's weights take beyond what the engine counts."""
+        return self._forms.added_bytes if self._forms else 0
 
     @property
     def _open_context(self) -> int:
@@ -291,6 +311,8 @@ class LlamaModel:
 
     def _decode(self, batch: Any) -> None:
         self.threads.look()
+        if self._weights and self._weights.layouts:
+            self._weights.layouts.use(batch.n_tokens)
         code = self._api.llama_decode(self._context, batch)
         self.threads.done()
         if self._weights:

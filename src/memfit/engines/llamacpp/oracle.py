@@ -87,7 +87,7 @@ class LlamaOracle(Closing):
         question = self._question(config)
         name = json.dumps({**question, "config": {**question["config"], "paths": None}}, sort_keys=True)
         # A device's driver and numpy, once loaded, count in this and in every later answer of their worker.
-        alone = not (config.devices or config.parallel > 1 or config.grammar_bytes or config.outputs)
+        alone = not (config.devices or config.needs_numpy)
         if alone and self._kept and (known := self._kept.find(name)):
             return known
         reply = self._worker(config.repack).ask("simulate", **question)

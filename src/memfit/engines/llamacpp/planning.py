@@ -18,7 +18,7 @@ from memfit.hardware.probe import probe
 from memfit.hardware.profile import read_profile
 from memfit.headers.model_spec import ModelSpec
 from memfit.hub.header_only import is_header_only
-from memfit.memory.streaming import DEQUANTIZED
+from memfit.memory.streaming import DEQUANTIZED, WIDENED, WIDENS
 from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
@@ -75,8 +75,13 @@ class LlamaPlanner(Closing):
             return dict.fromkeys(modes, ram), [*dummies]
         small = self._oracle.ask(small_config(self.spec, modes[0]))
         many = self._options.many or workload.parallel > 1
-        may_dequantize = many and workload.repack == "auto" and not self._devices
-        types, attention = needed_rates(small, instead=DEQUANTIZED if may_dequantize else None)
+        instead: dict[str, list[str]] = {}
+        if workload.repack == "auto" and not self._devices:
+            instead = {one: [WIDENED] for one in WIDENS}
+            # BF16 alone is for many sequences; beside Q8_0, whose kernels are slow on many CPUs, for prompts.
+            for one in {tensor.type for tensor in self.spec.tensors} if many else ("Q8_0",):
+                instead.setdefault(one, []).append(DEQUANTIZED)
+        types, attention = needed_rates(small, instead=instead)
         threads = workload.threads or self._machine.cpu.threads
         self._oracle.settle()
         speeds = self._calibration.ram_speeds(types, attention, repack_modes=modes, threads=threads)

@@ -11,12 +11,15 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from memfit.engines.llamacpp.buffers import form_of
+from memfit.engines.llamacpp.filling import address_of, allocate, send
+from memfit.engines.llamacpp.forms import retype
 from memfit.engines.llamacpp.giving import Giving
 from memfit.engines.llamacpp.graph import Node, set_data
+from memfit.engines.llamacpp.layouts import Layouts, rewritten_forms
 from memfit.engines.llamacpp.library import Library
 from memfit.engines.llamacpp.stream import Ring
 from memfit.errors import EngineError
@@ -25,14 +28,13 @@ from memfit.hardware.disk_speed import own_memory
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.locked import lock_memory
-from memfit.memory.streaming import PAGE_BYTES, SENT_BYTES, Stretch, is_read_by_row, stretches
+from memfit.memory.streaming import DEQUANTIZED, PAGE_BYTES, SENT_BYTES, Stretch, is_read_by_row, stretches
 
 __all__ = ["OwnWeights"]
 
 _SOURCE = Node.src.offset
 _PIECE_BYTES = 256 << 10  # dequantized at once
 _PROGRESS_BYTES = 64 << 20  # read between two looks at the limit
-_WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 
 
 class OwnWeights:
@@ -66,7 +68,7 @@ class OwnWeights:
         self._giving: Giving | None = None  # None: no tensor is streamed
         self._indices: dict[int, int] = {}  # tensor → its number in the order of computation
         self._shifts: list[int] = []  # where in its pages each tensor begins
-        self._ggml = library.ggml_base
+        self._library, self._ggml = library, library.ggml_base
         self._types = library.type_numbers
         self._read(config, tensors, used, on_progress)
         if self._streamed:
@@ -100,7 +102,10 @@ class OwnWeights:
                 self._map(tensor, address, config.paths[tensor.file_index])
             else:
                 pinned.append((tensor, address))
-        whole, done = sum(one.size_bytes for one, _ in (*sent, *pinned, *larger)) or 1, 0
+        whole = sum(one.size_bytes for one, _ in (*sent, *pinned, *larger)) or 1
+        twice = {*config.twofold, *config.prompt_dequantized}
+        whole += sum(one.size_bytes for one, _ in pinned if one.name in twice)
+        done = 0
 
         def came(size_bytes: int) -> None:
             nonlocal done
@@ -113,8 +118,24 @@ class OwnWeights:
             self._pin(dict(pinned), came)
             for tensor, address in larger:
                 self._dequantize(tensor, address, came)
+            self._hold_both(config, pinned, came)
         except StreamError as error:
             raise EngineError(str(error)) from None
+
+    def _hold_both(
+        self, config: LlamaConfig, pinned: Sequence[tuple[TensorSpec, int]], came: Callable[[int], None]
+    ) -> None:
+        """Of pinned tensors: make their other form, too."""
+        twofold = {tensor: address for tensor, address in pinned if tensor.name in config.twofold}
+        plain = {address: form_of(address) for _, address in pinned}
+        few = rewritten_forms(self._library, twofold, config.threads, came)
+        many = {address: plain[address] for address in few}
+        for tensor, address in pinned:
+            if tensor.name in config.prompt_dequantized:
+                retype(self._library, address, DEQUANTIZED)
+                self._dequantize(tensor, address, came)
+                few[address], many[address] = plain[address], form_of(address)
+        self.layouts = Layouts(few, many) if few else None
 
     def require_turns(self, nodes: Sequence[Node]) -> None:
         """Raises EngineError where a graph would read a streamed tensor before its turn."""
@@ -179,34 +200,14 @@ class OwnWeights:
             kind = ggml.ggml_backend_buffer_get_type(Node.from_address(address).buffer)
             by_type.setdefault(kind, []).append((tensor, address))
         for kind, group in by_type.items():
-            for size, inside in _buffers(ggml, kind, group):
-                buffer = ggml.ggml_backend_buft_alloc_buffer(kind, size)
-                if not buffer:
-                    raise EngineError(f"a device has no room for {size} bytes of weights")
-                ggml.ggml_backend_buffer_set_usage(buffer, _WEIGHTS)
-                base = ggml.ggml_backend_buffer_get_base(buffer)
-                for tensor, address, start in inside:
-                    node = Node.from_address(address)
-                    node.buffer = node.data = None  # of the one without memory that it has now
-                    if ggml.ggml_backend_tensor_alloc(buffer, address, base + start) != 0:
-                        raise EngineError(f"the device does not take {tensor.name}")
-                    self._send_one(tensor, address, memory)
-                    came(tensor.size_bytes)
-
-    def _send_one(self, tensor: TensorSpec, address: int, memory: mmap.mmap) -> None:
-        (part,) = stretches([tensor])
-        view, base = memoryview(memory), _address(memory)
-        shift = tensor.offset_bytes - part.start_bytes
-        for start in range(0, part.size_bytes, SENT_BYTES):
-            piece = view[: min(SENT_BYTES, part.size_bytes - start)]
-            self._files[part.file_index].read(piece, part.start_bytes + start)
-            first, last = max(start, shift), min(start + len(piece), shift + tensor.size_bytes)
-            self._ggml.ggml_backend_tensor_set(address, base + first - start, first - shift, last - first)
+            for tensor, address in allocate(ggml, kind, group):
+                send(ggml, self._files[tensor.file_index], tensor, address, memory)
+                came(tensor.size_bytes)
 
     def _pin(self, tensors: dict[TensorSpec, int], came: Callable[[int], None]) -> None:
         for part in stretches(tensors):
             memory = own_memory(part.size_bytes)
-            view, base = memoryview(memory), _address(memory)
+            view, base = memoryview(memory), address_of(memory)
             for start in range(0, part.size_bytes, _PROGRESS_BYTES):
                 piece = view[start : start + _PROGRESS_BYTES]
                 self._files[part.file_index].read(piece, part.start_bytes + start)
@@ -228,7 +229,7 @@ class OwnWeights:
         most = _PIECE_BYTES // block_bytes * block_bytes
         floats = own_memory(4 * most // block_bytes * block)
         memory = own_memory(2 * tensor.elements)
-        source, middle, target = map(_address, (read, floats, memory))
+        source, middle, target = map(address_of, (read, floats, memory))
         for start in range(0, tensor.size_bytes, most):
             begin = tensor.offset_bytes + start
             end = begin + min(most, tensor.size_bytes - start)
@@ -240,8 +241,8 @@ class OwnWeights:
             ggml.ggml_fp32_to_bf16_row(middle, target, count)
             target += 2 * count
             came(end - begin)
-        self.locked_bytes += lock_memory(_address(memory), len(memory))
-        set_data(address, _address(memory))
+        self.locked_bytes += lock_memory(address_of(memory), len(memory))
+        set_data(address, address_of(memory))
         self._kept.append(memory)
 
     def _map(self, tensor: TensorSpec, address: int, path: Path) -> None:
@@ -256,7 +257,7 @@ class OwnWeights:
             offset=start,
         )
         self._table.madvise(mmap.MADV_RANDOM)
-        set_data(address, _address(self._table) + tensor.offset_bytes - start)
+        set_data(address, address_of(self._table) + tensor.offset_bytes - start)
 
 
 class _Traits(ctypes.Structure):
@@ -270,25 +271,3 @@ class _Traits(ctypes.Structure):
         ("is_quantized", ctypes.c_bool),
         ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
     )
-
-
-def _address(memory: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
-
-
-def _buffers(
-    ggml: Any, kind: int, tensors: Sequence[tuple[TensorSpec, int]]
-) -> Iterator[tuple[int, list[tuple[TensorSpec, int, int]]]]:
-    """The bytes of each buffer of this type, and where each tensor begins in it."""
-    alignment, most = ggml.ggml_backend_buft_get_alignment(kind), ggml.ggml_backend_buft_get_max_size(kind)
-    end = 0
-    inside: list[tuple[TensorSpec, int, int]] = []
-    for tensor, address in tensors:
-        size = ggml.ggml_backend_buft_get_alloc_size(kind, address)
-        start = -(-end // alignment) * alignment
-        if inside and start + size > most:
-            yield end, inside
-            start, inside = 0, []
-        inside.append((tensor, address, start))
-        end = start + size
-    yield end, inside

@@ -91,15 +91,17 @@ class LlamaCommands:
         memory = process_memory()
         breakdown = model.memory_breakdown().values()
         scratch, most, more = model.work_buffer_bytes(wanted.threads, _MOST_THREADS, 2 * _MOST_THREADS)
+        held = [
+            {
+                kind: sum(getattr(part, kind) for part in breakdown if part.device == device)
+                for kind in ("weights_bytes", "kv_cache_bytes", "compute_bytes")
+            }
+            for device in (None, *model.device_addresses)
+        ]
+        held[0]["weights_bytes"] += model.added_bytes
         return {
             "context": model.context_tokens,
-            "bytes": [
-                {
-                    kind: sum(getattr(part, kind) for part in breakdown if part.device == device)
-                    for kind in ("weights_bytes", "kv_cache_bytes", "compute_bytes")
-                }
-                for device in (None, *model.device_addresses)
-            ],
+            "bytes": held,
             "scratch_bytes": scratch,
             "thread_bytes": -(-(more - most) // _MOST_THREADS),  # grows with threads, if at all, ever faster
             "candidate_bytes": _CANDIDATE_BYTES * model.vocabulary_size,
@@ -250,6 +252,10 @@ _CONTEXT_ONLY: dict[str, Any] = {
     "load_mode": "",
     "kv_unified": True,
     "dequantized": (),
+    "widened": (),
+    "plain": (),
+    "prompt_dequantized": (),
+    "twofold": (),
     "grammar_bytes": 0,
     "outputs": 0,
 }
@@ -274,8 +280,8 @@ def _score_bytes(config: LlamaConfig, vocabulary: int) -> int:
 
 
 def _import_for(config: LlamaConfig) -> None:
-    """Several sequences, and grammars, are answered with numpy, whose memory counts in a plan as in a run."""
-    if config.parallel > 1 or config.grammar_bytes or config.outputs:
+    """What takes memory in a plan as in a run."""
+    if config.needs_numpy:
         importlib.import_module("numpy")
 
 

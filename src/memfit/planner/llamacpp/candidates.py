@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate, Oracle
 from memfit.memory.streaming import streamed_bytes
 from memfit.planner.llamacpp.dequantizing import dequantize
+from memfit.planner.llamacpp.forms import choose_forms, forms_speed
 from memfit.planner.llamacpp.inputs import PlanInputs, UsedDevice
 from memfit.planner.llamacpp.offload import Offloader
 from memfit.planner.llamacpp.placement import Placement, Problem
-from memfit.planner.llamacpp.streaming import resident, slowed, stream_out
+from memfit.planner.llamacpp.streaming import held_bytes, resident, slowed, stream_out
 from memfit.planner.llamacpp.tiers import tiers_of
+from memfit.planner.llamacpp.twofold import hold_twofold, twofold_speed
 from memfit.planner.plan import TierUse
 from memfit.planner.speed import DeviceSpeed, Prediction, predict
 
@@ -67,14 +69,18 @@ class Candidates:
             self.found[key] = one if one and one.fits(within) else None
         return self.found[key]
 
-    def dequantized(self, config: LlamaConfig, within: tuple[int, ...]) -> Candidate | None:
-        """With as many matrices as memory has room for held as BF16, which many tokens at once multiply
-        faster; None where that gains nothing."""
+    def dequantized(
+        self, config: LlamaConfig, within: tuple[int, ...], *, for_prompts: bool = False
+    ) -> Candidate | None:
+        """With as many matrices as memory has room for held as BF16, or as well, which many tokens at once
+        multiply faster; None where that gains nothing."""
         own = replace(config, load_mode="own")
         room = self._room_for_weights(own, within)
         for _ in range(_ATTEMPTS):
             speed = self.inputs.ram_speed(False)
-            larger = dequantize(self.inputs.spec, own, speed, self.inputs.workload, room)
+            larger = dequantize(
+                self.inputs.spec, own, speed, self.inputs.workload, room, for_prompts=for_prompts
+            )
             if larger is None:
                 return None
             one = self.evaluate(larger)
@@ -82,6 +88,22 @@ class Candidates:
                 return one
             room -= one.tiers[RAM].needs_bytes - within[RAM]  # its kernels' work buffer is another
         return None
+
+    def twofold(self, config: LlamaConfig, within: tuple[int, ...]) -> Candidate | None:
+        """With matrices held in two forms, as far as memory has room; None where that gains nothing."""
+        own = replace(config, load_mode="own")
+        room = self._room_for_weights(own, within) - held_bytes(self.inputs.spec, own)
+        plain, rewritten = (self.inputs.ram_speed(repack) for repack in (False, True))
+        larger = hold_twofold(self.inputs.spec, own, plain, rewritten, self.inputs.workload, room)
+        one = larger and self.evaluate(larger)
+        return one if one and one.fits(within) else None
+
+    def in_forms(self, config: LlamaConfig, within: tuple[int, ...]) -> Candidate | None:
+        """With each kind of matrix in its fastest form; None where that is the engine's, or has no room."""
+        plain, rewritten = (self.inputs.ram_speed(repack) for repack in (False, True))
+        chosen = choose_forms(self.inputs.spec, config, plain, rewritten, self.inputs.workload)
+        one = chosen and self.evaluate(chosen)
+        return one if one and one.fits(within) else None
 
     def smallest(self, config: LlamaConfig, within: tuple[int, ...]) -> Candidate:
         """The placement that leaves fewest bytes in RAM, fit or not."""
@@ -93,11 +115,11 @@ class Candidates:
 
     def evaluate(self, config: LlamaConfig) -> Candidate:
         spec, workload = self.inputs.spec, self.inputs.workload
-        answer = self.oracle.ask(resident(config))
+        answer = self._answer(config)
         prompt_tokens = min(workload.prompt_tokens, answer.context)
         prediction = predict(
             answer,
-            self._speeds(config.repack),
+            self._speeds_of(config),
             prompt_tokens=prompt_tokens,
             generated_tokens=workload.generated_tokens,
             depth=workload.depth,
@@ -154,5 +176,21 @@ class Candidates:
     def _speeds(self, repack: bool) -> list[DeviceSpeed]:
         return [self.inputs.ram_speed(repack), *(one.speed for one in self.used)]
 
+    def _speeds_of(self, config: LlamaConfig) -> list[DeviceSpeed]:
+        ram, *others = self._speeds(config.repack)
+        if config.twofold:
+            ram = twofold_speed(self.inputs.spec, config, ram, self.inputs.ram_speed(True))
+        if config.plain:
+            ram = forms_speed(self.inputs.spec, config, self.inputs.ram_speed(False), ram)
+        return [ram, *others]
+
     def _tiers(self, config: LlamaConfig) -> tuple[TierUse, ...]:
-        return tiers_of(self.inputs, self.used, config, self.oracle.ask(resident(config)))
+        return tiers_of(self.inputs, self.used, config, self._answer(config))
+
+    def _answer(self, config: LlamaConfig) -> MemoryEstimate:
+        """With everything in memory. Prompts take the larger buffers, so theirs are the bytes."""
+        answer = self.oracle.ask(resident(config))
+        if not config.prompt_dequantized:
+            return answer
+        prompts = self.oracle.ask(replace(resident(config), dequantized=config.prompt_dequantized))
+        return replace(prompts, generation=answer.generation)

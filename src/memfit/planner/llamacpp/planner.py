@@ -133,7 +133,14 @@ class _Planner:
         for repack in self._repack_modes():
             config = self._inputs.config(choice.kv_type, choice.ubatch, repack)
             yield self._candidates.placed(config, choice.within)
-        if workload.parallel > 1 and workload.repack == "auto" and not self._used:
+        if workload.repack != "auto" or self._used:
+            return
+        if self._inputs.speeds is not None:
+            yield self._candidates.twofold(plain, choice.within)
+            rewritten = self._inputs.config(choice.kv_type, choice.ubatch, True)
+            yield self._candidates.in_forms(rewritten, choice.within)
+            yield self._candidates.dequantized(plain, choice.within, for_prompts=True)
+        if workload.parallel > 1:
             yield self._candidates.dequantized(plain, choice.within)
 
     def _repack_modes(self) -> tuple[bool, ...]:
@@ -150,11 +157,9 @@ class _Planner:
     def _fastest(self, options: Sequence[Candidate]) -> Candidate:
         if self._inputs.speeds is None:
             return max(options, key=lambda one: one.config.repack)  # llama.cpp's default
-        best = min(options, key=lambda one: one.seconds)
-        plain = [one for one in options if not one.config.repack and not one.config.dequantized]
-        if plain and plain[0].seconds <= best.seconds * (1 + _NEGLIGIBLE_GAIN):
-            return plain[0]
-        return best
+        enough = (1 + _NEGLIGIBLE_GAIN) * min(one.seconds for one in options)
+        # Those that hold more come later.
+        return next(one for one in options if one.seconds <= enough)
 
     def _smallest(self) -> Candidate:
         """The configuration that leaves fewest bytes in RAM for what was asked."""

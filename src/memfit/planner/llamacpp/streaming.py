@@ -37,7 +37,7 @@ _STEPS = 1 << 24  # in which the bytes to stream are looked for
 def resident(config: LlamaConfig) -> LlamaConfig:
     """The same with everything in memory: what the oracle is asked about. The way of loading stays, since
     contexts depend on it."""
-    return replace(config, streamed=(), ring_bytes=0)
+    return replace(config, streamed=(), ring_bytes=0, twofold=(), prompt_dequantized=())
 
 
 def stream_out(spec: ModelSpec, config: LlamaConfig, room_bytes: int | None) -> LlamaConfig | None:
@@ -67,7 +67,7 @@ def stream_out(spec: ModelSpec, config: LlamaConfig, room_bytes: int | None) -> 
 
 
 def held_bytes(spec: ModelSpec, config: LlamaConfig) -> int:
-    """Of the weights that are RAM's: pinned ones, as they are or dequantized, and the ring."""
+    """Of the weights that are RAM's: pinned ones, as they are, dequantized or in two forms, and the ring."""
     streamed, dequantized = set(config.streamed), set(config.dequantized)
     pinned, larger = [], 0
     for one in _in_ram(spec, config):
@@ -75,6 +75,9 @@ def held_bytes(spec: ModelSpec, config: LlamaConfig) -> int:
             larger += dequantized_bytes(one)
         elif one.name not in streamed and not is_read_by_row(one, spec.tensors):
             pinned.append(one)
+    twofold, prompts = set(config.twofold), set(config.prompt_dequantized)
+    larger += sum(one.size_bytes for one in pinned if one.name in twofold)
+    larger += sum(dequantized_bytes(one) for one in pinned if one.name in prompts)
     return sum(part.size_bytes for part in stretches(pinned)) + larger + config.ring_bytes
 
 

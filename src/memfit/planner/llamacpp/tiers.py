@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import DeviceBytes, LlamaConfig, MemoryEstimate
-from memfit.memory.streaming import SENT_BYTES
+from memfit.memory.streaming import SENT_BYTES, TOKEN_TABLE, is_read_by_row, widened_bytes
 from memfit.planner.llamacpp.inputs import PlanInputs, UsedDevice
 from memfit.planner.llamacpp.streaming import held_bytes, row_bytes
 from memfit.planner.llamacpp.tensor_devices import op_offload_bytes, sent_bytes
@@ -33,7 +34,10 @@ def tiers_of(
         for number, sizes in sent.items()
         if used[number - 1].device.is_remote
     }
-    ram = _ram(inputs, config, answer, 2 * max(at_once.values(), default=0))
+    passing = 2 * max(at_once.values(), default=0)
+    if config.load_mode == "read" and not config.devices:
+        passing = _rewriting(inputs.spec, config, answer.weights_bytes)
+    ram = _ram(inputs, config, answer, passing)
     held = answer.devices or [None] * len(used)
     return ram, *(
         _device(inputs, one, config, bytes_there, sent.get(number, []), at_once.get(number, 0))
@@ -41,8 +45,9 @@ def tiers_of(
     )
 
 
-def _ram(inputs: PlanInputs, config: LlamaConfig, answer: MemoryEstimate, sending: int) -> TierUse:
-    """`sending`: what passes through on its way to remote devices."""
+def _ram(inputs: PlanInputs, config: LlamaConfig, answer: MemoryEstimate, passing: int) -> TierUse:
+    """`passing`: what loading takes at most beyond the weights, on their way into buffers or to remote
+    devices."""
     beside = answer.kv_cache_bytes + answer.compute_bytes + answer.scratch_bytes
     own = config.load_mode == "own"
     return TierUse.of(
@@ -53,7 +58,7 @@ def _ram(inputs: PlanInputs, config: LlamaConfig, answer: MemoryEstimate, sendin
         kv_cache=answer.kv_cache_bytes,
         compute=answer.compute_bytes + answer.scratch_bytes + row_bytes(inputs.spec, config),
         # Loading ends before the KV cache and the compute buffers are made.
-        overhead=answer.process_bytes + max(0, sending - beside),
+        overhead=answer.process_bytes + max(0, passing - beside),
     )
 
 
@@ -85,6 +90,20 @@ def _device(
         overhead=device.overhead_bytes + staging if held else 0,
     )
     return replace(use, reserved_bytes=reserved)
+
+
+def _rewriting(spec: ModelSpec, config: LlamaConfig, weights_bytes: int) -> int:
+    """What filling the engine's buffers takes at most beyond the weights: the largest tensor comes first, and
+    what is read and widened of it lies beside."""
+    widened = set(config.widened)
+    sizes = {one: widened_bytes(one) if one.name in widened else one.size_bytes for one in spec.tensors}
+    tied = (one for one in spec.tensors if one.name == TOKEN_TABLE and not is_read_by_row(one, spec.tensors))
+    whole = sum(sizes.values()) + sum(one.size_bytes for one in tied)  # which is there plain as well
+    most = there = 0.0
+    for tensor, size in sorted(sizes.items(), key=lambda one: -one[1]):
+        there += size / whole * weights_bytes
+        most = max(most, there + tensor.size_bytes + (size if tensor.name in widened else 0))
+    return max(0, round(most - weights_bytes))
 
 
 def _receiving(sizes: Sequence[int], piece: int) -> int:
