@@ -33,7 +33,7 @@ import numpy as np
 from llama_server import complete_all
 from rewrite import rewrite
 from shapes import BIG, QWEN25_0B5, SMALL
-from subjects import MEMFIT, models
+from subjects import MEMFIT, held, models
 from synthetic import write_model
 
 import memfit
@@ -118,7 +118,7 @@ def whole(folder: Path) -> int:
         )
         seconds, found = time.perf_counter() - started, json.loads(done.stdout)
         rate = found["usage"]["completion_tokens"] / seconds
-        who = "memfit, " + held(SimpleNamespace(**found["plan"]["config"]))
+        who = "memfit, " + held(found["plan"]["config"])
         row(who, found["plan"]["parallel"], f"{seconds:.1f}", f"{rate:.1f}")
         return rate
 
@@ -153,7 +153,7 @@ def answered(path: str, prompts: list[str], name: str, sequences: int | None = N
     rate = tokens / totals.seconds
     row(
         name,
-        "memfit, " + held(plan.config),
+        "memfit, " + held(plan.config.to_json()),
         plan.config.parallel,
         f"{totals.seconds:.1f}",
         f"{rate:.1f} (predicted {plan.prediction.together.value:.0f} without prompts)",
@@ -161,15 +161,6 @@ def answered(path: str, prompts: list[str], name: str, sequences: int | None = N
         f"{report.tiers[0].error_bytes / MIB:.1f} MiB",
     )
     return rate
-
-
-def held(config: Any) -> str:
-    """How weights are held."""
-    if config.dequantized:
-        return f"{len(config.dequantized)} matrices as BF16"
-    if config.widened or config.plain:
-        return f"repack on, {len(config.widened)} matrices as Q8_0, {len(config.plain)} plain"
-    return "repack " + ("on" if config.repack else "off")
 
 
 def planned(

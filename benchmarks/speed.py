@@ -21,10 +21,9 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from shapes import QWEN25_0B5, QWEN25_1B5, TINY
-from subjects import memfit, models, peers
+from subjects import held, memfit, models, peers
 from synthetic import write_model
 
 PROMPT, GENERATED, THREADS = 512, 128, 2
@@ -157,17 +156,7 @@ def ours(
         predicted = document["plan"]["predicted"][f"{kind}_tokens_per_second"]
         within += predicted["low"] <= rate <= predicted["high"]
         pair.append(rate)
-    return (pair[0], pair[1]), held(document["plan"]), within
-
-
-def held(plan: dict[str, Any]) -> str:
-    """How weights are held."""
-    other = {
-        name: len(plan["config"][name])
-        for name in ("dequantized", "prompt_dequantized", "twofold", "widened", "plain")
-        if plan["config"][name]
-    }
-    return ("on" if plan["repack"] else "off") + "".join(f", {count} {name}" for name, count in other.items())
+    return (pair[0], pair[1]), held(document["plan"]["config"]), within
 
 
 def middle(pairs: list[tuple[float, float]]) -> tuple[float, float]:

@@ -27,6 +27,13 @@ def memfit(*arguments: str, stdin: str | None = None) -> tuple[int, dict[str, An
     return done.returncode, json.loads(done.stdout) if done.stdout.strip() else {}, done.stderr
 
 
+def held(config: dict[str, Any]) -> str:
+    """How a plan's config holds the weights."""
+    lists = ("dequantized", "prompt_dequantized", "twofold", "widened", "plain")
+    counts = (f", {len(config[name])} {name}" for name in lists if config[name])
+    return "repack " + ("on" if config["repack"] else "off") + "".join(counts)
+
+
 def peers() -> Path:
     """The folder of llama-bench and llama-completion, built on first use (benchmarks/peers/build)."""
     done = subprocess.run([ROOT / "benchmarks/peers/build"], check=True, stdout=subprocess.PIPE, text=True)

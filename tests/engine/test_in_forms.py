@@ -14,7 +14,7 @@ from memfit.errors import EngineError
 from memfit.hardware.probe import probe
 from memfit.planner.llamacpp.forms import may_widen
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
-from memfit.planner.llamacpp.twofold import may_be_twofold
+from memfit.planner.llamacpp.streaming import is_dense_matrix
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -32,7 +32,7 @@ def _in_forms(plan: LlamaPlan, form: str) -> LlamaPlan:
     names = tuple(
         one.name
         for one in plan.spec.tensors
-        if (may_widen(one) if form == "widened" else may_be_twofold(one) and one.type == "Q4_K")
+        if (may_widen(one) if form == "widened" else is_dense_matrix(one) and one.type == "Q4_K")
     )
     assert names
     config = replace(plan.config, **{form: names})

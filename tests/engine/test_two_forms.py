@@ -1,4 +1,4 @@
-"""Matrices in two forms, on a real model: the same text, and the bytes that were planned."""
+"""Matrices in two forms, on a real model: each pass has the numbers of its own, and the bytes are planned."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 import memfit
 from memfit.planner.llamacpp.dequantizing import may_dequantize
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
-from memfit.planner.llamacpp.streaming import held_bytes
-from memfit.planner.llamacpp.twofold import may_be_twofold
+from memfit.planner.llamacpp.streaming import held_bytes, is_dense_matrix
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -27,7 +26,7 @@ def _plan(model: str, outputs: int) -> LlamaPlan:
 
 def _twofold(plan: LlamaPlan) -> LlamaPlan:
     # A type of which every CPU's kernels have another form, from AVX2 on.
-    names = tuple(one.name for one in plan.spec.tensors if may_be_twofold(one) and one.type == "Q4_K")
+    names = tuple(one.name for one in plan.spec.tensors if is_dense_matrix(one) and one.type == "Q4_K")
     assert names
     return _with(plan, twofold=names)
 
@@ -63,7 +62,7 @@ def test_few_tokens_take_the_other_form(gemma: str) -> None:
 def test_bf16_is_for_prompts_alone(gemma: str) -> None:
     many, few = _plan(gemma, 256), _plan(gemma, 16)
     names = tuple(
-        one.name for one in many.spec.tensors if may_be_twofold(one) and may_dequantize(one, many.spec)
+        one.name for one in many.spec.tensors if is_dense_matrix(one) and may_dequantize(one, many.spec)
     )
     both = {"prompt_dequantized": names}
     assert _scores(_with(many, **both)) == _scores(_with(many, dequantized=names))

@@ -217,10 +217,10 @@ def make_layered_spec(
         tensors += [matrix(f"blk.{layer}.ffn_{kind}{suffix}", 16) for kind in ("down", "gate", "up")]
     count = max(experts.values(), default=0)
     used = 2 if count else 0
-    return make_spec(*_one_after_another((*tensors, *more)), n_experts=count, n_experts_used=used)
+    return make_spec(*one_after_another((*tensors, *more)), n_experts=count, n_experts_used=used)
 
 
-def _one_after_another(tensors: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
+def one_after_another(tensors: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
     """As they lie in a file."""
     offset = 0
     for tensor in tensors:

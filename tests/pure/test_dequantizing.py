@@ -6,7 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import FakeOracle, make_graph, make_machine, make_operation, make_spec, make_speed, make_tensor
+from fakes import (
+    FakeOracle,
+    make_graph,
+    make_machine,
+    make_operation,
+    make_spec,
+    make_speed,
+    make_tensor,
+    one_after_another,
+)
 
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig, MemoryEstimate
@@ -30,7 +39,7 @@ def _matrix(name: str, kind: str, bytes_each: float) -> Any:
 
 def _spec(*more: Any) -> ModelSpec:
     """A million weights a matrix: Q4 ones of half a MiB, Q8 ones of 1; as BF16 each has 2."""
-    tensors = [
+    tensors = (
         _matrix("token_embd", "Q8_0", 1),
         _matrix("output", "Q8_0", 1),
         _matrix("blk.0.attn_q", "Q8_0", 1),
@@ -38,12 +47,8 @@ def _spec(*more: Any) -> ModelSpec:
         _matrix("blk.0.ffn_down", "F16", 2),
         make_tensor("blk.0.attn_norm.weight", (_LONG,), "F32", 4 * _LONG),
         *more,
-    ]
-    offset, placed = 0, []
-    for one in tensors:
-        placed.append(replace(one, offset_bytes=offset))
-        offset += one.size_bytes
-    return make_spec(*placed)
+    )
+    return make_spec(*one_after_another(tensors))
 
 
 _SPEED = make_speed(
@@ -199,8 +204,7 @@ def test_pages_that_neighbours_share_are_counted() -> None:
     tensors = [
         make_tensor(f"blk.{layer}.ffn_up.weight", (_LONG, 512), "Q4_1", 655360 + 2048) for layer in range(10)
     ]
-    placed = [replace(one, offset_bytes=n * one.size_bytes) for n, one in enumerate(tensors)]
-    spec = make_spec(*placed)
+    spec = make_spec(*one_after_another(tensors))
     for room in range(0, 16 * MIB, 300_000):
         found = dequantize(spec, _PARAMETERS, _SPEED, _WORKLOAD, room)
         assert found is None or held_bytes(spec, found) <= room

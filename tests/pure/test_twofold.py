@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import FakeOracle, make_machine, make_spec, make_speed, make_tensor
+from fakes import FakeOracle, make_machine, make_spec, make_speed, make_tensor, one_after_another
 
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.planner.llamacpp.inputs import PlanInputs
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
-from memfit.planner.llamacpp.streaming import held_bytes
-from memfit.planner.llamacpp.twofold import hold_twofold, may_be_twofold, twofold_speed
+from memfit.planner.llamacpp.streaming import held_bytes, is_dense_matrix
+from memfit.planner.llamacpp.twofold import hold_twofold, twofold_speed
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import WeightSpeed
 from memfit.units import MIB
@@ -27,7 +27,7 @@ def _matrix(name: str, kind: str, mebibytes: int) -> Any:
 
 
 def _spec(*more: Any) -> ModelSpec:
-    tensors = [
+    tensors = (
         _matrix("token_embd", "Q6_K", 1),
         _matrix("output", "Q6_K", 1),
         _matrix("blk.0.attn_q", "Q4_K", 2),
@@ -35,12 +35,8 @@ def _spec(*more: Any) -> ModelSpec:
         _matrix("blk.0.ffn_down", "Q6_K", 4),
         make_tensor("blk.0.attn_norm.weight", (_ROW,), "F32", 4 * _ROW),
         *more,
-    ]
-    offset, placed = 0, []
-    for one in tensors:
-        placed.append(replace(one, offset_bytes=offset))
-        offset += one.size_bytes
-    return make_spec(*placed)
+    )
+    return make_spec(*one_after_another(tensors))
 
 
 def _speed(generation: float, prompt: float) -> WeightSpeed:
@@ -111,7 +107,7 @@ def test_short_rows_have_a_speed_of_their_own() -> None:
 def test_experts_norms_and_tables_stay() -> None:
     experts = make_tensor("blk.0.ffn_up_exps.weight", (_ROW, 512, 4), "Q4_K", 2 * MIB)
     spec = _spec(experts)
-    assert [one.name for one in spec.tensors if not may_be_twofold(one)] == [
+    assert [one.name for one in spec.tensors if not is_dense_matrix(one)] == [
         "token_embd.weight",
         "blk.0.attn_norm.weight",
         "blk.0.ffn_up_exps.weight",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import tempfile
@@ -19,7 +18,7 @@ from memfit.processes.helper import ask_helper
 __all__ = ["CachedFigures", "KeptAnswers", "is_quiet", "run_small_model"]
 
 _DOUBT_SECONDS = 24 * 3600.0
-_LOOK_SECONDS, _SAME_SECONDS = 0.1, 5.0
+_LOOK_SECONDS = 0.1
 _KEPT_SECONDS = 60 * 24 * 3600.0
 
 
@@ -113,13 +112,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def is_quiet() -> bool:
-    """Whether other programs leave this machine's CPUs alone. Takes a tenth of a second, now and then."""
-    return _is_quiet(int(time.monotonic() / _SAME_SECONDS))
-
-
-@functools.lru_cache(maxsize=1)
-def _is_quiet(at: int) -> bool:
-    del at  # the answer holds for a while
+    """Whether other programs leave this machine's CPUs alone. Takes a tenth of a second."""
     meter = CpuMeter()
     time.sleep(_LOOK_SECONDS)
     use = meter.use(0.0)

@@ -69,7 +69,7 @@ def read_cgroup(root: Path = Path("/")) -> Cgroup:
     return Cgroup(
         memory_limit_bytes=_least(map(_memory_limit, folders)),
         memory_headroom_bytes=_least(map(_headroom, folders)),
-        cpu_quota=_least(map(_cpu_quota, _folders("cpu", mounts, groups))),
+        cpu_quota=quota.cpus if (quota := _tightest(mounts, groups)) else None,
         swap_limit_bytes=_least(map(_swap_limit, folders)),
     )
 
@@ -93,9 +93,13 @@ def memory_group(root: Path = Path("/")) -> MemoryGroup | None:
 
 def cpu_quota(root: Path = Path("/")) -> CpuQuota | None:
     """None without a limit. `root` as above."""
+    return _tightest(_mounts(root), _own_groups(root))
+
+
+def _tightest(mounts: list[_Mount], groups: dict[str, PurePosixPath]) -> CpuQuota | None:
     quotas = [
         CpuQuota(cpus=cpus, folder=folder)
-        for folder in _folders("cpu", _mounts(root), _own_groups(root))
+        for folder in _folders("cpu", mounts, groups)
         if (cpus := _cpu_quota(folder)) is not None
     ]
     return min(quotas, key=lambda one: one.cpus, default=None)

@@ -129,34 +129,18 @@ def fill_buffers(
     rewritten: list[tuple[TensorSpec, int]] = []
     sizes: dict[TensorSpec, int] = {}  # of the latter, rewritten
     for kind, group in by_kind.items():
-        is_plain = ggml.ggml_backend_buft_is_host(kind)
-        (plain if is_plain else rewritten).extend(allocate(ggml, kind, group))
-        if not is_plain:
+        if ggml.ggml_backend_buft_is_host(kind):
+            plain += allocate(ggml, kind, group)
+        else:
+            rewritten += allocate(ggml, kind, group)
             sizes |= {one: ggml.ggml_backend_buft_get_alloc_size(kind, address) for one, address in group}
     # The largest first: what is held beside a tensor while it is read is small when most is there.
     rewritten.sort(key=lambda one: -sizes[one[0]])
     room = _Room(sum(sizes.values()) + sum(tensor.size_bytes for tensor, _ in plain))
     widened = set(config.widened)
 
-    @contextlib.contextmanager
-    def read(tensor: TensorSpec) -> Iterator[int]:
-        (part,) = stretches([tensor])
-        shift, wide_bytes = tensor.offset_bytes - part.start_bytes, 0
-        if tensor.name in widened:
-            wide_bytes = widened_bytes(tensor)
-        with (
-            room.beside(sizes[tensor], part.size_bytes + wide_bytes),
-            own_memory(part.size_bytes) as memory,
-        ):
-            files[part.file_index].read(memoryview(memory), part.start_bytes)
-            if not wide_bytes:
-                yield address_of(memory) + shift
-                return
-            with own_memory(wide_bytes) as wide:
-                read = memoryview(memory)[shift : shift + tensor.size_bytes]
-                widen(tensor.type, read, memoryview(wide))
-                read.release()
-                yield address_of(wide)
+    def data(tensor: TensorSpec) -> AbstractContextManager[int]:
+        return _data(files[tensor.file_index], tensor, room, sizes[tensor], widens=tensor.name in widened)
 
     whole, done = sum(ggml.ggml_nbytes(address) for _, address in (*rewritten, *plain)) or 1, 0
 
@@ -167,13 +151,30 @@ def fill_buffers(
 
     on_progress(0.0)
     try:
-        fill(ggml, rewritten, read, threads=config.threads, came=came)
+        fill(ggml, rewritten, data, threads=config.threads, came=came)
         memory = own_memory(SENT_BYTES)
         for tensor, address in plain:
             send(ggml, files[tensor.file_index], tensor, address, memory)
             came(tensor.size_bytes)
     except StreamError as error:
         raise EngineError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _data(
+    file: DirectFile, tensor: TensorSpec, room: _Room, rewritten_bytes: int, *, widens: bool
+) -> Iterator[int]:
+    """The address of a tensor's bytes as they are to be rewritten, in memory for as long as that takes."""
+    (part,) = stretches([tensor])
+    shift, wide_bytes = tensor.offset_bytes - part.start_bytes, widened_bytes(tensor) if widens else 0
+    with room.beside(rewritten_bytes, part.size_bytes + wide_bytes), own_memory(part.size_bytes) as memory:
+        file.read(memoryview(memory), part.start_bytes)
+        if not widens:
+            yield address_of(memory) + shift
+            return
+        with own_memory(wide_bytes) as wide, memoryview(memory) as read:
+            widen(tensor.type, read[shift : shift + tensor.size_bytes], memoryview(wide))
+            yield address_of(wide)
 
 
 def send(ggml: Any, file: DirectFile, tensor: TensorSpec, address: int, memory: mmap.mmap) -> None:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.streaming import DEQUANTIZED, dequantized_bytes, is_read_by_row
-from memfit.planner.llamacpp.streaming import held_bytes, is_matrix
+from memfit.planner.llamacpp.streaming import held_bytes, is_dense_matrix
 from memfit.planner.request import Workload
 from memfit.planner.speed import MANY_TOKENS, DeviceSpeed, WeightSpeed, weight_key
 
@@ -74,7 +74,7 @@ def may_dequantize(tensor: TensorSpec, spec: ModelSpec) -> bool:
         return False
     if tensor.name == "token_embd.weight":
         return not is_read_by_row(tensor, spec.tensors)
-    return len(tensor.shape) == 2 and is_matrix(tensor)
+    return is_dense_matrix(tensor)
 
 
 def _seconds(speed: WeightSpeed, workload: Workload, *, for_prompts: bool) -> float:

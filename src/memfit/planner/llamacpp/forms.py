@@ -14,8 +14,8 @@ from dataclasses import replace
 from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.streaming import WIDENED, WIDENS, widened_bytes
-from memfit.planner.llamacpp.streaming import is_matrix
-from memfit.planner.llamacpp.twofold import kernel_seconds, may_be_twofold
+from memfit.planner.llamacpp.streaming import is_dense_matrix
+from memfit.planner.llamacpp.twofold import kernel_seconds
 from memfit.planner.request import Workload
 from memfit.planner.speed import DeviceSpeed, weight_key
 
@@ -44,7 +44,7 @@ def choose_forms(
             seconds["widened"] = kernel_seconds(speed, tensor.elements, widened_bytes(tensor), workload)
         return min(seconds, key=lambda form: (seconds[form], form))
 
-    chosen = [one for one in spec.tensors if may_be_twofold(one)]
+    chosen = [one for one in spec.tensors if is_dense_matrix(one)]
     kinds = {(one.type, one.shape[0]): one for one in chosen}
     forms = {kind: best(one) for kind, one in kinds.items()}
     names = {
@@ -68,5 +68,4 @@ def forms_speed(
 
 
 def may_widen(tensor: TensorSpec) -> bool:
-    """Matrices of layers and of the output. Experts have kernels of their own."""
-    return tensor.type in WIDENS and len(tensor.shape) == 2 and is_matrix(tensor)
+    return tensor.type in WIDENS and is_dense_matrix(tensor)

@@ -89,12 +89,7 @@ def reasons(
     yield from _budget_reasons(plan, inputs)
     yield from _context_reasons(plan)
     yield f"repack {'on' if plan.config.repack else 'off'}: {_repack_reason(plan, inputs, other)}"
-    yield from _dequantized_reasons(plan)
-    yield from _prompt_reasons(plan)
-    yield from _twofold_reasons(plan)
-    yield from _widened_reasons(plan)
-    if plan.config.plain:
-        yield f"{len(plan.config.plain)} matrices stay plain: this CPU's kernels are faster with them"
+    yield from _form_reasons(plan)
     yield f"load mode {plan.config.load_mode}: {_load_reason(plan)}"
     yield from _device_reasons(plan, alone, too_small)
     size, threads = plan.config.ubatch, plan.config.threads
@@ -147,48 +142,42 @@ def _repack_reason(plan: LlamaPlan, inputs: PlanInputs, other: Prediction | None
     )
 
 
-def _dequantized_reasons(plan: LlamaPlan) -> Iterator[str]:
-    names = set(plan.config.dequantized)
-    if names:
-        larger = [one for one in plan.spec.tensors if one.name in names]
-        added = sum(dequantized_bytes(one) - one.size_bytes for one in larger)
-        yield (
-            f"{len(larger)} matrices held as {DEQUANTIZED}, for {format_bytes(added)} more: "
-            "many sequences at once are computed faster so, by this CPU's kernels"
-        )
-
-
-def _prompt_reasons(plan: LlamaPlan) -> Iterator[str]:
-    names = set(plan.config.prompt_dequantized)
-    if names:
-        added = sum(dequantized_bytes(one) for one in plan.spec.tensors if one.name in names)
-        yield (
-            f"{len(names)} matrices held as {DEQUANTIZED} as well, for {format_bytes(added)} more: "
-            "faster for prompts. It rounds weights to 8 bits, and is nearer to F32 than quantized kernels "
-            "(KL 0.0002 against 0.005); --repack off does without"
-        )
-
-
-def _twofold_reasons(plan: LlamaPlan) -> Iterator[str]:
-    names = set(plan.config.twofold)
-    if names:
-        added = sum(one.size_bytes for one in plan.spec.tensors if one.name in names)
-        yield (
-            f"{len(names)} matrices held rewritten as well, for {format_bytes(added)} more: the plain ones "
-            "are faster for prompts, the rewritten ones for single tokens"
-        )
-
-
-def _widened_reasons(plan: LlamaPlan) -> Iterator[str]:
-    names = set(plan.config.widened)
-    if names:
-        wider = [one for one in plan.spec.tensors if one.name in names]
-        added = sum(widened_bytes(one) - one.size_bytes for one in wider)
-        types = " and ".join(sorted({one.type for one in wider}))
-        yield (
-            f"{len(wider)} matrices of {types} rewritten as {WIDENED}, which has every value of theirs, for "
-            f"{format_bytes(added)} more: this CPU's kernels are faster with it"
-        )
+def _form_reasons(plan: LlamaPlan) -> Iterator[str]:
+    """Of matrices in another form than the file's or the engine's: what it takes, and what for."""
+    config, tensors = plan.config, plan.spec.tensors
+    types = " and ".join(sorted({one.type for one in tensors if one.name in set(config.widened)}))
+    for names, held, more, why in (
+        (
+            config.dequantized,
+            f"held as {DEQUANTIZED}",
+            lambda one: dequantized_bytes(one) - one.size_bytes,
+            "many sequences at once are computed faster so, by this CPU's kernels",
+        ),
+        (
+            config.prompt_dequantized,
+            f"held as {DEQUANTIZED} as well",
+            dequantized_bytes,
+            "faster for prompts. It rounds weights to 8 bits; SmolLM2-135M was nearer to F32 so than by "
+            "its own type's kernels (KL 0.0002 against 0.005); --repack off does without",
+        ),
+        (
+            config.twofold,
+            "held rewritten as well",
+            lambda one: one.size_bytes,
+            "the plain ones are faster for prompts, the rewritten ones for single tokens",
+        ),
+        (
+            config.widened,
+            f"of {types} rewritten as {WIDENED}, which has every value of theirs",
+            lambda one: widened_bytes(one) - one.size_bytes,
+            "this CPU's kernels are faster with it",
+        ),
+    ):
+        if chosen := set(names):
+            added = sum(more(one) for one in tensors if one.name in chosen)
+            yield f"{len(chosen)} matrices {held}, for {format_bytes(added)} more: {why}"
+    if config.plain:
+        yield f"{len(config.plain)} matrices stay plain: this CPU's kernels are faster with them"
 
 
 def _load_reason(plan: LlamaPlan) -> str:

@@ -23,7 +23,7 @@ from memfit.planner.llamacpp.tensor_devices import devices_of
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import KIB
 
-__all__ = ["held_bytes", "is_matrix", "resident", "row_bytes", "slowed", "stream_out"]
+__all__ = ["held_bytes", "is_dense_matrix", "is_matrix", "resident", "row_bytes", "slowed", "stream_out"]
 
 _LEAST_BYTES = 256 * KIB  # of a tensor: waiting for a smaller one costs more than it frees
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
@@ -85,6 +85,11 @@ def is_matrix(tensor: TensorSpec) -> bool:
     """Whether it is one of a layer's matrices, experts' too, or the output's; a tied table is not."""
     name = _LAYER.fullmatch(tensor.name)
     return tensor.name == "output.weight" or bool(name and _MATRIX.fullmatch(name[2]))
+
+
+def is_dense_matrix(tensor: TensorSpec) -> bool:
+    """The same without routed experts, whose kernels are others and are not measured."""
+    return len(tensor.shape) == 2 and is_matrix(tensor)
 
 
 def row_bytes(spec: ModelSpec, config: LlamaConfig) -> int:
