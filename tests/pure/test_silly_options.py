@@ -42,7 +42,7 @@ _COMMANDS = {
     "run": ("tiny.gguf", "-p", "x"),
     "bench": ("tiny.gguf",),
     "batch": ("tiny.gguf", "--input", "in.jsonl", "--output", "out.jsonl"),
-    "rpc-server": (),
+    "rpc-server": ("--port", "0"),  # the default port may be another test's
 }
 _SIZES = ("--ram", "--vram", "--memory")
 _TEXTS = ("--prompt", "--system", "--stop", "--host", "--machine", "--rpc")
