@@ -13,14 +13,14 @@ from gguf.quants import dequantize
 
 from memfit.engines.llamacpp.forms import widen
 from memfit.errors import EngineError
-from memfit.memory.estimate import Graph
+from memfit.memory.estimate import Graph, LlamaConfig
 from memfit.memory.streaming import WIDENS, widened_bytes
 from memfit.planner.llamacpp.forms import choose_forms, forms_speed, may_widen
 from memfit.planner.llamacpp.inputs import PlanInputs
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.request import Budget, Workload
-from memfit.planner.speed import WeightSpeed
+from memfit.planner.speed import WeightSpeed, weight_key
 from memfit.units import MIB
 
 _BLOCK_BYTES = {"Q5_0": 22, "IQ4_NL": 18}
@@ -146,6 +146,26 @@ def test_each_kind_gets_its_fastest_form() -> None:
 
 def test_what_is_fastest_depends_on_the_workload() -> None:
     assert _chosen(prompt_tokens=8000, generated_tokens=1) == ([], ["blk.0.attn_k"])
+
+
+def test_experts_have_kernels_of_their_own() -> None:
+    experts = make_tensor("blk.0.ffn_up_exps.weight", (2048, 512, 4), "Q4_K", MIB)
+    dense = make_tensor("blk.0.attn_q.weight", (2048, 512), "Q4_K", MIB)
+    key = weight_key("Q4_K", 2048, experts=True)
+    plain = make_speed(weights={**_PLAIN, key: _speed(1e10, 2e11)})
+    rewritten = make_speed(weights={**_AMX, key: _speed(1.2e10, 1e11)})
+    spec, config = make_spec(experts, dense), _plan(900).config
+
+    def chosen(prompt: int, generated: int) -> LlamaConfig | None:
+        workload = Workload(prompt_tokens=prompt, generated_tokens=generated)
+        return choose_forms(spec, config, plain, rewritten, workload)
+
+    for_prompts = chosen(1000, 1)
+    assert for_prompts is not None and for_prompts.plain == (experts.name,)
+    speed = forms_speed(spec, for_prompts, plain, rewritten)
+    assert speed.weight("Q4_K", experts=True) == plain.weights[key]
+    assert speed.weight("Q4_K") == rewritten.weights["Q4_K"]
+    assert chosen(1, 1000) is None
 
 
 @pytest.mark.parametrize("repack", ["on", "off"])

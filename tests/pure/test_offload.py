@@ -40,8 +40,7 @@ from memfit.planner.llamacpp.tensor_devices import (
 from memfit.planner.plan import TierUse
 from memfit.planner.request import Workload
 from memfit.planner.speed import (
-    _GENERATION_EFFICIENCY,
-    _PROMPT_EFFICIENCY,
+    _EFFICIENCY,
     AttentionSpeed,
     DeviceSpeed,
     predict,
@@ -717,6 +716,6 @@ def test_what_is_minimised_is_what_is_predicted(
         depth=depth,
     )
     # The solver counts what kernels reach by themselves; reality is known to be that much slower.
-    whole = _PROMPT_EFFICIENCY * prompt_tokens / prediction.prompt.value
-    whole += _GENERATION_EFFICIENCY * generated_tokens / prediction.generation.value
+    whole = _EFFICIENCY * prompt_tokens / prediction.prompt.value
+    whole += _EFFICIENCY * generated_tokens / prediction.generation.value
     assert seconds == pytest.approx(whole, rel=0.01)

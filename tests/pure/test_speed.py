@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from fakes import make_device_bytes, make_graph, make_operation
+from fakes import make_device_bytes, make_graph, make_operation, make_speed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit.memory.estimate import Graph, MemoryEstimate, Operation
 from memfit.planner.speed import (
-    _GENERATION_EFFICIENCY,
-    _PROMPT_EFFICIENCY,
+    _EFFICIENCY,
     ASSUMED,
     ASSUMED_DEVICE,
     OP_OFFLOAD_TOKENS,
@@ -90,7 +89,7 @@ def _predict(
 
 def _seconds(prediction: Prediction) -> float:
     """Of one generated token, by what the kernels reach by themselves."""
-    return _GENERATION_EFFICIENCY / prediction.generation.value
+    return _EFFICIENCY / prediction.generation.value
 
 
 # --- matrices ---
@@ -148,7 +147,7 @@ def test_short_rows_have_their_own_rates_or_their_types() -> None:
     prompt = make_graph(make_operation(operations=4000, width=576), tokens=10)
     prediction = _predict(make_operation(bytes=2000, width=576), prompt=prompt, speeds=(speed,))
     assert _seconds(prediction) == pytest.approx(5.001)  # at 400 a second
-    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 10 / 5.001)  # at 800
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * 10 / 5.001)  # at 800
     other = _predict(make_operation(bytes=2000, width=640), speeds=(speed,))
     assert _seconds(other) == pytest.approx(1.001)
 
@@ -198,7 +197,7 @@ def test_a_prompts_attention_sees_half_of_it_and_what_lies_before(depth: int | N
     """1,000 operations over 100 cells at 1,000 a second, for a pass of 10 tokens."""
     prompt = make_graph(_attention(operations=1000), tokens=10)
     prediction = _predict(prompt=prompt, depth=depth)
-    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 10 / (0.01 * cells + 0.001))
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * 10 / (0.01 * cells + 0.001))
 
 
 def test_attention_is_bounded_by_streaming() -> None:
@@ -213,7 +212,7 @@ def test_attention_has_its_own_rates_by_type_and_head() -> None:
     assert _seconds(_predict(unknown)) == pytest.approx(4.001)  # the slowest generation
     prompt = make_graph(_attention("F16", operations=1000, width=128), tokens=10)
     # Slowest where generating is Q8_0/64, so its 2,000 a second count: 50 operations, 0.025 s.
-    assert _predict(prompt=prompt).prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 10 / 0.026)
+    assert _predict(prompt=prompt).prompt.value == pytest.approx(_EFFICIENCY * 10 / 0.026)
 
 
 def test_attention_key() -> None:
@@ -234,21 +233,17 @@ def test_attention_key() -> None:
     ],
 )
 def test_a_prompt_is_passes_of_a_ubatch(tokens: int, seconds: float) -> None:
-    assert _predict(prompt_tokens=tokens).prompt.value == pytest.approx(_PROMPT_EFFICIENCY * tokens / seconds)
+    assert _predict(prompt_tokens=tokens).prompt.value == pytest.approx(_EFFICIENCY * tokens / seconds)
 
 
 def test_a_pass_that_is_not_full_still_reads_the_weights() -> None:
     prompt = make_graph(make_operation(bytes=1000, operations=40), tokens=10)
-    assert _predict(prompt=prompt, prompt_tokens=1).prompt.value == pytest.approx(
-        _PROMPT_EFFICIENCY * 1 / 0.501
-    )
+    assert _predict(prompt=prompt, prompt_tokens=1).prompt.value == pytest.approx(_EFFICIENCY * 1 / 0.501)
 
 
 def test_moved_activations_shrink_with_a_pass_that_is_not_full() -> None:
     prompt = make_graph(make_operation("other", "", bytes=500), tokens=10)
-    assert _predict(prompt=prompt, prompt_tokens=5).prompt.value == pytest.approx(
-        _PROMPT_EFFICIENCY * 5 / 0.501
-    )
+    assert _predict(prompt=prompt, prompt_tokens=5).prompt.value == pytest.approx(_EFFICIENCY * 5 / 0.501)
 
 
 # --- several devices ---
@@ -278,7 +273,7 @@ def test_entering_a_place_costs_time_and_what_is_copied() -> None:
 def test_the_copies_of_a_half_full_pass_are_half() -> None:
     prompt = Graph(tokens=10, operations=(), splits=(1, 1), split_bytes=(0, 40))
     prediction = _predict(prompt=prompt, speeds=(_RAM, _DEVICE), prompt_tokens=5)
-    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 5 / (0.1 + 0.2))
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * 5 / (0.1 + 0.2))
 
 
 _TAKING = replace(_DEVICE, op_offload=True)
@@ -297,25 +292,23 @@ def test_a_gpu_takes_over_prompts_of_matrices_in_ram(tokens: int, seconds: float
     quick = replace(_RAM, node_seconds=0.0)
     speeds = (quick, _TAKING)
     prediction = _predict(prompt=prompt, speeds=speeds, prompt_tokens=tokens)
-    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * tokens / seconds)
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * tokens / seconds)
     # Generation, and a device that does not take over, are as ever.
     assert _seconds(prediction) == pytest.approx(1.0)
     left = _predict(prompt=prompt, speeds=(quick, _DEVICE), prompt_tokens=64)
-    assert left.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 64 / 1.0)
+    assert left.prompt.value == pytest.approx(_EFFICIENCY * 64 / 1.0)
 
 
 def test_what_lies_on_the_gpu_is_not_sent() -> None:
     prompt = make_graph(make_operation(bytes=1000, operations=4000, device=1), tokens=64)
     prediction = _predict(prompt=prompt, speeds=(_RAM, _TAKING), prompt_tokens=64)
-    assert prediction.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 64 / 0.1)
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * 64 / 0.1)
 
 
 def test_attention_in_ram_is_not_taken_over() -> None:
     prompt = make_graph(_attention(operations=1000), tokens=64)
     prediction = _predict(prompt=prompt, speeds=(_RAM, _TAKING), prompt_tokens=64)
-    assert prediction.prompt.value == pytest.approx(
-        _PROMPT_EFFICIENCY * 64 / (0.32 + 0.001)
-    )  # 32 of 100 cells
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * 64 / (0.32 + 0.001))  # 32 of 100 cells
 
 
 def test_a_gpu_that_is_not_opened_takes_nothing_over() -> None:
@@ -326,7 +319,7 @@ def test_a_gpu_that_is_not_opened_takes_nothing_over() -> None:
     closed = replace(_TAKING, basis="assumed")
     assert predict(answer, (_RAM, closed), **lengths) == predict(answer, (_RAM,), **lengths)
     opened = predict(replace(answer, devices=make_device_bytes(1)), (_RAM, closed), **lengths)
-    assert opened.prompt.value == pytest.approx(_PROMPT_EFFICIENCY * 64 / (10.1 + 0.001))
+    assert opened.prompt.value == pytest.approx(_EFFICIENCY * 64 / (10.1 + 0.001))
 
 
 # --- what it is worth ---
@@ -381,7 +374,7 @@ def test_the_terms_sum_up_and_say_what_they_are() -> None:
     ]
     generating = sum(term.seconds for term in prediction.generation_terms)
     assert generating == pytest.approx(1 / prediction.generation.value)
-    assert sum(term.seconds for term in prediction.prompt_terms) == pytest.approx(1.001 / _PROMPT_EFFICIENCY)
+    assert sum(term.seconds for term in prediction.prompt_terms) == pytest.approx(1.001 / _EFFICIENCY)
 
 
 def _scaled(speed: DeviceSpeed, factor: float) -> DeviceSpeed:
@@ -453,7 +446,7 @@ def test_the_types_and_heads_that_decide() -> None:
     main = (
         make_operation(type_name="Q8_0", bytes=600),
         make_operation(type_name="Q8_0", bytes=390),
-        make_operation("experts", "Q4_K", bytes=300),
+        make_operation(type_name="Q4_K", bytes=300),
         make_operation("other", "", bytes=10**9),
         _attention("F16", bytes=10**9),
         _attention("F16", bytes=10**9, width=128),
@@ -464,13 +457,21 @@ def test_the_types_and_heads_that_decide() -> None:
     # Below 2 % of the matrices' bytes a type needs no measuring; 26 of 1,316 are below, 27 of 1,317 above.
     assert needed(*main, make_operation(type_name="F32", bytes=26))[0] == both
     assert needed(*main, make_operation(type_name="F32", bytes=27))[0] == ["F32", *both]
-    # Small ones of one type count together, whatever they are for,
-    small = (make_operation(type_name="F32", bytes=13), make_operation("experts", "F32", bytes=14))
+    # Small ones of one type count together,
+    small = (make_operation(type_name="F32", bytes=13), make_operation(type_name="F32", bytes=14))
     assert needed(*main, *small)[0] == ["F32", *both]
-    # but not those with short rows, which are measured by themselves.
+    # but not those of experts or with short rows, which are measured by themselves.
+    assert needed(*main, make_operation("experts", bytes=300))[0] == [*both, "experts Q8_0"]
     short = (make_operation(bytes=26, width=576), make_operation(bytes=1, width=1535))
     assert needed(*main, *short)[0] == both
     assert needed(*main, *short, make_operation(bytes=1, width=576))[0] == [*both, "Q8_0/576"]
+
+
+def test_experts_have_rates_of_their_own() -> None:
+    dense, routed = (WeightSpeed(bytes_per_second=rate, operations_per_second=rate) for rate in (2e9, 1e9))
+    speed = make_speed(weights={"Q4_K": dense, "experts Q4_K": routed})
+    assert (speed.weight("Q4_K"), speed.weight("Q4_K", experts=True)) == (dense, routed)
+    assert make_speed(weights={"Q4_K": dense}).weight("Q4_K", experts=True) == dense
 
 
 def test_the_types_that_weights_may_be_held_as() -> None:
@@ -509,7 +510,7 @@ def _together(sequences: int, *operations: Operation, expert_share: float = 1.0,
         sequences=sequences,
         expert_share=expert_share,
     )
-    return _GENERATION_EFFICIENCY * sequences / prediction.together.value
+    return _EFFICIENCY * sequences / prediction.together.value
 
 
 def test_weights_are_read_once_for_all_sequences() -> None:
@@ -522,9 +523,7 @@ def test_kernels_have_a_rate_of_their_own_for_few_tokens() -> None:
     one = make_operation(bytes=4000, operations=1000)
     assert _together(16, one, batch_operations_per_second=2000.0) == pytest.approx(8)
     # 64 tokens are a prompt's, whose efficiency counts too.
-    assert _together(64, one, batch_operations_per_second=2000.0) == pytest.approx(
-        64 * 1000 / 4000 * _GENERATION_EFFICIENCY / _PROMPT_EFFICIENCY
-    )
+    assert _together(64, one, batch_operations_per_second=2000.0) == pytest.approx(64 * 1000 / 4000)
 
 
 def test_caches_and_activations_are_each_sequences_own() -> None:

@@ -25,6 +25,7 @@ from memfit.strict_json import Between, Matching
 __all__ = [
     "ASSUMED",
     "ASSUMED_DEVICE",
+    "EXPERTS",
     "MANY_TOKENS",
     "OP_OFFLOAD_TOKENS",
     "AttentionSpeed",
@@ -52,11 +53,11 @@ _SPREADS = {
 _OF_KERNELS = ("calibrated", "provisional")
 # Of what kernels reach by themselves: medians over benchmarks/prediction.py, resident in RAM. What is
 # missing was looked for in node overhead, page sizes and graph building, and not found.
-_GENERATION_EFFICIENCY = 0.85
-_PROMPT_EFFICIENCY = 0.95
+_EFFICIENCY = 0.95
 _COLUMNS = 1536  # from here on the length of a matrix's rows makes no difference to speed
 _MINOR = 0.02  # a type with a smaller share of the bytes needs no measuring of its own
 MANY_TOKENS = 64  # from here on kernels are as fast as with a ubatch
+EXPERTS = "experts "  # how keys of routed experts begin
 OP_OFFLOAD_TOKENS = 32  # from here on the engine lets a GPU multiply matrices that lie in RAM
 
 
@@ -96,10 +97,11 @@ class DeviceSpeed:
     # A local GPU multiplies a prompt with matrices that lie in RAM, sending them over for each pass.
     op_offload: bool = False
 
-    def weight(self, type_name: str, columns: int = _COLUMNS) -> WeightSpeed:
+    def weight(self, type_name: str, columns: int = _COLUMNS, *, experts: bool = False) -> WeightSpeed:
         """A type that was not measured is as fast as the slowest one that was."""
         return (
-            self.weights.get(weight_key(type_name, columns))
+            self.weights.get(weight_key(type_name, columns, experts=experts))
+            or self.weights.get(weight_key(type_name, columns))
             or self.weights.get(type_name)
             or min(self.weights.values(), key=lambda one: one.operations_per_second)
         )
@@ -163,9 +165,10 @@ class Prediction:
     generation_terms: tuple[Term, ...] = ()  # of one token
 
 
-def weight_key(type_name: str, columns: int) -> str:
-    """Short rows are slower, so they are measured by themselves."""
-    return type_name if columns >= _COLUMNS else f"{type_name}/{columns}"
+def weight_key(type_name: str, columns: int, *, experts: bool = False) -> str:
+    """Measured by themselves: short rows, which are slower, and routed experts, whose kernels are others."""
+    key = type_name if columns >= _COLUMNS else f"{type_name}/{columns}"
+    return f"{EXPERTS}{key}" if experts else key
 
 
 def attention_key(type_name: str, head: int) -> str:
@@ -183,7 +186,7 @@ def needed_rates(
         if one.kind == "attention":
             attention.add(attention_key(one.type, one.width))
         elif one.kind != "other":
-            key = weight_key(one.type, one.width)
+            key = weight_key(one.type, one.width, experts=one.kind == "experts")
             sizes[key] = sizes.get(key, 0) + one.bytes
     least = _MINOR * sum(sizes.values())
     types = {name for name in sizes if sizes[name] >= least}
@@ -273,11 +276,10 @@ def _terms(
     """One pass, of whose tokens the share `filled` is there, with so many `cells` in use; of `many` tokens,
     as a prompt is, or of one for each sequence."""
     terms = []
-    efficiency = _PROMPT_EFFICIENCY if many else _GENERATION_EFFICIENCY
 
     def add(device: int, kind: str, seconds: float) -> None:
         alone = speeds[device].basis in _OF_KERNELS
-        terms.append(Term(device=device, kind=kind, seconds=seconds / efficiency if alone else seconds))
+        terms.append(Term(device=device, kind=kind, seconds=seconds / _EFFICIENCY if alone else seconds))
 
     for one in graph.operations:
         speed = speeds[one.device]
@@ -303,11 +305,13 @@ def _terms(
 def _multiplying(
     one: Operation, speeds: Sequence[DeviceSpeed], tokens: float, filled: float, *, many: bool
 ) -> float:
-    own = speeds[one.device]
+    def of(speed: DeviceSpeed) -> WeightSpeed:
+        return speed.weight(one.type, one.width, experts=one.kind == "experts")
+
     offload = offload_device(speeds)
     if one.device == 0 and offload and tokens >= OP_OFFLOAD_TOKENS:
         sending = one.bytes / offload.split_bytes_per_second
-        return sending + one.operations * filled / offload.weight(one.type, one.width).operations(many=many)
-    speed = own.weight(one.type, one.width)
+        return sending + one.operations * filled / of(offload).operations(many=many)
+    speed = of(speeds[one.device])
     # An output matrix gives logits for one token whatever the pass, so its operations tell, not `tokens`.
     return max(one.bytes / speed.bytes_per_second, one.operations * filled / speed.operations(many=many))

@@ -50,6 +50,7 @@ BASE = {  # libggml-base
     "PPPF": "ggml_rms_norm",
     "PPPIIII": "ggml_permute",
     "PPPP": "ggml_add ggml_mul ggml_mul_mat",
+    "PPPPP": "ggml_mul_mat_id",
     "PPPPPPFFF": "ggml_flash_attn_ext",
     "PPZ": "ggml_backend_reg_dev_get ggml_backend_buft_alloc_buffer",
     "PPT": "ggml_backend_dev_init ggml_backend_reg_get_proc_address",

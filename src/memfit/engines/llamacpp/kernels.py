@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import struct
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -20,6 +21,7 @@ from memfit.engines.llamacpp.buffers import extra_buffer_types
 from memfit.engines.llamacpp.c_functions import InitParameters
 from memfit.engines.llamacpp.library import Library
 from memfit.hardware.cpu_use import involuntary_switches, waited_seconds, waits
+from memfit.planner.speed import EXPERTS
 from memfit.units import KIB, MIB
 
 __all__ = ["Bench", "BusyMachineError"]
@@ -47,7 +49,7 @@ _PAUSE_SECONDS = 0.001
 # Leaving a device and coming back costs a model 350 us, or 600: eight routers moved to RAM, loopback.
 _EXCURSION = 2.0
 _NO_SPLITS = {"split_seconds": 0.0, "split_bytes_per_second": 1e12}  # where the CPU computes everything
-_TYPE_F32 = 0
+_TYPE_F32, _TYPE_I32 = 0, 26
 _P = ctypes.c_void_p
 
 
@@ -96,14 +98,15 @@ class Bench(Closing):
         """Bytes/s with one token and operations/s with 16 and with 512; None where the CPU does not repack
         the type, or the device has no kernel for it.
 
-        `key` is a type, or one with the length of its rows: "Q4_K", "Q8_0/576".
+        `key` is a `weight_key`: "Q4_K", "Q8_0/576", "experts Q4_K".
         """
-        type_name, _, length = key.partition("/")
+        type_name, _, length = key.removeprefix(EXPERTS).partition("/")
+        experts = key.startswith(EXPERTS)
         columns = int(length or _COLUMNS)
         number = self._numbers[type_name]
         matrix_bytes = self._ggml.ggml_row_size(number, columns) * _ROWS
         count = max(1, self._streamed_bytes // matrix_bytes)
-        seconds = self._multiply(number, columns, count, 1)
+        seconds = self._multiply(number, columns, count, 1, experts=experts)
         if seconds is None:
             return None
         rates = {"bytes_per_second": count * matrix_bytes / seconds}
@@ -111,7 +114,7 @@ class Bench(Closing):
             ("batch_operations_per_second", _BATCH_TOKENS, max(1, count // 8)),
             ("operations_per_second", _TOKENS, 1),
         ):
-            seconds = self._multiply(number, columns, matrices, tokens)
+            seconds = self._multiply(number, columns, matrices, tokens, experts=experts)
             assert seconds is not None, "the type is repacked whatever the number of tokens"
             rates[name] = 2 * columns * _ROWS * tokens * matrices / seconds
         return rates
@@ -218,18 +221,27 @@ class Bench(Closing):
             with self._allocated(context, self._plain):
                 return self._time_graph(graph, result)
 
-    def _multiply(self, type_number: int, columns: int, count: int, tokens: int) -> float | None:
-        """Seconds of multiplying `count` matrices with `tokens` columns; None where this CPU does not repack
-        the type and it should."""
-        ggml = self._ggml
+    def _multiply(
+        self, type_number: int, columns: int, count: int, tokens: int, *, experts: bool
+    ) -> float | None:
+        """Seconds of multiplying `count` matrices with `tokens` columns, each as two experts that all tokens
+        are routed to; None where this CPU does not repack the type and it should."""
+        ggml, parts = self._ggml, 2 if experts else 1
+        both = struct.pack("2i", 0, 1) * tokens
         with self._context() as weights_context, self._context() as context:
             weights = [
-                ggml.ggml_new_tensor_2d(weights_context, type_number, columns, _ROWS) for _ in range(count)
+                ggml.ggml_new_tensor_3d(weights_context, type_number, columns, _ROWS // parts, parts)
+                for _ in range(count)
             ]
             graph = ggml.ggml_new_graph(context)
+            routes = ggml.ggml_new_tensor_2d(context, _TYPE_I32, parts, tokens)
             for weight in weights:
-                activations = ggml.ggml_new_tensor_2d(context, _TYPE_F32, columns, tokens)
-                product = ggml.ggml_mul_mat(context, weight, activations)
+                shape = (1, tokens) if experts else (tokens, 1)
+                activations = ggml.ggml_new_tensor_3d(context, _TYPE_F32, columns, *shape)
+                if experts:
+                    product = ggml.ggml_mul_mat_id(context, weight, activations, routes)
+                else:
+                    product = ggml.ggml_mul_mat(context, weight, activations)
                 ggml.ggml_build_forward_expand(graph, product)
             for buffer_type in extra_buffer_types(ggml, self._device) if self._repack else [self._plain]:
                 with self._allocated(weights_context, buffer_type, clear=not self._repack):
@@ -239,6 +251,8 @@ class Bench(Closing):
                             for weight in weights:
                                 ggml.ggml_backend_tensor_set(weight, zeros, 0, len(zeros))
                         with self._allocated(context, self._plain):
+                            if experts:
+                                ggml.ggml_backend_tensor_set(routes, both, 0, len(both))
                             return self._time_graph(graph, product)
                 for weight in weights:  # to be placed again; ggml_tensor: buffer at 8, data 248, extra 320
                     for offset in (8, 248, 320):

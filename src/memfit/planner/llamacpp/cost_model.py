@@ -88,12 +88,14 @@ class CostModel:
                 if len(tensor.shape) < 2:
                     continue
                 share = self.spec.active_share(tensor.name)
-                rates = speed.weight(tensor.type, tensor.shape[0])
+                columns, experts = tensor.shape[0], len(tensor.shape) > 2
+                rates = speed.weight(tensor.type, columns, experts=experts)
                 total += self.workload.generated_tokens * tensor.size_bytes * share / rates.bytes_per_second
                 operations = 2 * tensor.elements * share * prompt
                 if device == RAM and offload:
                     total += passes * tensor.size_bytes / offload.split_bytes_per_second
-                    total += operations / offload.weight(tensor.type, tensor.shape[0]).operations_per_second
+                    sent = offload.weight(tensor.type, columns, experts=experts)
+                    total += operations / sent.operations_per_second
                 else:
                     total += operations / rates.operations_per_second
             seconds.append(total)

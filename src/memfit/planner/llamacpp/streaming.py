@@ -88,7 +88,7 @@ def is_matrix(tensor: TensorSpec) -> bool:
 
 
 def is_dense_matrix(tensor: TensorSpec) -> bool:
-    """The same without routed experts, whose kernels are others and are not measured."""
+    """The same without routed experts, whose kernels are others."""
     return len(tensor.shape) == 2 and is_matrix(tensor)
 
 
