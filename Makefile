@@ -1,10 +1,11 @@
 # make run       set up (the first time: a few minutes) and let the demo model answer inside 512 MiB
 # make test      set up for tests, and run them
 # make test-all  the same, with random trials many times each instead of a few times
+# make test-vulkan   tests on a GPU backend without a GPU, with a second build of the engine
 # make check     make test with formatting, lint and types: what has to pass before a commit
 # make clean     remove everything that these made
 
-.PHONY: run test test-all check clean
+.PHONY: run test test-all test-vulkan check clean
 
 run:
 	@scripts/setup run
@@ -19,10 +20,14 @@ test-all:
 	@scripts/setup test
 	scripts/test all
 
+test-vulkan:
+	@scripts/setup test
+	scripts/vulkan -m pytest tests/vulkan
+
 check:
 	@scripts/setup test
 	scripts/check
 
 clean:
-	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .vulkan dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

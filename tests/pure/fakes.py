@@ -71,17 +71,26 @@ def make_ram(available_bytes: int, total_bytes: int = 64 * GIB) -> Ram:
     )
 
 
-def make_gpu(index: int = 0, free_bytes: int = 8 * GIB) -> Gpu:
+def make_gpu(
+    index: int = 0,
+    free_bytes: int = 8 * GIB,
+    *,
+    total_bytes: int | None = None,
+    pci_id: str | None = None,
+    engine_name: str | None = None,
+) -> Gpu:
     return Gpu(
         index=index,
         name="Toy GPU",
-        total_bytes=free_bytes,
+        total_bytes=total_bytes or free_bytes,
         used_bytes=0,
         free_bytes=free_bytes,
         others_bytes=None,
         driver="1",
         cuda=None,
         compute_capability=None,
+        pci_id=pci_id,
+        engine_name=engine_name or f"CUDA{index}",
         link=None,
     )
 

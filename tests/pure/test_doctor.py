@@ -198,7 +198,7 @@ def test_an_engine_without_rpc(here: _Here) -> None:
 @pytest.mark.parametrize(
     ("gpus", "note", "cuda", "ok", "detail"),
     [
-        ((), None, False, True, "no NVIDIA GPU: models run on the CPU"),
+        ((), None, False, True, "none that is known: models run on the CPU"),
         ((), "version mismatch", False, False, "version mismatch"),
         ((_GPU,), None, False, False, "NVIDIA GeForce RTX 3060, but the engine was built without"),
         ((_GPU,), None, True, True, "NVIDIA GeForce RTX 3060"),

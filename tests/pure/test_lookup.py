@@ -5,15 +5,16 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fakes import make_gpu, make_machine
 
-from memfit.engines.llamacpp import lookup
+from memfit.engines.llamacpp import gpus, lookup
 from memfit.engines.llamacpp.lookup import dummy_devices, find_devices
 from memfit.errors import EngineError, UsageError, WorkerDiedError
-from memfit.hardware.machine import Device
+from memfit.hardware.machine import Device, Gpu
 from memfit.hardware.profile import read_profile
 from memfit.memory.rpc_memory import RpcMemory, encode_rpc_memory
 from memfit.planner.request import Budget
@@ -34,8 +35,10 @@ class _Engine:
         self._killer = threading.current_thread()
         self._killed.set()
 
-    def ask(self, do: str, *, names: list[str]) -> dict[str, Any]:
-        assert do == "device_memory"
+    def ask(
+        self, do: str, *, names: list[str] | None = None, wanted: list[int | str] | None = None
+    ) -> dict[str, Any]:
+        assert do == "device_memory" if names else do == "gpus"
         known = type(self).memory
         if type(self).hangs:
             assert self._killed.wait(timeout=10), "nobody ended it"
@@ -43,8 +46,23 @@ class _Engine:
             raise WorkerDiedError("the engine's worker died")
         if known is None:
             raise WorkerDiedError("the engine's worker died")
-        gpus = {name: sizes for name, sizes in known.items() if ":" not in name}
-        return {"devices": {name: known[name] for name in names} if names else gpus}
+        if names:
+            return {"devices": {name: known[name] for name in names}}
+        gpus = [name for name in known if ":" not in name]
+        return {
+            "gpus": {
+                name: {
+                    "description": f"A {name}",
+                    "free_bytes": known[name][0],
+                    "total_bytes": known[name][1],
+                    "is_integrated": False,
+                    "pci_id": f"0000:0{index}:00.0" if name.startswith("CUDA") else None,
+                }
+                if wanted is None or index in wanted or name in wanted
+                else None
+                for index, name in enumerate(gpus)
+            }
+        }
 
     def __enter__(self) -> _Engine:
         return self
@@ -54,8 +72,8 @@ class _Engine:
 
 
 class _Calibration:
-    def gpu_runtime_bytes(self, name: str, gpu: object) -> int:
-        return {"CUDA0": 300, "CUDA1": 400}[name]
+    def gpu_runtime_bytes(self, gpu: Gpu) -> int:
+        return {"CUDA0": 300, "CUDA1": 400, "Vulkan0": 500}[gpu.engine_name or ""]
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +81,17 @@ def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
     _Engine.memory = {}
     _Engine.hangs = False
     monkeypatch.setattr(lookup, "LlamaWorker", _Engine)
+    monkeypatch.setattr(gpus, "LlamaWorker", _Engine)
+    monkeypatch.setattr(gpus, "has_gpu_backend", lambda: bool(_Engine.memory))
 
 
-def _find(budget: Budget, *, gpus: int = 0) -> list[Device]:
-    machine = make_machine(gpus=tuple(make_gpu(index, (8 + index) * GIB) for index in range(gpus)))
-    return find_devices(machine, budget, _Calibration())  # type: ignore[arg-type]
+def _find(budget: Budget, *known: int) -> list[Device]:
+    """`known` are the PCI buses of those that the driver knows, in its order; a bus number tells the size."""
+    listed = [
+        replace(make_gpu(index, (8 + bus) * GIB, pci_id=f"0000:0{bus}:00.0"), engine_name=None)
+        for index, bus in enumerate(known)
+    ]
+    return find_devices(make_machine(gpus=tuple(listed)), budget, _Calibration())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -83,34 +107,50 @@ def endpoint() -> Iterator[str]:
 
 
 def test_every_gpu_is_found_with_its_runtime() -> None:
+    """In the engine's order, with the driver's facts of the one on the same bus."""
     _Engine.memory = {"CUDA0": (1, 2), "CUDA1": (1, 2)}
-    first, second = _find(Budget(), gpus=2)
+    first, second = _find(Budget(), 1, 0)
     assert (first.name, first.engine_name, first.overhead_bytes) == ("gpu0", "CUDA0", 300)
     assert (second.name, second.engine_name, second.overhead_bytes) == ("gpu1", "CUDA1", 400)
-    assert (second.total_bytes, second.free_bytes) == (9 * GIB, 9 * GIB)
+    assert (first.total_bytes, second.total_bytes, second.free_bytes) == (8 * GIB, 9 * GIB, 9 * GIB)
     assert (second.is_memfit_server, second.is_dummy, second.is_remote) == (False, False, False)
+
+
+def test_a_gpu_of_another_maker() -> None:
+    """No driver that memfit asks knows it: the engine's own figures count."""
+    _Engine.memory = {"Vulkan0": (5 * GIB, 6 * GIB)}
+    (found,) = _find(Budget())
+    assert (found.name, found.engine_name, found.description) == ("gpu0", "Vulkan0", "A Vulkan0")
+    assert (found.free_bytes, found.total_bytes, found.overhead_bytes) == (5 * GIB, 6 * GIB, 500)
 
 
 def test_a_gpu_that_the_budget_leaves_out_is_not_looked_at() -> None:
     _Engine.memory = {"CUDA0": (1, 2), "CUDA1": (1, 2)}
-    assert [one.name for one in _find(Budget(vram={1: "1GiB"}), gpus=2)] == ["gpu1"]
+    for key in (1, "CUDA1"):
+        assert [one.name for one in _find(Budget(vram={key: "1GiB"}), 0, 1)] == ["gpu1"]
+    (left_out, _) = gpus.with_engine_gpus(make_machine(), Budget(vram={1: "1GiB"})).gpus
+    assert (left_out.name, left_out.total_bytes) == ("CUDA0", 0)
 
 
 def test_no_gpu_asks_no_engine() -> None:
     _Engine.memory = None
     assert _find(Budget()) == []
+    with pytest.raises(UsageError, match="--vram: there is no GPU here"):
+        _find(Budget(vram="1GiB"))
 
 
 def test_an_engine_without_gpu_support() -> None:
-    assert _find(Budget(), gpus=1) == []  # nobody asked for it
+    assert _find(Budget(), 0) == []  # nobody asked for it
     with pytest.raises(EngineError, match="built without GPU support"):
-        _find(Budget(vram="1GiB"), gpus=1)
+        _find(Budget(vram="1GiB"), 0)
 
 
 def test_a_gpu_that_the_engine_does_not_see() -> None:
+    """CUDA_VISIBLE_DEVICES leaves out the driver's second."""
     _Engine.memory = {"CUDA0": (1, 2)}
-    with pytest.raises(UsageError, match="--vram 1: the engine sees only CUDA0"):
-        _find(Budget(vram="1GiB"), gpus=2)
+    assert [one.name for one in _find(Budget(vram="1GiB"), 0, 1)] == ["gpu0"]
+    with pytest.raises(UsageError, match="--vram 1: there is no GPU 1"):
+        _find(Budget(vram={1: "1GiB"}), 0, 1)
 
 
 # --- remote ones ---
@@ -190,7 +230,7 @@ def test_nothing_is_left_to_end_a_worker_that_answered(
 
 def test_gpus_come_before_remote_devices(endpoint: str) -> None:
     _Engine.memory = {"CUDA0": (1, 2), endpoint: (GIB, GIB)}
-    assert [one.name for one in _find(Budget(rpc={endpoint: None}), gpus=1)] == ["gpu0", endpoint]
+    assert [one.name for one in _find(Budget(rpc={endpoint: None}), 0)] == ["gpu0", endpoint]
 
 
 # --- a profile's ---

@@ -74,14 +74,23 @@ def test_vram(texts: list[str], vram: object) -> None:
     [
         (["8GiB", "4GiB"], "--vram 8GiB is for every GPU; give it alone, or each as N=SIZE"),
         (["0=8GiB", "4GiB"], "--vram 4GiB is for every GPU; give it alone, or each as N=SIZE"),
-        (["0=8GiB", "0=4GiB"], "--vram 0=4GiB: give the number of a GPU, once each, as in 0=4GiB"),
-        (["0=8GiB", "00=4GiB"], "--vram 00=4GiB: give the number of a GPU, once each, as in 0=4GiB"),
-        (["gpu0=8GiB"], "--vram gpu0=8GiB: give the number of a GPU, once each, as in 0=8GiB"),
-        (["-1=8GiB"], "--vram -1=8GiB: give the number of a GPU, once each, as in 0=8GiB"),
-        (["=8GiB"], "--vram =8GiB: give the number of a GPU, once each, as in 0=8GiB"),
-        (["0="], "--vram 0=: give the number of a GPU, once each, as in 0=SIZE"),
-        (["x="], "--vram x=: give the number of a GPU, once each, as in 0=SIZE"),
-        (["²=1GiB"], "--vram ²=1GiB: give the number of a GPU, once each, as in 0=1GiB"),
+        (
+            ["0=8GiB", "0=4GiB"],
+            "--vram 0=4GiB: name each GPU once, by number or name: 0=4GiB",
+        ),
+        (
+            ["0=8GiB", "00=4GiB"],
+            "--vram 00=4GiB: name each GPU once, by number or name: 0=4GiB",
+        ),
+        (
+            ["0=8GiB", "gpu0=4GiB"],
+            "--vram gpu0=4GiB: name each GPU once, by number or name: 0=4GiB",
+        ),
+        (["-1=8GiB"], "--vram -1=8GiB: name each GPU once, by number or name: 0=8GiB"),
+        (["=8GiB"], "--vram =8GiB: name each GPU once, by number or name: 0=8GiB"),
+        (["0="], "--vram 0=: name each GPU once, by number or name: 0=SIZE"),
+        (["x="], "--vram x=: name each GPU once, by number or name: 0=SIZE"),
+        (["²=1GiB"], "--vram ²=1GiB: name each GPU once, by number or name: 0=1GiB"),
     ],
 )
 def test_vram_that_makes_no_sense(texts: list[str], message: str) -> None:
@@ -151,7 +160,7 @@ def test_vram_without_a_gpu(
 ) -> None:
     monkeypatch.setattr(planning, "probe", make_machine)
     assert _refused(capsys, "plan", model, "--vram", "8GiB") == (
-        "memfit: --vram: there is no GPU here (no NVIDIA GPU was found); memfit hardware shows what "
+        "memfit: --vram: there is no GPU here (none was found); memfit hardware shows what "
         "there is, --rpc takes a GPU of another machine\n"
     )
     assert _refused(capsys, "plan", model, "--vram", "0=8GiB").startswith("memfit: --vram: there is no GPU")
@@ -196,7 +205,7 @@ def test_an_unknown_machine_names_those_there_are(model: str, capsys: pytest.Cap
             "--rpc host:1: give each HOST:PORT once, alone or with =SIZE",
         ),
         (["--rpc", "host:1="], "--rpc host:1=: give each HOST:PORT once, alone or with =SIZE"),
-        (["--vram", "0="], "--vram 0=: give the number of a GPU, once each, as in 0=SIZE"),
+        (["--vram", "0="], "--vram 0=: name each GPU once, by number or name: 0=SIZE"),
         (["--vram", "1GiB", "--vram", "2GiB"], "--vram 1GiB is for every GPU"),
         (["--depth", "-1"], "--depth is -1"),
     ],

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import make_device, make_ram
+from fakes import make_device, make_gpu, make_machine, make_ram
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit.engines.requests import Sampling
 from memfit.errors import UsageError
 from memfit.memory.reserve import reserve_bytes
-from memfit.planner.request import Budget, Workload
+from memfit.planner.request import Budget, Workload, require_devices
 from memfit.units import GIB, MIB
 
 
@@ -108,8 +108,8 @@ def test_what_is_no_size_anywhere_is_refused_before_a_machine_is_asked(budget: A
 
 
 def test_no_gpu_budget_leaves_the_reserve_of_each() -> None:
-    assert Budget().gpu_bytes(0, 6 * GIB, 24 * GIB) == 6 * GIB - 536_870_912
-    assert Budget().gpu_bytes(0, 6 * GIB, 6 * GIB) == 6 * GIB - 402_653_184
+    assert Budget().gpu_bytes(make_gpu(0, 6 * GIB, total_bytes=24 * GIB)) == 6 * GIB - 536_870_912
+    assert Budget().gpu_bytes(make_gpu(0, 6 * GIB)) == 6 * GIB - 402_653_184
 
 
 def test_a_gpu_that_is_full_is_not_used_unless_it_is_asked_for() -> None:
@@ -121,25 +121,34 @@ def test_a_gpu_that_is_full_is_not_used_unless_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize(("vram", "size_bytes"), [("8GiB", 8_589_934_592), (1024, 1024), ("90%", 9_000)])
 def test_one_size_is_for_every_gpu(vram: str | int, size_bytes: int) -> None:
-    assert [Budget(vram=vram).gpu_bytes(number, 10_000, 10_000) for number in (0, 7)] == [size_bytes] * 2
+    assert [Budget(vram=vram).gpu_bytes(make_gpu(number, 10_000)) for number in (0, 7)] == [size_bytes] * 2
 
 
 def test_a_gpu_that_is_not_named_is_not_used() -> None:
-    budget = Budget(vram={0: "50%", 2: 300, 3: 0})
-    assert [budget.gpu_bytes(number, 10_000, 10_000) for number in range(4)] == [5_000, 0, 300, 0]
+    budget = Budget(vram={0: "50%", 2: 300, 3: 0, "CUDA4": 7})
+    assert [budget.gpu_bytes(make_gpu(number, 10_000)) for number in range(5)] == [5_000, 0, 300, 0, 7]
+
+
+def test_a_gpu_is_named_by_its_number_or_by_its_name() -> None:
+    machine = make_machine(gpus=(make_gpu(0), make_gpu(1)))
+    require_devices(Budget(vram={"CUDA1": "1GiB", 0: "1GiB"}), machine, is_dummy=False)
+    with pytest.raises(UsageError, match=r"--vram CUDA1 and 1 are one GPU; name it once"):
+        require_devices(Budget(vram={"CUDA1": "1GiB", 1: "1GiB"}), machine, is_dummy=False)
+    with pytest.raises(UsageError, match=r"--vram Vulkan0: there is no GPU Vulkan0"):
+        require_devices(Budget(vram={"Vulkan0": "1GiB"}), machine, is_dummy=False)
 
 
 @pytest.mark.parametrize("size", ["", "lots", "0", 0, -1, "101%"])
 def test_a_nonsense_gpu_budget_names_its_option(size: Any) -> None:
     with pytest.raises(UsageError, match=r"^--vram: ") as caught:
-        Budget(vram=size).gpu_bytes(0, GIB, GIB)
+        Budget(vram=size).gpu_bytes(make_gpu(0, GIB))
     assert str(size) in str(caught.value)
 
 
 @pytest.mark.parametrize("size", ["lots", "0", -1, "101%"])
 def test_a_nonsense_budget_of_one_gpu_names_it(size: Any) -> None:
     with pytest.raises(UsageError, match=r"^--vram 2: "):
-        Budget(vram={2: size}).gpu_bytes(2, GIB, GIB)
+        Budget(vram={2: size}).gpu_bytes(make_gpu(2, GIB))
 
 
 @pytest.mark.parametrize(("size", "size_bytes"), [(None, 10_000), ("25%", 2_500), (77, 77), ("1KiB", 1024)])

@@ -64,7 +64,7 @@ class _World:
 
     def _find_devices(self, machine: Machine, budget: Budget, _: object) -> list[Device]:
         self.asked.append(budget)
-        wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu.index, gpu.free_bytes, gpu.total_bytes)]
+        wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu)]
         gpus = [
             _device(f"gpu{gpu.index}", f"CUDA{gpu.index}", gpu.total_bytes, gpu.free_bytes) for gpu in wanted
         ]

@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 
 from memfit.cli.json_output import json_option, write_json
+from memfit.engines.llamacpp.gpus import GPU_BACKENDS
 from memfit.engines.llamacpp.library import ENGINE_VERSION
 from memfit.engines.transformers.calibrate import require_libraries
 from memfit.errors import EngineError, EngineMissingError
@@ -204,11 +205,11 @@ def _rpc(here: _Here) -> Check | None:
 def _gpu(here: _Here) -> Check:
     machine = here.machine
     if not machine.gpus:
-        detail = machine.gpu_note or "no NVIDIA GPU: models run on the CPU"
+        detail = machine.gpu_note or "none that is known: models run on the CPU"
         return Check(ok=machine.gpu_note is None, detail=detail)
     names = ", ".join(gpu.name for gpu in machine.gpus)
     detail = f"{names}; {machine.gpu_note}" if machine.gpu_note else names
-    if here.engine_version is None or here.library("ggml-cuda"):
+    if here.engine_version is None or any(here.library(f"ggml-{name}") for name in GPU_BACKENDS):
         return Check(ok=True, detail=detail)
     detail += ", but the engine was built without CUDA, so it stays unused"
     return Check(ok=False, detail=detail, fix=_REBUILD_CUDA)

@@ -16,11 +16,13 @@ import click
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.speeds import brief_speeds, measuring_progress, print_speeds, printable, speeds_json
 from memfit.engines.llamacpp.calibrate import LlamaCalibration, MachineSpeeds
+from memfit.engines.llamacpp.gpus import with_engine_gpus
 from memfit.errors import EngineError, EngineMissingError, WrongValueError
 from memfit.hardware.disks import mount_of
 from memfit.hardware.folders import cache_folder
 from memfit.hardware.machine import Cpu, Disk, Gpu, Machine, Ram
 from memfit.hardware.probe import probe
+from memfit.planner.request import Budget
 from memfit.units import format_bytes
 
 __all__ = ["command"]
@@ -43,7 +45,7 @@ __all__ = ["command"]
 @click.pass_context
 def command(context: click.Context, calibrate: bool, rpc: tuple[str, ...], as_json: bool) -> None:
     """Show CPU, RAM, swap, GPUs and disks, as this process may use them."""
-    machine = probe()
+    machine = with_engine_gpus(probe(), Budget())
     if calibrate:
         _calibrate(machine, rpc, as_json)
         return
@@ -71,7 +73,6 @@ def _known(machine: Machine) -> MachineSpeeds:
 def _calibrate(machine: Machine, rpc: Sequence[str], as_json: bool) -> None:
     from memfit.cli.render import console, speaker
     from memfit.engines.llamacpp.lookup import find_devices
-    from memfit.planner.request import Budget
 
     if sys.platform != "linux":
         raise EngineError(f"memfit measures speeds on Linux only, and this is {sys.platform}; try WSL2")
@@ -124,7 +125,7 @@ def _rows(machine: Machine) -> Iterator[tuple[str, str]]:
     for gpu in machine.gpus:
         yield f"GPU {gpu.index}", _gpu(gpu)
     if machine.gpu_note or not machine.gpus:
-        yield "GPU", machine.gpu_note or "no NVIDIA GPU"
+        yield "GPU", machine.gpu_note or "none"
     for disk in machine.disks:
         yield "disk", _disk(disk)
 
@@ -156,7 +157,7 @@ def _gpu(gpu: Gpu) -> str:
         gpu.name,
         f"{format_bytes(gpu.total_bytes)}, {format_bytes(gpu.free_bytes)} free",
         gpu.others_bytes and f"{format_bytes(gpu.others_bytes)} held by other programs",
-        f"driver {gpu.driver}",
+        gpu.driver and f"driver {gpu.driver}",
         gpu.cuda and f"CUDA {gpu.cuda}",
         gpu.compute_capability and f"compute capability {gpu.compute_capability}",
         gpu.link,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,8 @@ budget_options = _together(
     click.option(
         "--vram",
         multiple=True,
-        metavar="[N=]SIZE",
-        help="Most memory to use of every GPU, or of GPU number N; repeatable.  [what is free]",
+        metavar="[GPU=]SIZE",
+        help="Most memory to use of every GPU, or of one (0, Vulkan0); repeatable.  [what is free]",
     ),
     click.option(
         "--rpc",
@@ -224,20 +225,22 @@ def take_budget(options: dict[str, Any]) -> Budget:
     )
 
 
-def _vram(texts: Sequence[str]) -> str | dict[int, str] | None:
-    """One size for every GPU, or N=SIZE for some of them."""
-    numbered: dict[int, str] = {}
+def _vram(texts: Sequence[str]) -> str | dict[int | str, str] | None:
+    """One size for every GPU, or for some of them, by number or name."""
+    numbered: dict[int | str, str] = {}
     for text in texts:
         number, equals, size = text.partition("=")
         if not equals:
             if len(texts) > 1:
                 raise WrongValueError("vram", f" {text} is for every GPU; give it alone, or each as N=SIZE")
             return text
-        if not (number.isascii() and number.isdigit() and size) or int(number) in numbered:
+        number = number.removeprefix("gpu")  # as reports call it
+        key = int(number) if number.isascii() and number.isdigit() and len(number) < 4 else number
+        if not size or key in numbered or not re.fullmatch(r"\d+|[A-Za-z]+\d+", number, re.ASCII):
             raise WrongValueError(
-                "vram", f" {text}: give the number of a GPU, once each, as in 0={size or 'SIZE'}"
+                "vram", f" {text}: name each GPU once, by number or name: 0={size or 'SIZE'}"
             )
-        numbered[int(number)] = size
+        numbered[key] = size
     return numbered or None
 
 

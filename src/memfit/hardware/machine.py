@@ -35,15 +35,17 @@ class Ram:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    index: int
+    index: int  # the engine's, where it uses GPUs; else the driver's
     name: str
     total_bytes: int
     used_bytes: int
     free_bytes: int
     others_bytes: int | None = None  # held by other processes; None where the driver does not say
-    driver: str
+    driver: str | None = None
     cuda: str | None = None  # the newest CUDA version that the driver supports, as in "12.4"
-    compute_capability: str | None
+    compute_capability: str | None = None
+    pci_id: str | None = None  # "0000:01:00.0"; None where nobody says
+    engine_name: str | None = None  # "CUDA0", "Vulkan0"; None where the engine does not use it
     link: str | None = None  # "PCIe 4.0 x16", the link's maximum
 
 

@@ -89,8 +89,15 @@ def _device(nvml: _Nvml, index: int, handle: Any, *, driver: str, cuda: str | No
         driver=driver,
         cuda=cuda,
         compute_capability=capability and f"{capability[0]}.{capability[1]}",
+        pci_id=_pci_id(nvml, handle),
         link=_link(nvml, handle),
     )
+
+
+def _pci_id(nvml: _Nvml, handle: Any) -> str | None:
+    """As the engine writes it: NVML's domain has 8 digits, and capital letters."""
+    pci = _optional(nvml, nvml.nvmlDeviceGetPciInfo, handle)
+    return pci and str(pci.busId).lower()[-len("0000:01:00.0") :]
 
 
 def _link(nvml: _Nvml, handle: Any) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memfit.errors import UsageError, WrongValueError
-from memfit.hardware.machine import Device, Machine, Ram
+from memfit.hardware.machine import Device, Gpu, Machine, Ram
 from memfit.memory.reserve import reserve_bytes
 from memfit.units import format_bytes, parse_size
 
@@ -37,7 +37,8 @@ class Budget:
     """Hard caps on what memfit's processes hold, runtime overhead included."""
 
     ram: Size | None = None  # None: what is free, less a reserve
-    vram: Size | Mapping[int, Size] | None = None  # for every GPU, or by its number; None: what is free
+    # For every GPU, or by its number or its name in the engine ("Vulkan0"); None: what is free.
+    vram: Size | Mapping[int | str, Size] | None = None
     rpc: Mapping[str, Size | None] = field(default_factory=dict)  # "HOST:PORT" → size; None: all it offers
     disk: bool = True  # whether weights may be streamed from disk
 
@@ -77,8 +78,12 @@ class Budget:
             lent = self.rpc[device.name]
             size = device.free_bytes if lent is None else _size(f"rpc {device.name}", lent, device.free_bytes)
         else:
-            number = int(device.name.removeprefix("gpu"))
-            size = self.gpu_bytes(number, device.free_bytes, device.total_bytes)
+            size = self._vram_bytes(
+                int(device.name.removeprefix("gpu")),
+                device.engine_name,
+                device.free_bytes,
+                device.total_bytes,
+            )
             if self.vram is None and size <= device.overhead_bytes:
                 return 0  # full of others' work; nobody asked for it
         if 0 < size <= device.overhead_bytes:
@@ -91,13 +96,17 @@ class Budget:
             )
         return size
 
-    def gpu_bytes(self, number: int, free_bytes: int, total_bytes: int) -> int:
+    def gpu_bytes(self, gpu: Gpu) -> int:
         """The cap on a GPU of this machine. A GPU that a mapping does not name is not used."""
+        return self._vram_bytes(gpu.index, gpu.engine_name, gpu.free_bytes, gpu.total_bytes)
+
+    def _vram_bytes(self, number: int, name: str | None, free_bytes: int, total_bytes: int) -> int:
         if self.vram is None:
             return free_bytes - reserve_bytes(total_bytes, free_bytes)
         if isinstance(self.vram, Mapping):
-            size = self.vram.get(number, 0)
-            return _size(f"vram {number}", size, free_bytes) if size else 0
+            key = name if name is not None and name in self.vram else number
+            size = self.vram.get(key, 0)
+            return _size(f"vram {key}", size, free_bytes) if size else 0
         return _size("vram", self.vram, free_bytes)
 
 
@@ -160,7 +169,7 @@ def require_devices(budget: Budget, here: Machine, *, is_dummy: bool) -> None:
     if budget.vram is not None and not here.gpus:
         raise WrongValueError(
             "vram",
-            f": there is no GPU here ({here.gpu_note or 'no NVIDIA GPU was found'}); "
+            f": there is no GPU here ({here.gpu_note or 'none was found'}); "
             "memfit hardware shows what there is, --rpc takes a GPU of another machine",
         )
     if is_dummy and budget.rpc:
@@ -168,8 +177,11 @@ def require_devices(budget: Budget, here: Machine, *, is_dummy: bool) -> None:
             "rpc", " names a device of this machine, --machine another machine; use one of them"
         )
     if isinstance(budget.vram, Mapping):
-        for number in budget.vram:
-            if number not in {gpu.index for gpu in here.gpus}:
+        for key in budget.vram:
+            named = [gpu for gpu in here.gpus if key in (gpu.index, gpu.engine_name)]
+            if not named:
                 raise WrongValueError(
-                    f"vram {number}", f": there is no GPU {number}; memfit hardware shows which there are"
+                    f"vram {key}", f": there is no GPU {key}; memfit hardware shows which there are"
                 )
+            if key == named[0].engine_name and named[0].index in budget.vram:
+                raise WrongValueError(f"vram {key}", f" and {named[0].index} are one GPU; name it once")

@@ -28,7 +28,7 @@ BASE = {  # libggml-base
     "VP": "ggml_backend_buffer_free ggml_backend_free ggml_free",
     "VPC": "ggml_backend_buffer_clear",
     "VPI": "ggml_backend_buffer_set_usage",
-    "VPP": "ggml_build_forward_expand",
+    "VPP": "ggml_build_forward_expand ggml_backend_dev_get_props",
     "VPPL": "ggml_fp32_to_bf16_row",
     "VPPP": "ggml_backend_dev_memory",
     "VPPZZ": "ggml_backend_tensor_set ggml_backend_tensor_get",

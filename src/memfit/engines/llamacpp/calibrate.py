@@ -129,10 +129,10 @@ class LlamaCalibration:
             return None
         return replace(_device_speed(speeds), op_offload=not is_remote(name))
 
-    def gpu_runtime_bytes(self, name: str, gpu: Gpu) -> int:
+    def gpu_runtime_bytes(self, gpu: Gpu) -> int:
         """Bytes that the driver's context and the engine's kernels take on a GPU; once per driver."""
         key, told = f"{gpu.driver} {gpu.name}", f"what the driver itself takes of {gpu.name}"
-        measure = partial(_measure_gpu_runtime, name, gpu)
+        measure = partial(_measure_gpu_runtime, gpu, self._say)
         return int(self._cached.once(key, told, measure, part="gpu_runtime"))
 
     def answers(self, header: str) -> KeptAnswers:
@@ -336,12 +336,21 @@ def _measure_baseline() -> dict[str, Any]:
         return run_small_model("llamacpp", str(path), "the engine cannot run a tiny model")
 
 
-def _measure_gpu_runtime(name: str, gpu: Gpu) -> int:
-    with LlamaWorker() as worker:
+def _measure_gpu_runtime(gpu: Gpu, say: Callable[[str], None]) -> int:
+    """By the driver's list of processes, or by what is free less: WSL2, containers and other makers' drivers
+    list none."""
+    name = gpu.engine_name
+
+    def free(observer: LlamaWorker) -> int:
+        return int(observer.ask("device_memory", names=[name])["devices"][name][0])
+
+    with LlamaWorker() as observer, LlamaWorker() as worker:
+        before = free(observer)
         worker.ask("kernels", device=name, threads=None, repack=False, types=[], attention=[], basics=True)
         held = gpu_bytes_of(worker.pid).get(f"gpu{gpu.index}")
-    if held is None:
-        raise EngineError(f"the driver does not say what a process holds on {gpu.name}")
+        if held is None:
+            held = max(0, before - free(observer))
+            say(f"{gpu.name}: its driver does not say what a process holds, so what was free before counts")
     return held
 
 

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from memfit.engines.llamacpp.library import Library
 from memfit.errors import EngineError
@@ -20,8 +21,22 @@ from memfit.errors import EngineError
 __all__ = ["Devices"]
 
 _POINTER = ctypes.c_void_p
-_CPU, _GPU = 0, 1  # ggml_backend_dev_type
+_CPU, _GPU, _INTEGRATED = 0, 1, 2  # ggml_backend_dev_type
 _START_SECONDS = 5.0
+
+
+class _Properties(ctypes.Structure):
+    """ggml's `ggml_backend_dev_props`."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("free_bytes", ctypes.c_size_t),
+        ("total_bytes", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("id", ctypes.c_char_p),
+        ("capabilities", ctypes.c_bool * 8),  # five of them
+    )
 
 
 class Devices:
@@ -59,14 +74,26 @@ class Devices:
         return int(self._library.ggml.ggml_backend_dev_by_type(_CPU))
 
     def gpus(self) -> list[str]:
-        """The engine's names of this machine's GPUs: "CUDA0", "Vulkan0"."""
+        """The engine's names of this machine's GPUs, in its order: "CUDA0", "Vulkan0"."""
         ggml, base = self._library.ggml, self._library.ggml_base
         devices = [ggml.ggml_backend_dev_get(index) for index in range(ggml.ggml_backend_dev_count())]
         return [
             base.ggml_backend_dev_name(device).decode()
             for device in devices
-            if base.ggml_backend_dev_type(device) == _GPU
+            if base.ggml_backend_dev_type(device) in (_GPU, _INTEGRATED)
         ]
+
+    def properties(self, name: str) -> dict[str, Any]:
+        """What the engine knows of a device, as `gpus.py` reads it. CUDA makes a context there to answer."""
+        found = _Properties()
+        self._library.ggml_base.ggml_backend_dev_get_props(self.find([name])[0], ctypes.byref(found))
+        return {
+            "description": found.description.decode(),
+            "free_bytes": found.free_bytes,
+            "total_bytes": found.total_bytes,
+            "is_integrated": found.type == _INTEGRATED,
+            "pci_id": found.id.decode() if found.id else None,
+        }
 
     def memory(self, name: str) -> tuple[int, int]:
         """Free and total bytes, as the device itself says."""

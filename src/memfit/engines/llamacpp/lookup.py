@@ -12,12 +12,13 @@ import threading
 from collections.abc import Sequence
 
 from memfit.engines.llamacpp.calibrate import LlamaCalibration
+from memfit.engines.llamacpp.gpus import with_engine_gpus
 from memfit.engines.llamacpp.process import LlamaWorker
-from memfit.errors import EngineError, WorkerDiedError, WrongValueError
+from memfit.errors import EngineError, WorkerDiedError
 from memfit.hardware.machine import DUMMY, Device, Machine
 from memfit.hardware.profile import Profile
 from memfit.memory.rpc_memory import LATER_BYTES, decode_rpc_memory
-from memfit.planner.request import Budget
+from memfit.planner.request import Budget, require_devices
 from memfit.units import MIB
 
 __all__ = ["dummy_devices", "find_devices"]
@@ -28,12 +29,14 @@ _CUDA_RUNTIME_BYTES = 300 * MIB  # of a profile's GPU: context and kernels; a re
 
 
 def find_devices(machine: Machine, budget: Budget, calibration: LlamaCalibration) -> list[Device]:
-    """This machine's GPUs that the budget allows, then the remote devices it names.
+    """The GPUs that the engine lists and the budget allows, then the remote devices that it names.
 
     Raises:
         UsageError: a GPU that is not there.
         EngineError: a remote device does not answer, or the engine was built without the GPU's backend.
     """
+    machine = with_engine_gpus(machine, budget)
+    require_devices(budget, machine, is_dummy=False)
     return [*_gpus(machine, budget, calibration), *(_remote(endpoint) for endpoint in budget.rpc)]
 
 
@@ -54,33 +57,27 @@ def dummy_devices(profile: Profile) -> list[Device]:
 
 
 def _gpus(machine: Machine, budget: Budget, calibration: LlamaCalibration) -> Sequence[Device]:
-    wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu.index, gpu.free_bytes, gpu.total_bytes)]
+    wanted = [gpu for gpu in machine.gpus if budget.gpu_bytes(gpu)]
     if not wanted:
         return []
-    with LlamaWorker() as worker:
-        names = list(worker.ask("device_memory", names=[])["devices"])
-    if not names:
+    if not all(gpu.engine_name for gpu in wanted):
         if budget.vram is None:
             return []  # nobody asked for one
         raise EngineError(
             "the engine was built without GPU support; memfit doctor gives the command that mends it"
         )
-    found = []
-    for gpu in wanted:
-        if gpu.index >= len(names):
-            raise WrongValueError(f"vram {gpu.index}", f": the engine sees only {', '.join(names)}")
-        found.append(
-            Device(
-                name=f"gpu{gpu.index}",
-                engine_name=names[gpu.index],
-                description=gpu.name,
-                total_bytes=gpu.total_bytes,
-                free_bytes=gpu.free_bytes,
-                overhead_bytes=calibration.gpu_runtime_bytes(names[gpu.index], gpu),
-                is_memfit_server=False,
-            )
+    return [
+        Device(
+            name=f"gpu{gpu.index}",
+            engine_name=gpu.engine_name or "",
+            description=gpu.name,
+            total_bytes=gpu.total_bytes,
+            free_bytes=gpu.free_bytes,
+            overhead_bytes=calibration.gpu_runtime_bytes(gpu),
+            is_memfit_server=False,
         )
-    return found
+        for gpu in wanted
+    ]
 
 
 def _remote(endpoint: str) -> Device:

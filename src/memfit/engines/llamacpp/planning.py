@@ -42,7 +42,8 @@ class LlamaPlanner(Closing):
         self.spec, self._options = spec, options
         self._profile = read_profile(options.machine) if options.machine else None
         self._machine = self._profile.to_machine() if self._profile else probe()
-        require_devices(options.budget, self._machine, is_dummy=self._profile is not None)
+        if self._profile:
+            require_devices(options.budget, self._machine, is_dummy=True)
         self._calibration = calibration = LlamaCalibration(cpu_model=probe().cpu.model, say=options.say)
         self._devices = (
             dummy_devices(self._profile)

@@ -59,6 +59,7 @@ class LlamaCommands:
                 "simulate": self.simulate,
                 "count_tokens": self.count_tokens,
                 "device_memory": self.device_memory,
+                "gpus": self.gpus,
                 "load": self.load,
                 "open": self.open,
                 "measure": self.measure,
@@ -124,10 +125,22 @@ class LlamaCommands:
                 counts.append(None)
         return {"counts": counts}
 
-    def device_memory(self, names: list[str]) -> dict[str, Any]:
-        """Free and total bytes of devices; without names, of this machine's GPUs."""
+    def gpus(self, wanted: list[int | str] | None) -> dict[str, Any]:
+        """This machine's GPUs in the engine's order, with the properties of those `wanted`, by number
+        or name; None is all."""
         devices = self._devices = self._devices or Devices(self.library, dummies=False)
-        return {"devices": {name: devices.memory(name) for name in names or devices.gpus()}}
+
+        def looked_at(index: int, name: str) -> bool:
+            return wanted is None or index in wanted or name in wanted
+
+        named = enumerate(devices.gpus())
+        found = {name: devices.properties(name) if looked_at(index, name) else None for index, name in named}
+        return {"gpus": found}
+
+    def device_memory(self, names: list[str]) -> dict[str, Any]:
+        """Free and total bytes of devices."""
+        devices = self._devices = self._devices or Devices(self.library, dummies=False)
+        return {"devices": {name: devices.memory(name) for name in names}}
 
     def load(
         self,
