@@ -135,6 +135,7 @@ def test_a_gpu_that_the_budget_leaves_out_is_not_looked_at() -> None:
 def test_no_gpu_asks_no_engine() -> None:
     _Engine.memory = None
     assert _find(Budget()) == []
+    assert _find(Budget(vram={})) == []
     with pytest.raises(UsageError, match="--vram: there is no GPU here"):
         _find(Budget(vram="1GiB"))
 

@@ -166,7 +166,7 @@ def context_of(workload: Workload, longest: int | None) -> int:
 
 def require_devices(budget: Budget, here: Machine, *, is_dummy: bool) -> None:
     """Raises UsageError where the budget names a device that this machine cannot have."""
-    if budget.vram is not None and not here.gpus:
+    if budget.vram not in (None, {}) and not here.gpus:
         raise WrongValueError(
             "vram",
             f": there is no GPU here ({here.gpu_note or 'none was found'}); "

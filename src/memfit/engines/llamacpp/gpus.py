@@ -35,9 +35,9 @@ def with_engine_gpus(machine: Machine, budget: Budget) -> Machine:
 
     Those that the budget leaves out are not looked at, and their bytes are 0.
     """
-    if not has_gpu_backend():
-        return machine
     wanted = list(budget.vram) if isinstance(budget.vram, Mapping) else None
+    if wanted == [] or not has_gpu_backend():
+        return machine
     with LlamaWorker() as worker:
         seen = worker.ask("gpus", wanted=wanted)["gpus"]
     known = {gpu.pci_id: gpu for gpu in machine.gpus if gpu.pci_id}
