@@ -55,7 +55,6 @@ class _Engine:
                     "description": f"A {name}",
                     "free_bytes": known[name][0],
                     "total_bytes": known[name][1],
-                    "is_integrated": False,
                     "pci_id": f"0000:0{index}:00.0" if name.startswith("CUDA") else None,
                 }
                 if wanted is None or index in wanted or name in wanted

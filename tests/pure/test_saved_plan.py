@@ -20,7 +20,9 @@ from fakes import (
     make_layered_spec,
     make_machine,
     make_plan_value,
+    make_spec,
     make_speed,
+    make_tensor,
     make_tier,
 )
 
@@ -35,7 +37,7 @@ from memfit.planner.llamacpp.inputs import PlanInputs
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.request import Budget, Workload
-from memfit.planner.saved import _PATTERN, plan_from_json
+from memfit.planner.saved import _PATTERN, plan_from_json, require_held
 from memfit.planner.speed import AttentionSpeed, Term
 from memfit.saved_plan import read_plan, require_this_machine
 from memfit.units import GIB, MIB
@@ -523,6 +525,16 @@ def test_only_matrices_are_held_in_other_forms(world: _World, field: str, mode: 
     for name in ("absent", "output_norm.weight"):
         config = replace(plan.config, load_mode=mode, repack=repack, **{field: (name,)})
         assert f"config.{field}" in _refusal(world.save(replace(plan, config=config)))
+
+
+def test_experts_may_stay_plain() -> None:
+    """They are not rewritten where their own kernels are slower; no other form is theirs."""
+    experts = make_tensor("blk.0.ffn_up_exps.weight", (256, 256, 4), "Q4_K", 4 * 144 * 256)
+    plan = make_plan_value(make_spec(experts))
+    config = replace(plan.config, load_mode="read", repack=True, devices=(), layers=(), plain=(experts.name,))
+    require_held(replace(plan, config=config), "plan")
+    with pytest.raises(UsageError, match=r"config\.widened"):
+        require_held(replace(plan, config=replace(config, plain=(), widened=(experts.name,))), "plan")
 
 
 def _changed(document: dict[str, Any], field: str, value: object) -> dict[str, Any]:

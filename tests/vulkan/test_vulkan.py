@@ -1,5 +1,5 @@
 """A real GPU backend: Vulkan over Mesa's software driver (scripts/vulkan). The CPU's text, whatever lies
-where, and the device's bytes by the backend's own log.
+where; the device's bytes are benchmarks/vulkan.py's.
 
 The driver's memory is RAM, and it compiles each kernel with LLVM for seconds: RAM and predicted speeds are
 not judged here, so calibration is left out.
@@ -17,7 +17,7 @@ import pytest
 import memfit
 from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.gpus import has_gpu_backend
-from memfit.hub.resolve import local_path
+from memfit.hub.local_model import local_path
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.speed import ASSUMED_DEVICE
 from memfit.units import GIB, MIB

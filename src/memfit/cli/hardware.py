@@ -45,10 +45,11 @@ __all__ = ["command"]
 @click.pass_context
 def command(context: click.Context, calibrate: bool, rpc: tuple[str, ...], as_json: bool) -> None:
     """Show CPU, RAM, swap, GPUs and disks, as this process may use them."""
-    machine = with_engine_gpus(probe(), Budget())
+    machine = probe()
     if calibrate:
         _calibrate(machine, rpc, as_json)
         return
+    machine = with_engine_gpus(machine, Budget())
     if rpc and context.get_parameter_source("rpc") is click.core.ParameterSource.COMMANDLINE:
         raise WrongValueError("rpc", ": a device elsewhere is only measured; add --calibrate")
     measured = _known(machine)

@@ -22,7 +22,7 @@ from memfit.memory.precision import precision
 from memfit.planner.llamacpp.dequantizing import may_dequantize
 from memfit.planner.llamacpp.forms import may_widen
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
-from memfit.planner.llamacpp.streaming import is_dense_matrix
+from memfit.planner.llamacpp.streaming import is_dense_matrix, is_matrix
 from memfit.planner.plan import Plan, TierUse
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.strict_json import JsonReader, Length
@@ -201,7 +201,7 @@ def require_held(plan: LlamaPlan, where: str) -> None:
         ("prompt_dequantized", own, quantized, "quantized ones, load_mode own"),
         ("twofold", own and not config.dequantized, is_dense_matrix, "those as they are, load_mode own"),
         ("widened", rewritten, may_widen, "Q5_0 or IQ4_NL, repacked"),
-        ("plain", rewritten, is_dense_matrix, "of a model that is repacked"),
+        ("plain", rewritten, is_matrix, "of a model that is repacked"),
     ):
         names = set(getattr(config, field))
         unknown = names - {one.name for one in spec.tensors if may(one)}

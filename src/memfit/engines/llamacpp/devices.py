@@ -91,7 +91,6 @@ class Devices:
             "description": found.description.decode(),
             "free_bytes": found.free_bytes,
             "total_bytes": found.total_bytes,
-            "is_integrated": found.type == _INTEGRATED,
             "pci_id": found.id.decode() if found.id else None,
         }
 
