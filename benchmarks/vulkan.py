@@ -21,7 +21,7 @@ from typing import Any
 
 import memfit
 from memfit.engines.llamacpp.calibrate import LlamaCalibration
-from memfit.planner.speed import ASSUMED_DEVICE
+from memfit.planner.speed import ASSUMED_GPU
 from memfit.units import GIB, MIB
 
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -69,7 +69,7 @@ def one(asked: dict[str, Any]) -> int:
     """Plans, loads and computes; the backend's log goes to stderr."""
     # The driver compiles kernels for seconds, and its memory is RAM: neither speeds nor its own bytes count.
     LlamaCalibration.gpu_runtime_bytes = lambda *_: 0  # type: ignore[method-assign]
-    LlamaCalibration.device_speed = lambda *_: replace(ASSUMED_DEVICE, op_offload=True)  # type: ignore[method-assign]
+    LlamaCalibration.device_speed = lambda *_: ASSUMED_GPU  # type: ignore[method-assign]
     LlamaCalibration.ram_speeds = lambda *_, **__: None  # type: ignore[method-assign]
     keys = ("context", "parallel", "kv_type")
     workload = memfit.Workload(threads=2, repack="off", **{key: asked[key] for key in keys})

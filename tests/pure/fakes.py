@@ -17,7 +17,14 @@ from memfit.headers.model_spec import MetadataValue, ModelSpec, TensorSpec
 from memfit.memory.estimate import RAM, DeviceBytes, Graph, LlamaConfig, MemoryEstimate, Operation
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.plan import TierUse
-from memfit.planner.speed import AttentionSpeed, DeviceSpeed, Prediction, Rate, WeightSpeed
+from memfit.planner.speed import (
+    OP_OFFLOAD_TOKENS,
+    AttentionSpeed,
+    DeviceSpeed,
+    Prediction,
+    Rate,
+    WeightSpeed,
+)
 from memfit.units import GIB, KIB, MIB
 
 
@@ -156,7 +163,8 @@ def make_device_bytes(count: int) -> tuple[DeviceBytes, ...]:
 
 
 def make_graph(*operations: Operation, tokens: int = 1, splits: tuple[int, ...] = (0,)) -> Graph:
-    return Graph(tokens=tokens, operations=operations, splits=splits, split_bytes=tuple(0 for _ in splits))
+    nothing = tuple(0 for _ in splits)
+    return Graph(tokens=tokens, operations=operations, splits=splits, split_bytes=nothing, sent_bytes=nothing)
 
 
 def make_operation(kind: str = "matmul", type_name: str = "Q8_0", **changes: int) -> Operation:
@@ -335,7 +343,15 @@ class DeviceOracle:
             operations=tuple(operations),
             splits=tuple(splits),
             split_bytes=tuple(4096 * tokens * count for count in splits),
+            sent_bytes=(RAM, self._sent_bytes(config, tokens), *[0] * len(splits))[: len(splits)],
         )
+
+    def _sent_bytes(self, config: LlamaConfig, tokens: int) -> int:
+        """With op_offload the first device multiplies with what lies in RAM, from 32 tokens on."""
+        if not (config.op_offload and config.devices) or tokens < OP_OFFLOAD_TOKENS:
+            return 0
+        kept = (one for one, device in engine_devices(self._spec, config) if device == RAM)
+        return sum(one.size_bytes for one in kept if one.name.startswith("blk.") and len(one.shape) > 1)
 
     def _operations(
         self, config: LlamaConfig, tokens: int, context: int, kv_bytes: int
@@ -346,6 +362,8 @@ class DeviceOracle:
 
         def multiply(name: str, rows: int) -> Operation:
             tensor, device = placed[name]
+            if name.startswith("blk.") and self._sent_bytes(config, tokens):
+                device = device or 1
             routed = share if "_exps" in name else 1.0
             read = min(1.0, routed * tokens) if routed < 1 else 1.0
             return make_operation(

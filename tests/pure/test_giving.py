@@ -6,18 +6,15 @@ import ctypes
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from memfit.engines.llamacpp.giving import Giving
 from memfit.engines.llamacpp.graph import Node
-from memfit.engines.llamacpp.options import context_options
 from memfit.engines.llamacpp.weights import OwnWeights
 from memfit.errors import EngineError
 from memfit.hardware.direct_file import StreamError
-from memfit.memory.estimate import LlamaConfig
 
 _BYTES = 3 * 4096
 _KEPT: list[Node] = []  # a node knows its sources by address only
@@ -204,24 +201,3 @@ def test_a_disk_that_fails_ends_the_request() -> None:
     assert _compute(weights, model.product)
     assert str(weights.error) == "it became shorter" and weights.aborted == 1
     assert model.first.data == _Ring.address
-
-
-# --- op_offload ---
-
-
-@pytest.mark.parametrize(("mode", "offloads"), [("own", False), ("mmap", True), ("read", True)])
-def test_no_device_takes_matrices_out_of_ram_where_weights_stream(mode: str, offloads: bool) -> None:
-    api = SimpleNamespace(llama_context_default_params=lambda: SimpleNamespace(op_offload=True))
-    config = LlamaConfig(
-        paths=(),
-        context=512,
-        parallel=1,
-        kv_type="f16",
-        ubatch=64,
-        threads=1,
-        repack=False,
-        load_mode=mode,
-        devices=("Vulkan0",),
-        layers=(1,),
-    )
-    assert context_options(api, config).op_offload is offloads

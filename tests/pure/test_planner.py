@@ -594,17 +594,6 @@ def test_a_model_that_fits_a_device_lies_there_whole(
     assert any(line.startswith(f"{name}: 3 layers") for line in plan.why)
 
 
-def test_an_imagined_gpu_holds_a_copy_of_what_it_multiplies() -> None:
-    """Its stand-in does not take over prompts, so the 16 MiB of a block in RAM are added by rule."""
-    imagined = replace(make_device("gpu0", 120 * MIB), engine_name="profile:0")
-    plan = _device_plan(GIB, imagined, vram="100%")
-    assert plan.config.overrides
-    assert plan.tiers[1].compute_bytes == (5 + 16) * MIB
-    assert plan.tiers[1].total_bytes <= 120 * MIB
-    whole = _device_plan(GIB, replace(imagined, total_bytes=GIB, free_bytes=GIB))
-    assert whole.tiers[1].compute_bytes == 5 * MIB  # nothing but the embedding is left behind
-
-
 def test_the_json_tells_the_placement() -> None:
     document = json.loads(json.dumps(_device_plan(GIB, make_device()).to_json()))
     assert (document["devices"], document["layers"], document["overrides"]) == (["CUDA0"], [3], [])
@@ -802,16 +791,55 @@ def test_what_ram_alone_holds_is_planned_beside_any_lender(lent: tuple[int, ...]
     assert _device_plan(ram, *devices, **asked).fits
 
 
+def _offloading(link: float, **workload: Any) -> LlamaPlan:
+    """A GPU with room for a part of the model, that gets `link` bytes of weights a second."""
+    gpu = make_speed(1e11, sent_bytes_per_second=link)
+    asked = {"prompt_tokens": 512, "generated_tokens": 16, "context": 1024, **workload}
+    return _device_plan(GIB, make_device(), speeds=(gpu,), vram=100 * MIB, **asked)
+
+
+def test_a_gpu_multiplies_prompts_with_what_lies_in_ram_where_that_is_faster() -> None:
+    taking, slow = _offloading(1e10), _offloading(1e3)
+    for plan, takes_over in ((taking, True), (slow, False)):
+        assert plan.config.devices and plan.config.op_offload is takes_over
+        (why,) = (line for line in plan.why if "multiplies prompts with what lies in RAM" in line)
+        assert why.startswith("gpu0 multiplies" if takes_over else "this CPU computes")
+    assert taking.prediction.prompt.value > 2 * slow.prediction.prompt.value
+
+
+@pytest.mark.parametrize("asked", [{"prompt_tokens": 31}, {"repack": "on"}])
+def test_prompts_below_32_tokens_and_rewritten_weights_stay_with_the_cpu(asked: dict[str, Any]) -> None:
+    assert not _offloading(1e10, **asked).config.op_offload
+
+
+def test_streamed_weights_are_not_sent() -> None:
+    """The engine would send what has not been read yet."""
+    spec = make_layered_spec()
+    gpu = make_speed(1e11, sent_bytes_per_second=1e12)
+    plan = make_plan(
+        PlanInputs(
+            spec=spec,
+            machine=make_machine(gpus=(make_gpu(),)),
+            budget=Budget(ram=80 * MIB, vram=60 * MIB, disk=True),
+            workload=Workload(context=256),
+            speeds=make_speeds(),
+            devices=[(make_device(), gpu)],
+        ),
+        DeviceOracle(spec),
+    )
+    assert plan.config.devices and plan.config.streamed and not plan.config.op_offload
+
+
 def test_a_plan_that_opens_no_gpu_gets_no_help_from_it() -> None:
     """It multiplies fast, but streams and enters too slowly to be worth opening."""
     spec = make_layered_spec()
     gpu = make_speed(
         1e8,
-        op_offload=True,
+        sent_bytes_per_second=1e12,
         weights={"Q8_0": WeightSpeed(bytes_per_second=1e8, operations_per_second=1e15)},
     )
     plan = _device_plan(GIB, make_device(), spec=spec, speeds=(gpu,))
-    assert plan.config.devices == ()
+    assert plan.config.devices == () and not plan.config.op_offload
     alone = _plan(GIB, spec=spec, oracle=DeviceOracle(spec))  # type: ignore[arg-type]
     assert plan.prediction == alone.prediction
 

@@ -20,7 +20,7 @@ from memfit.hardware.profile import (
 from memfit.memory.estimate import MemoryEstimate
 from memfit.planner.llamacpp.profile_speed import profile_speeds
 from memfit.planner.speed import (
-    ASSUMED_DEVICE,
+    ASSUMED_GPU,
     DeviceSpeed,
     Prediction,
     predict,
@@ -61,7 +61,7 @@ def _profile(*gpus: ProfileGpu, cpu: ProfileCpu = _CPU, ram: ProfileRam = _RAM) 
     return Profile(name="toy", description="toy", cpu=cpu, ram=ram, gpus=gpus, disk=None)
 
 
-def _predict(profile: Profile, device: int, *, link_bytes: int = 0) -> Prediction:
+def _predict(profile: Profile, device: int, *, link_bytes: int = 0, sent_bytes: int = 0) -> Prediction:
     """4 GB of weights at `device`; a prompt token takes 2 operations a byte."""
     ram, gpus = profile_speeds(profile)
     gigabytes = 4_000_000_000
@@ -72,9 +72,12 @@ def _predict(profile: Profile, device: int, *, link_bytes: int = 0) -> Predictio
         tokens=512,
         splits=splits,
     )
-    if link_bytes:
-        moved = (0, link_bytes, *(0 for _ in gpus[1:]))
-        prompt = replace(prompt, split_bytes=moved)
+    if gpus:
+        prompt = replace(
+            prompt,
+            split_bytes=(0, link_bytes, *[0] * len(gpus[1:])),
+            sent_bytes=(0, sent_bytes, *[0] * len(gpus[1:])),
+        )
     answer = MemoryEstimate(
         context=4096,
         weights_bytes=0,
@@ -145,19 +148,19 @@ def test_half_the_operations_are_half_the_prompt_speed() -> None:
 
 
 def test_half_the_link_doubles_what_crosses_it() -> None:
-    """Matrices in RAM are sent over for a prompt: 4 GB at 16 GB/s are 0.25 s beside 512 * 8 G / 50 T."""
+    """4 GB at 16 GB/s are 0.25 s beside 512 * 8 G / 50 T, be they weights or activations."""
     multiplying = 512 * 8e9 / 50e12
     slower = replace(_GPU, link_bytes_per_second=_figure(8e9))
     for gpu, seconds in ((_GPU, 0.25), (slower, 0.5)):
-        rate = _predict(_profile(gpu), 0).prompt.value
-        assert rate == pytest.approx(512 / (seconds + multiplying), rel=1e-3)
+        weights = _predict(_profile(gpu), 1, sent_bytes=4_000_000_000).prompt.value
+        assert weights == pytest.approx(512 / (seconds + multiplying))
         activations = _predict(_profile(gpu), 1, link_bytes=4_000_000_000).prompt.value
         assert activations == pytest.approx(512 / (seconds + multiplying))
 
 
 def test_a_gpu_takes_over_prompts_and_ram_is_entered_for_nothing() -> None:
     ram, (gpu,) = profile_speeds(_profile(_GPU))
-    assert (ram.op_offload, gpu.op_offload) == (False, True)
+    assert (ram.sent_bytes_per_second, gpu.sent_bytes_per_second) == (0.0, gpu.split_bytes_per_second)
     assert ram.split_seconds == 0.0 < gpu.split_seconds
     assert (ram.basis, gpu.basis) == ("profile", "profile")
 
@@ -168,7 +171,7 @@ def test_a_gpu_takes_over_prompts_and_ram_is_entered_for_nothing() -> None:
 def test_a_gpu_of_which_a_figure_is_unknown_is_assumed(field: str) -> None:
     profile = _profile(replace(_GPU, **{field: None}))  # type: ignore[arg-type]
     _, (gpu,) = profile_speeds(profile)
-    assert gpu == replace(ASSUMED_DEVICE, op_offload=True)
+    assert gpu == ASSUMED_GPU
     assert _predict(profile, 1).basis == "assumed"
     assert _predict(profile, 0).basis == "profile"  # nothing lies on that GPU
 

@@ -261,6 +261,7 @@ def test_entering_a_place_costs_time_and_what_is_copied() -> None:
         operations=(make_operation(bytes=2000),),
         splits=(2, 2),
         split_bytes=(5_000_000, 30),
+        sent_bytes=(0, 0),
     )
     lengths = {"prompt_tokens": 10, "generated_tokens": 20}
     prediction = predict(_answer(graph, devices=1), (_RAM, _DEVICE), **lengths)
@@ -271,55 +272,30 @@ def test_entering_a_place_costs_time_and_what_is_copied() -> None:
 
 
 def test_the_copies_of_a_half_full_pass_are_half() -> None:
-    prompt = Graph(tokens=10, operations=(), splits=(1, 1), split_bytes=(0, 40))
+    prompt = Graph(tokens=10, operations=(), splits=(1, 1), split_bytes=(0, 40), sent_bytes=(0, 0))
     prediction = _predict(prompt=prompt, speeds=(_RAM, _DEVICE), prompt_tokens=5)
     assert prediction.prompt.value == pytest.approx(_EFFICIENCY * 5 / (0.1 + 0.2))
 
 
-_TAKING = replace(_DEVICE, op_offload=True)
+@pytest.mark.parametrize("tokens", [64, 32])
+def test_weights_are_sent_whole_whatever_a_pass_is_filled_with(tokens: int) -> None:
+    """1,000 bytes at 100 a second, and 4,000 operations of a full pass at 40,000."""
+    multiplied = make_operation(bytes=1000, operations=4000, device=1)
+    prompt = replace(make_graph(multiplied, tokens=64, splits=(0, 0)), sent_bytes=(0, 1000))
+    taking = replace(_DEVICE, sent_bytes_per_second=100.0)
+    prediction = _predict(prompt=prompt, speeds=(_RAM, taking), prompt_tokens=tokens)
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * tokens / (10 + 0.1 * tokens / 64))
+    (sent,) = (one for one in prediction.prompt_terms if one.kind == "weights sent")
+    assert (sent.device, sent.seconds * _EFFICIENCY) == (1, pytest.approx(10))
 
 
-@pytest.mark.parametrize(
-    ("tokens", "seconds"),
-    [
-        (64, 10.1),  # 1,000 bytes at 100 a second are sent, and 4,000 operations done at 40,000
-        (32, 10.05),  # from 32 tokens on; half of the operations
-        (31, 0.5),  # one less, and RAM multiplies itself: reading bounds it
-    ],
-)
-def test_a_gpu_takes_over_prompts_of_matrices_in_ram(tokens: int, seconds: float) -> None:
-    prompt = make_graph(make_operation(bytes=1000, operations=4000), tokens=64)
-    quick = replace(_RAM, node_seconds=0.0)
-    speeds = (quick, _TAKING)
-    prediction = _predict(prompt=prompt, speeds=speeds, prompt_tokens=tokens)
-    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * tokens / seconds)
-    # Generation, and a device that does not take over, are as ever.
-    assert _seconds(prediction) == pytest.approx(1.0)
-    left = _predict(prompt=prompt, speeds=(quick, _DEVICE), prompt_tokens=64)
-    assert left.prompt.value == pytest.approx(_EFFICIENCY * 64 / 1.0)
-
-
-def test_what_lies_on_the_gpu_is_not_sent() -> None:
-    prompt = make_graph(make_operation(bytes=1000, operations=4000, device=1), tokens=64)
-    prediction = _predict(prompt=prompt, speeds=(_RAM, _TAKING), prompt_tokens=64)
-    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * 64 / 0.1)
-
-
-def test_attention_in_ram_is_not_taken_over() -> None:
-    prompt = make_graph(_attention(operations=1000), tokens=64)
-    prediction = _predict(prompt=prompt, speeds=(_RAM, _TAKING), prompt_tokens=64)
-    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * 64 / (0.32 + 0.001))  # 32 of 100 cells
-
-
-def test_a_gpu_that_is_not_opened_takes_nothing_over() -> None:
+def test_a_gpu_that_is_not_opened_changes_nothing() -> None:
     """Its speed is known, and yet the prediction is RAM's alone."""
     prompt = make_graph(make_operation(bytes=1000, operations=4000), tokens=64)
     answer = _answer(make_graph(make_operation(bytes=2000)), prompt)
     lengths = {"prompt_tokens": 64, "generated_tokens": 20}
-    closed = replace(_TAKING, basis="assumed")
+    closed = replace(_DEVICE, basis="assumed")
     assert predict(answer, (_RAM, closed), **lengths) == predict(answer, (_RAM,), **lengths)
-    opened = predict(replace(answer, devices=make_device_bytes(1)), (_RAM, closed), **lengths)
-    assert opened.prompt.value == pytest.approx(_EFFICIENCY * 64 / (10.1 + 0.001))
 
 
 # --- what it is worth ---
@@ -404,7 +380,6 @@ def _scaled(speed: DeviceSpeed, factor: float) -> DeviceSpeed:
     generated_tokens=st.integers(1, 10_000),
     depth=st.none() | st.integers(0, 10_000),
     values=st.fixed_dictionaries({name: st.integers(0, 10**6) for name in ("count", "bytes", "operations")}),
-    taking=st.booleans(),
 )
 def test_a_machine_so_much_faster_takes_so_much_less_time(
     factor: float,
@@ -412,14 +387,13 @@ def test_a_machine_so_much_faster_takes_so_much_less_time(
     generated_tokens: int,
     depth: int | None,
     values: Mapping[str, int],
-    taking: bool,
 ) -> None:
     kinds = [
         make_operation(kind, device=device, **values) for kind in ("matmul", "other") for device in (0, 1)
     ]
     operations = (*kinds, _attention(operations=7, bytes=3), make_operation(bytes=1))
     prompt = make_graph(*operations, tokens=512, splits=(2, 2))
-    speeds = (_RAM, replace(_DEVICE, op_offload=taking))
+    speeds = (_RAM, _DEVICE)
     before, after = (
         _predict(
             *operations,

@@ -163,7 +163,6 @@ def test_a_plan_streams_only_where_it_must() -> None:
     assert plan(int(enough.removeprefix("--ram ").removesuffix("MiB"))).fits
     for asked in oracle.asked:  # which knows nothing of disks
         assert asked.streamed == () and asked.ring_bytes == 0
-    # Nor of op_offload by itself: contexts of models that are loaded by ourselves are made without it.
     assert any(asked.load_mode == "own" for asked in oracle.asked)
 
 

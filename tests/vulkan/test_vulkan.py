@@ -19,7 +19,7 @@ from memfit.engines.llamacpp.calibrate import LlamaCalibration
 from memfit.engines.llamacpp.gpus import has_gpu_backend
 from memfit.hub.local_model import local_path
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
-from memfit.planner.speed import ASSUMED_DEVICE
+from memfit.planner.speed import ASSUMED_GPU
 from memfit.units import GIB, MIB
 
 pytestmark = [
@@ -36,7 +36,7 @@ _WORKLOAD = memfit.Workload(context=512, threads=2, repack="off", prompt_tokens=
 @pytest.fixture(autouse=True)
 def _uncalibrated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LlamaCalibration, "gpu_runtime_bytes", lambda *_: 0)
-    monkeypatch.setattr(LlamaCalibration, "device_speed", lambda *_: replace(ASSUMED_DEVICE, op_offload=True))
+    monkeypatch.setattr(LlamaCalibration, "device_speed", lambda *_: ASSUMED_GPU)
     monkeypatch.setattr(LlamaCalibration, "ram_speeds", lambda *_, **__: None)
 
 

@@ -95,6 +95,11 @@ def print_speeds(measured: MachineSpeeds, out: Console) -> None:
             out.print(
                 f"entering it {1e6 * basics['split_seconds']:.0f} µs and "
                 f"{_bytes(basics['split_bytes_per_second'])}"
+                + (
+                    f" · weights {_bytes(basics[sent])}"
+                    if (sent := "sent_bytes_per_second") in basics
+                    else ""
+                )
             )
         out.print()
     for mount, disk in measured.disks.items():

@@ -44,6 +44,8 @@ class LlamaConfig:
     prompt_dequantized: tuple[str, ...] = ()  # with "own": matrices in RAM that are BF16, too, for prompts
     widened: tuple[str, ...] = ()  # with "read" and `repack`: matrices that are rewritten as Q8_0
     plain: tuple[str, ...] = ()  # with "read" and `repack`: matrices that stay as they are
+    # With "read": the first device multiplies long prompts with matrices in RAM, sent over for each pass.
+    op_offload: bool = False
     kv_unified: bool = True  # any sequence may use all of the context; else each has an equal part of it
     grammar_bytes: int = 0  # what the grammars of JSON schemas may hold together; 0: no answer follows one
     outputs: Annotated[int, Between(0, 65_536)] = 0  # tokens scored per pass (n_outputs_max); 0: none are
@@ -90,6 +92,7 @@ class Graph:
     operations: tuple[Operation, ...]
     splits: tuple[int, ...]  # per device: graph splits: how often computing moves there
     split_bytes: tuple[int, ...]  # per device: activations copied into it
+    sent_bytes: tuple[int, ...]  # per device: weights in RAM, sent over to be multiplied there (op_offload)
 
 
 @dataclass(frozen=True, kw_only=True)

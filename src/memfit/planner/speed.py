@@ -5,6 +5,7 @@ device's measured rates.
                       + attention's operations over the cells in use / operations per second
                       + bytes of activations / bytes per second + nodes * seconds per node
                       + graph splits * seconds + bytes copied to the device / bytes per second
+                      + bytes of weights sent to the device / bytes per second
 
 Counted: what one token, or one ubatch of a prompt, passes through; of a mixture of experts those it
 is routed to; the KV cache as far as it is filled. Kernels run alone are faster than within a model, so
@@ -25,6 +26,7 @@ from memfit.strict_json import Between, Matching
 __all__ = [
     "ASSUMED",
     "ASSUMED_DEVICE",
+    "ASSUMED_GPU",
     "EXPERTS",
     "MANY_TOKENS",
     "OP_OFFLOAD_TOKENS",
@@ -37,7 +39,6 @@ __all__ = [
     "attention_key",
     "cells_in_use",
     "needed_rates",
-    "offload_device",
     "predict",
     "weight_key",
 ]
@@ -94,8 +95,8 @@ class DeviceSpeed:
     split_bytes_per_second: float
     # "calibrated": measured there; "provisional": beside other programs; "profile": published; "assumed"
     basis: str
-    # A local GPU multiplies a prompt with matrices that lie in RAM, sending them over for each pass.
-    op_offload: bool = False
+    # Of matrices in RAM that a local GPU has sent over, to multiply a prompt with; 0: it does not.
+    sent_bytes_per_second: float = 0.0
 
     def weight(self, type_name: str, columns: int = _COLUMNS, *, experts: bool = False) -> WeightSpeed:
         """A type that was not measured is as fast as the slowest one that was."""
@@ -126,6 +127,7 @@ ASSUMED = DeviceSpeed(
     basis="assumed",
 )
 ASSUMED_DEVICE = replace(ASSUMED, split_seconds=200e-6)
+ASSUMED_GPU = replace(ASSUMED_DEVICE, sent_bytes_per_second=ASSUMED.split_bytes_per_second)
 
 
 _PerSecond = Annotated[float, Between(0, 1e18, above=True)]
@@ -151,7 +153,7 @@ class Term:
     """What one pass spends where."""
 
     device: int
-    kind: str  # an Operation's kind with its type, or "graph splits"
+    kind: str  # an Operation's kind with its type, "graph splits" or "weights sent"
     seconds: float
 
 
@@ -206,11 +208,6 @@ def cells_in_use(prompt_tokens: int, generated_tokens: int, depth: int | None) -
     return (depth or 0) + prompt_tokens / 2, before_generation + generated_tokens / 2
 
 
-def offload_device(speeds: Sequence[DeviceSpeed]) -> DeviceSpeed | None:
-    """The device, RAM's speed coming first, that multiplies prompts with matrices in RAM; mostly none."""
-    return next((speed for speed in speeds[1:] if speed.op_offload), None)
-
-
 def predict(
     answer: MemoryEstimate,
     speeds: Sequence[DeviceSpeed],
@@ -226,7 +223,6 @@ def predict(
     What `depth` means: `cells_in_use`. `sequences` such requests run in parallel; of routed experts one token
     is multiplied with `expert_share`.
     """
-    speeds = speeds[: 1 + len(answer.devices)]  # no op_offload by a device that is not opened
     passes = math.ceil(prompt_tokens / answer.prompt.tokens)
     filled = prompt_tokens / (passes * answer.prompt.tokens)
     prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated_tokens, depth)
@@ -284,14 +280,17 @@ def _terms(
     for one in graph.operations:
         speed = speeds[one.device]
         if one.kind == "attention":
-            rates = speed.attending(attention_key(one.type, one.width))
-            rate = rates.prompt if many else rates.generation
+            attending = speed.attending(attention_key(one.type, one.width))
+            rate = attending.prompt if many else attending.generation
             share = filled * min(1.0, cells / one.cells)
             seconds = max(one.operations * share / rate, one.bytes * share / speed.streaming_bytes_per_second)
         elif one.kind == "other":
             seconds = one.bytes * filled / speed.activation_bytes_per_second
         else:
-            seconds = _multiplying(one, speeds, graph.tokens * filled, filled, many=many)
+            rates = speed.weight(one.type, one.width, experts=one.kind == "experts")
+            # An output matrix gives logits for one token whatever the pass: its operations tell.
+            multiplying = one.operations * filled / rates.operations(many=many)
+            seconds = max(one.bytes / rates.bytes_per_second, multiplying)
         seconds += one.count * speed.node_seconds
         add(one.device, f"{one.kind} {one.type}".strip(), seconds)
     for device, speed in enumerate(speeds[: len(graph.splits)]):
@@ -299,19 +298,6 @@ def _terms(
         seconds = graph.splits[device] * speed.split_seconds + copied
         if seconds:
             add(device, "graph splits", seconds)
+        if device and graph.sent_bytes[device]:
+            add(device, "weights sent", graph.sent_bytes[device] / speed.sent_bytes_per_second)
     return terms
-
-
-def _multiplying(
-    one: Operation, speeds: Sequence[DeviceSpeed], tokens: float, filled: float, *, many: bool
-) -> float:
-    def of(speed: DeviceSpeed) -> WeightSpeed:
-        return speed.weight(one.type, one.width, experts=one.kind == "experts")
-
-    offload = offload_device(speeds)
-    if one.device == 0 and offload and tokens >= OP_OFFLOAD_TOKENS:
-        sending = one.bytes / offload.split_bytes_per_second
-        return sending + one.operations * filled / of(offload).operations(many=many)
-    speed = of(speeds[one.device])
-    # An output matrix gives logits for one token whatever the pass, so its operations tell, not `tokens`.
-    return max(one.bytes / speed.bytes_per_second, one.operations * filled / speed.operations(many=many))

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BACKENDS", "BASE", "LLAMA", "RPC", "InitParameters", "declare"]
+__all__ = ["BACKENDS", "BASE", "LLAMA", "RPC", "DeviceProperties", "InitParameters", "declare"]
 
 _LETTERS: Mapping[str, Any] = {
     "P": ctypes.c_void_p,
@@ -39,9 +39,11 @@ BASE = {  # libggml-base
     "ggml_backend_buffer_get_usage",
     "IPP": "ggml_backend_graph_compute",
     "IPPZ": "ggml_backend_tensor_alloc",
+    "P": "ggml_backend_cpu_buffer_type",
     "PI": "ggml_get_type_traits",
     "PP": "ggml_backend_buft_get_device ggml_backend_dev_buffer_type ggml_backend_get_device "
-    "ggml_backend_buffer_get_type ggml_backend_dev_backend_reg ggml_new_graph",
+    "ggml_backend_buffer_get_type ggml_backend_dev_backend_reg ggml_new_graph "
+    "ggml_backend_dev_host_buffer_type",
     "PPI": "ggml_graph_node ggml_backend_sched_get_backend",
     "PPILL": "ggml_new_tensor_2d",
     "PPILLL": "ggml_new_tensor_3d",
@@ -85,6 +87,20 @@ class InitParameters(ctypes.Structure):
     """ggml's `ggml_init_params`."""
 
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+class DeviceProperties(ctypes.Structure):
+    """ggml's `ggml_backend_dev_props`."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("free_bytes", ctypes.c_size_t),
+        ("total_bytes", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("id", ctypes.c_char_p),
+        ("capabilities", ctypes.c_bool * 8),  # five of them
+    )
 
 
 def declare(library: Any, functions: Mapping[str, str]) -> list[Any]:

@@ -16,7 +16,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class MachineSpeeds:
     disks: Mapping[str, DiskSpeed]  # by where they are mounted
 
 
-_FORMAT = 5  # of what is cached; counted up when measurements are added
+_FORMAT = 6  # of what is cached; counted up when measurements are added
 
 
 class LlamaCalibration:
@@ -125,9 +125,7 @@ class LlamaCalibration:
         A remote device is measured anew after ten minutes, since another machine may answer there.
         """
         speeds = self._speeds(name, types, attention, repack=False, threads=None)
-        if speeds is None:
-            return None
-        return replace(_device_speed(speeds), op_offload=not is_remote(name))
+        return None if speeds is None else _device_speed(speeds)
 
     def gpu_runtime_bytes(self, gpu: Gpu) -> int:
         """Bytes that the driver's context and the engine's kernels take on a GPU; once per driver."""

@@ -1,42 +1,22 @@
 """The engine's devices by name: local GPUs, remote ones behind RPC, and dummy devices in the place of either.
 
-A dummy device is this CPU behind an RPC server of our own on loopback. A simulating worker asks it instead
-of the real device, so that planning neither occupies a remote machine nor needs a GPU that is not here.
-Simulated buffers are counted on the client's side, so a dummy device uses no memory.
 All of it lives in the worker, since the engine aborts when a remote device does not answer.
 """
 
 from __future__ import annotations
 
 import ctypes
-import socket
-import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
+from memfit.engines.llamacpp.c_functions import DeviceProperties
+from memfit.engines.llamacpp.dummy_device import GPU_TYPE, DummyDevice
 from memfit.engines.llamacpp.library import Library
 from memfit.errors import EngineError
 
 __all__ = ["Devices"]
 
-_POINTER = ctypes.c_void_p
-_CPU, _GPU, _INTEGRATED = 0, 1, 2  # ggml_backend_dev_type
-_START_SECONDS = 5.0
-
-
-class _Properties(ctypes.Structure):
-    """ggml's `ggml_backend_dev_props`."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("description", ctypes.c_char_p),
-        ("free_bytes", ctypes.c_size_t),
-        ("total_bytes", ctypes.c_size_t),
-        ("type", ctypes.c_int),
-        ("id", ctypes.c_char_p),
-        ("capabilities", ctypes.c_bool * 8),  # five of them
-    )
+_CPU, _INTEGRATED = 0, 2  # ggml_backend_dev_type
 
 
 class Devices:
@@ -46,7 +26,7 @@ class Devices:
         """With `dummies`, each device behind RPC and each one of a profile is a dummy device."""
         self._library = library
         self._dummies = dummies
-        self._dummy_devices: list[int] = []
+        self._dummy_devices: dict[str, DummyDevice] = {}
 
     def find(self, names: Sequence[str]) -> list[int]:
         """Addresses of devices, in order.
@@ -60,7 +40,7 @@ class Devices:
             if ":" not in name:  # neither remote nor a profile's
                 device = self._library.ggml.ggml_backend_dev_by_name(name.encode())
             elif self._dummies:
-                device = self._dummy(sum(":" in before for before in names[: len(found)]))
+                device = self._dummy(name)
             else:
                 device = self._remote(name)
             if not device:
@@ -80,12 +60,12 @@ class Devices:
         return [
             base.ggml_backend_dev_name(device).decode()
             for device in devices
-            if base.ggml_backend_dev_type(device) in (_GPU, _INTEGRATED)
+            if base.ggml_backend_dev_type(device) in (GPU_TYPE, _INTEGRATED)
         ]
 
     def properties(self, name: str) -> dict[str, Any]:
         """What the engine knows of a device, as `gpus.py` reads it. CUDA makes a context there to answer."""
-        found = _Properties()
+        found = DeviceProperties()
         self._library.ggml_base.ggml_backend_dev_get_props(self.find([name])[0], ctypes.byref(found))
         return {
             "description": found.description.decode(),
@@ -111,29 +91,7 @@ class Devices:
         device: int | None = server and self._library.ggml_base.ggml_backend_reg_dev_get(server, 0)
         return device
 
-    def _dummy(self, index: int) -> int:
-        while len(self._dummy_devices) <= index:
-            endpoint = self._serve()
-            device = self._remote(endpoint)
-            assert device is not None, "our own server offers one device"
-            self._dummy_devices.append(device)
-        return self._dummy_devices[index]
-
-    def _serve(self) -> str:
-        """Start a server of this CPU in a thread that lives as long as the process."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        endpoint = f"127.0.0.1:{port}"
-        cpu = (_POINTER * 1)(self.cpu)
-        start = self._library.rpc.ggml_backend_rpc_start_server
-        threading.Thread(target=start, args=(endpoint.encode(), None, 1, 1, cpu), daemon=True).start()
-        ends = time.monotonic() + _START_SECONDS
-        while time.monotonic() < ends:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            except ConnectionRefusedError:
-                time.sleep(0.002)
-            else:
-                return endpoint
-        raise EngineError("the engine could not make a dummy device: its RPC server did not start")
+    def _dummy(self, name: str) -> int:
+        if name not in self._dummy_devices:
+            self._dummy_devices[name] = DummyDevice(self._library.ggml_base, self.cpu, name)
+        return self._dummy_devices[name].address

@@ -24,6 +24,7 @@ _ROWS = frozenset({"ADD_ID", "GET_ROWS", "SET_ROWS"})  # touch single rows of a 
 # 8 bytes a node and 296 a tensor; tensors and nodes made of it; two tables of entries in buckets.
 _NODE_BYTES, _TENSOR_BYTES, _ENTRY_BYTES = 8, 296, 40
 _Counted = tuple[str, str, int, int, int, int]  # kind, type, bytes, operations, cells, width
+_WEIGHT_NAME = re.compile(rb"\.(weight|bias|scale)$")
 _CACHE_NAME = re.compile(rb"cache_\w+_l(\d+)")
 
 
@@ -82,6 +83,7 @@ class _Reader:
         self._here = RAM
         self._splits = [0] * devices
         self._split_bytes = [0] * devices
+        self._weight_bytes = [0] * devices  # of weights that are copied from RAM
         self._copies: set[int] = set()
         self._computed: dict[bytes, int] = {}  # a node's name → where it was computed
         self._sent_bytes = 0  # to the device that computes now, in this graph split
@@ -103,12 +105,15 @@ class _Reader:
             return
         addresses = [address for address in node.src if address]
         sources = [Node.from_address(address) for address in addresses]
-        for address, source in zip(addresses, sources, strict=True):
-            self._note(address, source, device)
-        self._computed[node.name] = device
         count = _COUNTERS.get(name)
-        if count and self._multiplies(name, sources):
-            self._add(device, count(self, node, sources))
+        counted = count(self, node, sources) if count and self._multiplies(name, sources) else None
+        for address, source in zip(addresses, sources, strict=True):
+            # Of experts only those are copied that a token is routed to.
+            size = counted[2] if counted and counted[0] == "experts" and source is sources[0] else None
+            self._note(address, source, device, size)
+        self._computed[node.name] = device
+        if counted:
+            self._add(device, counted)
         elif name in _ROWS:
             small = sources[0] if name == "SET_ROWS" else node
             self._add(device, ("other", "", 2 * self._bytes(small), 0, 0, 0))
@@ -128,6 +133,7 @@ class _Reader:
             ],
             "splits": self._splits,
             "split_bytes": self._split_bytes,
+            "sent_bytes": self._weight_bytes,
             "message_bytes": [
                 self._message_bytes[RAM],
                 *map(self._served_bytes, range(1, len(self._splits))),
@@ -135,12 +141,12 @@ class _Reader:
             "layer_kv_bytes": layers,
         }
 
-    def _note(self, address: int, source: Node, device: int) -> None:
-        """Copies between devices, and the caches behind views."""
-        if b"#" in source.name:  # the scheduler names a copy "DEVICE#tensor#0"
+    def _note(self, address: int, source: Node, device: int, size: int | None) -> None:
+        """Copies between devices, of `size` if that is not the whole, and the caches behind views."""
+        if copied := _copied(source):
             if address not in self._copies:
                 self._copies.add(address)
-                self._copy(source.name.split(b"#")[1], self._bytes(source), device)
+                self._copy(copied, size or self._bytes(source), device)
             return
         root = source
         while root.view_src:
@@ -155,6 +161,9 @@ class _Reader:
         A remote device holds each message that it receives or sends; this process holds at once all that
         it has to send before a device can begin.
         """
+        if _WEIGHT_NAME.search(name):
+            self._weight_bytes[device] += size
+            return
         self._split_bytes[device] += size
         origin = self._computed.get(name, RAM)
         for end in (origin, device):
@@ -181,7 +190,7 @@ class _Reader:
 
     def _multiplies(self, name: str, sources: Sequence[Node]) -> bool:
         """Not a product of two activations, as attention without its own kernel has."""
-        if name == "FLASH_ATTN_EXT":
+        if name == "FLASH_ATTN_EXT" or _WEIGHT_NAME.search(_copied(sources[0])):
             return True
         buffer = sources[0].buffer
         return bool(buffer) and self._ggml.ggml_backend_buffer_get_usage(buffer) == WEIGHTS_USAGE
@@ -218,6 +227,12 @@ class _Reader:
     def _bytes(self, node: Node) -> int:
         _, block_bytes, block_elements = self._type(node.type)
         return int(node.elements * block_bytes // block_elements)
+
+
+def _copied(node: Node) -> bytes:
+    """The name of what `node` is a copy of, on another device; empty where it is none."""
+    _, hash_sign, rest = node.name.partition(b"#")  # the scheduler calls it "DEVICE#tensor#0"
+    return rest.partition(b"#")[0] if hash_sign else b""
 
 
 def _type(ggml: Any, number: int) -> tuple[str, int, int]:

@@ -4,7 +4,8 @@ Measured are:
 - for each quantization type, a multiplication with 1, 16 and 512 tokens, weights streamed from memory;
 - attention over a KV cache, with 1 and with 512 tokens;
 - activations passing through memory, and a graph node that does next to nothing;
-- a graph split: what it takes to hand a device its input and take the result back.
+- a graph split: what it takes to hand a device its input and take the result back;
+- how fast weights in RAM reach a local GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from statistics import median
 from memfit.closing import Closing
 from memfit.engines.llamacpp.buffers import extra_buffer_types
 from memfit.engines.llamacpp.c_functions import InitParameters
+from memfit.engines.llamacpp.graph import Node
 from memfit.engines.llamacpp.library import Library
 from memfit.hardware.cpu_use import involuntary_switches, waited_seconds, waits
 from memfit.planner.speed import EXPERTS
@@ -36,6 +38,7 @@ _HEADS, _KV_HEADS = 16, 4
 _CELLS = 4096  # of the KV cache, with one token
 _PROMPT_CELLS = 1024
 _EMPTY_NODES = 240
+_SENT_BYTES = 64 * MIB  # as large as a matrix
 _SMALL_GRAPH = 24  # nodes of a typical part of a layer
 # The median of clean runs counts, as a user has them: the fastest is 10 to 20 % faster. Where a thread waits
 # for a CPU, all others wait for it at a barrier, so a run is clean only if it had next to no such waiting.
@@ -159,14 +162,16 @@ class Bench(Closing):
 
         return 4 * (3 + 3 + 2) * size / self._run(build)
 
-    def basics(self, *, splits: bool) -> dict[str, float]:
-        """What every graph pays on a device, as DeviceSpeed has it; without `splits` those cost nothing."""
+    def basics(self, *, splits: bool, sends: bool) -> dict[str, float]:
+        """What every graph pays on a device, as DeviceSpeed has it; without `splits` those cost nothing, and
+        with `sends` the device multiplies with weights that are sent over."""
         # One node with next to no work: a barrier between threads, or a kernel's launch.
         node_seconds = self._run(lambda context: self._chain(context, _EMPTY_NODES)) / _EMPTY_NODES
         return {
             "activation_bytes_per_second": self._activation_bytes_per_second(),
             "node_seconds": node_seconds,
             **(self._graph_split(node_seconds) if splits else _NO_SPLITS),
+            **({"sent_bytes_per_second": self._sent_bytes_per_second()} if sends else {}),
         }
 
     def _graph_split(self, node_seconds: float) -> dict[str, float]:
@@ -175,6 +180,22 @@ class Bench(Closing):
         much = 4 * MIB
         more = max(self._round_trip(much) - self._round_trip(4 * KIB), 1e-9)
         return {"split_seconds": max(_EXCURSION * seconds, 0.0), "split_bytes_per_second": 2 * much / more}
+
+    def _sent_bytes_per_second(self) -> float:
+        """From where the engine keeps weights that are to be sent: in pinned memory, if there is any."""
+        ggml = self._ggml
+        size = min(_SENT_BYTES, self._streamed_bytes)
+        pinned = ggml.ggml_backend_dev_host_buffer_type(self._device)
+        with self._context() as here, self._context() as there:
+            source, sent = (
+                ggml.ggml_new_tensor_2d(one, _TYPE_F32, 1024, size // 4096) for one in (here, there)
+            )
+            with (
+                self._allocated(here, pinned or ggml.ggml_backend_cpu_buffer_type()),
+                self._allocated(there, self._plain),
+            ):
+                data = Node.from_address(source).data
+                return size / self._time(lambda: ggml.ggml_backend_tensor_set(sent, data, 0, size))
 
     # -- graphs ----------------------------------------------------------------------------------
 

@@ -30,9 +30,9 @@ def context_options(api: Any, config: LlamaConfig) -> Any:
     options.swa_full = False
     options.type_k = options.type_v = _KV_TYPES[config.kv_type]
     options.n_threads = options.n_threads_batch = config.threads
-    # A device would copy a matrix out of RAM before our callback has given it an address (weights.py). Not by
-    # `streamed` alone, since the oracle is asked about the same model with nothing streamed.
-    options.op_offload = config.load_mode != "own"
+    # Never where weights are streamed: a device would copy a matrix out of RAM before our callback has given
+    # it an address (weights.py).
+    options.op_offload = config.op_offload
     return options
 
 
@@ -41,12 +41,15 @@ def place_tensors(
 ) -> tuple[object, ...]:
     """Say in llama_model_params where every tensor lies; returns what must stay alive while loading.
 
+    What lies in RAM is pinned only where a device copies from it: pinned weights are not rewritten.
+
     The engine gives the last `n_gpu_layers` of its layers, the output counting as one, to the devices in
     shares of `tensor_split`; in whole layers as here, the shares come out exactly.
     """
     layers = config.layers
     listed = (ctypes.c_void_p * (len(addresses) + 1))(*addresses, None)  # empty: none, whatever is there
     options.devices = ctypes.addressof(listed)
+    options.no_host = not config.op_offload
     used = [index for index, count in enumerate(layers) if count]
     last = used[-1] if used else len(addresses) - 1
     options.n_gpu_layers = sum(layers) + 1 if addresses else 0

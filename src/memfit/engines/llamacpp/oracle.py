@@ -184,4 +184,5 @@ def _graph(values: Mapping[str, Any], tokens: int) -> Graph:
         operations=tuple(Operation(**operation) for operation in values["operations"]),
         splits=tuple(values["splits"]),
         split_bytes=tuple(values["split_bytes"]),
+        sent_bytes=tuple(values["sent_bytes"]),
     )

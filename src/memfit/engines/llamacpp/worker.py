@@ -28,6 +28,7 @@ from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.requests import Request, Sampling
 from memfit.errors import MemfitError
 from memfit.hardware.cpu_use import CpuMeter
+from memfit.hardware.machine import is_remote
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.grammars import grammar_limit_bytes
@@ -232,12 +233,13 @@ class LlamaCommands:
         devices = self._devices = self._devices or Devices(self.library, dummies=False)
         address = devices.cpu if device is None else devices.find([device])[0]
         room = None if device is None else devices.memory(device)[0]
+        is_gpu = device is not None and not is_remote(device)
         try:
             with Bench(self.library, address, threads=threads, repack=repack, room_bytes=room) as bench:
                 found = {
                     "weights": {key: bench.weights(key) for key in types},
                     "attention": {key: bench.attention(key) for key in attention},
-                    "basics": bench.basics(splits=device is not None) if basics else {},
+                    "basics": bench.basics(splits=device is not None, sends=is_gpu) if basics else {},
                 }
         except BusyMachineError:
             return {"speeds": None, "why": "other programs keep this machine busy"}

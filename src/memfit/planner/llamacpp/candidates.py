@@ -64,7 +64,10 @@ class Candidates:
             if streams:
                 placed = self._streaming(config, within)
             elif self.used:
-                placed = self._offloader(config.repack, within).place(config, self.oracle.ask(config))
+                base = self.oracle.ask(replace(config, op_offload=False))
+                placed = self._offloader(config, within).place(config, base)
+                if placed and not placed.devices:
+                    placed = replace(placed, op_offload=False)
             one = placed and self.evaluate(placed)
             self.found[key] = one if one and one.fits(within) else None
         return self.found[key]
@@ -153,7 +156,7 @@ class Candidates:
         """As much on the devices as they really hold: what else a placement needs, only the oracle knows."""
         answer, limits = self.oracle.ask(config), list(within)
         for _ in range(_ATTEMPTS):
-            placed = self._offloader(config.repack, limits).least_ram(config, answer)
+            placed = self._offloader(config, limits).least_ram(config, answer)
             tiers = self._tiers(placed)
             over = [max(0, tier.needs_bytes - most) for tier, most in zip(tiers, within, strict=True)]
             if not any(over[1:]):
@@ -161,28 +164,25 @@ class Candidates:
             limits = [limits[RAM], *(limit - more for limit, more in zip(limits[1:], over[1:], strict=True))]
         return placed
 
-    def _offloader(self, repack: bool, within: Sequence[int]) -> Offloader:
+    def _offloader(self, config: LlamaConfig, within: Sequence[int]) -> Offloader:
         return Offloader(
             self.inputs.spec,
             self.inputs.workload,
             [one.device for one in self.used],
             within,
             [0, *(one.limit_bytes * one.is_asked_for for one in self.used)],
-            self._speeds(repack),
+            [self.inputs.ram_speed(config.repack), *(one.speed for one in self.used)],
             self._tiers,
             self.solve,
         )
 
-    def _speeds(self, repack: bool) -> list[DeviceSpeed]:
-        return [self.inputs.ram_speed(repack), *(one.speed for one in self.used)]
-
     def _speeds_of(self, config: LlamaConfig) -> list[DeviceSpeed]:
-        ram, *others = self._speeds(config.repack)
+        ram = self.inputs.ram_speed(config.repack)
         if config.twofold:
             ram = twofold_speed(self.inputs.spec, config, ram, self.inputs.ram_speed(True))
         if config.plain:
             ram = forms_speed(self.inputs.spec, config, self.inputs.ram_speed(False), ram)
-        return [ram, *others]
+        return [ram, *(one.speed for one in self.used)]
 
     def _tiers(self, config: LlamaConfig) -> tuple[TierUse, ...]:
         return tiers_of(self.inputs, self.used, config, self._answer(config))

@@ -16,7 +16,7 @@ from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate, Operation
 from memfit.planner.llamacpp.placement import Layer, Piece
 from memfit.planner.llamacpp.tensor_devices import layer_tensors, output_tensors
 from memfit.planner.request import Workload
-from memfit.planner.speed import OP_OFFLOAD_TOKENS, DeviceSpeed, attention_key, cells_in_use, offload_device
+from memfit.planner.speed import DeviceSpeed, attention_key, cells_in_use
 
 __all__ = ["CostModel", "Pieces"]
 
@@ -80,7 +80,9 @@ class CostModel:
     ) -> Piece:
         prompt = 1 if is_output else self.workload.prompt_tokens  # logits of the last token only
         passes = 1 if is_output else -(-prompt // config.ubatch)
-        offload = offload_device(self.speeds) if min(prompt, config.ubatch) >= OP_OFFLOAD_TOKENS else None
+        # The engine takes the first device that does it.
+        offload = next((one for one in self.speeds[1:] if one.sent_bytes_per_second), None)
+        takes_over = config.op_offload and not is_output
         seconds = []
         for device, speed in enumerate(self.speeds):
             total = 0.0
@@ -92,8 +94,8 @@ class CostModel:
                 rates = speed.weight(tensor.type, columns, experts=experts)
                 total += self.workload.generated_tokens * tensor.size_bytes * share / rates.bytes_per_second
                 operations = 2 * tensor.elements * share * prompt
-                if device == RAM and offload:
-                    total += passes * tensor.size_bytes / offload.split_bytes_per_second
+                if device == RAM and offload and takes_over:
+                    total += passes * tensor.size_bytes / offload.sent_bytes_per_second
                     sent = offload.weight(tensor.type, columns, experts=experts)
                     total += operations / sent.operations_per_second
                 else:

@@ -10,7 +10,13 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.grammars import grammar_bytes
 from memfit.planner.request import ASSUMED_DISK, UBATCHES, Budget, Workload, context_of
-from memfit.planner.speed import ASSUMED, ASSUMED_DEVICE, DeviceSpeed
+from memfit.planner.speed import (
+    ASSUMED,
+    ASSUMED_DEVICE,
+    ASSUMED_GPU,
+    OP_OFFLOAD_TOKENS,
+    DeviceSpeed,
+)
 from memfit.units import MIB
 
 __all__ = ["ROOM_FOR_ERROR", "PlanInputs", "UsedDevice", "repack_modes", "ubatch_sizes"]
@@ -79,7 +85,7 @@ class PlanInputs:
         return tuple(
             UsedDevice(
                 device=device,
-                speed=speed or ASSUMED_DEVICE,
+                speed=speed or (ASSUMED_DEVICE if device.is_remote else ASSUMED_GPU),
                 budget_bytes=size,
                 limit_bytes=min(size, device.free_bytes),
                 is_asked_for=self.budget.vram is not None or device.name in self.budget.rpc,
@@ -87,6 +93,12 @@ class PlanInputs:
             for device, speed in self.devices
             if (size := self.budget.device_bytes(device))
         )
+
+    @property
+    def may_op_offload(self) -> bool:
+        """Whether a device would multiply the workload's prompts with matrices that lie in RAM."""
+        takes_over = any(one.speed.sent_bytes_per_second for one in self.used_devices)
+        return takes_over and self.workload.prompt_tokens >= OP_OFFLOAD_TOKENS
 
     def ram_speed(self, repack: bool) -> DeviceSpeed:
         return self.speeds[repack] if self.speeds else ASSUMED

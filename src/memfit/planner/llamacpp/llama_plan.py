@@ -47,6 +47,7 @@ class LlamaPlan(Plan):
             "devices": list(self.config.devices),
             "layers": list(self.config.layers),
             "overrides": [list(one) for one in self.config.overrides],
+            "op_offload": self.config.op_offload,
         }
 
     def require_schemas(self) -> None:
@@ -81,17 +82,20 @@ def reasons(
     inputs: PlanInputs,
     *,
     other: Prediction | None,
+    otherwise: Prediction | None,
     alone: Prediction | None,
     too_small: Sequence[str],
 ) -> Iterator[str]:
     """What neither the plan nor its `inputs` say: the prediction with the `other` way of holding weights, if
-    that fits too, and with RAM `alone`, if that fits and is faster; devices that are `too_small`."""
+    that fits too, with prompts' matrices in RAM multiplied `otherwise`, and with RAM `alone`, if that fits
+    and is faster; devices that are `too_small`."""
     yield from _budget_reasons(plan, inputs)
     yield from _context_reasons(plan)
     yield f"repack {'on' if plan.config.repack else 'off'}: {_repack_reason(plan, inputs, other)}"
     yield from _form_reasons(plan)
     yield f"load mode {plan.config.load_mode}: {_load_reason(plan)}"
     yield from _device_reasons(plan, alone, too_small)
+    yield from _op_offload_reasons(plan, otherwise)
     size, threads = plan.config.ubatch, plan.config.threads
     full = size >= inputs.ubatches[0]
     yield f"ubatch {size}: " + ("full speed on prompts" if full else "a larger one does not fit")
@@ -209,6 +213,22 @@ def _device_reasons(plan: LlamaPlan, alone: Prediction | None, too_small: Sequen
         )
     for (device, kind), layers in exceptions_of(plan.spec, plan.config).items():
         yield f"{kind} of {_ranges(layers)} in {'RAM' if device == RAM else devices[device - 1]}"
+
+
+def _op_offload_reasons(plan: LlamaPlan, otherwise: Prediction | None) -> Iterator[str]:
+    """Who multiplies a prompt with the matrices in RAM, where there is a choice that makes a difference."""
+    if not otherwise or not plan.config.devices or plan.prediction.prompt == otherwise.prompt:
+        return
+    name = plan.tiers[1].name
+    takes_over, by_cpu = (
+        f"{name} multiplies prompts with what lies in RAM",
+        "this CPU computes what lies in RAM",
+    )
+    doing, instead = (takes_over, by_cpu) if plan.config.op_offload else (by_cpu, takes_over)
+    yield (
+        f"{doing}: prompt {format_rate(plan.prediction.prompt.value)}, against "
+        f"{format_rate(otherwise.prompt.value)} if {instead}"
+    )
 
 
 def _ranges(layers: Sequence[int]) -> str:

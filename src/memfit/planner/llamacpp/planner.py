@@ -133,6 +133,9 @@ class _Planner:
         for repack in self._repack_modes():
             config = self._inputs.config(choice.kv_type, choice.ubatch, repack)
             yield self._candidates.placed(config, choice.within)
+        # Rewritten weights cannot be sent: only the CPU's kernels read them.
+        if self._used and workload.repack != "on" and self._inputs.may_op_offload:
+            yield self._candidates.placed(replace(plain, op_offload=True), choice.within)
         if workload.repack != "auto" or self._used:
             return
         if self._inputs.speeds is not None:
@@ -190,6 +193,7 @@ class _Planner:
             workload=inputs.workload,
         )
         others = [one for one in options if one.config.repack != chosen.config.repack]
+        otherwise = [one for one in options if one.config.op_offload != chosen.config.op_offload]
         alone = chosen
         if chosen.config.devices:
             alone = self._candidates.evaluate(self._alone(chosen.config))
@@ -197,6 +201,7 @@ class _Planner:
             plan,
             inputs,
             other=others[0].prediction if others else None,
+            otherwise=otherwise[0].prediction if otherwise else None,
             alone=alone.prediction if alone.fits(within) and alone.seconds < chosen.seconds else None,
             too_small=self._too_small,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memfit.hardware.profile import Profile, ProfileGpu
-from memfit.planner.speed import ASSUMED, ASSUMED_DEVICE, AttentionSpeed, DeviceSpeed, WeightSpeed
+from memfit.planner.speed import ASSUMED, ASSUMED_GPU, AttentionSpeed, DeviceSpeed, WeightSpeed
 
 __all__ = ["profile_speeds"]
 
@@ -46,7 +46,7 @@ def _ram(profile: Profile) -> DeviceSpeed:
 def _gpu(gpu: ProfileGpu) -> DeviceSpeed:
     bandwidth, operations = gpu.bandwidth_bytes_per_second, gpu.operations_per_second
     if bandwidth is None or operations is None or gpu.link_bytes_per_second is None:
-        return replace(ASSUMED_DEVICE, op_offload=True)
+        return ASSUMED_GPU
     major = (gpu.compute_capability or "0").split(".")[0]
     new = major.isascii() and major.isdigit() and int(major) >= 8
     multiplying = (1.0 if new else _OLD_TENSOR_CORES) * operations.value
@@ -59,5 +59,5 @@ def _gpu(gpu: ProfileGpu) -> DeviceSpeed:
         split_seconds=_LAUNCH_SECONDS,
         split_bytes_per_second=gpu.link_bytes_per_second.value,
         basis="profile",
-        op_offload=True,
+        sent_bytes_per_second=gpu.link_bytes_per_second.value,
     )

@@ -21,7 +21,6 @@ __all__ = [
     "devices_of",
     "exceptions_of",
     "layer_tensors",
-    "op_offload_bytes",
     "output_tensors",
     "placed_config",
     "sent_bytes",
@@ -168,10 +167,3 @@ def sent_bytes(spec: ModelSpec, config: LlamaConfig) -> dict[int, list[int]]:
         if devices[tensor.name] != RAM:
             found.setdefault(devices[tensor.name], []).append(tensor.size_bytes)
     return found
-
-
-def op_offload_bytes(spec: ModelSpec, config: LlamaConfig) -> int:
-    """What a GPU needs to multiply a prompt with matrices that lie in RAM: a copy of the largest."""
-    devices = devices_of(spec, config)
-    kept = [one for one in spec.tensors if _LAYER.match(one.name) and devices[one.name] == RAM]
-    return max((tensor.size_bytes for tensor in kept), default=0)

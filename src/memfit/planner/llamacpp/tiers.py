@@ -1,7 +1,7 @@
 """What a configuration needs in RAM and on each device: the oracle's bytes, and what only a plan knows of.
 
 That is what loading takes beside them: a tensor on its way to a remote device, and what an RPC server's own
-limit counts; and what a GPU that is only imagined would need.
+limit counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from memfit.memory.estimate import DeviceBytes, LlamaConfig, MemoryEstimate
 from memfit.memory.streaming import SENT_BYTES, TOKEN_TABLE, is_read_by_row, widened_bytes
 from memfit.planner.llamacpp.inputs import PlanInputs, UsedDevice
 from memfit.planner.llamacpp.streaming import held_bytes, row_bytes
-from memfit.planner.llamacpp.tensor_devices import op_offload_bytes, sent_bytes
+from memfit.planner.llamacpp.tensor_devices import sent_bytes
 from memfit.planner.plan import TierUse
 
 __all__ = ["tiers_of"]
@@ -74,9 +74,7 @@ def _device(
     device = used.device
     compute = held.compute_bytes + held.scratch_bytes if held else 0
     staging = reserved = 0
-    if held and device.is_dummy:  # what stands for it does no op_offload
-        compute += op_offload_bytes(inputs.spec, config)
-    elif held and device.is_memfit_server:
+    if held and device.is_memfit_server:
         compute += max(0, device.threads - config.threads) * held.thread_bytes
         staging = max(0, _receiving(sizes, piece) - held.kv_cache_bytes - compute)
         reserved = device.overhead_bytes + sum(sizes) + piece
