@@ -159,7 +159,8 @@ class _Planner:
 
     def _fastest(self, options: Sequence[Candidate]) -> Candidate:
         if self._inputs.speeds is None:
-            return max(options, key=lambda one: one.config.repack)  # llama.cpp's default
+            # llama.cpp's defaults
+            return max(options, key=lambda one: (one.config.op_offload, one.config.repack))
         enough = (1 + _NEGLIGIBLE_GAIN) * min(one.seconds for one in options)
         # Those that hold more come later.
         return next(one for one in options if one.seconds <= enough)
