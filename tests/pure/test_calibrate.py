@@ -199,17 +199,19 @@ def test_a_remote_device_is_measured_anew_after_a_while(
 def test_what_a_gpus_runtime_takes_is_measured_once_per_driver(
     bench: _Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = {"gpu1": 300}
-    monkeypatch.setattr(calibrate, "gpu_bytes_of", lambda pid: dict(held) if pid == _FakeWorker.pid else {})
+    held = {make_gpu(1).name: 300}
+    monkeypatch.setattr(
+        calibrate, "GpuBytes", lambda _: lambda pid: dict(held) if pid == _FakeWorker.pid else {}
+    )
     assert bench.calibration().gpu_runtime_bytes(make_gpu(1)) == 300
-    held["gpu1"] = 400
+    held[make_gpu(1).name] = 400
     assert bench.calibration().gpu_runtime_bytes(make_gpu(1)) == 300
     assert bench.calibration().gpu_runtime_bytes(replace(make_gpu(1), driver="2")) == 400
     assert [one["device"] for one in _FakeWorker.asked] == ["CUDA1", "CUDA1"]
 
 
 def test_a_driver_that_lists_no_processes(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "gpu_bytes_of", lambda pid: {})
+    monkeypatch.setattr(calibrate, "GpuBytes", lambda _: lambda pid: {})
     assert bench.calibration().gpu_runtime_bytes(make_gpu(0)) == 250
     assert any("Toy GPU: its driver does not say what a process holds" in line for line in bench.said)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from memfit.hardware.machine import Gpu
-from memfit.hardware.nvidia import read_gpus
+from memfit.hardware.nvidia import GpuBytes, read_gpus
 from memfit.units import GIB, MIB
 
 
@@ -38,6 +38,7 @@ class _FakeNvml:
             "nvmlSystemGetCudaDriverVersion": 12040,
             "nvmlDeviceGetCount": 1,
             "nvmlDeviceGetHandleByIndex": "handle",
+            "nvmlDeviceGetHandleByPciBusId": "handle",
             "nvmlDeviceGetName": "NVIDIA GeForce RTX 3060",
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=12 * GIB, used=GIB, free=11 * GIB),
             "nvmlDeviceGetCudaComputeCapability": (8, 6),
@@ -170,3 +171,43 @@ def test_memory_of_others_is_unknown_if_one_process_hides_it(
     nvml = _FakeNvml(nvmlDeviceGetComputeRunningProcesses=processes)
     (gpu,), _ = _read(nvml, monkeypatch)
     assert gpu.others_bytes is None
+
+
+# --- what a process holds ---
+
+
+def _bytes_of(
+    pid: int, nvml: _FakeNvml, monkeypatch: pytest.MonkeyPatch, pci_id: str | None = "0000:0a:00.0"
+) -> dict[str, int]:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    return GpuBytes({"gpu3": pci_id})(pid)
+
+
+def test_what_a_process_holds_is_the_tiers_by_its_pci_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's third GPU may be the driver's first."""
+    nvml = _FakeNvml(
+        nvmlDeviceGetComputeRunningProcesses=[_process(7, 300), _process(8, 100)],
+        nvmlDeviceGetGraphicsRunningProcesses=[_process(7, 320)],
+    )
+    assert _bytes_of(7, nvml, monkeypatch) == {"gpu3": 320}
+    assert _bytes_of(9, nvml, monkeypatch) == {}
+    assert _bytes_of(7, nvml, monkeypatch, pci_id=None) == {}
+
+
+@pytest.mark.parametrize(
+    "fault", ["nvmlInit", "nvmlDeviceGetHandleByPciBusId", "nvmlDeviceGetComputeRunningProcesses"]
+)
+def test_a_driver_that_does_not_say_says_nothing(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = _FakeNvml(nvmlDeviceGetComputeRunningProcesses=[_process(7, 300)])
+    nvml.faults[fault] = "Not Supported"
+    assert _bytes_of(7, nvml, monkeypatch) == {}
+
+
+def test_without_the_drivers_package_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert GpuBytes({"gpu0": "0000:0a:00.0"})(7) == {}
+
+
+def test_a_process_whose_bytes_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = _FakeNvml(nvmlDeviceGetComputeRunningProcesses=[_process(7, None)])
+    assert _bytes_of(7, nvml, monkeypatch) == {}

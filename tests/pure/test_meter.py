@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from memfit.memory.meter import Meter
+from memfit.memory.meter import Meter, Overrun
 from memfit.memory.process_memory import ProcessStatus, group_bytes, process_memory, process_status
 from memfit.units import GIB, MIB
 
@@ -66,7 +66,7 @@ def test_the_peak_of_a_worker_is_caught(worker: _Worker) -> None:
     worker.hold(1)  # freed before the meter looked, perhaps
     meter.stop()
     assert before + 78 * MIB < meter.peak_bytes < before + 90 * MIB
-    assert meter.overrun_bytes is None
+    assert meter.overrun is None
     assert meter.sample() < before + 10 * MIB
 
 
@@ -114,8 +114,8 @@ def test_the_alarm_is_raised_once(worker: _Worker) -> None:
     time.sleep(0.2)
     meter.stop()
     assert called == ["memfit-meter"]
-    assert meter.overrun_bytes is not None
-    assert limit < meter.overrun_bytes < limit + 50 * MIB
+    assert meter.overrun and (meter.overrun.tier, meter.overrun.limit_bytes) == ("RAM", limit)
+    assert limit < meter.overrun.held_bytes < limit + 50 * MIB
 
 
 def test_an_alarm_within_a_fifth_of_a_second(worker: _Worker) -> None:
@@ -226,3 +226,17 @@ def test_the_watch_looks_at_gpus_too(worker: _Worker) -> None:
     assert seen.wait(5)
     meter.stop()
     assert meter.gpu_peak_bytes("gpu0") == 5
+
+
+def test_a_gpu_over_its_limit_raises_the_alarm(worker: _Worker) -> None:
+    held = {"gpu0": 100, "gpu1": 100}
+    rung = threading.Event()
+    meter = _meter(
+        worker, gpu_bytes=lambda _: dict(held), gpu_limits={"gpu0": 100, "gpu1": 150}, on_overrun=rung.set
+    )
+    meter.start()
+    assert not rung.wait(0.2)
+    held["gpu1"] = 151
+    assert rung.wait(5)
+    meter.stop()
+    assert meter.overrun == Overrun(tier="gpu1", held_bytes=151, limit_bytes=150)

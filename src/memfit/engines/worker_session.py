@@ -18,6 +18,7 @@ from memfit.engines.request_stream import WorkerStream
 from memfit.engines.requests import Request, Speed, Status
 from memfit.engines.session import Session
 from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, WorkerDiedError
+from memfit.hardware.nvidia import GpuBytes
 from memfit.hub.header_only import is_header_only
 from memfit.memory.hard_cap import HardCap
 from memfit.memory.meter import Meter
@@ -33,18 +34,11 @@ class WorkerSession(Closing, Session):
     plan: Plan
     _earlier_peak_bytes = 0  # in RAM, before there was this session's worker
 
-    def __init__(
-        self,
-        plan: Plan,
-        options: LoadOptions,
-        start: Callable[[], WorkerProcess],
-        *,
-        gpu_bytes: Callable[[int], Mapping[str, int]] | None = None,
-    ) -> None:
+    def __init__(self, plan: Plan, options: LoadOptions, start: Callable[[], WorkerProcess]) -> None:
         """Load the model; memory is watched from the first byte.
 
         With `options.count_parent` this process counts too, as the command line's does; a notebook's own data
-        is not memfit's. `gpu_bytes` says what a process holds on each GPU; None where there is none.
+        is not memfit's.
 
         Raises:
             DoesNotFitError: the plan does not fit, or loading was about to exceed its limit.
@@ -74,7 +68,8 @@ class WorkerSession(Closing, Session):
                 model_files=plan.spec.paths,
                 limit_bytes=plan.ram.limit_bytes,
                 on_overrun=self._worker.kill,
-                gpu_bytes=gpu_bytes,
+                gpu_bytes=GpuBytes(gpus) if (gpus := self._gpu_ids()) else None,
+                gpu_limits={tier.name: tier.limit_bytes for tier in plan.tiers if tier.kind == "vram"},
             )
             opened.callback(self._meter.stop)
             self._load(options.on_progress)
@@ -200,6 +195,10 @@ class WorkerSession(Closing, Session):
         """What this engine's worker is told to load."""
         raise NotImplementedError
 
+    def _gpu_ids(self) -> Mapping[str, str | None]:
+        """The PCI ids of this machine's GPUs that the plan uses, by tier."""
+        return {}
+
     def _model_bytes(self) -> ModelBytes | None:
         """The engine's own account of what the model holds, where it gives one."""
         return None
@@ -231,8 +230,10 @@ class WorkerSession(Closing, Session):
         try:
             yield
         except WorkerDiedError as error:
-            if self._meter.overrun_bytes is not None:
-                raise self._does_not_fit(self._meter.overrun_bytes) from None
+            if over := self._meter.overrun:
+                raise DoesNotFitError(
+                    tier=over.tier, needs_bytes=over.held_bytes, budget_bytes=over.limit_bytes
+                ) from None
             if self._cap and self._cap.has_killed:
                 raise self._does_not_fit(
                     self._cap.limit_bytes + self._parent_bytes,

@@ -8,12 +8,12 @@ A GPU's index is NVML's, by PCI address. Which GPUs CUDA_VISIBLE_DEVICES leaves 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from memfit.hardware.machine import Gpu
 
-__all__ = ["gpu_bytes_of", "read_gpus"]
+__all__ = ["GpuBytes", "read_gpus"]
 
 _Nvml = Any  # the pynvml module, which has no types
 
@@ -36,26 +36,27 @@ def read_gpus() -> tuple[tuple[Gpu, ...], str | None]:
         return (), f"the NVIDIA driver does not answer: {error}"
 
 
-def gpu_bytes_of(pid: int) -> dict[str, int]:
-    """Bytes that a process holds on each GPU, by tier name ("gpu0"); empty where the driver says nothing."""
-    try:
-        import pynvml
+class GpuBytes:
+    """What a process holds on some GPUs. Their driver stays open, to be asked many times a second."""
 
-        pynvml.nvmlInit()
-    except Exception:  # the package or the driver is missing, each with errors of its own
-        return {}
-    try:
-        held = {}
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            for process in _optional(pynvml, pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ():
-                if process.pid == pid and process.usedGpuMemory is not None:
-                    held[f"gpu{index}"] = int(process.usedGpuMemory)
-        return held
-    except pynvml.NVMLError:
-        return {}
-    finally:
-        pynvml.nvmlShutdown()
+    def __init__(self, pci_ids: Mapping[str, str | None]) -> None:
+        """`pci_ids` by tier ("gpu0"); a GPU without one, or of another maker, is not looked at."""
+        self._handles: dict[str, Any] = {}
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except Exception:  # the package or the driver is missing, each with errors of its own
+            return
+        self._nvml = pynvml
+        for tier, pci_id in pci_ids.items():
+            if pci_id and (handle := _optional(pynvml, pynvml.nvmlDeviceGetHandleByPciBusId, pci_id)):
+                self._handles[tier] = handle
+
+    def __call__(self, pid: int) -> dict[str, int]:
+        """Bytes by tier; without those whose driver does not say."""
+        found = {tier: (_held(self._nvml, handle) or {}).get(pid) for tier, handle in self._handles.items()}
+        return {tier: held for tier, held in found.items() if held is not None}
 
 
 def _devices(nvml: _Nvml) -> tuple[tuple[Gpu, ...], str | None]:
@@ -108,17 +109,26 @@ def _link(nvml: _Nvml, handle: Any) -> str | None:
 
 def _others_bytes(nvml: _Nvml, handle: Any) -> int | None:
     """Summed over the processes that the driver lists; a container's driver may list fewer."""
-    held: dict[int, int] = {}
-    queries = (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses)
-    for query in queries:
+    held = _held(nvml, handle)
+    if held is None:
+        return None
+    others = [size for pid, size in held.items() if pid != os.getpid()]
+    known = [size for size in others if size is not None]
+    return sum(known) if len(known) == len(others) else None
+
+
+def _held(nvml: _Nvml, handle: Any) -> dict[int, int | None] | None:
+    """Bytes by process, None where the driver hides them; None where it lists no processes."""
+    held: dict[int, int | None] = {}
+    for query in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
         processes = _optional(nvml, query, handle)
-        if processes is None or any(process.usedGpuMemory is None for process in processes):
+        if processes is None:
             return None
         for process in processes:
             # One process may be in both lists, with the same bytes.
-            held[process.pid] = max(process.usedGpuMemory, held.get(process.pid, 0))
-    held.pop(os.getpid(), None)
-    return sum(held.values())
+            size, known = process.usedGpuMemory, held.get(process.pid, 0)
+            held[process.pid] = None if size is None or known is None else max(size, known)
+    return held
 
 
 def _is_partitioned(nvml: _Nvml, handle: Any) -> bool:

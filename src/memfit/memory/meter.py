@@ -1,4 +1,5 @@
-"""Watches what a worker (and its parent) hold in RAM while they run, and raises the alarm at a limit.
+"""Watches what a worker (and its parent) hold in RAM and on GPUs while they run, and raises the alarm at a
+limit.
 
 Samples at 20 Hz from the kernel's cheap counters and corrects them by what both processes share; the
 worker's own high-water mark catches what falls between two samples.
@@ -8,14 +9,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from memfit.memory.page_cache import cached_bytes
 from memfit.memory.process_memory import disk_read_bytes, group_bytes, process_memory, process_status
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "Overrun"]
 
 _INTERVAL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrun:
+    """A limit that was passed."""
+
+    tier: str  # "RAM", or a GPU's: "gpu0"
+    held_bytes: int
+    limit_bytes: int
 
 
 class Meter:
@@ -30,21 +41,24 @@ class Meter:
         limit_bytes: int | None,
         on_overrun: Callable[[], None],
         gpu_bytes: Callable[[int], Mapping[str, int]] | None = None,
+        gpu_limits: Mapping[str, int] | None = None,
     ) -> None:
-        """`gpu_bytes` says what a process holds on each GPU tier; None where there is none."""
+        """`gpu_bytes` says what a process holds on each GPU tier; None where there is none. `gpu_limits` are
+        bytes by tier, as `limit_bytes` is RAM's."""
         self._worker = worker_pid
         self._count_parent = count_parent
         self._files = tuple(path.absolute() for path in model_files)
         self._limit_bytes = limit_bytes
         self._on_overrun = on_overrun
         self._gpu_bytes = gpu_bytes
+        self._gpu_limits = gpu_limits or {}
         self._gpu_peaks: dict[str, int] = {}
         self._cached_before = cached_bytes(self._files) or 0
         self._shared_bytes = 0
         self._parent_peak = 0
         self._worker_peak = 0
         self._cache_bytes = 0
-        self.overrun_bytes: int | None = None  # what was held when the limit was passed
+        self.overrun: Overrun | None = None
         self.swapped_bytes = 0  # the most that lay in swap at once
         self.disk_read_bytes = 0  # by the worker, when last looked at closely
         self._stop = threading.Event()
@@ -100,11 +114,19 @@ class Meter:
 
     def _watch(self) -> None:
         while not self._stop.wait(_INTERVAL_SECONDS):
-            held = self.sample()
-            if self._limit_bytes is not None and held > self._limit_bytes:
-                self.overrun_bytes = held
+            self.overrun = self._passed(self.sample())
+            if self.overrun:
                 self._on_overrun()
                 return
+
+    def _passed(self, held_bytes: int) -> Overrun | None:
+        """The limit that is passed, with so much held in RAM."""
+        looked_at = [("RAM", held_bytes, self._limit_bytes)]
+        looked_at += [(tier, held, self._gpu_limits.get(tier)) for tier, held in self._gpu_peaks.items()]
+        for tier, held, limit in looked_at:
+            if limit is not None and held > limit:
+                return Overrun(tier=tier, held_bytes=held, limit_bytes=limit)
+        return None
 
     def sample(self) -> int:
         """Bytes held now; the peaks are brought up to date."""

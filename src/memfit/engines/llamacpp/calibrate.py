@@ -30,7 +30,7 @@ from memfit.hardware.disk_speed import DiskSpeed, measure_reads
 from memfit.hardware.disks import mount_of
 from memfit.hardware.folders import cache_folder
 from memfit.hardware.machine import Gpu, is_remote
-from memfit.hardware.nvidia import gpu_bytes_of
+from memfit.hardware.nvidia import GpuBytes
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.process_memory import Baseline, ProcessMemory
 from memfit.planner.speed import AttentionSpeed, DeviceSpeed, WeightSpeed, attention_key
@@ -345,7 +345,7 @@ def _measure_gpu_runtime(gpu: Gpu, say: Callable[[str], None]) -> int:
     with LlamaWorker() as observer, LlamaWorker() as worker:
         before = free(observer)
         worker.ask("kernels", device=name, threads=None, repack=False, types=[], attention=[], basics=True)
-        held = gpu_bytes_of(worker.pid).get(f"gpu{gpu.index}")
+        held = GpuBytes({gpu.name: gpu.pci_id})(worker.pid).get(gpu.name)
         if held is None:
             held = max(0, before - free(observer))
             say(f"{gpu.name}: its driver does not say what a process holds, so what was free before counts")

@@ -13,7 +13,6 @@ from memfit.engines.protocol import LoadOptions, PlanOptions
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import WorkerDiedError, WrongValueError
 from memfit.hardware.machine import is_remote
-from memfit.hardware.nvidia import gpu_bytes_of
 from memfit.hardware.probe import probe
 from memfit.headers.purpose import require_writes
 from memfit.hub.resolve import ResolvedModel
@@ -35,12 +34,17 @@ class LlamaSession(WorkerSession):
     def __init__(self, plan: LlamaPlan, options: LoadOptions) -> None:
         """Load the model, as WorkerSession does."""
         devices = plan.config.devices
-        super().__init__(
-            plan,
-            options,
-            lambda: LlamaWorker(verbose=options.verbose, yields=bool(devices)),
-            gpu_bytes=gpu_bytes_of if not all(map(is_remote, devices)) else None,
-        )
+        super().__init__(plan, options, lambda: LlamaWorker(verbose=options.verbose, yields=bool(devices)))
+
+    def _gpu_ids(self) -> dict[str, str | None]:
+        names = self.plan.config.devices
+        tiers = [tier.name for tier in self.plan.tiers if tier.kind == "vram"]
+        used = zip(names, tiers, strict=True) if names else ()
+        local = {name: tier for name, tier in used if not is_remote(name)}
+        if not local:
+            return {}
+        seen = self._worker.ask("gpus", wanted=list(local))["gpus"]
+        return {local[name]: found["pci_id"] for name, found in seen.items() if name in local}
 
     def _load_request(self) -> dict[str, Any]:
         tier, config = self.plan.ram, self.plan.config

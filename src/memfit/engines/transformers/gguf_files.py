@@ -107,10 +107,10 @@ def convert(plan: TransformersPlan, *, count_parent: bool) -> tuple[Transformers
                 "convert_gguf", file=str(config.gguf), folder=str(folder), dtype=config.precision.plain_type
             )
         except WorkerDiedError:
-            if meter.overrun_bytes is None:
+            if meter.overrun is None:
                 raise
             raise DoesNotFitError(
-                tier="RAM", needs_bytes=meter.overrun_bytes, budget_bytes=plan.ram.limit_bytes
+                tier="RAM", needs_bytes=meter.overrun.held_bytes, budget_bytes=plan.ram.limit_bytes
             ) from None
         finally:
             meter.stop()

@@ -16,7 +16,7 @@ from memfit.engines.transformers.process import TransformersWorker
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import ModelError
 from memfit.hardware.folders import cache_folder, scratch_folder
-from memfit.hardware.nvidia import gpu_bytes_of
+from memfit.hardware.nvidia import read_gpus
 from memfit.hardware.probe import probe
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 
@@ -46,9 +46,13 @@ class TransformersSession(WorkerSession):
                 lambda: TransformersWorker(
                     load_in=config.load_in, threads=config.threads, gpus=config.gpus, verbose=options.verbose
                 ),
-                gpu_bytes=gpu_bytes_of if config.gpus else None,
             )
             self._opened.push(opened.pop_all())
+
+    def _gpu_ids(self) -> dict[str, str | None]:
+        used = self.plan.config.gpus
+        gpus, _ = read_gpus() if used else ((), None)
+        return {f"gpu{gpu.index}": gpu.pci_id for gpu in gpus if gpu.index in used}
 
     def _model_bytes(self) -> ModelBytes:
         """What transformers says beside what is there."""
