@@ -171,7 +171,7 @@ def test_a_memfit_rpc_server(endpoint: str) -> None:
 def test_another_rpc_server_says_only_what_is_free(endpoint: str) -> None:
     _Engine.memory = {endpoint: (5 * GIB, 8 * GIB)}
     (device,) = _find(Budget(rpc={endpoint: None}))
-    assert (device.free_bytes, device.total_bytes, device.overhead_bytes) == (5 * GIB, 8 * GIB, 0)
+    assert (device.free_bytes, device.total_bytes, device.overhead_bytes) == (5 * GIB, 8 * GIB, 8 * MIB)
     assert (device.is_memfit_server, device.is_remote) == (False, True)
 
 

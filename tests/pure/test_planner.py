@@ -671,7 +671,7 @@ def test_a_lender_needs_room_for_what_is_on_its_way(repack: str, needs: float) -
         ((make_device("host:1"),), "on", "read"),
         ((make_device("gpu0"),), "off", "read"),
         ((make_device("gpu0"), make_device("host:1")), "off", "read"),
-        ((replace(make_device("host:1"), is_memfit_server=False),), "off", "read"),
+        ((replace(make_device("host:1"), is_memfit_server=False),), "off", "own"),
     ],
 )
 def test_workers_are_sent_plain_weights_by_ourselves(
@@ -892,12 +892,15 @@ def test_a_worker_with_more_threads_needs_more_scratch(threads: int, scratch: fl
 
 
 def test_another_rpc_server_receives_into_its_own_account() -> None:
-    """Only a memfit rpc-server counts what is on its way; this side's copies are counted for both."""
+    """It counts nothing by itself; what is on its way to it is counted here, in our pieces of 1 MiB."""
     server = replace(make_device("host:1", GIB), is_memfit_server=False)
     plan = _device_plan(GIB, server, rpc={"host:1": None}, context=256)
-    assert plan.config.layers == (3,)
-    assert plan.tiers[1].parts["overhead"] == 0
-    assert plan.ram.parts["overhead"] == (20 + 32 - 5) * MIB
+    assert plan.config.layers == (3,) and plan.config.load_mode == "own"
+    assert (plan.tiers[1].parts["overhead"], plan.tiers[1].reserved_bytes) == (0, 0)
+    assert plan.ram.parts["overhead"] == 20 * MIB
+    whole = _device_plan(GIB, server, rpc={"host:1": None}, context=256, repack="on")
+    assert whole.tiers[1].parts["overhead"] > 0
+    assert whole.ram.parts["overhead"] == (20 + 32 - 5) * MIB
 
 
 def test_the_solver_may_be_another() -> None:

@@ -86,7 +86,6 @@ class _Reader:
         self._weight_bytes = [0] * devices  # of weights that are copied from RAM
         self._copies: set[int] = set()
         self._computed: dict[bytes, int] = {}  # a node's name → where it was computed
-        self._sent_bytes = 0  # to the device that computes now, in this graph split
         self._message_bytes = [0] * devices
         self._run = 0  # nodes that follow each other on the device that computes now
         self._longest_run = [0] * devices
@@ -99,7 +98,7 @@ class _Reader:
         if device != self._here:
             self._splits[device] += 1
             self._here = device
-            self._sent_bytes = self._run = 0
+            self._run = 0
         self._describe(node)
         if name in _EMPTY:
             return
@@ -158,8 +157,8 @@ class _Reader:
     def _copy(self, name: bytes, size: int, device: int) -> None:
         """Count what a copy between devices takes while it is under way.
 
-        A remote device holds each message that it receives or sends; this process holds at once all that
-        it has to send before a device can begin.
+        A remote device holds each message that it receives or sends, and so does this process, which sends
+        them one by one.
         """
         if _WEIGHT_NAME.search(name):
             self._weight_bytes[device] += size
@@ -170,8 +169,8 @@ class _Reader:
             if end != RAM:
                 self._message_bytes[end] = max(self._message_bytes[end], size)
         if device != RAM:
-            self._sent_bytes += size * (1 if origin == RAM else 2)  # one more on its way through here
-            self._message_bytes[RAM] = max(self._message_bytes[RAM], self._sent_bytes)
+            held = size * (1 if origin == RAM else 2)  # one more on its way through here
+            self._message_bytes[RAM] = max(self._message_bytes[RAM], held)
 
     def _describe(self, node: Node) -> None:
         """Count what a remote device is told of a node: its sources too, and theirs if computed there."""

@@ -25,6 +25,7 @@ __all__ = ["dummy_devices", "find_devices"]
 
 _CONNECT_SECONDS = 3.0
 _ANSWER_SECONDS = 10.0
+_SERVER_BYTES = 8 * MIB  # llama.cpp's own rpc-server, which does not say: benchmarks/devices.py
 _CUDA_RUNTIME_BYTES = 300 * MIB  # of a profile's GPU: context and kernels; a real one is measured
 
 
@@ -116,7 +117,7 @@ def _remote(endpoint: str) -> Device:
         description="memfit rpc-server" if memory else "RPC server",
         total_bytes=memory.budget_bytes if memory else total,
         free_bytes=memory.budget_bytes if memory else free,
-        overhead_bytes=memory.peak_bytes + LATER_BYTES if memory else 0,
+        overhead_bytes=memory.peak_bytes + LATER_BYTES if memory else _SERVER_BYTES,
         threads=memory.threads if memory else 0,
         is_memfit_server=memory is not None,
     )

@@ -83,9 +83,9 @@ def placed_config(
     """`config` with a placement filled in; unchanged where that opens no device."""
     if not any(placement.layer_devices) and not placement.output and not any(map(any, placement.ffn_devices)):
         return config
-    # Mapping would keep what lies on devices in RAM too. memfit's workers count what is on its way to them,
-    # which is little where we send it, in pieces; weights that are rewritten only the engine can load.
-    in_pieces = not config.repack and all(device.is_memfit_server for device in devices)
+    # Mapping would keep what lies on devices in RAM too. RPC servers hold what is on its way to them: little
+    # where we send it, in pieces; weights that are rewritten only the engine can load.
+    in_pieces = not config.repack and all(device.is_remote for device in devices)
     overrides = _ffn_patterns(spec, placement)
     last = max(placement.layer_devices, default=RAM)
     if placement.output != (last or len(devices)):  # the engine puts it on the last device in use

@@ -74,10 +74,11 @@ def _device(
     device = used.device
     compute = held.compute_bytes + held.scratch_bytes if held else 0
     staging = reserved = 0
-    if held and device.is_memfit_server:
+    if held and device.is_remote:
         compute += max(0, device.threads - config.threads) * held.thread_bytes
         staging = max(0, _receiving(sizes, piece) - held.kv_cache_bytes - compute)
-        reserved = device.overhead_bytes + sum(sizes) + piece
+        if device.is_memfit_server:
+            reserved = device.overhead_bytes + sum(sizes) + piece
     use = TierUse.of(
         device.name,
         used.budget_bytes,
