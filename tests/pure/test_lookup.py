@@ -56,6 +56,7 @@ class _Engine:
                     "free_bytes": known[name][0],
                     "total_bytes": known[name][1],
                     "pci_id": f"0000:0{index}:00.0" if name.startswith("CUDA") else None,
+                    "is_integrated": name == "Vulkan1",
                 }
                 if wanted is None or index in wanted or name in wanted
                 else None
@@ -121,6 +122,12 @@ def test_a_gpu_of_another_maker() -> None:
     (found,) = _find(Budget())
     assert (found.name, found.engine_name, found.description) == ("gpu0", "Vulkan0", "A Vulkan0")
     assert (found.free_bytes, found.total_bytes, found.overhead_bytes) == (5 * GIB, 6 * GIB, 500)
+
+
+def test_an_integrated_gpu() -> None:
+    _Engine.memory = {"Vulkan0": (5 * GIB, 6 * GIB), "Vulkan1": (5 * GIB, 6 * GIB)}
+    found = gpus.with_engine_gpus(make_machine(), Budget()).gpus
+    assert [one.is_integrated for one in found] == [False, True]
 
 
 def test_a_gpu_that_the_budget_leaves_out_is_not_looked_at() -> None:

@@ -844,6 +844,18 @@ def test_a_plan_that_opens_no_gpu_gets_no_help_from_it() -> None:
     assert plan.prediction == alone.prediction
 
 
+def test_what_lies_on_an_integrated_gpu_counts_as_ram_once() -> None:
+    own = _device_plan(GIB, make_device())
+    shared = _device_plan(GIB, replace(make_device(), is_integrated=True))
+    assert own.config == shared.config and own.config.devices
+    assert shared.tiers[1] == own.tiers[1]
+    assert shared.ram.total_bytes == own.ram.total_bytes + own.tiers[1].total_bytes
+    assert sum("gpu0 is integrated" in line for line in shared.why) == 1
+    # With RAM for the model and no more, it does not fit twice.
+    tight = _device_plan(shared.ram.total_bytes - 16 * MIB, replace(make_device(), is_integrated=True))
+    assert tight.ram.total_bytes < shared.ram.total_bytes
+
+
 def test_what_is_on_its_way_to_a_worker_by_hand() -> None:
     """Each tensor lies there twice while it comes; those before it, once."""
     whole = 16 * MIB

@@ -157,6 +157,7 @@ def _gpu(gpu: Gpu) -> str:
     parts = (
         gpu.name,
         f"{format_bytes(gpu.total_bytes)}, {format_bytes(gpu.free_bytes)} free",
+        gpu.is_integrated and "integrated: its memory is RAM",
         gpu.others_bytes and f"{format_bytes(gpu.others_bytes)} held by other programs",
         gpu.driver and f"driver {gpu.driver}",
         gpu.cuda and f"CUDA {gpu.cuda}",

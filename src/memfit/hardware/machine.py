@@ -47,6 +47,7 @@ class Gpu:
     pci_id: str | None = None  # "0000:01:00.0"; None where nobody says
     engine_name: str | None = None  # "CUDA0", "Vulkan0"; None where the engine does not use it
     link: str | None = None  # "PCIe 4.0 x16", the link's maximum
+    is_integrated: bool = False  # its memory is this machine's RAM
 
 
 DUMMY = "profile:"  # how the engine's names of a profile's GPUs begin
@@ -69,6 +70,7 @@ class Device:
     overhead_bytes: int  # what running there takes beyond buffers: driver context, the worker's process
     is_memfit_server: bool  # a memfit rpc-server, which measures its own peak
     threads: int = 0  # of a worker that computes on a CPU
+    is_integrated: bool = False  # a GPU whose memory is RAM: what lies there counts there too
 
     @property
     def is_dummy(self) -> bool:

@@ -72,6 +72,7 @@ class Devices:
             "free_bytes": found.free_bytes,
             "total_bytes": found.total_bytes,
             "pci_id": found.id.decode() if found.id else None,
+            "is_integrated": found.type == _INTEGRATED,
         }
 
     def memory(self, name: str) -> tuple[int, int]:

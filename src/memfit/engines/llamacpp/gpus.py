@@ -51,7 +51,7 @@ def _gpu(index: int, name: str, found: Mapping[str, Any] | None, known: Mapping[
         return Gpu(index=index, name=name, total_bytes=0, used_bytes=0, free_bytes=0, engine_name=name)
     pci_id = found["pci_id"]
     if pci_id in known:
-        return replace(known[pci_id], index=index, engine_name=name)
+        return replace(known[pci_id], index=index, engine_name=name, is_integrated=found["is_integrated"])
     return Gpu(
         index=index,
         name=found["description"],
@@ -60,4 +60,5 @@ def _gpu(index: int, name: str, found: Mapping[str, Any] | None, known: Mapping[
         free_bytes=found["free_bytes"],
         pci_id=pci_id,
         engine_name=name,
+        is_integrated=found["is_integrated"],
     )

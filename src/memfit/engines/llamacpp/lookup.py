@@ -76,6 +76,7 @@ def _gpus(machine: Machine, budget: Budget, calibration: LlamaCalibration) -> Se
             free_bytes=gpu.free_bytes,
             overhead_bytes=calibration.gpu_runtime_bytes(gpu),
             is_memfit_server=False,
+            is_integrated=gpu.is_integrated,
         )
         for gpu in wanted
     ]

@@ -94,7 +94,7 @@ def reasons(
     yield f"repack {'on' if plan.config.repack else 'off'}: {_repack_reason(plan, inputs, other)}"
     yield from _form_reasons(plan)
     yield f"load mode {plan.config.load_mode}: {_load_reason(plan)}"
-    yield from _device_reasons(plan, alone, too_small)
+    yield from _device_reasons(plan, inputs, alone, too_small)
     yield from _op_offload_reasons(plan, otherwise)
     size, threads = plan.config.ubatch, plan.config.threads
     full = size >= inputs.ubatches[0]
@@ -196,7 +196,9 @@ def _load_reason(plan: LlamaPlan) -> str:
     }[plan.config.load_mode]
 
 
-def _device_reasons(plan: LlamaPlan, alone: Prediction | None, too_small: Sequence[str]) -> Iterator[str]:
+def _device_reasons(
+    plan: LlamaPlan, inputs: PlanInputs, alone: Prediction | None, too_small: Sequence[str]
+) -> Iterator[str]:
     for name in too_small:
         yield f"{name} is not used: its budget holds little more than compute buffers"
     devices = [tier.name for tier in plan.tiers if tier.kind == "vram"]
@@ -206,6 +208,9 @@ def _device_reasons(plan: LlamaPlan, alone: Prediction | None, too_small: Sequen
         return
     for name, count in zip(devices, plan.config.layers, strict=True):
         yield f"{name}: {count} layers, with their KV cache"
+    for one in inputs.used_devices:
+        if one.device.is_integrated and one.device.name in devices:
+            yield f"{one.device.name} is integrated: its memory is RAM, where what lies there counts too"
     if alone:
         yield (
             "devices are used because they were asked for: RAM alone would do, at "

@@ -39,10 +39,15 @@ def tiers_of(
         passing = _rewriting(inputs.spec, config, answer.weights_bytes)
     ram = _ram(inputs, config, answer, passing)
     held = answer.devices or [None] * len(used)
-    return ram, *(
+    devices = [
         _device(inputs, one, config, bytes_there, sent.get(number, []), at_once.get(number, 0))
         for number, (one, bytes_there) in enumerate(zip(used, held, strict=True), start=1)
+    ]
+    shared = sum(
+        tier.total_bytes for tier, one in zip(devices, used, strict=True) if one.device.is_integrated
     )
+    ram = replace(ram, parts={**ram.parts, "overhead": ram.parts["overhead"] + shared})
+    return ram, *devices
 
 
 def _ram(inputs: PlanInputs, config: LlamaConfig, answer: MemoryEstimate, passing: int) -> TierUse:
