@@ -200,7 +200,7 @@ def test_an_engine_without_rpc(here: _Here) -> None:
     [
         ((), None, False, True, "none that is known: models run on the CPU"),
         ((), "version mismatch", False, False, "version mismatch"),
-        ((_GPU,), None, False, False, "NVIDIA GeForce RTX 3060, but the engine was built without"),
+        ((_GPU,), None, False, False, "NVIDIA GeForce RTX 3060, but the engine was built for no GPU"),
         ((_GPU,), None, True, True, "NVIDIA GeForce RTX 3060"),
     ],
 )
@@ -213,6 +213,19 @@ def test_gpus(
     assert check.ok is ok
     assert check.detail.startswith(detail)
     assert (check.fix is not None and "-DGGML_CUDA=ON" in check.fix) is (gpus != () and not cuda)
+
+
+@pytest.mark.parametrize(
+    ("driver", "memory", "ok", "rocm"),
+    [("amdgpu", 16 * GIB, False, True), ("xe", 12 * GIB, False, False), ("i915", 0, True, False)],
+)
+def test_gpus_of_other_makers(driver: str, memory: int, ok: bool, rocm: bool, here: _Here) -> None:
+    gpu = replace(_GPU, kernel_driver=driver, total_bytes=memory)
+    check = doctor._gpu(replace(here, machine=replace(_MACHINE, gpus=(gpu,))))
+    assert (check.ok, "GGML_HIP" in check.detail) == (ok, rocm)
+    assert check.fix and "-DGGML_VULKAN=ON" in check.fix
+    # torch for CUDA would not help them.
+    assert doctor._checkpoints(replace(here, machine=replace(_MACHINE, gpus=(gpu,)))).ok
 
 
 def test_a_missing_demo_model(here: _Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,15 @@ def test_a_gpu_of_another_maker() -> None:
     assert (found.free_bytes, found.total_bytes, found.overhead_bytes) == (5 * GIB, 6 * GIB, 500)
 
 
+def test_linux_adds_its_facts_to_a_gpu_whose_memory_the_engine_knows_better() -> None:
+    """An integrated one may use more RAM than the kernel's driver has set apart."""
+    _Engine.memory = {"CUDA0": (5 * GIB, 6 * GIB)}  # its PCI id is 0000:00:00.0
+    known = replace(make_gpu(3, GIB, pci_id="0000:00:00.0"), kernel_driver="amdgpu", link="PCIe 4.0 x16")
+    (found,) = gpus.with_engine_gpus(make_machine(gpus=(known,)), Budget()).gpus
+    assert (found.index, found.total_bytes, found.name) == (0, 6 * GIB, "A CUDA0")
+    assert (found.kernel_driver, found.link) == ("amdgpu", "PCIe 4.0 x16")
+
+
 def test_an_integrated_gpu() -> None:
     _Engine.memory = {"Vulkan0": (5 * GIB, 6 * GIB), "Vulkan1": (5 * GIB, 6 * GIB)}
     found = gpus.with_engine_gpus(make_machine(), Budget()).gpus

@@ -36,10 +36,12 @@ _ROOM_FOR_MODEL_BYTES = 5 * GIB  # a model of 7 billion parameters at 4 bits, an
 _PIP = "pip install --no-cache-dir"
 _CMAKE_CPU = 'CMAKE_ARGS="-DGGML_RPC=ON -DLLAVA_BUILD=OFF"'
 _CMAKE_CUDA = 'CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_RPC=ON -DLLAVA_BUILD=OFF"'
+_CMAKE_VULKAN = 'CMAKE_ARGS="-DGGML_VULKAN=ON -DGGML_RPC=ON -DLLAVA_BUILD=OFF"'
 _ENGINE = f"llama-cpp-python=={ENGINE_VERSION}"
 _INSTALL = f"{_CMAKE_CPU} {_PIP} {_ENGINE}"
 _REBUILD = f"{_CMAKE_CPU} {_PIP} --force-reinstall --no-deps {_ENGINE}"
 _REBUILD_CUDA = f"{_CMAKE_CUDA} {_PIP} --force-reinstall --no-deps {_ENGINE}"
+_REBUILD_VULKAN = f"{_CMAKE_VULKAN} {_PIP} --force-reinstall --no-deps {_ENGINE}"
 
 # Instruction sets that the engine (`ggml_cpu_has_…`) calls otherwise than /proc/cpuinfo
 _OTHER_NAMES = {
@@ -211,8 +213,15 @@ def _gpu(here: _Here) -> Check:
     detail = f"{names}; {machine.gpu_note}" if machine.gpu_note else names
     if here.engine_version is None or any(here.library(f"ggml-{name}") for name in GPU_BACKENDS):
         return Check(ok=True, detail=detail)
-    detail += ", but the engine was built without CUDA, so it stays unused"
-    return Check(ok=False, detail=detail, fix=_REBUILD_CUDA)
+    detail += ", but the engine was built for no GPU, so it stays unused"
+    if not all(gpu.kernel_driver for gpu in machine.gpus):
+        return Check(ok=False, detail=detail, fix=_REBUILD_CUDA)
+    # Vulkan needs nothing but the driver that is there; ROCm has to be installed first.
+    rocm = any(gpu.kernel_driver == "amdgpu" for gpu in machine.gpus)
+    instead = "; with ROCm: -DGGML_HIP=ON instead of -DGGML_VULKAN=ON" if rocm else ""
+    # Many a CPU has a small one beside, without memory of its own: nothing is amiss.
+    ok = not any(gpu.total_bytes for gpu in machine.gpus)
+    return Check(ok=ok, detail=f"{detail}{instead}", fix=_REBUILD_VULKAN)
 
 
 def _checkpoints(here: _Here) -> Check:
@@ -222,7 +231,8 @@ def _checkpoints(here: _Here) -> Check:
         return Check(ok=False, detail=f"{error}")
     torch = importlib.metadata.version("torch")
     detail = f"transformers {importlib.metadata.version('transformers')} and torch {torch} run them"
-    if here.machine.gpus and torch.endswith("+cpu"):
+    cuda = any(gpu.kernel_driver is None for gpu in here.machine.gpus)
+    if cuda and torch.endswith("+cpu"):
         return Check(ok=False, detail=f"{detail}, but this torch cannot use the GPU")
     return Check(ok=True, detail=detail)
 

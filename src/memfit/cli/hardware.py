@@ -156,10 +156,12 @@ def _swap(ram: Ram) -> str:
 def _gpu(gpu: Gpu) -> str:
     parts = (
         gpu.name,
-        f"{format_bytes(gpu.total_bytes)}, {format_bytes(gpu.free_bytes)} free",
+        f"{format_bytes(gpu.total_bytes)}, {format_bytes(gpu.free_bytes)} free"
+        if gpu.total_bytes
+        else "memory unknown",
         gpu.is_integrated and "integrated: its memory is RAM",
         gpu.others_bytes and f"{format_bytes(gpu.others_bytes)} held by other programs",
-        gpu.driver and f"driver {gpu.driver}",
+        (gpu.driver or gpu.kernel_driver) and f"driver {gpu.driver or gpu.kernel_driver}",
         gpu.cuda and f"CUDA {gpu.cuda}",
         gpu.compute_capability and f"compute capability {gpu.compute_capability}",
         gpu.link,

@@ -41,7 +41,8 @@ class Gpu:
     used_bytes: int
     free_bytes: int
     others_bytes: int | None = None  # held by other processes; None where the driver does not say
-    driver: str | None = None
+    driver: str | None = None  # NVIDIA's version
+    kernel_driver: str | None = None  # Linux' own, of other makers: "amdgpu", "i915", "xe"
     cuda: str | None = None  # the newest CUDA version that the driver supports, as in "12.4"
     compute_capability: str | None = None
     pci_id: str | None = None  # "0000:01:00.0"; None where nobody says

@@ -1,5 +1,4 @@
-"""Probes NVIDIA GPUs through NVML, their driver's library; a probe of AMD or Intel GPUs would be a file
-beside this.
+"""Probes NVIDIA GPUs through NVML, their driver's library; drm.py has those of other makers.
 
 A machine without a driver is normal. A driver that is there and fails leaves a note in its own words.
 A GPU's index is NVML's, by PCI address. Which GPUs CUDA_VISIBLE_DEVICES leaves is not known here.

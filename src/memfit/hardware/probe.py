@@ -1,5 +1,5 @@
-"""Probes the machine: asks the file of each part once (cpu.py, ram.py, nvidia.py, disks.py), and puts the
-answers together.
+"""Probes the machine: asks the file of each part once (cpu.py, ram.py, nvidia.py, drm.py, disks.py), and puts
+the answers together.
 
 Measures no speeds.
 """
@@ -11,6 +11,7 @@ import platform
 from memfit.hardware.cgroup import read_cgroup
 from memfit.hardware.cpu import read_cpu
 from memfit.hardware.disks import read_disks
+from memfit.hardware.drm import read_drm_gpus
 from memfit.hardware.machine import Machine
 from memfit.hardware.nvidia import read_gpus
 from memfit.hardware.ram import read_ram
@@ -26,7 +27,7 @@ def probe() -> Machine:
         system=f"{platform.system()} {platform.release()}",
         cpu=read_cpu(cgroup),
         ram=read_ram(cgroup),
-        gpus=gpus,
+        gpus=(*gpus, *read_drm_gpus(len(gpus))),
         gpu_note=gpu_note,
         disks=read_disks(),
     )

@@ -49,16 +49,19 @@ def with_engine_gpus(machine: Machine, budget: Budget) -> Machine:
 def _gpu(index: int, name: str, found: Mapping[str, Any] | None, known: Mapping[str, Gpu]) -> Gpu:
     if found is None:
         return Gpu(index=index, name=name, total_bytes=0, used_bytes=0, free_bytes=0, engine_name=name)
-    pci_id = found["pci_id"]
-    if pci_id in known:
-        return replace(known[pci_id], index=index, engine_name=name, is_integrated=found["is_integrated"])
-    return Gpu(
+    by_engine = Gpu(
         index=index,
         name=found["description"],
         total_bytes=found["total_bytes"],
         used_bytes=max(0, found["total_bytes"] - found["free_bytes"]),
         free_bytes=found["free_bytes"],
-        pci_id=pci_id,
+        pci_id=found["pci_id"],
         engine_name=name,
         is_integrated=found["is_integrated"],
     )
+    there = known.get(found["pci_id"])
+    if there is None:
+        return by_engine
+    if there.kernel_driver:  # which counts no RAM that an integrated GPU may use
+        return replace(by_engine, kernel_driver=there.kernel_driver, link=there.link)
+    return replace(there, index=index, engine_name=name, is_integrated=by_engine.is_integrated)

@@ -123,6 +123,6 @@ def _gpus(machine: Machine, budget: Budget) -> list[tuple[Gpu, int]]:
         raise UsageError(
             f"CUDA_VISIBLE_DEVICES is {visible!r}; memfit understands numbers, as nvidia-smi has them"
         )
-    budgets = [(gpu, budget.gpu_bytes(gpu)) for gpu in machine.gpus]
+    budgets = [(gpu, budget.gpu_bytes(gpu)) for gpu in machine.gpus if not gpu.kernel_driver]  # CUDA's
     allowed = None if visible is None else {int(one) for one in visible.split(",") if one}
     return [(gpu, size) for gpu, size in budgets if size and (allowed is None or gpu.index in allowed)]
