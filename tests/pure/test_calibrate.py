@@ -251,6 +251,19 @@ def test_what_was_measured_beside_other_programs_is_provisional(bench: _Bench) -
     assert [one["attention"] for one in _FakeWorker.asked[2:]] == [["F16/64"], []]
 
 
+def test_a_machine_that_is_quiet_only_when_looked_at_is_measured_twice_and_then_later(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    _FakeWorker.quiet = False
+    _ram(bench, ["F16"])
+    monkeypatch.setattr(calibration, "is_quiet", lambda: True)
+    for later, asked in ((0, 2), (1, 2), (599, 2), (601, 3)):
+        monkeypatch.setattr(calibrate.time, "time", lambda later=later: now + later)
+        _ram(bench, ["F16"])
+        assert len(_FakeWorker.asked) == asked
+
+
 def test_one_type_that_is_provisional_makes_all_so(bench: _Bench) -> None:
     _ram(bench, ["F16"])
     _FakeWorker.quiet = False

@@ -18,6 +18,7 @@ from memfit.processes.helper import ask_helper
 __all__ = ["CachedFigures", "KeptAnswers", "is_quiet", "run_small_model"]
 
 _DOUBT_SECONDS = 24 * 3600.0
+_RETRY_SECONDS = 600.0
 _LOOK_SECONDS = 0.1
 _KEPT_SECONDS = 60 * 24 * 3600.0
 
@@ -49,12 +50,14 @@ class CachedFigures:
 
     def is_old(self, found: Mapping[str, Any]) -> bool:
         """Whether speeds are to be measured again: they were taken beside other programs, or are in doubt,
-        and the machine is quiet now. Figures that do not say when they were measured are no speeds."""
+        and the machine is quiet now. Figures that do not say when they were measured are no speeds. Where a
+        second try was disturbed, too, the third waits: each takes seconds."""
         if "measured_at" not in found:
             return False
         # A clock that was set back leaves doubts of the future.
         doubted = found["measured_at"] <= self.values.get("doubted_at", 0.0) <= time.time()
-        return (doubted or found["is_provisional"]) and is_quiet()
+        tried = 0 <= time.time() - found.get("tried_at", 0.0) < _RETRY_SECONDS
+        return (doubted or (found["is_provisional"] and not tried)) and is_quiet()
 
     def _read(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -238,6 +238,8 @@ class LlamaCalibration:
             return kept
         _learn(known, reply)
         if known["is_provisional"]:
+            if kept:
+                known["tried_at"] = time.time()
             self._say("other programs compute: these speeds are provisional, and will be measured again")
         all_known[key] = known
         self._cached.write()
