@@ -807,6 +807,19 @@ def test_a_gpu_multiplies_prompts_with_what_lies_in_ram_where_that_is_faster() -
     assert taking.prediction.prompt.value > 2 * slow.prediction.prompt.value
 
 
+@pytest.mark.parametrize(
+    ("prompt_tokens", "context", "ubatch"),
+    [(512, 8192, 512), (513, 8192, 1024), (3000, 8192, 4096), (8000, 8192, 4096), (3000, 3000, 2048)],
+)
+def test_what_is_sent_for_each_ubatch_makes_it_larger(prompt_tokens: int, context: int, ubatch: int) -> None:
+    """As large as a prompt fills, where the link is what limits it."""
+    plan = _offloading(1e8, prompt_tokens=prompt_tokens, context=context)
+    assert (plan.config.op_offload, plan.config.ubatch) == (True, ubatch)
+    assert any(line.startswith(f"ubatch {ubatch}: ") for line in plan.why)
+    by_cpu = _offloading(1e3, prompt_tokens=prompt_tokens, context=context)
+    assert (by_cpu.config.op_offload, by_cpu.config.ubatch) == (False, 512)
+
+
 @pytest.mark.parametrize("asked", [{"prompt_tokens": 31}, {"repack": "on"}])
 def test_prompts_below_32_tokens_and_rewritten_weights_stay_with_the_cpu(asked: dict[str, Any]) -> None:
     assert not _offloading(1e10, **asked).config.op_offload

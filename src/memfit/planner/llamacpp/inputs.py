@@ -22,6 +22,7 @@ from memfit.units import MIB
 __all__ = ["ROOM_FOR_ERROR", "PlanInputs", "UsedDevice", "repack_modes", "ubatch_sizes"]
 
 ROOM_FOR_ERROR = 4 * MIB  # in RAM; predictions are within 2: benchmarks/memory.py
+_LONG_UBATCHES = (1024, 2048, 4096)
 _DEVICE_ROOM = 3 * MIB // 2
 _SERVER_ROOM = MIB // 2  # its kernel counts for us, and what it adds itself is known: benchmarks/devices.py
 
@@ -61,6 +62,12 @@ class PlanInputs:
     @property
     def ubatches(self) -> tuple[int, ...]:
         return ubatch_sizes(self.context, self.workload.parallel)
+
+    @property
+    def long_ubatches(self) -> tuple[int, ...]:
+        """Beyond those, for weights that are sent or read for each ubatch: up to what a prompt fills."""
+        longest = min(self.workload.prompt_tokens, self.context)
+        return tuple(size for size in _LONG_UBATCHES if size < 2 * longest and size <= self.context)
 
     @property
     def kv_types(self) -> tuple[str, ...]:

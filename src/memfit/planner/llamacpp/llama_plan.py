@@ -97,8 +97,7 @@ def reasons(
     yield from _device_reasons(plan, inputs, alone, too_small)
     yield from _op_offload_reasons(plan, otherwise)
     size, threads = plan.config.ubatch, plan.config.threads
-    full = size >= inputs.ubatches[0]
-    yield f"ubatch {size}: " + ("full speed on prompts" if full else "a larger one does not fit")
+    yield f"ubatch {size}: {_ubatch_reason(plan, inputs)}"
     yield f"{threads} threads: " + ("as asked" if plan.workload.threads else "one per physical core")
 
 
@@ -182,6 +181,13 @@ def _form_reasons(plan: LlamaPlan) -> Iterator[str]:
             yield f"{len(chosen)} matrices {held}, for {format_bytes(added)} more: {why}"
     if config.plain:
         yield f"{len(config.plain)} matrices stay plain: this CPU's kernels are faster with them"
+
+
+def _ubatch_reason(plan: LlamaPlan, inputs: PlanInputs) -> str:
+    size, full = plan.config.ubatch, inputs.ubatches[0]
+    if size > full:
+        return "weights that are sent or read for each one serve so many tokens of a prompt"
+    return "full speed on prompts" if size == full else "a larger one does not fit"
 
 
 def _load_reason(plan: LlamaPlan) -> str:

@@ -127,15 +127,21 @@ class _Planner:
     def _configured(self, choice: _Choice) -> Iterator[Candidate | None]:
         workload = self._inputs.workload
         plain = self._inputs.config(choice.kv_type, choice.ubatch, False)
+        # What is sent or read for each ubatch serves all its tokens: a larger one may be worth its buffers.
+        sizes = [choice.ubatch]
+        if choice.ubatch == self._inputs.ubatches[0]:
+            sizes += self._inputs.long_ubatches
         if choice.streams:
-            yield self._candidates.placed(plain, choice.within, streams=True)
+            for size in sizes:
+                yield self._candidates.placed(replace(plain, ubatch=size), choice.within, streams=True)
             return
         for repack in self._repack_modes():
             config = self._inputs.config(choice.kv_type, choice.ubatch, repack)
             yield self._candidates.placed(config, choice.within)
         # Rewritten weights cannot be sent: only the CPU's kernels read them.
         if self._used and workload.repack != "on" and self._inputs.may_op_offload:
-            yield self._candidates.placed(replace(plain, op_offload=True), choice.within)
+            for size in sizes:
+                yield self._candidates.placed(replace(plain, op_offload=True, ubatch=size), choice.within)
         if workload.repack != "auto" or self._used:
             return
         if self._inputs.speeds is not None:
