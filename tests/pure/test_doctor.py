@@ -223,7 +223,7 @@ def test_gpus_of_other_makers(driver: str, memory: int, ok: bool, rocm: bool, he
     gpu = replace(_GPU, kernel_driver=driver, total_bytes=memory)
     check = doctor._gpu(replace(here, machine=replace(_MACHINE, gpus=(gpu,))))
     assert (check.ok, "GGML_HIP" in check.detail) == (ok, rocm)
-    assert check.fix and "-DGGML_VULKAN=ON" in check.fix
+    assert ok or (check.fix and "-DGGML_VULKAN=ON" in check.fix)
     # torch for CUDA would not help them.
     assert doctor._checkpoints(replace(here, machine=replace(_MACHINE, gpus=(gpu,)))).ok
 

@@ -254,7 +254,7 @@ def test_gpus_come_before_remote_devices(endpoint: str) -> None:
 
 def test_the_gpus_of_a_profile_are_dummy_devices() -> None:
     (device,) = dummy_devices(read_profile("colab-t4"))
-    assert (device.name, device.engine_name, device.description) == ("gpu0", "profile:0", "Tesla T4")
+    assert (device.name, device.engine_name, device.description) == ("gpu0", "profile:cuda0", "Tesla T4")
     assert (device.total_bytes, device.free_bytes) == (16106127360, 16106127360 - 469762048)
     assert (device.overhead_bytes, device.is_memfit_server) == (300 * MIB, False)
     assert (device.is_dummy, device.is_remote) == (True, False)

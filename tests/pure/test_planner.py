@@ -11,6 +11,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from fakes import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from memfit.engines.llamacpp.options import context_options
 from memfit.errors import DoesNotFitError, EngineError, UsageError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
@@ -825,6 +827,13 @@ def test_prompts_below_32_tokens_and_rewritten_weights_stay_with_the_cpu(asked: 
     assert not _offloading(1e10, **asked).config.op_offload
 
 
+def test_what_we_hold_is_not_sent_whatever_a_plan_says() -> None:
+    api = SimpleNamespace(llama_context_default_params=lambda: SimpleNamespace(op_offload=True))
+    config = replace(_offloading(1e10).config, threads=2)
+    assert context_options(api, config).op_offload
+    assert not context_options(api, replace(config, load_mode="own")).op_offload
+
+
 def test_streamed_weights_are_not_sent() -> None:
     """The engine would send what has not been read yet."""
     spec = make_layered_spec()
@@ -858,15 +867,16 @@ def test_a_plan_that_opens_no_gpu_gets_no_help_from_it() -> None:
 
 
 def test_what_lies_on_an_integrated_gpu_counts_as_ram_once() -> None:
-    own = _device_plan(GIB, make_device())
-    shared = _device_plan(GIB, replace(make_device(), is_integrated=True))
+    integrated = replace(make_device(), is_integrated=True)
+    own, shared = (_device_plan(GIB, one, vram="1GiB") for one in (make_device(), integrated))
     assert own.config == shared.config and own.config.devices
     assert shared.tiers[1] == own.tiers[1]
     assert shared.ram.total_bytes == own.ram.total_bytes + own.tiers[1].total_bytes
     assert sum("gpu0 is integrated" in line for line in shared.why) == 1
     # With RAM for the model and no more, it does not fit twice.
-    tight = _device_plan(shared.ram.total_bytes - 16 * MIB, replace(make_device(), is_integrated=True))
+    tight = _device_plan(shared.ram.total_bytes - 16 * MIB, integrated, vram="1GiB")
     assert tight.ram.total_bytes < shared.ram.total_bytes
+    assert _device_plan(GIB, integrated).config.devices == ()  # nobody asked for it
 
 
 def test_what_is_on_its_way_to_a_worker_by_hand() -> None:

@@ -33,6 +33,8 @@ __all__ = ["command"]
 
 _ROOM_FOR_MODEL_BYTES = 5 * GIB  # a model of 7 billion parameters at 4 bits, and some air
 
+_CARD_BYTES = 2 * GIB  # less is what a CPU's own GPU has set apart
+
 _PIP = "pip install --no-cache-dir"
 _CMAKE_CPU = 'CMAKE_ARGS="-DGGML_RPC=ON -DLLAVA_BUILD=OFF"'
 _CMAKE_CUDA = 'CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_RPC=ON -DLLAVA_BUILD=OFF"'
@@ -216,12 +218,13 @@ def _gpu(here: _Here) -> Check:
     detail += ", but the engine was built for no GPU, so it stays unused"
     if not all(gpu.kernel_driver for gpu in machine.gpus):
         return Check(ok=False, detail=detail, fix=_REBUILD_CUDA)
-    # Vulkan needs nothing but the driver that is there; ROCm has to be installed first.
-    rocm = any(gpu.kernel_driver == "amdgpu" for gpu in machine.gpus)
-    instead = "; with ROCm: -DGGML_HIP=ON instead of -DGGML_VULKAN=ON" if rocm else ""
-    # Many a CPU has a small one beside, without memory of its own: nothing is amiss.
-    ok = not any(gpu.total_bytes for gpu in machine.gpus)
-    return Check(ok=ok, detail=f"{detail}{instead}", fix=_REBUILD_VULKAN)
+    detail += "; building for it takes the Vulkan SDK"
+    if any(gpu.kernel_driver == "amdgpu" for gpu in machine.gpus):
+        detail += ", or ROCm and -DGGML_HIP=ON instead of -DGGML_VULKAN=ON"
+    # Many a CPU has a small one beside, with little or no memory of its own: nothing is amiss.
+    if all(gpu.total_bytes < _CARD_BYTES for gpu in machine.gpus):
+        return Check(ok=True, detail=detail)
+    return Check(ok=False, detail=detail, fix=_REBUILD_VULKAN)
 
 
 def _checkpoints(here: _Here) -> Check:

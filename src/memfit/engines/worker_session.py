@@ -24,8 +24,13 @@ from memfit.memory.hard_cap import HardCap
 from memfit.memory.meter import Meter
 from memfit.memory.process_memory import process_memory
 from memfit.planner.plan import Plan
+from memfit.units import MIB
 
 __all__ = ["WorkerSession"]
+
+# CUDA takes pools for prompts that no plan counts yet: more than the budget is reported, but a run that
+# computes rightly is not ended for them.
+_POOL_BYTES = 128 * MIB
 
 
 class WorkerSession(Closing, Session):
@@ -69,7 +74,9 @@ class WorkerSession(Closing, Session):
                 limit_bytes=plan.ram.limit_bytes,
                 on_overrun=self._worker.kill,
                 gpu_bytes=GpuBytes(gpus) if (gpus := self._gpu_ids()) else None,
-                gpu_limits={tier.name: tier.limit_bytes for tier in plan.tiers if tier.kind == "vram"},
+                gpu_limits={
+                    tier.name: tier.limit_bytes + _POOL_BYTES for tier in plan.tiers if tier.kind == "vram"
+                },
             )
             opened.callback(self._meter.stop)
             self._load(options.on_progress)

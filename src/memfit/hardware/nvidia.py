@@ -7,7 +7,7 @@ A GPU's index is NVML's, by PCI address. Which GPUs CUDA_VISIBLE_DEVICES leaves 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from memfit.hardware.machine import Gpu
@@ -54,8 +54,13 @@ class GpuBytes:
 
     def __call__(self, pid: int) -> dict[str, int]:
         """Bytes by tier; without those whose driver does not say."""
-        found = {tier: (_held(self._nvml, handle) or {}).get(pid) for tier, handle in self._handles.items()}
-        return {tier: held for tier, held in found.items() if held is not None}
+        found = {}
+        for tier, handle in self._handles.items():
+            # One of the lists is enough: a worker computes.
+            lists = [_optional(self._nvml, query, handle) for query in _queries(self._nvml)]
+            if (held := _by_process(lists).get(pid)) is not None:
+                found[tier] = held
+        return found
 
 
 def _devices(nvml: _Nvml) -> tuple[tuple[Gpu, ...], str | None]:
@@ -117,13 +122,19 @@ def _others_bytes(nvml: _Nvml, handle: Any) -> int | None:
 
 
 def _held(nvml: _Nvml, handle: Any) -> dict[int, int | None] | None:
-    """Bytes by process, None where the driver hides them; None where it lists no processes."""
+    """Bytes by process, None where the driver hides them; None where it does not list all processes."""
+    lists = [_optional(nvml, query, handle) for query in _queries(nvml)]
+    return None if None in lists else _by_process(lists)
+
+
+def _queries(nvml: _Nvml) -> tuple[Any, Any]:
+    return nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses
+
+
+def _by_process(lists: Sequence[Any]) -> dict[int, int | None]:
     held: dict[int, int | None] = {}
-    for query in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
-        processes = _optional(nvml, query, handle)
-        if processes is None:
-            return None
-        for process in processes:
+    for processes in lists:
+        for process in processes or ():
             # One process may be in both lists, with the same bytes.
             size, known = process.usedGpuMemory, held.get(process.pid, 0)
             held[process.pid] = None if size is None or known is None else max(size, known)

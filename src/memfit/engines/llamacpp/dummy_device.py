@@ -120,7 +120,8 @@ class DummyDevice:
 
     def _properties(self, _: int, filled: int) -> None:
         found = DeviceProperties.from_address(filled)
-        found.name = found.description = self._name.value
+        for field in (DeviceProperties.name, DeviceProperties.description):  # addresses that stay valid
+            _P.from_address(filled + field.offset).value = ctypes.addressof(self._name)
         found.free_bytes = found.total_bytes = _PLENTY
         found.type = GPU_TYPE
 

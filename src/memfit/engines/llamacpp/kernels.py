@@ -184,7 +184,7 @@ class Bench(Closing):
     def _sent_bytes_per_second(self) -> float:
         """From where the engine keeps weights that are to be sent: in pinned memory, if there is any."""
         ggml = self._ggml
-        size = min(_SENT_BYTES, self._streamed_bytes)
+        size = min(_SENT_BYTES, self._streamed_bytes) // 4096 * 4096
         pinned = ggml.ggml_backend_dev_host_buffer_type(self._device)
         with self._context() as here, self._context() as there:
             source, sent = (

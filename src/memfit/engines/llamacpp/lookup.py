@@ -46,7 +46,7 @@ def dummy_devices(profile: Profile) -> list[Device]:
     return [
         Device(
             name=f"gpu{index}",
-            engine_name=f"{DUMMY}{index}",
+            engine_name=f"{DUMMY}{'cuda' if gpu.compute_capability else 'gpu'}{index}",
             description=gpu.name,
             total_bytes=gpu.total_bytes,
             free_bytes=gpu.total_bytes - gpu.reserved_bytes,

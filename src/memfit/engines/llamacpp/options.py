@@ -30,9 +30,9 @@ def context_options(api: Any, config: LlamaConfig) -> Any:
     options.swa_full = False
     options.type_k = options.type_v = _KV_TYPES[config.kv_type]
     options.n_threads = options.n_threads_batch = config.threads
-    # Never where weights are streamed: a device would copy a matrix out of RAM before our callback has given
-    # it an address (weights.py).
-    options.op_offload = config.op_offload
+    # Never where we hold the weights: a device would copy a matrix out of RAM before our callback has given
+    # it an address (weights.py). The planner knows; a saved plan may not.
+    options.op_offload = config.op_offload and config.load_mode == "read"
     return options
 
 

@@ -37,7 +37,9 @@ class TransformersPlanner(Closing):
 
     def __init__(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> None:
         """Errors as `Engine.planner`."""
-        self._options, self._machine = options, probe()
+        here = probe()  # torch uses CUDA's GPUs
+        here = replace(here, gpus=tuple(gpu for gpu in here.gpus if not gpu.kernel_driver))
+        self._options, self._machine = options, here
         require_devices(options.budget, self._machine, is_dummy=False)
         load_in = options.load_in
         if load_in is not None and load_in not in LOAD_IN:
@@ -123,6 +125,6 @@ def _gpus(machine: Machine, budget: Budget) -> list[tuple[Gpu, int]]:
         raise UsageError(
             f"CUDA_VISIBLE_DEVICES is {visible!r}; memfit understands numbers, as nvidia-smi has them"
         )
-    budgets = [(gpu, budget.gpu_bytes(gpu)) for gpu in machine.gpus if not gpu.kernel_driver]  # CUDA's
+    budgets = [(gpu, budget.gpu_bytes(gpu)) for gpu in machine.gpus]
     allowed = None if visible is None else {int(one) for one in visible.split(",") if one}
     return [(gpu, size) for gpu, size in budgets if size and (allowed is None or gpu.index in allowed)]

@@ -66,8 +66,8 @@ class Candidates:
             elif self.used:
                 base = self.oracle.ask(replace(config, op_offload=False))
                 placed = self._offloader(config, within).place(config, base)
-                if placed and not placed.devices:
-                    placed = replace(placed, op_offload=False)
+                if placed and config.op_offload and not placed.devices:
+                    placed = None  # the same as without
             one = placed and self.evaluate(placed)
             self.found[key] = one if one and one.fits(within) else None
         return self.found[key]

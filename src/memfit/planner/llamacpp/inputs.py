@@ -88,7 +88,7 @@ class PlanInputs:
 
     @property
     def used_devices(self) -> tuple[UsedDevice, ...]:
-        """Those that the budget allows."""
+        """Those that the budget allows; an integrated GPU, whose memory is RAM, only where it names one."""
         return tuple(
             UsedDevice(
                 device=device,
@@ -99,6 +99,7 @@ class PlanInputs:
             )
             for device, speed in self.devices
             if (size := self.budget.device_bytes(device))
+            and (self.budget.vram is not None or not device.is_integrated)
         )
 
     @property

@@ -208,7 +208,7 @@ class _Planner:
             plan,
             inputs,
             other=others[0].prediction if others else None,
-            otherwise=otherwise[0].prediction if otherwise else None,
+            otherwise=min(otherwise, key=lambda one: one.seconds).prediction if otherwise else None,
             alone=alone.prediction if alone.fits(within) and alone.seconds < chosen.seconds else None,
             too_small=self._too_small,
         )
