@@ -196,9 +196,11 @@ def answers(count: int = 40) -> int:
 
 
 def log_probabilities(session: memfit.Session, tokens: list[int]) -> Any:
-    """Of the last 32 tokens' places: [32, vocabulary]."""
+    """Of the last 32 tokens' places, or as many as there are: [places, vocabulary]."""
     blocks: list[Any] = []
-    session.score(tokens, first=len(tokens) - 32, on_logits=lambda one: blocks.append(np.array(one.logits)))
+    session.score(
+        tokens, first=max(1, len(tokens) - 32), on_logits=lambda one: blocks.append(np.array(one.logits))
+    )
     rows = np.concatenate(blocks).astype(np.float64)
     rows -= rows.max(1, keepdims=True)
     return rows - np.log(np.exp(rows).sum(1, keepdims=True))
