@@ -43,10 +43,13 @@ _WAYS = ("by the CPU", "sent", "streamed")
 
 
 def main() -> int:
-    bar, *rest = sys.argv[1:]
+    bars = {"bytes": count_bytes, "answers": answers}
+    bar, *rest = sys.argv[1:] or [""]
     if bar == "one":
         return one(json.loads(rest[0]))
-    return {"bytes": count_bytes, "answers": answers}[bar](*map(int, rest))
+    if bar not in bars:
+        sys.exit(f"{bar or 'nothing'} is no bar of this benchmark; it has {' and '.join(bars)}")
+    return bars[bar](*map(int, rest))
 
 
 def count_bytes(count: int = 30) -> int:

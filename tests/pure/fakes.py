@@ -343,7 +343,7 @@ class DeviceOracle:
             operations=tuple(operations),
             splits=tuple(splits),
             split_bytes=tuple(4096 * tokens * count for count in splits),
-            sent_bytes=(RAM, self._sent_bytes(config, tokens), *[0] * len(splits))[: len(splits)],
+            sent_bytes=(0, self._sent_bytes(config, tokens), *[0] * len(splits))[: len(splits)],
         )
 
     def _sent_bytes(self, config: LlamaConfig, tokens: int) -> int:

@@ -113,7 +113,7 @@ def test_every_gpu_is_found_with_its_runtime() -> None:
     assert (first.name, first.engine_name, first.overhead_bytes) == ("gpu0", "CUDA0", 300)
     assert (second.name, second.engine_name, second.overhead_bytes) == ("gpu1", "CUDA1", 400)
     assert (first.total_bytes, second.total_bytes, second.free_bytes) == (8 * GIB, 9 * GIB, 9 * GIB)
-    assert (second.is_memfit_server, second.is_dummy, second.is_remote) == (False, False, False)
+    assert (second.is_memfit_server, second.is_remote) == (False, False)
 
 
 def test_a_gpu_of_another_maker() -> None:
@@ -257,5 +257,5 @@ def test_the_gpus_of_a_profile_are_dummy_devices() -> None:
     assert (device.name, device.engine_name, device.description) == ("gpu0", "profile:cuda0", "Tesla T4")
     assert (device.total_bytes, device.free_bytes) == (16106127360, 16106127360 - 469762048)
     assert (device.overhead_bytes, device.is_memfit_server) == (300 * MIB, False)
-    assert (device.is_dummy, device.is_remote) == (True, False)
+    assert not device.is_remote
     assert dummy_devices(read_profile("pi-8gb")) == []

@@ -238,8 +238,9 @@ class WorkerSession(Closing, Session):
             yield
         except WorkerDiedError as error:
             if over := self._meter.overrun:
+                tolerated = 0 if over.tier == "RAM" else _POOL_BYTES
                 raise DoesNotFitError(
-                    tier=over.tier, needs_bytes=over.held_bytes, budget_bytes=over.limit_bytes
+                    tier=over.tier, needs_bytes=over.held_bytes, budget_bytes=over.limit_bytes - tolerated
                 ) from None
             if self._cap and self._cap.has_killed:
                 raise self._does_not_fit(

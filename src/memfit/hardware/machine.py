@@ -74,11 +74,6 @@ class Device:
     is_integrated: bool = False  # a GPU whose memory is RAM: what lies there counts there too
 
     @property
-    def is_dummy(self) -> bool:
-        """A profile's GPU: a dummy device takes its place in the engine."""
-        return self.engine_name.startswith(DUMMY)
-
-    @property
     def is_remote(self) -> bool:
         """Reached through RPC."""
         return is_remote(self.engine_name)

@@ -113,18 +113,12 @@ def _link(nvml: _Nvml, handle: Any) -> str | None:
 
 def _others_bytes(nvml: _Nvml, handle: Any) -> int | None:
     """Summed over the processes that the driver lists; a container's driver may list fewer."""
-    held = _held(nvml, handle)
-    if held is None:
+    lists = [_optional(nvml, query, handle) for query in _queries(nvml)]
+    if None in lists:
         return None
-    others = [size for pid, size in held.items() if pid != os.getpid()]
+    others = [size for pid, size in _by_process(lists).items() if pid != os.getpid()]
     known = [size for size in others if size is not None]
     return sum(known) if len(known) == len(others) else None
-
-
-def _held(nvml: _Nvml, handle: Any) -> dict[int, int | None] | None:
-    """Bytes by process, None where the driver hides them; None where it does not list all processes."""
-    lists = [_optional(nvml, query, handle) for query in _queries(nvml)]
-    return None if None in lists else _by_process(lists)
 
 
 def _queries(nvml: _Nvml) -> tuple[Any, Any]:
@@ -132,6 +126,7 @@ def _queries(nvml: _Nvml) -> tuple[Any, Any]:
 
 
 def _by_process(lists: Sequence[Any]) -> dict[int, int | None]:
+    """Bytes; None where the driver hides them."""
     held: dict[int, int | None] = {}
     for processes in lists:
         for process in processes or ():

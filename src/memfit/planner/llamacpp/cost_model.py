@@ -80,9 +80,10 @@ class CostModel:
     ) -> Piece:
         prompt = 1 if is_output else self.workload.prompt_tokens  # logits of the last token only
         passes = 1 if is_output else -(-prompt // config.ubatch)
-        # The engine takes the first device that does it.
-        offload = next((one for one in self.speeds[1:] if one.sent_bytes_per_second), None)
         takes_over = config.op_offload and not is_output
+        # The engine takes the first device that does it.
+        sending = (one for one in self.speeds[1:] if takes_over and one.sent_bytes_per_second)
+        offload = next(sending, None)
         seconds = []
         for device, speed in enumerate(self.speeds):
             total = 0.0
@@ -94,7 +95,7 @@ class CostModel:
                 rates = speed.weight(tensor.type, columns, experts=experts)
                 total += self.workload.generated_tokens * tensor.size_bytes * share / rates.bytes_per_second
                 operations = 2 * tensor.elements * share * prompt
-                if device == RAM and offload and takes_over:
+                if device == RAM and offload:
                     total += passes * tensor.size_bytes / offload.sent_bytes_per_second
                     sent = offload.weight(tensor.type, columns, experts=experts)
                     total += operations / sent.operations_per_second
