@@ -30,7 +30,9 @@ class Shape:
     head_size: int = 0  # 0: width / heads
     experts: int = 0
     experts_used: int = 0
-    more: dict[str, int | float | str] = field(default_factory=dict)  # metadata below the architecture
+    more: dict[str, int | float | str | list[int]] = field(
+        default_factory=dict
+    )  # metadata below the architecture
 
     @property
     def head(self) -> int:
@@ -62,15 +64,17 @@ def tensors(shape: Shape) -> list[Tensor]:
         "output.weight": (shape.vocabulary, shape.width),
     }
     for layer in range(shape.layers):
-        dimensions |= {f"blk.{layer}.{name}": sizes for name, sizes in _block(shape).items()}
+        dimensions |= {f"blk.{layer}.{name}": sizes for name, sizes in _block(shape, layer).items()}
     return [
         Tensor(name=name, dimensions=sizes, type=_type(shape, name, sizes))
         for name, sizes in dimensions.items()
     ]
 
 
-def _block(shape: Shape) -> dict[str, tuple[int, ...]]:
+def _block(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
     """The tensors of one layer."""
+    if shape.architecture.startswith("qwen35"):
+        return _qwen35_block(shape, layer)
     width, feed_forward, experts = shape.width, shape.feed_forward, shape.experts
     queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
     attention = {
@@ -111,6 +115,51 @@ def _block(shape: Shape) -> dict[str, tuple[int, ...]]:
     }[shape.architecture]
 
 
+def _qwen35_block(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
+    """Every fourth layer attends to all that came before; the others keep a state of one size."""
+    width, feed_forward, experts = shape.width, shape.feed_forward, shape.experts
+    queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
+    state, inner = int(shape.more["ssm.state_size"]), int(shape.more["ssm.inner_size"])
+    mixed = inner + 2 * state * int(shape.more["ssm.group_count"])
+    ranks = int(shape.more["ssm.time_step_rank"])
+    norms = {"attn_norm.weight": (width,), "post_attention_norm.weight": (width,)}
+    attention = {
+        "attn_q.weight": (2 * queries, width),  # with the gate of its output
+        "attn_k.weight": (keys, width),
+        "attn_v.weight": (keys, width),
+        "attn_output.weight": (width, queries),
+        "attn_q_norm.weight": (shape.head,),
+        "attn_k_norm.weight": (shape.head,),
+    }
+    recurrent = {
+        "attn_qkv.weight": (mixed, width),
+        "attn_gate.weight": (inner, width),
+        "ssm_conv1d.weight": (mixed, int(shape.more["ssm.conv_kernel"])),
+        "ssm_dt.bias": (ranks,),
+        "ssm_a": (ranks,),
+        "ssm_beta.weight": (ranks, width),
+        "ssm_alpha.weight": (ranks, width),
+        "ssm_norm.weight": (state,),
+        "ssm_out.weight": (width, inner),
+    }
+    dense = {
+        "ffn_gate.weight": (feed_forward, width),
+        "ffn_up.weight": (feed_forward, width),
+        "ffn_down.weight": (width, feed_forward),
+    }
+    sparse = {
+        "ffn_gate_inp.weight": (experts, width),
+        "ffn_gate_exps.weight": (experts, feed_forward, width),
+        "ffn_up_exps.weight": (experts, feed_forward, width),
+        "ffn_down_exps.weight": (experts, width, feed_forward),
+        "ffn_gate_inp_shexp.weight": (width,),
+        "ffn_gate_shexp.weight": (feed_forward, width),
+        "ffn_up_shexp.weight": (feed_forward, width),
+        "ffn_down_shexp.weight": (width, feed_forward),
+    }
+    return norms | (attention if layer % 4 == 3 else recurrent) | (sparse if experts else dense)
+
+
 # -- types ---------------------------------------------------------------------------------------------
 
 Rule = Callable[[int, int], bool]  # (layer, layers) → does the layer get the better type?
@@ -124,6 +173,10 @@ def _more_bits(layer: int, layers: int) -> bool:
 
 def _first_two(layer: int, _: int) -> bool:
     return layer < 2
+
+
+def _first_eighth(layer: int, layers: int) -> bool:
+    return layer < layers // 8
 
 
 def _first_sixteenth(layer: int, layers: int) -> bool:
@@ -145,6 +198,15 @@ class Mix:
 
 
 _MIXES = {
+    "Q2_K_S": Mix(
+        file_type=21,
+        most="Q2_K",
+        output="Q6_K",
+        better={
+            "attn_v": (_always, "Q4_K", "Q4_K"),
+            "ffn_down": (_first_eighth, "Q4_K", "Q2_K"),
+        },
+    ),
     "Q3_K_M": Mix(
         file_type=12,
         most="Q3_K",
@@ -179,8 +241,8 @@ def file_type(shape: Shape) -> int | None:
 
 
 def _type(shape: Shape, name: str, sizes: tuple[int, ...]) -> str:
-    """Vectors, biases and the experts' router stay in F32; the rest follows the mix."""
-    if len(sizes) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name:
+    """Vectors, biases, the experts' router and convolutions stay in F32; the rest follows the mix."""
+    if len(sizes) == 1 or name.endswith(".bias") or "ffn_gate_inp" in name or "ssm_conv1d" in name:
         return "F32"
     chosen = _mixed_type(shape, name) if shape.mix in _MIXES else shape.mix
     fits = sizes[-1] % GGML_QUANT_SIZES[GGMLQuantizationType[chosen]][0] == 0
@@ -365,7 +427,64 @@ GPT_OSS_120B = Shape(
         "attention.sliding_window": 128,
     },
 )
+QWEN25_32B = replace(QWEN25_72B, mix="Q4_K_M", layers=64, width=5120, feed_forward=27648, heads=40)
+QWEN36_35B_A3B = Shape(
+    architecture="qwen35moe",
+    mix="Q4_K_M",
+    layers=40,
+    width=2048,
+    feed_forward=512,
+    heads=16,
+    kv_heads=2,
+    head_size=256,
+    vocabulary=248320,
+    context=262144,
+    experts=256,
+    experts_used=8,
+    more={
+        "rope.freq_base": 1e7,
+        "rope.dimension_count": 64,
+        "rope.dimension_sections": [11, 11, 10, 0],
+        "expert_feed_forward_length": 512,
+        "expert_shared_feed_forward_length": 512,
+        "full_attention_interval": 4,
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 4096,
+        "ssm.state_size": 128,
+        "ssm.time_step_rank": 32,
+        "ssm.group_count": 16,
+    },
+)
+QWEN36_27B = Shape(
+    architecture="qwen35",
+    mix="Q4_K_M",
+    layers=64,
+    width=5120,
+    feed_forward=17408,
+    heads=24,
+    kv_heads=4,
+    head_size=256,
+    vocabulary=248320,
+    context=262144,
+    more={
+        "rope.freq_base": 1e7,
+        "rope.dimension_count": 64,
+        "rope.dimension_sections": [11, 11, 10, 0],
+        "full_attention_interval": 4,
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 6144,
+        "ssm.state_size": 128,
+        "ssm.time_step_rank": 48,
+        "ssm.group_count": 16,
+    },
+)
+LLAMA2_7B = replace(LLAMA2_70B, mix="Q4_0", layers=32, width=4096, feed_forward=11008, heads=32, kv_heads=32)
 REAL = {
+    "llama-2-7b-q4_0": LLAMA2_7B,
+    "qwen2.5-32b-q4_k_m": QWEN25_32B,
+    "qwen3-30b-a3b-q2_k_s": replace(QWEN3_30B_A3B, mix="Q2_K_S"),
+    "qwen3.6-35b-a3b-q4_k_m": QWEN36_35B_A3B,
+    "qwen3.6-27b-q4_k_m": QWEN36_27B,
     "llama-2-70b-q3_k_m": replace(LLAMA2_70B, mix="Q3_K_M"),
     "llama-2-70b-q4_k_m": LLAMA2_70B,
     "llama-2-70b-q6_k": replace(LLAMA2_70B, mix="Q6_K"),

@@ -135,7 +135,12 @@ def _write_headers(
     if number is not None:
         writer.add_file_type(number)
     for key, value in _metadata(shape).items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        add = {
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }[type(value)]
         add(f"{shape.architecture}.{key}", value)
     if tiktoken:
         _add_byte_pairs(writer, tiktoken, shape.vocabulary)

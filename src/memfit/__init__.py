@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from memfit.engines.session import Session
     from memfit.errors import DoesNotFitError, MemfitError
     from memfit.planner.plan import Plan
-    from memfit.planner.request import Budget, Workload
+    from memfit.planner.request import Budget, Conditions, Workload
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
     "Completion",
+    "Conditions",
     "DoesNotFitError",
     "MemfitError",
     "Plan",
@@ -42,6 +43,7 @@ __all__ = [
 _HOMES = {
     "Budget": "planner.request",
     "Completion": "engines.requests",
+    "Conditions": "planner.request",
     "DoesNotFitError": "errors",
     "MemfitError": "errors",
     "Plan": "planner.plan",

@@ -12,7 +12,7 @@ from memfit.hub.repository import repository_of
 from memfit.hub.subprocess import ask
 from memfit.planner.advice import Advice, Option, WhatIf, recommend
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
-from memfit.planner.request import Budget, Workload
+from memfit.planner.request import Budget, Conditions, Workload
 from memfit.units import MIB
 
 __all__ = ["advise", "choices_of"]
@@ -37,6 +37,7 @@ def advise(
     *,
     budget: Budget | None = None,
     workload: Workload | None = None,
+    conditions: Conditions | None = None,
     machine: str | None = None,
     count_parent: bool = False,
     say: Callable[[str], None] | None = None,
@@ -54,7 +55,13 @@ def advise(
 
     def attempt(source: str, budget: Budget, workload: Workload, machine: str | None) -> LlamaPlan:
         planned = plan(
-            source, budget=budget, workload=workload, machine=machine, count_parent=count_parent, say=say
+            source,
+            budget=budget,
+            workload=workload,
+            conditions=conditions,
+            machine=machine,
+            count_parent=count_parent,
+            say=say,
         )
         assert isinstance(planned, LlamaPlan)  # a repository of quantizations is one of GGUF files
         return planned

@@ -12,7 +12,7 @@ from memfit.engines.worker_session import WorkerSession
 from memfit.errors import EngineError, WrongValueError
 from memfit.hub.resolve import ResolvedModel, resolve
 from memfit.planner.plan import Plan
-from memfit.planner.request import Budget, Workload
+from memfit.planner.request import Budget, Conditions, Workload
 from memfit.saved_plan import require_this_machine
 
 __all__ = ["ENGINES", "load", "open_planner", "plan"]
@@ -26,12 +26,14 @@ def plan(
     *,
     budget: Budget | None = None,
     workload: Workload | None = None,
+    conditions: Conditions | None = None,
     machine: str | None = None,
     engine: str = "auto",
     load_in: str | None = None,
     double_quant: bool = False,
     trust_remote_code: bool = False,
     count_parent: bool = False,
+    explain: bool = False,
     say: Callable[[str], None] | None = None,
     verbose: bool = False,
 ) -> Plan:
@@ -50,11 +52,13 @@ def plan(
     """
     options = PlanOptions(
         budget=budget or Budget(),
+        conditions=conditions or Conditions(),
         machine=machine,
         load_in=load_in,
         double_quant=double_quant,
         trust_remote_code=trust_remote_code,
         count_parent=count_parent,
+        explain=explain,
         verbose=verbose,
     )
     workload = workload or Workload()

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 # The command line's options that are not called as the values are.
-_OPTIONS = {"context": "--ctx", "generated_tokens": "--gen-tokens"}
+_OPTIONS = {"context": "--ctx", "generated_tokens": "--gen-tokens", "cpu_moe_layers": "--n-cpu-moe"}
 
 
 def readable(text: str, *, most: int = 2000, kept: str = "\n\t") -> str:

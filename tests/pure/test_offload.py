@@ -497,7 +497,7 @@ def test_no_limit_is_ever_exceeded(
 
 def _engine_parameters(spec: ModelSpec, devices: int, placement: Placement) -> LlamaConfig:
     opened = [make_device(f"gpu{index}") for index in range(devices)]
-    return placed_config(spec, _config(spec), placement, opened)
+    return placed_config(spec, _config(spec), placement, opened, {})
 
 
 @given(data=st.data(), tied=st.booleans(), devices=st.integers(1, 3))

@@ -13,6 +13,7 @@ import memfit
 _PUBLIC = [
     "Budget",
     "Completion",
+    "Conditions",
     "DoesNotFitError",
     "MemfitError",
     "Plan",

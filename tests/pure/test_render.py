@@ -168,6 +168,8 @@ def test_what_a_pass_spends_where() -> None:
     )
     plan = replace(make_plan_value(devices=(_GPU,)), prediction=prediction)
     assert _why(plan)[1:] == [
+        "  · what takes the time: prompt: 100% multiplying with weights in RAM",
+        "  · what takes the time: generation: 91% attention in RAM, 8% norms and activations in gpu0",
         "  · a prompt's pass of 512 tokens takes 1.5e+03 ms:",
         "       1.5e+03 ms  RAM: matmul Q8_0",
         "  · one token takes 13.2 ms:",

@@ -289,6 +289,28 @@ def test_weights_are_sent_whole_whatever_a_pass_is_filled_with(tokens: int) -> N
     assert (sent.device, sent.seconds * _EFFICIENCY) == (1, pytest.approx(10))
 
 
+@pytest.mark.parametrize(("tokens", "cells"), [(64, 32), (1000, 500), (5000, 1000)])
+def test_a_cache_is_sent_as_far_as_it_is_filled(tokens: int, cells: int) -> None:
+    """2,000 bytes of 1,000 cells at 100 a second, in each of the passes; a prompt sees half of itself."""
+    sent = make_operation("cache sent", bytes=2000, cells=1000, device=1)
+    prompt = make_graph(sent, tokens=tokens, splits=(0, 0))
+    prediction = _predict(prompt=prompt, speeds=(_RAM, _DEVICE), prompt_tokens=tokens)
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * tokens / (20 * cells / 1000))
+
+
+@pytest.mark.parametrize(("sequences", "seconds"), [(16, 1000 * 16 / 40_000), (32, 10 + 4000 * 0.5 / 40_000)])
+def test_many_sequences_generate_where_a_prompt_is_computed(sequences: int, seconds: float) -> None:
+    """From 32 on the GPU is sent 1,000 bytes at 100 a second; below, each token's 1,000 operations count."""
+    one = make_operation(bytes=1, operations=1000, device=1)
+    full = make_operation(bytes=1, operations=4000, device=1)
+    prompt = replace(make_graph(full, tokens=64, splits=(0, 0)), sent_bytes=(0, 1000))
+    taking = replace(_DEVICE, sent_bytes_per_second=100.0)
+    answer = _answer(make_graph(one, splits=(0, 0)), prompt)
+    speeds, lengths = (_RAM, taking), {"prompt_tokens": 64, "generated_tokens": 20}
+    prediction = predict(answer, speeds, sequences=sequences, **lengths)
+    assert prediction.together.value == pytest.approx(_EFFICIENCY * sequences / seconds)
+
+
 def test_a_gpu_that_is_not_opened_changes_nothing() -> None:
     """Its speed is known, and yet the prediction is RAM's alone."""
     prompt = make_graph(make_operation(bytes=1000, operations=4000), tokens=64)

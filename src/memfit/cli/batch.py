@@ -18,8 +18,10 @@ from memfit.cli.options import (
     budget_options,
     engine_options,
     hard_cap_option,
+    placement_options,
     sampling_options,
     take_budget,
+    take_conditions,
     take_engine,
     take_sampling,
     take_workload,
@@ -54,6 +56,7 @@ __all__ = ["command"]
 @budget_options
 @hard_cap_option
 @batch_workload_options
+@placement_options
 @engine_options
 @sampling_options
 @yes_option
@@ -96,6 +99,7 @@ def command(
         )
     say, sequences = speaker(err), options["parallel"]
     budget, workload = take_budget(options), take_workload(options)
+    conditions = take_conditions(options)
     precision = take_engine(options)
     engine = precision.pop("engine")
     sampling = take_sampling(options)
@@ -104,7 +108,14 @@ def command(
         tokens = min(sampling.max_tokens or workload.generated_tokens, MOST_TOKENS)
         grammars = constraint is not None or lines.has_schemas
         workload = replace(workload, grammars=grammars, generated_tokens=tokens)
-        asked = PlanOptions(budget=budget, count_parent=True, say=say, verbose=verbose, **precision)
+        asked = PlanOptions(
+            budget=budget,
+            conditions=conditions,
+            count_parent=True,
+            say=say,
+            verbose=verbose,
+            **precision,
+        )
         job = partial(plan_job, workload=workload, engine=engine, sequences=sequences)
         planned = ready_plan(lambda named: job(named or model, lines, asked), err, yes=yes)
         with open_sink(

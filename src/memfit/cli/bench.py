@@ -12,6 +12,7 @@ from memfit.cli.options import (
     budget_options,
     engine_options,
     hard_cap_option,
+    placement_options,
     plan_option,
     take_plan,
     verbose_option,
@@ -28,6 +29,7 @@ _REPETITIONS = 3
 @budget_options
 @hard_cap_option
 @workload_options
+@placement_options
 @engine_options
 @plan_option
 @yes_option

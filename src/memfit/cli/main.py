@@ -16,6 +16,7 @@ import click
 
 from memfit import __version__
 from memfit.cli.json_output import JsonOutput, json_wanted, option_variable, usage_json, write_json
+from memfit.cli.llamacpp_options import own_option
 from memfit.cli.streams import open_streams
 from memfit.errors import InterruptedByUser, MemfitError, OutputError, ReaderLeft, readable
 
@@ -105,6 +106,8 @@ def _exit_code(arguments: list[str] | None) -> int:
 def _fail(error: Exception, output: JsonOutput, arguments: Sequence[str]) -> int:
     """A sentence for people, with --json an object for programs; the exit code."""
     if isinstance(error, click.ClickException):
+        if isinstance(error, click.NoSuchOption) and (own := own_option(error.option_name, arguments)):
+            error = click.NoSuchOption(error.option_name, f"{error.message} {own}", ctx=error.ctx)
         error.show()
         code, document = error.exit_code, usage_json(error, arguments)
     else:

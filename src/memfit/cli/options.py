@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from memfit.errors import UsageError, WrongValueError
 from memfit.memory.precision import LOAD_IN
-from memfit.planner.request import KV_TYPES, Budget, Workload
+from memfit.planner.request import ALL_LAYERS, KV_TYPES, Budget, Conditions, Workload
 
 if TYPE_CHECKING:
     from memfit.cli.fetch import MakePlan
@@ -25,9 +25,11 @@ __all__ = [
     "engine_options",
     "hard_cap_option",
     "machine_option",
+    "placement_options",
     "plan_option",
     "sampling_options",
     "take_budget",
+    "take_conditions",
     "take_engine",
     "take_plan",
     "take_sampling",
@@ -106,6 +108,40 @@ budget_options = _together(
     ),
     click.option("--no-disk", is_flag=True, help="Refuse to stream weights from disk."),
 )
+placement_options = _together(
+    click.option(
+        "--gpu-layers",
+        "--n-gpu-layers",
+        "-ngl",
+        metavar="N",
+        help="Layers on GPUs and remote devices, from the last on; the output counts as one; all for all.  "
+        "[what is fastest]",
+    ),
+    click.option("--cpu-moe", "-cmoe", is_flag=True, help="Keep all routed experts in RAM."),
+    click.option(
+        "--n-cpu-moe",
+        "-ncmoe",
+        type=int,
+        metavar="N",
+        help="Keep the routed experts of the first N layers in RAM.",
+    ),
+    click.option(
+        "--override-tensor",
+        "-ot",
+        multiple=True,
+        metavar="PATTERN=DEVICE",
+        help="Put tensors whose names a regular expression is found in on a device (CPU, CUDA0, HOST:PORT); "
+        "repeatable, the first that is found decides.",
+    ),
+    click.option(
+        "--ubatch",
+        "--ubatch-size",
+        "-ub",
+        type=int,
+        metavar="N",
+        help="Tokens of a prompt per pass.  [what is fastest]",
+    ),
+)
 sampling_options = _together(
     _number("--max-tokens", "Most tokens to generate.  [until the model ends]"),
     click.option("--temperature", type=float, default=0.8, show_default=True, help="0 is greedy."),
@@ -165,7 +201,7 @@ def take_plan(
     saved = options.pop("plan")
     names = set(options)
     budget, workload = take_budget(options), take_workload(options, grammars=grammars)
-    engine = take_engine(options)
+    engine, conditions = take_engine(options), take_conditions(options)
     names -= set(options)
     if saved is not None:
         _refuse_beside_plan(names)
@@ -182,7 +218,13 @@ def take_plan(
 
     def make(source: str | None) -> Plan:
         named = source or model
-        request: dict[str, Any] = {"budget": budget, "workload": workload, "count_parent": True, "say": say}
+        request: dict[str, Any] = {
+            "budget": budget,
+            "workload": workload,
+            "conditions": conditions,
+            "count_parent": True,
+            "say": say,
+        }
         choices = choices_of(named)
         if choices and choices["clash"]:
             raise UsageError(choices["clash"])
@@ -247,6 +289,43 @@ def _vram(texts: Sequence[str]) -> str | dict[int | str, str] | None:
 def utf8(argument: str) -> str:
     """An argument's text, also where the locale's encoding did not know its letters."""
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def take_conditions(options: dict[str, Any]) -> Conditions:
+    """Likewise for the placement options."""
+    layers, all_experts, experts = (options.pop(name) for name in ("gpu_layers", "cpu_moe", "n_cpu_moe"))
+    if all_experts and experts is not None:
+        raise WrongValueError("n_cpu_moe", " and --cpu-moe are two answers to one question; give one of them")
+    return Conditions(
+        gpu_layers=_layers(layers),
+        cpu_moe_layers=ALL_LAYERS if all_experts else experts,
+        overrides=tuple(
+            map(_override, (one for text in options.pop("override_tensor") for one in text.split(",")))
+        ),
+        ubatch=options.pop("ubatch"),
+    )
+
+
+def _layers(text: str | None) -> int | None:
+    if text in (None, "auto"):
+        return None
+    if text == "all":
+        return ALL_LAYERS
+    assert text is not None
+    if not text.isascii() or not text.isdigit() or len(text) > 5:
+        needed = "a number of layers, all or auto"
+        raise WrongValueError("gpu_layers", f" is {text!r}; it must be {needed}", got=text, needed=needed)
+    return int(text)
+
+
+def _override(text: str) -> tuple[str, str]:
+    pattern, _, device = text.rpartition("=")
+    if not pattern or not device:
+        needed = "PATTERN=DEVICE"
+        raise WrongValueError(
+            "override_tensor", f" is {text!r}; it must be {needed}", got=text, needed=needed
+        )
+    return pattern, device
 
 
 def take_sampling(options: dict[str, Any]) -> Sampling:

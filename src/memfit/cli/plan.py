@@ -12,7 +12,9 @@ from memfit.cli.options import (
     budget_options,
     engine_options,
     machine_option,
+    placement_options,
     take_budget,
+    take_conditions,
     take_engine,
     take_workload,
     verbose_option,
@@ -32,6 +34,7 @@ __all__ = ["command"]
 @click.argument("model")
 @budget_options
 @workload_options
+@placement_options
 @engine_options
 @machine_option
 @schema_option
@@ -65,6 +68,7 @@ def command(
     request: dict[str, Any] = {
         "budget": take_budget(options),
         "workload": take_workload(options, grammars=read_schema(schema) is not None),
+        "conditions": take_conditions(options),
         "machine": machine,
         "count_parent": True,
         "say": speaker(err),
@@ -79,7 +83,7 @@ def command(
             _refuse_beside_precisions(engine, machine)
             show_precisions(model, found.read_hf_model(), request["workload"], as_json=as_json)
             return
-        planned = plan(found, **request, **engine, verbose=verbose)
+        planned = plan(found, **request, **engine, explain=explain, verbose=verbose)
     if as_json:
         _require_fit(planned, advice)
         write_json((advice or planned).to_json())

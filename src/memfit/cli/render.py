@@ -18,7 +18,8 @@ from rich.text import Text
 
 from memfit.engines.report import Report
 from memfit.errors import readable
-from memfit.planner.plan import Plan, TierUse
+from memfit.planner.limits import limits, main_limit
+from memfit.planner.plan import Change, Plan, TierUse
 from memfit.planner.speed import Rate
 from memfit.units import format_bytes, format_rate
 
@@ -32,6 +33,7 @@ __all__ = [
     "print_memory",
     "print_plan",
     "print_report",
+    "print_slow",
     "print_why",
     "speaker",
     "table",
@@ -48,6 +50,7 @@ _PARTS = {
     "overhead": ("overhead", "yellow", "░"),
 }
 _FREE_CELL = "·"
+_SLOW = 1.0  # tokens per second
 
 
 def console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
@@ -106,6 +109,11 @@ def print_plan(plan: Plan, out: Console) -> None:
         f"predicted  prompt {_range(prompt)} · generation {_range(generation)}{together}  "
         f"({plan.prediction.basis})"
     )
+    if own := plan.own_choice:
+        out.print(
+            f"the planner's own choice, without what was asked: prompt {format_rate(own.prompt.value)} · "
+            f"generation {format_rate(own.generation.value)}"
+        )
 
 
 def print_machine(name_or_path: str, out: Console) -> None:
@@ -120,6 +128,10 @@ def print_why(plan: Plan, out: Console) -> None:
     """Each choice with its reason."""
     for reason in plan.why:
         out.print(Text("  · "), plain(reason), sep="")
+    for line in limits(plan):
+        out.print(Text("  · "), plain(f"what takes the time: {line}"), sep="")
+    for change in plan.changes:
+        out.print(Text("  · "), plain(_gain(plan, change)), sep="")
     names = [_tier_name(tier.name) for tier in plan.tiers]
     for what, terms in (
         (f"a prompt's pass of {plan.ubatch} tokens", plan.prediction.prompt_terms),
@@ -131,6 +143,31 @@ def print_why(plan: Plan, out: Console) -> None:
         out.print(f"  · {what} takes {1000 * whole:.3g} ms:")
         for term in sorted(terms, key=lambda term: -term.seconds):
             out.print(f"      {1000 * term.seconds:8.3g} ms  {names[term.device]}: {term.kind}")
+
+
+def print_slow(plan: Plan, out: Console) -> None:
+    """Below a token a second: what it waits for, before anybody waits with it."""
+    limit = main_limit(plan)
+    if limit and plan.prediction.generation.value < _SLOW:
+        out.print(
+            plain(
+                f"this is slow: {60 * plan.prediction.generation.value:.0f} tokens a minute, most of it "
+                f"{limit}; memfit plan … --explain says what would help"
+            )
+        )
+
+
+def _gain(plan: Plan, change: Change) -> str:
+    """ "2.00 GiB more on gpu0: generation 1.9 → 2.4 tok/s"; what stays the same is left out."""
+    before, after = plan.prediction, change.prediction
+    found = []
+    for what, old, new in (
+        ("prompt", before.prompt.value, after.prompt.value),
+        ("generation", before.generation.value, after.generation.value),
+    ):
+        if abs(new / old - 1) >= 0.01:
+            found.append(f"{what} {format_rate(old)} → {format_rate(new)}")
+    return f"{change.what}: {', '.join(found)}"
 
 
 def _print_tier(tier: TierUse, out: Console) -> None:

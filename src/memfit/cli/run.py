@@ -15,6 +15,7 @@ from memfit.cli.options import (
     budget_options,
     engine_options,
     hard_cap_option,
+    placement_options,
     plan_option,
     sampling_options,
     take_plan,
@@ -40,6 +41,7 @@ __all__ = ["command"]
 @budget_options
 @hard_cap_option
 @workload_options
+@placement_options
 @engine_options
 @plan_option
 @sampling_options
@@ -65,7 +67,7 @@ def command(
     A model that is not here is planned first, and downloaded if you agree. The answer goes to stdout, the
     plan and the report of predicted against measured bytes to stderr.
     """
-    from memfit.cli.render import console, print_plan, print_report, speaker
+    from memfit.cli.render import console, print_plan, print_report, print_slow, speaker
 
     err = console(stderr=True)
     constraint = read_schema(schema)
@@ -82,6 +84,7 @@ def command(
         planned.require_schemas()
     if not as_json:
         print_plan(planned, err)
+        print_slow(planned, err)
         err.print()
     with load_shown(planned, err, hard_cap=hard_cap, verbose=verbose) as session:
         completion = _answer(session, text, system, raw, sampling, as_json, constraint)

@@ -10,7 +10,7 @@ from memfit.engines.requests import Request
 from memfit.engines.session import Session
 from memfit.headers.model_spec import ModelSpec
 from memfit.planner.plan import Plan
-from memfit.planner.request import Budget, Workload
+from memfit.planner.request import Budget, Conditions, Workload
 
 if TYPE_CHECKING:
     from memfit.hub.resolve import ResolvedModel
@@ -23,6 +23,7 @@ class PlanOptions:
     """What a plan depends on beside model and workload."""
 
     budget: Budget = field(default_factory=Budget)
+    conditions: Conditions = field(default_factory=Conditions)
     machine: str | None = None  # a profile's name or file; None: this machine
     many: bool = False  # the number of parallel sequences is still to be found, and may be more than one
     load_in: str | None = None  # for transformers: a precision; None: the type that is stored
@@ -30,6 +31,7 @@ class PlanOptions:
     trust_remote_code: bool = False  # for transformers: run the model's own program
     count_parent: bool = False  # the calling process counts as memfit's own
     say: Callable[[str], None] = lambda text: None  # hears of one-time measurements
+    explain: bool = False  # price what single changes of the request would give
     verbose: bool = False
 
 

@@ -75,12 +75,16 @@ class Operation:
     """The graph nodes of one kind on one device, together."""
 
     device: int
-    kind: str  # "matmul", "experts" (routed ones), "attention", or "other": norms, activations, copies
+    # "matmul", "experts" (routed ones), "attention", "cache sent" (copied to the device), or "other": norms,
+    # activations.
+    kind: str
     type: str  # GGML's name of the weights' type, or the KV cache's; empty for "other"
     count: int  # nodes
     bytes: int  # weights or cache read; for "other" whatever is read and written
     operations: int  # multiplications and additions
-    cells: int = 0  # of "attention": cells of the KV cache that bytes and operations stand for
+    cells: int = (
+        0  # of "attention" and "cache sent": cells of the KV cache that bytes and operations stand for
+    )
     width: int = 0  # numbers per row of the matrices, or per head of "attention"
 
 

@@ -14,7 +14,7 @@ from memfit.planner.fingerprint import Fingerprint
 from memfit.planner.request import Workload
 from memfit.planner.speed import Prediction, Rate
 
-__all__ = ["Plan", "TierUse"]
+__all__ = ["Change", "Plan", "TierUse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,14 @@ class TierUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a plan's speeds would be with one thing changed."""
+
+    what: str  # "--ctx 2048", "2.00 GiB more on gpu0"
+    prediction: Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The answer to "will it fit, and how fast will it be". A plan that does not fit cannot be run."""
 
@@ -79,6 +87,9 @@ class Plan:
     tiers: tuple[TierUse, ...]
     prediction: Prediction
     why: tuple[str, ...]
+    # What the planner would have chosen itself, were it not for the user's conditions on the placement.
+    own_choice: Prediction | None = None
+    changes: tuple[Change, ...] = ()  # only where they were asked for
     suggestions: tuple[str, ...] = ()  # options that do fit; only where this plan does not
     workload: Workload = field(default_factory=Workload)  # what it was made for
     config: LlamaConfig | TransformersConfig  # what the engine is told
@@ -196,6 +207,8 @@ class Plan:
             },
             "workload": asdict(self.workload),
             "prediction": asdict(self.prediction),
+            "own_choice": self.own_choice and asdict(self.own_choice),
+            "changes": [asdict(change) for change in self.changes],
             "config": self.config.to_json(),
             "fingerprint": self.fingerprint and asdict(self.fingerprint),
         }

@@ -11,11 +11,13 @@ from memfit.memory.reserve import reserve_bytes
 from memfit.units import format_bytes, parse_size
 
 __all__ = [
+    "ALL_LAYERS",
     "ASSUMED_DISK",
     "KV_TYPES",
     "MOST_TOKENS",
     "UBATCHES",
     "Budget",
+    "Conditions",
     "Workload",
     "context_of",
     "require_devices",
@@ -25,6 +27,8 @@ KV_TYPES = ("f16", "q8_0", "q4_0")
 ASSUMED_DISK = (0.7e9, 1.5e9)  # bytes per second: an older NVMe drive, or two SATA ones
 UBATCHES = (512, 256, 128, 64, 32)  # worth trying, the largest first
 _CONTEXT = 4096
+_MOST_UBATCH = 65_536
+ALL_LAYERS = _MOST_UBATCH  # of any model
 _MOST_FREE_BYTES = 2**60  # more than any machine has free: percentages of it are no reason to refuse one
 MOST_TOKENS = 2**31 - 1  # the engine counts them in 32 bits
 
@@ -157,6 +161,40 @@ class Workload:
             word = getattr(self, name)
             if word not in words:
                 raise WrongValueError(name, f" is {word!r}; it must be {needed}", got=word, needed=needed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What the planner has to keep, as llama.cpp's options state it; None leaves the choice to it."""
+
+    gpu_layers: int | None = None  # layers on devices, from the last on; the output counts as the very last
+    cpu_moe_layers: int | None = None  # layers, from the first on, whose routed experts lie in RAM
+    overrides: tuple[
+        tuple[str, str], ...
+    ] = ()  # (regex, device): tensors whose name it is found in lie there
+    ubatch: int | None = None  # tokens of a prompt per pass
+
+    def __post_init__(self) -> None:
+        for name, least in (("gpu_layers", 0), ("cpu_moe_layers", 0), ("ubatch", 1)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= _MOST_UBATCH:
+                needed = f"between {least} and {_MOST_UBATCH}"
+                raise WrongValueError(name, f" is {value}; it must be {needed}", got=value, needed=needed)
+
+    def __bool__(self) -> bool:
+        return self != Conditions()
+
+    def __str__(self) -> str:
+        """As options of the command line."""
+        given = [f"-ot {pattern}={device}" for pattern, device in self.overrides]
+        if self.cpu_moe_layers is not None:
+            all_of_them = self.cpu_moe_layers == ALL_LAYERS
+            given.insert(0, "--cpu-moe" if all_of_them else f"--n-cpu-moe {self.cpu_moe_layers}")
+        if self.gpu_layers is not None:
+            given.insert(0, f"--gpu-layers {'all' if self.gpu_layers == ALL_LAYERS else self.gpu_layers}")
+        if self.ubatch is not None:
+            given.append(f"--ubatch {self.ubatch}")
+        return ", ".join(given)
 
 
 def context_of(workload: Workload, longest: int | None) -> int:

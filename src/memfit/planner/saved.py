@@ -43,7 +43,8 @@ _TIER_NAME = re.compile(r"gpu\d{1,3}|[\w.:%\[\]-]{1,255}:\d{1,5}", re.ASCII)
 # All patterns that the planner writes (tensor_devices.py), and no other: the engine's own matcher recurses,
 # so that a stranger's pattern could end it.
 _PATTERN = re.compile(
-    r"\^blk\\\.\(\d{1,5}(?:\|\d{1,5})*\)\\\.\([a-z_]{1,32}(?:\|[a-z_]{1,32})*\)\\\.|\^\(output\|token_embd\)",
+    r"\^blk\\\.\(\d{1,5}(?:\|\d{1,5})*\)\\\.\([a-z_\d]{1,32}(?:\|[a-z_\d]{1,32})*\)(?:\\\.(?:[a-z_]{1,32}\$)?|\$)"
+    r"|\^\(output\|token_embd\)|\^[a-z_\d]{1,64}(?:\\\.[a-z_]{1,32}){0,3}\$",
     re.ASCII,
 )
 

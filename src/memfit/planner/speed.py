@@ -187,7 +187,7 @@ def needed_rates(
     for one in answer.generation.operations:
         if one.kind == "attention":
             attention.add(attention_key(one.type, one.width))
-        elif one.kind != "other":
+        elif one.kind in ("matmul", "experts"):
             key = weight_key(one.type, one.width, experts=one.kind == "experts")
             sizes[key] = sizes.get(key, 0) + one.bytes
     least = _MINOR * sum(sizes.values())
@@ -228,8 +228,13 @@ def predict(
     prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated_tokens, depth)
     prompt = _terms(answer.prompt, speeds, cells=prompt_cells, filled=filled, many=True)
     generation = _terms(answer.generation, speeds, cells=generation_cells)
-    parallel = _repeated(answer.generation, sequences, expert_share)
-    all_together = _terms(parallel, speeds, cells=generation_cells, many=sequences >= MANY_TOKENS)
+    if sequences >= OP_OFFLOAD_TOKENS and any(answer.prompt.sent_bytes):
+        # Then a pass of theirs is computed where a prompt is.
+        parallel, share = answer.prompt, min(1.0, sequences / answer.prompt.tokens)
+    else:
+        parallel, share = _repeated(answer.generation, sequences, expert_share), 1.0
+    many = sequences >= MANY_TOKENS
+    all_together = _terms(parallel, speeds, cells=generation_cells, filled=share, many=many)
     used = {0} | {one.device for graph in (answer.prompt, answer.generation) for one in graph.operations}
     basis = max((speeds[device].basis for device in used), key=[*_SPREADS].index)
     return Prediction(
@@ -248,7 +253,7 @@ def _repeated(graph: Graph, sequences: int, expert_share: float) -> Graph:
 
     def repeat(one: Operation) -> Operation:
         read = float(one.bytes)
-        if one.kind in ("attention", "other"):
+        if one.kind not in ("matmul", "experts"):
             read *= sequences
         elif one.kind == "experts":
             read *= (1 - (1 - expert_share) ** sequences) / expert_share
@@ -284,6 +289,10 @@ def _terms(
             rate = attending.prompt if many else attending.generation
             share = filled * min(1.0, cells / one.cells)
             seconds = max(one.operations * share / rate, one.bytes * share / speed.streaming_bytes_per_second)
+        elif one.kind == "cache sent":
+            share = min(1.0, cells / one.cells)
+            add(one.device, one.kind, one.bytes * share / speed.split_bytes_per_second)
+            continue
         elif one.kind == "other":
             seconds = one.bytes * filled / speed.activation_bytes_per_second
         else:

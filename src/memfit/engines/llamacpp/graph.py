@@ -145,7 +145,9 @@ class _Reader:
         if copied := _copied(source):
             if address not in self._copies:
                 self._copies.add(address)
-                self._copy(copied, size or self._bytes(source), device)
+                # A cache goes over as far as it is filled; here all of it is.
+                cells = source.ne[1] if _CACHE_NAME.match(copied) else 0
+                self._copy(copied, size or self._bytes(source), device, cells)
             return
         root = source
         while root.view_src:
@@ -154,8 +156,8 @@ class _Reader:
         if address not in self._caches and (match := _CACHE_NAME.match(root.name)):
             self._caches[address] = (int(match[1]), self._bytes(root))
 
-    def _copy(self, name: bytes, size: int, device: int) -> None:
-        """Count what a copy between devices takes while it is under way.
+    def _copy(self, name: bytes, size: int, device: int, cells: int) -> None:
+        """Count what a copy between devices takes while it is under way; `cells` are those of a KV cache.
 
         A remote device holds each message that it receives or sends, and so does this process, which sends
         them one by one.
@@ -163,7 +165,10 @@ class _Reader:
         if _WEIGHT_NAME.search(name):
             self._weight_bytes[device] += size
             return
-        self._split_bytes[device] += size
+        if cells:
+            self._add(device, ("cache sent", "", size, 0, cells, 0))
+        else:
+            self._split_bytes[device] += size
         origin = self._computed.get(name, RAM)
         for end in (origin, device):
             if end != RAM:

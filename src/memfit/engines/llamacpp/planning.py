@@ -19,6 +19,7 @@ from memfit.hardware.profile import read_profile
 from memfit.headers.model_spec import ModelSpec
 from memfit.hub.header_only import is_header_only
 from memfit.memory.streaming import DEQUANTIZED, WIDENED, WIDENS
+from memfit.planner.llamacpp.changes import changes
 from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
@@ -92,7 +93,10 @@ class LlamaPlanner(Closing):
 
     @functools.cache  # noqa: B019 - a planner lives as long as its command
     def _disk_speed(self) -> tuple[float, float]:
-        if self._profile or is_header_only(self.spec.paths[0]):
+        if self._profile:
+            disk = self._profile.disk and self._profile.disk.read_bytes_per_second
+            return (disk.value, disk.value) if disk else ASSUMED_DISK
+        if is_header_only(self.spec.paths[0]):
             return ASSUMED_DISK
         return measure_file(max(self.spec.paths, key=lambda path: path.stat().st_size))
 
@@ -103,11 +107,14 @@ class LlamaPlanner(Closing):
             machine=self._machine,
             budget=options.budget,
             workload=workload,
+            conditions=options.conditions,
             speeds=self._speeds,
             devices=self._lent,
             disk_speed=self._disk_speed,
         )
-        planned = make_plan(inputs, self._oracle, self._solver.solve)
+        planned = self._made(inputs)
+        if options.explain:
+            planned = replace(planned, changes=tuple(changes(planned, inputs, self._made)))
         fingerprint = take_fingerprint(
             self.spec,
             self._machine,
@@ -118,6 +125,9 @@ class LlamaPlanner(Closing):
         )
         stated = (f"machine {profile.name}: {profile.origin}",) if profile else ()
         return replace(planned, fingerprint=fingerprint, why=(*stated, *planned.why))
+
+    def _made(self, inputs: PlanInputs) -> LlamaPlan:
+        return make_plan(inputs, self._oracle, self._solver.solve)
 
     def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
         return self._oracle.count_tokens(requests)

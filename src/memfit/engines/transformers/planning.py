@@ -37,6 +37,8 @@ class TransformersPlanner(Closing):
 
     def __init__(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> None:
         """Errors as `Engine.planner`."""
+        if options.conditions:
+            raise UsageError(f"{options.conditions}: placement options are for GGUF files, in llama.cpp")
         here = probe()  # torch uses CUDA's GPUs
         here = replace(here, gpus=tuple(gpu for gpu in here.gpus if not gpu.kernel_driver))
         self._options, self._machine = options, here

@@ -4,11 +4,13 @@ speed (speed.py's).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate, Oracle
 from memfit.memory.streaming import streamed_bytes
+from memfit.planner.llamacpp.conditions import fixed_tensors
 from memfit.planner.llamacpp.dequantizing import dequantize
 from memfit.planner.llamacpp.forms import choose_forms, forms_speed
 from memfit.planner.llamacpp.inputs import PlanInputs, UsedDevice
@@ -52,6 +54,12 @@ class Candidates:
     def limits(self) -> tuple[int, ...]:
         """The bytes that may be used, RAM's first."""
         return (self.inputs.ram_limit, *(one.limit_bytes for one in self.used))
+
+    @functools.cached_property
+    def fixed(self) -> Mapping[str, int]:
+        """Tensors' devices that conditions fix. Raises UsageError where they name what is not there."""
+        devices = [one.device for one in self.used]
+        return fixed_tensors(self.inputs.spec, self.inputs.conditions, devices)
 
     def placed(
         self, config: LlamaConfig, within: tuple[int, ...], *, streams: bool = False
@@ -174,6 +182,8 @@ class Candidates:
             [self.inputs.ram_speed(config.repack), *(one.speed for one in self.used)],
             self._tiers,
             self.solve,
+            gpu_layers=self.inputs.conditions.gpu_layers,
+            fixed=self.fixed,
         )
 
     def _speeds_of(self, config: LlamaConfig) -> list[DeviceSpeed]:

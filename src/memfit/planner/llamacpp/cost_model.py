@@ -8,7 +8,7 @@ alike, and without graph splits, which placement.py counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from memfit.headers.model_spec import ModelSpec, TensorSpec
@@ -48,10 +48,12 @@ class CostModel:
     spec: ModelSpec
     workload: Workload
     speeds: Sequence[DeviceSpeed]  # of RAM, and then of each device
+    fixed: Container[str] = ()  # names of tensors that are in no piece, their devices being no question
 
     def pieces(self, config: LlamaConfig, base: MemoryEstimate) -> Pieces:
         """`base` is the answer with everything in RAM."""
-        layers, output = layer_tensors(self.spec), output_tensors(self.spec)
+        layers = layer_tensors(self.spec, self.fixed)
+        output = [one for one in output_tensors(self.spec) if one.name not in self.fixed]
         others = self._other_seconds(base, max(1, len(layers)))
         found = []
         for index, tensors in enumerate(layers):

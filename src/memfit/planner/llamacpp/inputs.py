@@ -9,7 +9,7 @@ from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.grammars import grammar_bytes
-from memfit.planner.request import ASSUMED_DISK, UBATCHES, Budget, Workload, context_of
+from memfit.planner.request import ASSUMED_DISK, UBATCHES, Budget, Conditions, Workload, context_of
 from memfit.planner.speed import (
     ASSUMED,
     ASSUMED_DEVICE,
@@ -49,6 +49,7 @@ class PlanInputs:
     machine: Machine
     budget: Budget
     workload: Workload
+    conditions: Conditions = field(default_factory=Conditions)
     # This CPU's with repacked and with plain weights; None where they could not be measured, a device's too.
     speeds: Mapping[bool, DeviceSpeed] | None
     devices: Sequence[tuple[Device, DeviceSpeed | None]] = ()
@@ -61,11 +62,15 @@ class PlanInputs:
 
     @property
     def ubatches(self) -> tuple[int, ...]:
+        if asked := self.conditions.ubatch:
+            return (max(min(asked, self.context), self.workload.parallel),)
         return ubatch_sizes(self.context, self.workload.parallel)
 
     @property
     def long_ubatches(self) -> tuple[int, ...]:
         """Beyond those, for weights that are sent or read for each ubatch: up to what a prompt fills."""
+        if self.conditions.ubatch:
+            return ()
         longest = min(self.workload.prompt_tokens, self.context)
         return tuple(size for size in _LONG_UBATCHES if size < 2 * longest and size <= self.context)
 

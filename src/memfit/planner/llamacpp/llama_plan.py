@@ -89,6 +89,8 @@ def reasons(
     """What neither the plan nor its `inputs` say: the prediction with the `other` way of holding weights, if
     that fits too, with prompts' matrices in RAM multiplied `otherwise`, and with RAM `alone`, if that fits
     and is faster; devices that are `too_small`."""
+    if inputs.conditions:
+        yield f"as asked: {inputs.conditions}"
     yield from _budget_reasons(plan, inputs)
     yield from _context_reasons(plan)
     yield f"repack {'on' if plan.config.repack else 'off'}: {_repack_reason(plan, inputs, other)}"
@@ -185,6 +187,8 @@ def _form_reasons(plan: LlamaPlan) -> Iterator[str]:
 
 def _ubatch_reason(plan: LlamaPlan, inputs: PlanInputs) -> str:
     size, full = plan.config.ubatch, inputs.ubatches[0]
+    if inputs.conditions.ubatch:
+        return "as asked" if size == inputs.conditions.ubatch else f"the context is {inputs.context}"
     if size > full:
         return "weights that are sent or read for each one serve so many tokens of a prompt"
     return "full speed on prompts" if size == full else "a larger one does not fit"

@@ -8,15 +8,16 @@ than assumed goes back into the rooms, and the problem is solved once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from memfit.hardware.machine import Device
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate
+from memfit.planner.llamacpp.conditions import layers_per_device
 from memfit.planner.llamacpp.cost_model import CostModel, Pieces
 from memfit.planner.llamacpp.placement import DeviceRoom, Piece, Placement, Problem, cost, layer_split
-from memfit.planner.llamacpp.tensor_devices import placed_config
+from memfit.planner.llamacpp.tensor_devices import config_with, layer_count, placed_config
 from memfit.planner.plan import TierUse
 from memfit.planner.request import Workload
 from memfit.planner.speed import DeviceSpeed
@@ -59,15 +60,20 @@ class Offloader:
     speeds: Sequence[DeviceSpeed]
     tiers: Callable[[LlamaConfig], Sequence[TierUse]]  # what a placement really holds, by the oracle
     solve: Callable[[Problem], Placement | None]  # solver.solve, here or in another process
+    gpu_layers: int | None = None  # so many are on devices, the output counting as one: nothing is searched
+    fixed: Mapping[str, int] = field(default_factory=dict)  # tensors' devices that are no question
 
     def _pieces(self, config: LlamaConfig, base: MemoryEstimate) -> Pieces:
-        return CostModel(self.spec, self.workload, self.speeds).pieces(config, base)
+        return CostModel(self.spec, self.workload, self.speeds, self.fixed).pieces(config, base)
 
     def place(self, config: LlamaConfig, base: MemoryEstimate) -> LlamaConfig | None:
         """`config` with its placement filled in; None where no placement fits.
 
         `base` is the answer with everything in RAM.
         """
+        if self.gpu_layers is not None:
+            given = self._given(config, self.gpu_layers)
+            return given if self._fit(self.tiers(given)) else None
         pieces = self._pieces(config, base)
         found = self._search(config, base, pieces)
         if pieces.output and (found is None or found.filled < _FULL):
@@ -76,10 +82,19 @@ class Offloader:
             found = max((one for one in (found, without) if one), key=_Found.score, default=None)
         if found:
             return found.config
-        return config if self._fit(self.tiers(config)) else None
+        return config if not any(self.fixed.values()) and self._fit(self.tiers(config)) else None
+
+    def _given(self, config: LlamaConfig, gpu_layers: int) -> LlamaConfig:
+        """The placement that `gpu_layers` and `fixed` say, fit or not."""
+        layers = layers_per_device(layer_count(self.spec), gpu_layers, self.limits[1:])
+        last = max((number for number, count in enumerate(layers, start=1) if count), default=len(layers))
+        output = last if gpu_layers else RAM
+        return config_with(self.spec, config, layers, self.devices, self.fixed, output=output)
 
     def least_ram(self, config: LlamaConfig, base: MemoryEstimate) -> LlamaConfig:
         """The placement that leaves least in RAM, fit or not: what an error can say about shortness."""
+        if self.gpu_layers is not None:
+            return self._given(config, self.gpu_layers)
         pieces = self._pieces(config, base)
 
         def by_size(piece: Piece, kv_bytes: int = 0) -> Piece:
@@ -102,7 +117,7 @@ class Offloader:
         rooms[RAM] = 2 * whole  # without end
         placement = self.solve(_problem(sized, rooms, [0.0] * len(rooms)))
         assert placement is not None, "RAM without end holds any model"
-        return placed_config(self.spec, config, placement, self.devices)
+        return placed_config(self.spec, config, placement, self.devices, self.fixed)
 
     # -- attempts --------------------------------------------------------------------------------
 
@@ -171,7 +186,7 @@ class Offloader:
         return any(assumed - now > _CLOSE * limit for assumed, now, limit in rows[1:])
 
     def _look(self, config: LlamaConfig, problem: Problem, placement: Placement) -> _Found:
-        placed = placed_config(self.spec, config, placement, self.devices)
+        placed = placed_config(self.spec, config, placement, self.devices, self.fixed)
         tiers = self.tiers(placed)
         shares = [tier.total_bytes / asked for tier, asked in zip(tiers, self.asked, strict=True) if asked]
         return _Found(

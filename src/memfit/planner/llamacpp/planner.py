@@ -8,11 +8,12 @@ faster for the workload. The first choice that fits wins. Every byte comes from 
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from memfit.errors import EngineError
+from memfit.errors import EngineError, WrongValueError
 from memfit.memory.estimate import RAM, LlamaConfig, Oracle
 from memfit.planner.llamacpp.candidates import Candidate, Candidates
 from memfit.planner.llamacpp.inputs import ROOM_FOR_ERROR, PlanInputs, repack_modes, ubatch_sizes
@@ -20,7 +21,8 @@ from memfit.planner.llamacpp.llama_plan import LlamaPlan, reasons
 from memfit.planner.llamacpp.placement import Placement, Problem
 from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.suggest import suggestions
-from memfit.planner.request import KV_TYPES
+from memfit.planner.llamacpp.tensor_devices import layer_count
+from memfit.planner.request import KV_TYPES, Conditions
 
 __all__ = ["make_plan"]
 
@@ -33,10 +35,15 @@ def make_plan(
     """The best plan that fits, or the smallest one there is with suggestions of what would fit.
 
     Raises:
-        UsageError: the budget is not a size.
+        UsageError: the budget is not a size, or a condition names what is not there.
         EngineError: the engine refuses the configuration that was asked for.
     """
-    return _Planner(inputs, oracle, solver).plan()
+    planned = _Planner(inputs, oracle, solver).plan()
+    if not inputs.conditions:
+        return planned
+    own = _Planner(replace(inputs, conditions=Conditions()), oracle, solver).plan()
+    priced = replace(own.prediction, prompt_terms=(), generation_terms=())
+    return replace(planned, own_choice=priced) if own.fits else planned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,7 @@ class _Planner:
         if self._used:
             self._leave_out_small_devices()
             self._candidates = Candidates(inputs, oracle, solver, self._used)
+        self._check_conditions()
 
     def plan(self) -> LlamaPlan:
         for choice in self._choices():
@@ -89,6 +97,19 @@ class _Planner:
         }
         self._used = tuple(one for one in self._used if has_room[one.device.name])
         self._too_small = [name for name, room in has_room.items() if not room]
+
+    def _check_conditions(self) -> None:
+        """Raises UsageError where no plan can keep them."""
+        _ = self._candidates.fixed
+        if self._inputs.conditions.gpu_layers and not self._used:
+            small = ", ".join(self._too_small)
+            needed = f"more memory on {small}" if small else "a GPU or --rpc"
+            raise WrongValueError(
+                "gpu_layers",
+                f": there is no device that could hold layers; it takes {needed}",
+                got=self._inputs.conditions.gpu_layers,
+                needed=needed,
+            )
 
     # -- choices ---------------------------------------------------------------------------------
 
@@ -226,7 +247,31 @@ class _Planner:
         # Where only the wish for rewritten weights keeps a part of them from staying on the disk.
         wish = self._inputs.budget.disk and not self._inputs.may_stream
         streaming = self._streaming_choices(self._inputs.ubatches[-1:], self._safe_limits)
-        return (*(["--repack auto"] if wish and any(map(self._fitting, streaming)) else []), *found)
+        fewer = self._fewer_layers(smallest.config)
+        return (
+            *([f"--gpu-layers {fewer}"] if fewer is not None else []),
+            *(["--repack auto"] if wish and any(map(self._fitting, streaming)) else []),
+            *found,
+        )
+
+    def _fewer_layers(self, smallest: LlamaConfig) -> int | None:
+        """Of the layers that were asked for on devices, as many as fit; None if that is no help."""
+        asked = self._inputs.conditions.gpu_layers
+        if asked is None:
+            return None
+        most = min(asked, 1 + layer_count(self._inputs.spec))
+
+        def fits(layers: int) -> bool:
+            conditions = replace(self._inputs.conditions, gpu_layers=layers)
+            other = replace(self._candidates, inputs=replace(self._inputs, conditions=conditions), found={})
+            alone, streams = self._alone(smallest), self._inputs.may_stream
+            return any(
+                other.placed(alone, self._safe_limits, streams=one) for one in dict.fromkeys((False, streams))
+            )
+
+        counts = range(most - 1, -1, -1)
+        found = bisect_left(counts, True, key=fits)
+        return counts[found] if found < len(counts) else None
 
     def _fits_in(self, config: LlamaConfig, ram_limit: int) -> bool:
         """With the smallest ubatch that its context and sequences allow, and the room it needs."""

@@ -8,8 +8,9 @@ stays on the layer's device.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from memfit.hardware.machine import Device
 from memfit.headers.model_spec import ModelSpec, TensorSpec
@@ -18,8 +19,10 @@ from memfit.planner.llamacpp.placement import Placement
 
 __all__ = [
     "LayerTensors",
+    "config_with",
     "devices_of",
     "exceptions_of",
+    "layer_count",
     "layer_tensors",
     "output_tensors",
     "placed_config",
@@ -28,6 +31,7 @@ __all__ = [
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _FFN = re.compile(r"blk\.(\d+)\.(ffn_(?:gate|up|gate_up|down)(?:_exps|_chexps)?)\.")
+_KIND = re.compile(r"blk\.(\d+)\.([^.]+)")
 _OUTPUT = re.compile(r"output|token_embd\.")
 _OUTPUT_PATTERN = r"^(output|token_embd)"
 _ORDER = ("gate", "up", "gate_up", "down")  # of execution
@@ -42,10 +46,12 @@ class LayerTensors:
     ffn_tensors: dict[str, list[TensorSpec]] = field(default_factory=dict)  # by kind, in order of execution
 
 
-def layer_tensors(spec: ModelSpec) -> list[LayerTensors]:
-    """Each layer's tensors, in order of execution."""
-    layers = [LayerTensors() for _ in range(_layer_count(spec))]
+def layer_tensors(spec: ModelSpec, without: Container[str] = ()) -> list[LayerTensors]:
+    """Each layer's tensors, in order of execution, `without` those of such names."""
+    layers = [LayerTensors() for _ in range(layer_count(spec))]
     for tensor in spec.tensors:
+        if tensor.name in without:
+            continue
         if match := _FFN.match(tensor.name):
             layers[int(match[1])].ffn_tensors.setdefault(match[2], []).append(tensor)
         elif match := _LAYER.match(tensor.name):
@@ -59,7 +65,7 @@ def _execution(block: tuple[str, object]) -> tuple[int, str]:
     return _ORDER.index(kind.removeprefix("ffn_").removesuffix("_exps").removesuffix("_chexps")), kind
 
 
-def _layer_count(spec: ModelSpec) -> int:
+def layer_count(spec: ModelSpec) -> int:
     matches = (_LAYER.match(tensor.name) for tensor in spec.tensors)
     return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
@@ -78,42 +84,85 @@ def output_tensors(spec: ModelSpec) -> list[TensorSpec]:
 
 
 def placed_config(
-    spec: ModelSpec, config: LlamaConfig, placement: Placement, devices: Sequence[Device]
+    spec: ModelSpec,
+    config: LlamaConfig,
+    placement: Placement,
+    devices: Sequence[Device],
+    fixed: Mapping[str, int],
 ) -> LlamaConfig:
-    """`config` with a placement filled in; unchanged where that opens no device."""
-    if not any(placement.layer_devices) and not placement.output and not any(map(any, placement.ffn_devices)):
+    """`config` with a placement filled in, which leaves out the tensors whose devices are `fixed`; unchanged
+    where that opens no device."""
+    layers = tuple(placement.layer_devices.count(device) for device in range(1, len(devices) + 1))
+    away = dict(fixed)
+    parts = zip(layer_tensors(spec, fixed), placement.ffn_devices, strict=True)
+    for tensors, ffn_devices in parts:
+        for block, device in zip(tensors.ffn_tensors.values(), ffn_devices, strict=True):
+            away |= {tensor.name: device for tensor in block}
+    return config_with(spec, config, layers, devices, away, output=placement.output)
+
+
+def config_with(
+    spec: ModelSpec,
+    config: LlamaConfig,
+    layers: tuple[int, ...],
+    devices: Sequence[Device],
+    lying: Mapping[str, int],
+    *,
+    output: int,
+) -> LlamaConfig:
+    """`config` with so many `layers` on each device, the output on one, and single tensors `lying` elsewhere,
+    or where they would anyway; unchanged where that opens no device."""
+    if not any(layers) and not output and not any(lying.values()):
         return config
     # Mapping would keep what lies on devices in RAM too. RPC servers hold what is on its way to them: little
     # where we send it, in pieces; weights that are rewritten only the engine can load.
     in_pieces = not config.repack and all(device.is_remote for device in devices)
-    overrides = _ffn_patterns(spec, placement)
-    last = max(placement.layer_devices, default=RAM)
-    if placement.output != (last or len(devices)):  # the engine puts it on the last device in use
-        overrides.append((_OUTPUT_PATTERN, placement.output))
-    return replace(
+    placed = replace(
         config,
         load_mode="own" if in_pieces else "read",
-        layers=tuple(placement.layer_devices.count(device) for device in range(1, len(devices) + 1)),
-        overrides=tuple(overrides),
+        layers=layers,
         devices=tuple(device.engine_name for device in devices),
     )
+    overrides = _patterns(spec, _layer_devices(spec, placed), lying)
+    last = max((number for number, count in enumerate(layers, start=1) if count), default=len(devices))
+    if output != last:  # the engine puts it on the last device in use
+        overrides.append((_OUTPUT_PATTERN, output))
+    return replace(placed, overrides=tuple(overrides))
 
 
-def _ffn_patterns(spec: ModelSpec, placement: Placement) -> list[tuple[str, int]]:
-    """For FFN tensors away from their layer's device: few, as the engine compiles each for every tensor."""
-    layers_of: dict[tuple[int, str], list[int]] = {}
-    rows = zip(placement.layer_devices, layer_tensors(spec), placement.ffn_devices, strict=True)
-    for layer, (layer_device, tensors, devices) in enumerate(rows):
-        for kind, device in zip(tensors.ffn_tensors, devices, strict=True):
-            if device != layer_device:
-                layers_of.setdefault((device, kind), []).append(layer)
-    kinds_of: dict[tuple[int, tuple[int, ...]], list[str]] = {}
-    for (device, kind), layers in layers_of.items():
-        kinds_of.setdefault((device, tuple(layers)), []).append(kind)
-    return [
-        (rf"^blk\.({'|'.join(map(str, layers))})\.({'|'.join(kinds)})\.", device)
-        for (device, layers), kinds in kinds_of.items()
-    ]
+def _patterns(
+    spec: ModelSpec, layer_devices: Sequence[int], lying: Mapping[str, int]
+) -> list[tuple[str, int]]:
+    """For tensors away from their layer's device: few, as the engine compiles each for every tensor."""
+    found = [(f"^{re.escape(name)}$", device) for name, device in lying.items() if not _LAYER.match(name)]
+    layers_of: dict[tuple[int, str, str], list[int]] = {}
+    for (layer, kind), names in _kinds(spec).items():
+        home = layer_devices[layer]
+        devices = [lying.get(name, home) for name in names]
+        for name, device in zip(names, devices, strict=True):
+            # A weight goes without its bias only where the user says so.
+            _, dot, last = name.partition(f".{kind}")[2].partition(".")
+            end = rf"\{dot}" if dot and len(set(devices)) == 1 else (rf"\.{last}$" if dot else "$")
+            layers = layers_of.setdefault((device, kind, end), [])
+            if device != home and layer not in layers:
+                layers.append(layer)
+    kinds_of: dict[tuple[int, tuple[int, ...], str], list[str]] = {}
+    for (device, kind, end), layers in layers_of.items():
+        if layers:
+            kinds_of.setdefault((device, tuple(layers), end), []).append(kind)
+    for (device, where, end), kinds in kinds_of.items():
+        found.append((rf"^blk\.({'|'.join(map(str, where))})\.({'|'.join(kinds)}){end}", device))
+    return found
+
+
+def _kinds(spec: ModelSpec) -> dict[tuple[int, str], list[str]]:
+    """(layer, kind) → names: a weight, its bias and its scale. FFN tensors come first, as executed."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for layer, tensors in enumerate(layer_tensors(spec)):
+        for tensor in chain(*tensors.ffn_tensors.values(), tensors.core):
+            kind = tensor.name.split(".")[2]
+            found.setdefault((layer, kind), []).append(tensor.name)
+    return found
 
 
 # -- read ----------------------------------------------------------------------------------------
@@ -142,16 +191,16 @@ def devices_of(spec: ModelSpec, config: LlamaConfig) -> dict[str, int]:
 
 
 def _layer_devices(spec: ModelSpec, config: LlamaConfig) -> list[int]:
-    in_ram = _layer_count(spec) - sum(config.layers)
+    in_ram = layer_count(spec) - sum(config.layers)
     return [device for device, layers in enumerate((in_ram, *config.layers)) for _ in range(layers)]
 
 
 def exceptions_of(spec: ModelSpec, config: LlamaConfig) -> dict[tuple[int, str], list[int]]:
-    """(device, kind of FFN tensor) → layers with such tensors there, away from the layer's device."""
+    """(device, kind of tensor) → layers with such tensors there, away from the layer's device."""
     layer_devices = _layer_devices(spec, config)
     found: dict[tuple[int, str], list[int]] = {}
     for name, device in devices_of(spec, config).items():
-        match = _FFN.match(name)
+        match = _KIND.match(name)
         if match and device != layer_devices[int(match[1])]:
             layers = found.setdefault((device, match[2]), [])
             if int(match[1]) not in layers:
