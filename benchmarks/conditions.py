@@ -58,7 +58,7 @@ def llamacpp(path: str, options: tuple[str, ...]) -> float:
     """MiB of weights on the device, as llama-completion's log has them."""
     with upstream_server() as (endpoint, _):
         command = [peers() / "llama-completion", "-m", path, "--rpc", endpoint, "-c", "512", "-n", "1"]
-        command += ["-p", "x", "-no-cnv", "--no-mmap", "--no-repack", "-v", *options]
+        command += ["-p", "x", "-no-cnv", "-lm", "none", "--no-repack", "-v", *options]
         done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=True)
     lines = _LINE.findall((done.stderr + done.stdout).decode(errors="replace"))
     assert lines, "llama-completion says nothing of its buffers"

@@ -480,11 +480,6 @@ QWEN36_27B = Shape(
 )
 LLAMA2_7B = replace(LLAMA2_70B, mix="Q4_0", layers=32, width=4096, feed_forward=11008, heads=32, kv_heads=32)
 REAL = {
-    "llama-2-7b-q4_0": LLAMA2_7B,
-    "qwen2.5-32b-q4_k_m": QWEN25_32B,
-    "qwen3-30b-a3b-q2_k_s": replace(QWEN3_30B_A3B, mix="Q2_K_S"),
-    "qwen3.6-35b-a3b-q4_k_m": QWEN36_35B_A3B,
-    "qwen3.6-27b-q4_k_m": QWEN36_27B,
     "llama-2-70b-q3_k_m": replace(LLAMA2_70B, mix="Q3_K_M"),
     "llama-2-70b-q4_k_m": LLAMA2_70B,
     "llama-2-70b-q6_k": replace(LLAMA2_70B, mix="Q6_K"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import memfit
 from conftest import run_memfit
 from memfit.engines.llamacpp.oracle import LlamaOracle
 from memfit.headers import read_model
@@ -41,6 +42,18 @@ _CONTEXT, _UBATCH = 4096, 512
 def synthetic(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(_BENCHMARKS))
     return importlib.import_module("synthetic")
+
+
+def test_states_of_recurrent_layers_lie_on_a_device_that_is_not_here(synthetic: Any, tmp_path: Path) -> None:
+    """Simulating, the engine allocates them for real: 30 layers of 32 x 128 x 128 numbers of four bytes, and
+    three tokens of the convolution's 8,192. Of the other ten layers, keys and values of 2 heads of 256."""
+    shapes = importlib.import_module("shapes")
+    path = tmp_path / "model.gguf"
+    synthetic.write_header(path, shapes.QWEN36_35B_A3B)
+    plan = memfit.plan(str(path), machine="rtx3090-24gb", workload=memfit.Workload(context=2048))
+    assert plan.fits and plan.config.layers == (40,)
+    states = 30 * 4 * (32 * 128 * 128 + 3 * 8192)
+    assert plan.tiers[1].kv_cache_bytes == states + 10 * 2048 * 2 * (2 * 256) * 2
 
 
 @pytest.fixture

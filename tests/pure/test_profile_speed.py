@@ -101,10 +101,10 @@ def test_ram_by_hand() -> None:
 
 
 def test_a_gpu_by_hand() -> None:
-    """4 GB at 70 % of 400 GB/s; 8 G operations a token at 50 T a second."""
+    """4 GB at 85 % of 400 GB/s; 8 G operations a token at 110 % of 50 T a second; 1.5 us for the one node."""
     prediction = _predict(_profile(_GPU), 1)
-    assert prediction.generation.value == pytest.approx(70.0)
-    assert prediction.prompt.value == pytest.approx(6250.0)
+    assert prediction.generation.value == pytest.approx(1 / (1 / 85 + 1.5e-6))
+    assert prediction.prompt.value == pytest.approx(6875.0, rel=1e-3)
     assert prediction.basis == "profile"
 
 
@@ -114,12 +114,31 @@ def test_published_results_are_evidence_and_nothing_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "prompt"), [(None, 1562.5), ("7.5", 1562.5), ("8.0", 6250.0), ("12.0", 6250.0)]
+    ("capability", "prompt", "generation"),
+    [
+        (None, 0.25, 70),
+        ("7.5", 0.7, 70),
+        ("8.0", 0.16, 46),
+        ("9.0", 0.16, 46),
+        ("8.6", 1.1, 85),
+        ("12.0", 1.1, 85),
+    ],
 )
-def test_old_tensor_cores_and_unknown_ones_reach_a_quarter(capability: str | None, prompt: float) -> None:
+def test_kinds_of_chips(capability: str | None, prompt: float, generation: float) -> None:
+    """What they reach of 6,250 tokens a second on prompts, and of 100."""
     prediction = _predict(_profile(replace(_GPU, compute_capability=capability)), 1)
-    assert prediction.prompt.value == pytest.approx(prompt)
-    assert prediction.generation.value == pytest.approx(70.0)  # which they have no part in
+    assert prediction.prompt.value == pytest.approx(prompt * 6250, rel=1e-3)
+    assert prediction.generation.value == pytest.approx(generation, rel=1e-3)
+
+
+def test_experts_by_hand() -> None:
+    """On the CPU 55 % of 50 GB/s, 40 % of 400 G operations; on the GPU 85 % of 400 GB/s, 35 % of 55 T."""
+    ram, (gpu,) = profile_speeds(_profile(_GPU))
+    for speed, memory, operations in ((ram, 0.55 * 50e9, 0.4 * 400e9), (gpu, 340e9, 0.35 * 55e12)):
+        experts = speed.weight("MXFP4", 768, experts=True)
+        assert experts.bytes_per_second == pytest.approx(memory)
+        assert experts.operations_per_second == pytest.approx(operations)
+        assert speed.weight("MXFP4").operations_per_second > experts.operations_per_second
 
 
 def test_half_the_bandwidth_of_ram_is_half_the_generation() -> None:
@@ -132,7 +151,7 @@ def test_half_the_bandwidth_of_ram_is_half_the_generation() -> None:
 def test_half_the_bandwidth_of_a_gpu_is_half_the_generation() -> None:
     halved = replace(_GPU, bandwidth_bytes_per_second=_figure(200e9))
     before, after = _predict(_profile(_GPU), 1), _predict(_profile(halved), 1)
-    assert before.generation.value / after.generation.value == pytest.approx(2)
+    assert before.generation.value / after.generation.value == pytest.approx(2, rel=1e-3)
     assert before.prompt.value == after.prompt.value
     # What lies in RAM does not get slower.
     assert _predict(_profile(halved), 0).generation == _predict(_profile(_GPU), 0).generation
@@ -144,12 +163,12 @@ def test_half_the_operations_are_half_the_prompt_speed() -> None:
     assert before.prompt.value / after.prompt.value == pytest.approx(2, rel=1e-3)
     assert after.generation == before.generation
     gpu = replace(_GPU, operations_per_second=_figure(25e12))
-    assert _predict(_profile(gpu), 1).prompt.value == pytest.approx(3125.0)
+    assert _predict(_profile(gpu), 1).prompt.value == pytest.approx(3437.5, rel=1e-3)
 
 
 def test_half_the_link_doubles_what_crosses_it() -> None:
-    """4 GB at 16 GB/s are 0.25 s beside 512 * 8 G / 50 T, be they weights or activations."""
-    multiplying = 512 * 8e9 / 50e12
+    """4 GB at 16 GB/s are 0.25 s beside 512 * 8 G / 55 T, be they weights or activations."""
+    multiplying = 512 * 8e9 / 55e12 + 1.5e-6
     slower = replace(_GPU, link_bytes_per_second=_figure(8e9))
     for gpu, seconds in ((_GPU, 0.25), (slower, 0.5)):
         weights = _predict(_profile(gpu), 1, sent_bytes=4_000_000_000).prompt.value
@@ -222,20 +241,20 @@ def _published() -> list[tuple[str, str, float]]:
     ]
 
 
-def test_every_built_in_gpu_has_a_published_result() -> None:
+def test_nearly_every_built_in_gpu_has_a_published_result() -> None:
     gpus = [(name, gpu.name) for name in profile_names() for gpu in read_profile(name).gpus]
-    assert [(name, gpu) for name, gpu, _ in _published()] == gpus != []
+    without = set(gpus) - {(name, gpu) for name, gpu, _ in _published()}
+    assert without == {("l4-24gb", "NVIDIA L4"), ("rtx2060-6gb", "NVIDIA GeForce RTX 2060")}
 
 
 @pytest.mark.parametrize(("name", "gpu", "published"), _published())
 def test_generation_on_a_built_in_gpu_is_near_what_is_published(
     name: str, gpu: str, published: float
 ) -> None:
-    """llama 7B Q4_0 reads 3.83e9 bytes for a token. Within 30 %, of a range of 50 that is promised."""
+    """llama 7B Q4_0 reads 3.83e9 bytes for a token, in 700 nodes. Within 30 %, of a range of 35 that is
+    promised."""
     profile = read_profile(name)
     (number,) = [index for index, one in enumerate(profile.gpus) if one.name == gpu]
     speed = profile_speeds(profile)[1][number]
-    assert speed.weight("Q4_0").bytes_per_second / 3.83e9 == pytest.approx(published, rel=0.3)
-    figure = profile.gpus[number].bandwidth_bytes_per_second
-    assert figure is not None
-    assert speed.weight("Q4_0").bytes_per_second == pytest.approx(0.7 * figure.value)
+    seconds = 3.83e9 / speed.weight("Q4_0").bytes_per_second + 700 * speed.node_seconds
+    assert 1 / seconds == pytest.approx(published, rel=0.3)

@@ -141,8 +141,12 @@ def print_why(plan: Plan, out: Console) -> None:
             continue
         whole = sum(term.seconds for term in terms)
         out.print(f"  · {what} takes {1000 * whole:.3g} ms:")
-        for term in sorted(terms, key=lambda term: -term.seconds):
-            out.print(f"      {1000 * term.seconds:8.3g} ms  {names[term.device]}: {term.kind}")
+        seconds: dict[tuple[int, str], float] = {}
+        for term in terms:
+            key = term.device, term.kind
+            seconds[key] = seconds.get(key, 0.0) + term.seconds
+        for (device, kind), taken in sorted(seconds.items(), key=lambda one: -one[1]):
+            out.print(f"      {1000 * taken:8.3g} ms  {names[device]}: {kind}")
 
 
 def print_slow(plan: Plan, out: Console) -> None:

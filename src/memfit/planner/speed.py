@@ -47,7 +47,7 @@ __all__ = [
 # the weakest one that it uses.
 _SPREADS = {
     "calibrated": (0.7, 1.3),
-    "profile": (0.5, 1.5),
+    "profile": (0.65, 1.35),
     "provisional": (0.7, 2.5),
     "assumed": (0.25, 4.0),
 }
@@ -56,7 +56,9 @@ _OF_KERNELS = ("calibrated", "provisional")
 # missing was looked for in node overhead, page sizes and graph building, and not found.
 _EFFICIENCY = 0.95
 _COLUMNS = 1536  # from here on the length of a matrix's rows makes no difference to speed
-_MINOR = 0.02  # a type with a smaller share of the bytes needs no measuring of its own
+_MINOR = (
+    0.02  # a type with a smaller share of the bytes needs no measuring of its own; or a device's of the time
+)
 MANY_TOKENS = 64  # from here on kernels are as fast as with a ubatch
 EXPERTS = "experts "  # how keys of routed experts begin
 OP_OFFLOAD_TOKENS = 32  # from here on the engine lets a GPU multiply matrices that lie in RAM
@@ -77,10 +79,11 @@ class WeightSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpeed:
-    """Operations per second over a KV cache of one type and head size."""
+    """Over a KV cache of one type and head size."""
 
-    generation: float
-    prompt: float
+    generation: float  # operations per second
+    prompt: float  # likewise
+    bytes_per_second: float = 0.0  # of the cache read past one token; 0: as fast as weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +102,13 @@ class DeviceSpeed:
     sent_bytes_per_second: float = 0.0
 
     def weight(self, type_name: str, columns: int = _COLUMNS, *, experts: bool = False) -> WeightSpeed:
-        """A type that was not measured is as fast as the slowest one that was."""
+        """A type that was not measured is as fast as the slowest that was. "" and EXPERTS are any type."""
         return (
             self.weights.get(weight_key(type_name, columns, experts=experts))
+            or (self.weights.get(EXPERTS) if experts else None)
             or self.weights.get(weight_key(type_name, columns))
             or self.weights.get(type_name)
+            or self.weights.get("")
             or min(self.weights.values(), key=lambda one: one.operations_per_second)
         )
 
@@ -235,7 +240,7 @@ def predict(
         parallel, share = _repeated(answer.generation, sequences, expert_share), 1.0
     many = sequences >= MANY_TOKENS
     all_together = _terms(parallel, speeds, cells=generation_cells, filled=share, many=many)
-    used = {0} | {one.device for graph in (answer.prompt, answer.generation) for one in graph.operations}
+    used = _deciding(prompt) | _deciding(generation)
     basis = max((speeds[device].basis for device in used), key=[*_SPREADS].index)
     return Prediction(
         prompt=Rate.between(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
@@ -267,6 +272,15 @@ def _repeated(graph: Graph, sequences: int, expert_share: float) -> Graph:
     )
 
 
+def _deciding(terms: Sequence[Term]) -> set[int]:
+    """The devices that take more than a minor part of a pass."""
+    whole = _sum(terms)
+    seconds: dict[int, float] = {}
+    for term in terms:
+        seconds[term.device] = seconds.get(term.device, 0.0) + term.seconds
+    return {device for device, taken in seconds.items() if taken >= _MINOR * whole}
+
+
 def _sum(terms: Sequence[Term]) -> float:
     return sum(term.seconds for term in terms)
 
@@ -279,8 +293,9 @@ def _terms(
     terms = []
 
     def add(device: int, kind: str, seconds: float) -> None:
-        alone = speeds[device].basis in _OF_KERNELS
-        terms.append(Term(device=device, kind=kind, seconds=seconds / _EFFICIENCY if alone else seconds))
+        if speeds[device].basis in _OF_KERNELS:
+            seconds /= _EFFICIENCY
+        terms.append(Term(device=device, kind=kind, seconds=seconds))
 
     for one in graph.operations:
         speed = speeds[one.device]
@@ -288,7 +303,8 @@ def _terms(
             attending = speed.attending(attention_key(one.type, one.width))
             rate = attending.prompt if many else attending.generation
             share = filled * min(1.0, cells / one.cells)
-            seconds = max(one.operations * share / rate, one.bytes * share / speed.streaming_bytes_per_second)
+            reading = attending.bytes_per_second or speed.streaming_bytes_per_second
+            seconds = max(one.operations * share / rate, one.bytes * share / reading)
         elif one.kind == "cache sent":
             share = min(1.0, cells / one.cells)
             add(one.device, one.kind, one.bytes * share / speed.split_bytes_per_second)

@@ -4,7 +4,8 @@ a GPU that is not here.
 
 Made of ggml's backend interface (ggml-backend-impl.h, version 2), with ctypes functions for what the
 engine asks: how a tensor is padded, which operations the device supports, which ones it takes over though
-their weights lie in RAM. A simulating worker allocates no buffer, so none is offered.
+their weights lie in RAM. A simulating worker allocates no buffers but those of recurrent layers' states;
+they have a size and no memory.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ GPU_TYPE = 1  # ggml_backend_dev_type
 _INTERFACE_VERSION = 2
 _CUDA_ROW = 512  # numbers that CUDA pads quantized rows to
 _F16, _F16_BYTES = 1, 2  # ggml_type
+_BASE = 1 << 40  # an address of nothing, where buffers begin
 _PLENTY = 1 << 50  # bytes of memory: what fits is the planner's to say
 _P = ctypes.c_void_p
 
@@ -42,6 +44,13 @@ class _Kind:
 _REMOTE = _Kind(alignment=32, offloads=False)  # behind RPC: a CPU's memory, and no offloading
 _CUDA = _Kind(alignment=128, offloads=True, is_cuda=True)
 _OTHER = _Kind(alignment=64, offloads=True)  # the most that Vulkan's drivers ask for
+
+
+class _BufferFunctions(ctypes.Structure):
+    """ggml_backend_buffer_i: free_buffer, get_base, init_tensor, memset_tensor, set_tensor, get_tensor,
+    set_tensor_2d, get_tensor_2d, cpy_tensor, clear, reset."""
+
+    _fields_ = (("functions", ctypes.c_size_t * 11),)
 
 
 class DummyDevice:
@@ -72,21 +81,10 @@ class DummyDevice:
         registry = self._table(_INTERFACE_VERSION, name, 0, 0, 0, 0)
         device = self._table(*[0] * 17)
         address = ctypes.addressof(device)
-        # get_name, alloc_buffer, get_alignment, get_max_size, get_alloc_size, is_host; device, context
-        buffers = self._table(
-            name,
-            0,
-            self._function(ctypes.c_size_t, lambda _: self._kind.alignment, 1),
-            0,
-            self._function(ctypes.c_size_t, self._alloc_size, 2),
-            0,
-            address,
-            0,
-        )
+        buffer_type = self._buffer_type(name, address)
         # guid; get_name, free, and 14 that only computing needs; device, context
         free = self._function(None, lambda _: None, 1)
         backend = self._table(0, name, free, *[0] * 14, address, 0)
-        buffer_type = ctypes.addressof(buffers)
         functions = (
             name,  # get_name
             name,  # get_description
@@ -104,6 +102,31 @@ class DummyDevice:
         device[: len(functions)] = functions
         device[15] = ctypes.addressof(registry)
         return address
+
+    def _buffer_type(self, name: int, device: int) -> int:
+        """Its buffers have a size, and no memory."""
+        base = self._function(_P, lambda _: _BASE, 1)
+        clear = self._function(None, lambda *_: None, 2)
+        functions = _BufferFunctions((0, base, *[0] * 7, clear, 0))
+        make = self._ggml.ggml_backend_buffer_init
+        make.restype, make.argtypes = _P, (_P, _BufferFunctions, _P, ctypes.c_size_t)
+
+        def alloc_buffer(buffer_type: int, size: int | None) -> int | None:
+            made: int | None = make(buffer_type, functions, None, size or 0)
+            return made
+
+        # get_name, alloc_buffer, get_alignment, get_max_size, get_alloc_size, is_host; device, context
+        table = self._table(
+            name,
+            self._function(_P, alloc_buffer, 2),
+            self._function(ctypes.c_size_t, lambda _: self._kind.alignment, 1),
+            0,
+            self._function(ctypes.c_size_t, self._alloc_size, 2),
+            0,
+            device,
+            0,
+        )
+        return ctypes.addressof(table)
 
     def _table(self, *words: int) -> Any:
         table = (ctypes.c_size_t * len(words))(*words)

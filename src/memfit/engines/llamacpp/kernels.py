@@ -35,6 +35,8 @@ _ROOM_SHARE = 0.4  # of a small device's room: activations and the messages want
 _TOKENS = 512
 _BATCH_TOKENS = 16
 _HEADS, _KV_HEADS = 16, 4
+_LONE_HEADS = 12  # whose keys and values no other head shares, so that reading them is all
+_EXPERTS, _EXPERTS_USED, _EXPERT_ROWS = 16, 2, 512
 _CELLS = 4096  # of the KV cache, with one token
 _PROMPT_CELLS = 1024
 _EMPTY_NODES = 240
@@ -107,7 +109,8 @@ class Bench(Closing):
         experts = key.startswith(EXPERTS)
         columns = int(length or _COLUMNS)
         number = self._numbers[type_name]
-        matrix_bytes = self._ggml.ggml_row_size(number, columns) * _ROWS
+        rows = _EXPERTS_USED * _EXPERT_ROWS if experts else _ROWS
+        matrix_bytes = self._ggml.ggml_row_size(number, columns) * rows
         count = max(1, self._streamed_bytes // matrix_bytes)
         seconds = self._multiply(number, columns, count, 1, experts=experts)
         if seconds is None:
@@ -119,34 +122,45 @@ class Bench(Closing):
         ):
             seconds = self._multiply(number, columns, matrices, tokens, experts=experts)
             assert seconds is not None, "the type is repacked whatever the number of tokens"
-            rates[name] = 2 * columns * _ROWS * tokens * matrices / seconds
+            rates[name] = 2 * columns * rows * tokens * matrices / seconds
         return rates
 
     def attention(self, key: str) -> dict[str, float] | None:
-        """Operations/s over a KV cache, with one token and with 512. `key` is its type, and the numbers per
-        head: "F16/128". None where a head is no whole number of the type's blocks, or the device has no such
-        kernel."""
+        """Operations/s over a KV cache, with one token and with 512, and bytes/s of one that no CPU's cache
+        holds. `key` is its type, and the numbers per head: "F16/128". None where a head is no whole number of
+        the type's blocks, or the device has no such kernel."""
         type_name, _, length = key.partition("/")
         number, head = self._numbers[type_name], int(length)
         if head % self._ggml.ggml_blck_size(number):
             return None
-        found = {}
-        for name, tokens, cells in (("generation", 1, _CELLS), ("prompt", _TOKENS, _PROMPT_CELLS)):
 
-            def build(context: int, tokens: int = tokens, cells: int = cells) -> int:
+        def seconds(tokens: int, heads: int, kv_heads: int, cells: int) -> float:
+            def build(context: int) -> int:
                 ggml = self._ggml
-                query = ggml.ggml_new_tensor_3d(context, _TYPE_F32, head, tokens, _HEADS)
+                query = ggml.ggml_new_tensor_3d(context, _TYPE_F32, head, tokens, heads)
                 # As the cache lies in memory: a cell's heads side by side.
-                caches = [ggml.ggml_new_tensor_3d(context, number, head, _KV_HEADS, cells) for _ in "kv"]
+                caches = [ggml.ggml_new_tensor_3d(context, number, head, kv_heads, cells) for _ in "kv"]
                 key, value = (ggml.ggml_permute(context, cache, 0, 2, 1, 3) for cache in caches)
                 scale = head**-0.5
                 return int(ggml.ggml_flash_attn_ext(context, query, key, value, None, scale, 0.0, 0.0))
 
-            try:
-                found[name] = 4 * _HEADS * tokens * cells * head / self._run(build)
-            except _UnsupportedError:
-                return None
-        return found
+            return self._run(build)
+
+        cell_bytes = 2 * _LONE_HEADS * self._ggml.ggml_row_size(number, head)
+        cells = max(_CELLS, self._streamed_bytes // 2 // cell_bytes // _CELLS * _CELLS)
+        try:
+            return {
+                "generation": 4 * _HEADS * _CELLS * head / seconds(1, _HEADS, _KV_HEADS, _CELLS),
+                "prompt": 4
+                * _HEADS
+                * _TOKENS
+                * _PROMPT_CELLS
+                * head
+                / seconds(_TOKENS, _HEADS, _KV_HEADS, _PROMPT_CELLS),
+                "bytes_per_second": cell_bytes * cells / seconds(1, _LONE_HEADS, _LONE_HEADS, cells),
+            }
+        except _UnsupportedError:
+            return None
 
     def _activation_bytes_per_second(self) -> float:
         """Bytes read and written by norms, sums and products over a ubatch."""
@@ -245,17 +259,19 @@ class Bench(Closing):
     def _multiply(
         self, type_number: int, columns: int, count: int, tokens: int, *, experts: bool
     ) -> float | None:
-        """Seconds of multiplying `count` matrices with `tokens` columns, each as two experts that all tokens
-        are routed to; None where this CPU does not repack the type and it should."""
-        ggml, parts = self._ggml, 2 if experts else 1
-        both = struct.pack("2i", 0, 1) * tokens
+        """Seconds of multiplying `count` matrices with `tokens` columns, or with `experts` what each token is
+        routed to of as many bytes; None where this CPU does not repack the type and it should."""
+        # One token reads all there is; many share experts, as they would of a model.
+        ggml, used = self._ggml, _EXPERTS_USED if experts else 1
+        parts, rows = (_EXPERTS if tokens == _TOKENS else used, _EXPERT_ROWS) if experts else (1, _ROWS)
+        routed = struct.pack(f"{used * tokens}i", *(index % parts for index in range(used * tokens)))
         with self._context() as weights_context, self._context() as context:
             weights = [
-                ggml.ggml_new_tensor_3d(weights_context, type_number, columns, _ROWS // parts, parts)
+                ggml.ggml_new_tensor_3d(weights_context, type_number, columns, rows, parts)
                 for _ in range(count)
             ]
             graph = ggml.ggml_new_graph(context)
-            routes = ggml.ggml_new_tensor_2d(context, _TYPE_I32, parts, tokens)
+            routes = ggml.ggml_new_tensor_2d(context, _TYPE_I32, used, tokens)
             for weight in weights:
                 shape = (1, tokens) if experts else (tokens, 1)
                 activations = ggml.ggml_new_tensor_3d(context, _TYPE_F32, columns, *shape)
@@ -273,7 +289,7 @@ class Bench(Closing):
                                 ggml.ggml_backend_tensor_set(weight, zeros, 0, len(zeros))
                         with self._allocated(context, self._plain):
                             if experts:
-                                ggml.ggml_backend_tensor_set(routes, both, 0, len(both))
+                                ggml.ggml_backend_tensor_set(routes, routed, 0, len(routed))
                             return self._time_graph(graph, product)
                 for weight in weights:  # to be placed again; ggml_tensor: buffer at 8, data 248, extra 320
                     for offset in (8, 248, 320):

@@ -120,9 +120,10 @@ class CostModel:
             rates = speed.attending(attention_key(one_token.type, one_token.width))
             per_token = one_token.operations / one_token.count * min(1.0, generation_cells / one_token.cells)
             per_batch = batch.operations / batch.count * min(1.0, prompt_cells / batch.cells)
+            reading = rates.bytes_per_second or speed.streaming_bytes_per_second
             streamed = kv_bytes * min(1.0, generation_cells / one_token.cells)
             found.append(
-                generated * max(per_token / rates.generation, streamed / speed.streaming_bytes_per_second)
+                generated * max(per_token / rates.generation, streamed / reading)
                 + prompt_tokens / base.prompt.tokens * per_batch / rates.prompt
             )
         return tuple(found)
