@@ -1,6 +1,6 @@
 """A real GPU backend against the plan and against the CPU: Vulkan over Mesa's software driver.
 
-    scripts/vulkan benchmarks/vulkan.py bytes|answers [COUNT]
+    scripts/vulkan benchmarks/vulkan.py bytes|answers [COUNT [FIRST]]
 
 bytes: COUNT random configurations of the demo (30): of three one streams weights, and of the others one has
 the device multiply prompts with what lies in RAM. Counted is the most that the backend's own log has in
@@ -10,6 +10,8 @@ the host do not count. Bars: within 1 MiB of the plan, never above the budget.
 answers: COUNT random sets (40) of prompt length, budget, type of the KV cache and way of RAM's matrices. 32
 tokens, the CPU's greedy ones, are scored on the CPU, on the device and by the same model in F32. Bars: the
 device's mean KL from F32 at most 1.1 times the CPU's + 0.002, its top-1 agreement at most a point below.
+
+With FIRST those before it are left out, as done already.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def main() -> int:
     return bars[bar](*map(int, rest))
 
 
-def count_bytes(count: int = 30) -> int:
+def count_bytes(count: int = 30, first: int = 0) -> int:
     chance, failures = random.Random(17), 0
     print("| VRAM MiB | context | sequences | KV | RAM's matrices | planned MiB | allocated | error | |")
     print("|" + " --- |" * 9)
@@ -64,6 +66,8 @@ def count_bytes(count: int = 30) -> int:
             "kv_type": chance.choice(("f16", "f16", "q8_0")),
             "way": _WAYS[index % 3],
         }
+        if index < first:
+            continue
         done = subprocess.run(
             [sys.executable, __file__, "one", json.dumps(asked)],
             capture_output=True,
@@ -150,7 +154,7 @@ def most_held(log: str) -> int:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def answers(count: int = 40) -> int:
+def answers(count: int = 40, first: int = 0) -> int:
     import llama_cpp
 
     chance = random.Random(17)
@@ -168,6 +172,8 @@ def answers(count: int = 40) -> int:
             start, vram = chance.randrange(len(words) - 200), chance.randrange(25 * MIB, 110 * MIB)
             prompt = " ".join(words[start : start + chance.choice((4, 8, 16, 40, 80))])
             kv_type = chance.choice(("f16", "q8_0"))
+            if index < first:
+                continue
             workload = memfit.Workload(
                 context=512, kv_type=kv_type, threads=2, repack="off", outputs=32, prompt_tokens=64
             )

@@ -39,6 +39,7 @@ _LONE_HEADS = 12  # whose keys and values no other head shares, so that reading 
 _EXPERTS, _EXPERTS_USED, _EXPERT_ROWS = 16, 2, 512
 _CELLS = 4096  # of the KV cache, with one token
 _PROMPT_CELLS = 1024
+_MOST_MATRICES = 900  # of a graph that holds 2,048 tensors, each matrix with its input
 _EMPTY_NODES = 240
 _SENT_BYTES = 64 * MIB  # as large as a matrix
 _SMALL_GRAPH = 24  # nodes of a typical part of a layer
@@ -111,7 +112,7 @@ class Bench(Closing):
         number = self._numbers[type_name]
         rows = _EXPERTS_USED * _EXPERT_ROWS if experts else _ROWS
         matrix_bytes = self._ggml.ggml_row_size(number, columns) * rows
-        count = max(1, self._streamed_bytes // matrix_bytes)
+        count = min(max(1, self._streamed_bytes // matrix_bytes), _MOST_MATRICES)
         seconds = self._multiply(number, columns, count, 1, experts=experts)
         if seconds is None:
             return None
