@@ -180,8 +180,7 @@ def test_figures_and_published_results_agree(name: str) -> None:
     """A slip of a unit or a digit shows: nothing generates faster than its memory can be read.
 
     A llama 7B Q4_0 has 3.56 GiB, and 6.74e9 weights: too few for what data centers' cards could do. Prompts
-    may pass the FP16 rate, since the engine multiplies 8-bit integers, at up to four times that rate on GeForce
-    cards.
+    may pass the FP16 rate, since the engine multiplies 8-bit integers, at up to four times that rate.
     """
     for gpu in read_profile(name).gpus:
         bandwidth, operations = gpu.bandwidth_bytes_per_second, gpu.operations_per_second

@@ -169,7 +169,7 @@ def _gain(plan: Plan, change: Change) -> str:
         ("prompt", before.prompt.value, after.prompt.value),
         ("generation", before.generation.value, after.generation.value),
     ):
-        if abs(new / old - 1) >= 0.01:
+        if format_rate(old) != format_rate(new):
             found.append(f"{what} {format_rate(old)} → {format_rate(new)}")
     return f"{change.what}: {', '.join(found)}"
 

@@ -18,28 +18,28 @@ _MORE_VRAM = 2 * GIB
 _MORE_RAM = (2 * GIB, 8 * GIB)  # the latter where the budget is at least twice that
 _LONG_PROMPT = 2048  # tokens
 _LEAST_CONTEXT = 2048
-_CLEAR = 0.03  # a smaller difference of both speeds is not worth a line
+_CLEAR = 0.03  # a smaller gain of either speed is not worth a line
 
 
 def changes(
     plan: LlamaPlan, inputs: PlanInputs, make_plan: Callable[[PlanInputs], LlamaPlan]
 ) -> Iterator[Change]:
-    """Those that make a clear difference to a `plan` that was made of `inputs`."""
+    """Those that clearly speed up a `plan` that was made of `inputs`."""
     for what, changed in _changed(plan, inputs):
         try:
             other = make_plan(changed)
         except MemfitError:
             continue  # this model knows no such KV cache
-        if other.fits and _differs(plan, other):
+        if other.fits and _gains(plan, other):
             yield Change(
                 what=what, prediction=replace(other.prediction, prompt_terms=(), generation_terms=())
             )
 
 
-def _differs(plan: LlamaPlan, other: LlamaPlan) -> bool:
+def _gains(plan: LlamaPlan, other: LlamaPlan) -> bool:
     before, after = plan.prediction, other.prediction
     pairs = ((before.prompt, after.prompt), (before.generation, after.generation))
-    return any(abs(new.value / old.value - 1) >= _CLEAR for old, new in pairs)
+    return any(new.value / old.value - 1 >= _CLEAR for old, new in pairs)
 
 
 def _changed(plan: LlamaPlan, inputs: PlanInputs) -> Iterator[tuple[str, PlanInputs]]:
