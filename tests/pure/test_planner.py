@@ -42,7 +42,7 @@ from memfit.planner.llamacpp.placement import Placement, Problem
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.tiers import _receiving
-from memfit.planner.request import Budget, Workload
+from memfit.planner.request import Budget, Conditions, Workload
 from memfit.planner.speed import DeviceSpeed, WeightSpeed
 from memfit.units import GIB, KIB, MIB
 from thorough import times
@@ -543,6 +543,7 @@ def _device_plan(
     vram: Any = None,
     rpc: Mapping[str, Any] | None = None,
     available: int = 8 * GIB,
+    conditions: Conditions | None = None,
     **workload: Any,
 ) -> LlamaPlan:
     spec = spec or make_layered_spec()
@@ -554,6 +555,7 @@ def _device_plan(
             machine=make_machine(available, gpus=(make_gpu(),)),
             budget=Budget(ram=ram, vram=vram, rpc=remote, disk=False),
             workload=Workload(**{"repack": "off", **workload}),
+            conditions=conditions or Conditions(),
             speeds=make_speeds(),
             devices=lent,
         ),
@@ -793,11 +795,11 @@ def test_what_ram_alone_holds_is_planned_beside_any_lender(lent: tuple[int, ...]
     assert _device_plan(ram, *devices, **asked).fits
 
 
-def _offloading(link: float, **workload: Any) -> LlamaPlan:
+def _offloading(link: float, conditions: Conditions | None = None, **workload: Any) -> LlamaPlan:
     """A GPU with room for a part of the model, that gets `link` bytes of weights a second."""
     gpu = make_speed(1e11, sent_bytes_per_second=link)
     asked = {"prompt_tokens": 512, "generated_tokens": 16, "context": 1024, **workload}
-    return _device_plan(GIB, make_device(), speeds=(gpu,), vram=100 * MIB, **asked)
+    return _device_plan(GIB, make_device(), speeds=(gpu,), vram=100 * MIB, conditions=conditions, **asked)
 
 
 def test_a_gpu_multiplies_prompts_with_what_lies_in_ram_where_that_is_faster() -> None:
@@ -807,6 +809,17 @@ def test_a_gpu_multiplies_prompts_with_what_lies_in_ram_where_that_is_faster() -
         (why,) = (line for line in plan.why if "multiplies prompts with what lies in RAM" in line)
         assert why.startswith("gpu0 multiplies" if takes_over else "this CPU computes")
     assert taking.prediction.prompt.value > 2 * slow.prediction.prompt.value
+
+
+@pytest.mark.parametrize("share", [0.7, 1.5])
+@pytest.mark.parametrize(("ubatch", "prompt_tokens"), [(64, 640), (256, 1024), (512, 1024), (512, 100)])
+def test_who_multiplies_is_the_faster_one(ubatch: int, prompt_tokens: int, share: float) -> None:
+    """W bytes in RAM and n tokens of a pass: the CPU takes 2 W n / 2e9 seconds, the GPU W / link to get them
+    and 2 W n / 2e11, so that it is faster with a link above 1e9 / 0.99 n bytes a second."""
+    link = share * 1e9 / 0.99 / min(ubatch, prompt_tokens)
+    plan = _offloading(link, prompt_tokens=prompt_tokens, conditions=Conditions(ubatch=ubatch))
+    assert plan.config.devices and plan.config.ubatch == ubatch
+    assert plan.config.op_offload is (share > 1)
 
 
 @pytest.mark.parametrize(
