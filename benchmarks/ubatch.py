@@ -75,7 +75,7 @@ def compare(what: str, path: str, prompt: int, budget: memfit.Budget, *, threads
     )
     taken = memfit.plan(path, budget=budget, workload=workload).ubatch
     rates = {}
-    for ubatch in sorted({taken, *(size for size in (128, 256, 512, 1024, 2048) if size <= prompt)}):
+    for ubatch in sorted({taken, *(size for size in (128, 256, 512, 1024) if size <= prompt)}):
         plan = memfit.plan(path, budget=budget, workload=workload, conditions=Conditions(ubatch=ubatch))
         if plan.fits:
             with memfit.load(plan) as session:

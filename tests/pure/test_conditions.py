@@ -107,6 +107,7 @@ def test_experts_stay_in_ram(layers: int) -> None:
         ([("blk.0.ffn_up", "CUDA0"), ("ffn_up", "CPU")], [("blk.0.ffn_up", 1), ("ffn_up", 0)]),
         ([("^output", "CPU")], [("^output", 0)]),
         ([("token_embd", "gpu0")], [("token_embd", 1)]),
+        ([("ffn_gate", "RPC0[gpu0]")], [("ffn_gate", 1)]),
     ],
 )
 def test_single_tensors(given: list[tuple[str, str]], meant: list[tuple[str, int]]) -> None:
@@ -164,7 +165,30 @@ def test_conditions_as_options() -> None:
     assert not Conditions()
 
 
+def test_without_layers_on_devices_there_are_none() -> None:
+    plan, alone = _plan(_DENSE, Conditions(gpu_layers=0)), _plan(_DENSE, Conditions(), devices=0)
+    assert plan.tiers == alone.tiers and plan.config == alone.config
+
+
 # --- refused ---
+
+
+def test_what_ram_could_hold_does_not_stream_where_a_device_is_too_small() -> None:
+    budget = Budget(ram=GIB, vram={0: 150 * MIB})
+    plan = _plan(_DENSE, Conditions(gpu_layers=5), vram=150 * MIB, budget=budget)
+    assert not plan.fits and plan.overfull == plan.tiers[1]
+    assert not plan.streamed_bytes
+
+
+@pytest.mark.parametrize("name", ["MEMFIT_GPU_LAYERS", "MEMFIT_UBATCH"])
+def test_the_first_long_spelling_names_the_variable(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "many")
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "demo"])
+    assert stopped.value.code == 2
+    assert "many" in capfd.readouterr().err
 
 
 def test_layers_that_do_not_fit_are_refused_with_as_many_as_do() -> None:
@@ -182,10 +206,12 @@ def test_layers_that_do_not_fit_are_refused_with_as_many_as_do() -> None:
         (Conditions(overrides=(("nothing", "CPU"),)), "--override-tensor nothing: no tensor of this model"),
         (
             Conditions(overrides=(("ffn_up", "CUDA7"),)),
-            "there is no device CUDA7 to use; there are CPU, CUDA0",
+            "there is no device CUDA7 to use; known here: CPU, CUDA0",
         ),
         (Conditions(overrides=(("ffn_(up", "CPU"),)), r"ffn_\(up is no regular expression"),
-        (Conditions(cpu_moe_layers=2), "--cpu-moe: this model has no experts"),
+        (Conditions(overrides=(("[[:digit:]]+.ffn", "CPU"),)), r"is no regular expression"),
+        (Conditions(cpu_moe_layers=2), "--n-cpu-moe: this model has no experts"),
+        (Conditions(cpu_moe_layers=ALL_LAYERS), "--cpu-moe: this model has no experts"),
     ],
 )
 def test_conditions_that_nothing_can_keep(conditions: Conditions, message: str) -> None:
@@ -246,6 +272,9 @@ def test_llamacpps_spellings() -> None:
         (["-ot", "a"], "--override-tensor is 'a'; it must be PATTERN=DEVICE"),
         (["-ot", "a=CPU,"], "--override-tensor is ''"),
         (["--cpu-moe", "--n-cpu-moe", "3"], "are two answers to one question"),
+        (["-n", "100"], "memfit has --gen-tokens N."),
+        (["-p", "512"], "memfit has --prompt-tokens N."),
+        (["--temp", "0"], "No such option '--temp'."),
         (["-c", "4096"], "No such option '-c'. For llama.cpp's -c, memfit has --ctx N."),
         (["-fa", "on"], "For llama.cpp's -fa, memfit has nothing: the engine uses flash attention"),
         (["--no-mmap"], "For llama.cpp's --no-mmap, memfit has nothing"),

@@ -69,7 +69,7 @@ def test_every_option_has_its_variable() -> None:
     for _, command in _commands():
         for option in command.params:
             if isinstance(option, click.Option):
-                name = max(option.opts, key=len).removeprefix("--")
+                name = next(one for one in option.opts if one.startswith("--")).removeprefix("--")
                 assert option.envvar == f"MEMFIT_{name.upper().replace('-', '_')}"
 
 

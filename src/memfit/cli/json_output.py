@@ -81,7 +81,8 @@ def usage_json(error: click.ClickException, arguments: Sequence[str]) -> dict[st
 def _name(parameter: click.Parameter) -> str:
     if isinstance(parameter, click.Argument):
         return parameter.human_readable_name
-    return max(parameter.opts, key=len)
+    # Of several spellings the first long one is the name.
+    return next((one for one in parameter.opts if one.startswith("--")), parameter.opts[0])
 
 
 def _given(parameter: click.Parameter, arguments: Sequence[str]) -> str | None:

@@ -106,7 +106,9 @@ def _exit_code(arguments: list[str] | None) -> int:
 def _fail(error: Exception, output: JsonOutput, arguments: Sequence[str]) -> int:
     """A sentence for people, with --json an object for programs; the exit code."""
     if isinstance(error, click.ClickException):
-        if isinstance(error, click.NoSuchOption) and (own := own_option(error.option_name, arguments)):
+        if isinstance(error, click.NoSuchOption) and (
+            own := own_option(error.option_name, arguments, _known(error))
+        ):
             error = click.NoSuchOption(error.option_name, f"{error.message} {own}", ctx=error.ctx)
         error.show()
         code, document = error.exit_code, usage_json(error, arguments)
@@ -118,6 +120,12 @@ def _fail(error: Exception, output: JsonOutput, arguments: Sequence[str]) -> int
         with contextlib.suppress(OutputError):  # the error that came first says more
             write_json(document)
     return code
+
+
+def _known(error: click.NoSuchOption) -> set[str]:
+    """The options of the command that refused one."""
+    parameters = error.ctx.command.params if error.ctx else []
+    return {name for parameter in parameters for name in parameter.opts}
 
 
 def _tell(error: MemfitError) -> None:

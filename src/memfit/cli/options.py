@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from memfit.errors import UsageError, WrongValueError
+from memfit.errors import UsageError, WrongValueError, readable
 from memfit.memory.precision import LOAD_IN
 from memfit.planner.request import ALL_LAYERS, KV_TYPES, Budget, Conditions, Workload
 
@@ -321,9 +321,9 @@ def _layers(text: str | None) -> int | None:
 def _override(text: str) -> tuple[str, str]:
     pattern, _, device = text.rpartition("=")
     if not pattern or not device:
-        needed = "PATTERN=DEVICE"
+        needed = "PATTERN=DEVICE; a comma separates two of them"
         raise WrongValueError(
-            "override_tensor", f" is {text!r}; it must be {needed}", got=text, needed=needed
+            "override_tensor", f" is '{readable(text)}'; it must be {needed}", got=text, needed=needed
         )
     return pattern, device
 

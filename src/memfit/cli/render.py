@@ -134,13 +134,17 @@ def print_why(plan: Plan, out: Console) -> None:
         out.print(Text("  · "), plain(_gain(plan, change)), sep="")
     names = [_tier_name(tier.name) for tier in plan.tiers]
     for what, terms in (
-        (f"a prompt's pass of {plan.ubatch} tokens", plan.prediction.prompt_terms),
+        (
+            f"a prompt's pass of {min(plan.ubatch, plan.workload.prompt_tokens)} tokens",
+            plan.prediction.prompt_terms,
+        ),
         ("one token", plan.prediction.generation_terms),
     ):
         if not terms:
             continue
         whole = sum(term.seconds for term in terms)
-        out.print(f"  · {what} takes {1000 * whole:.3g} ms:")
+        alone = " of computing, beside the disk" if plan.streamed_bytes else ""
+        out.print(f"  · {what} takes {1000 * whole:.3g} ms{alone}:")
         seconds: dict[tuple[int, str], float] = {}
         for term in terms:
             key = term.device, term.kind
@@ -171,6 +175,8 @@ def _gain(plan: Plan, change: Change) -> str:
     ):
         if format_rate(old) != format_rate(new):
             found.append(f"{what} {format_rate(old)} → {format_rate(new)}")
+        elif abs(new / old - 1) >= 0.02:
+            found.append(f"{what} {new / old - 1:+.0%}")
     return f"{change.what}: {', '.join(found)}"
 
 

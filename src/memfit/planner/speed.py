@@ -56,9 +56,9 @@ _OF_KERNELS = ("calibrated", "provisional")
 # missing was looked for in node overhead, page sizes and graph building, and not found.
 _EFFICIENCY = 0.95
 _COLUMNS = 1536  # from here on the length of a matrix's rows makes no difference to speed
-_MINOR = (
-    0.02  # a type with a smaller share of the bytes needs no measuring of its own; or a device's of the time
-)
+# A type with a smaller share of the bytes needs no measuring of its own; a device with one of the time has no
+# say in how sure a prediction is.
+_MINOR = 0.02
 MANY_TOKENS = 64  # from here on kernels are as fast as with a ubatch
 EXPERTS = "experts "  # how keys of routed experts begin
 OP_OFFLOAD_TOKENS = 32  # from here on the engine lets a GPU multiply matrices that lie in RAM

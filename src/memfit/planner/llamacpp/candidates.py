@@ -120,9 +120,10 @@ class Candidates:
         """The placement that leaves fewest bytes in RAM, fit or not."""
         if self.used:
             config = self._least_ram(config, within)
-        if self.inputs.may_stream:
-            config = stream_out(self.inputs.spec, config, None) or config
-        return self.evaluate(config)
+        held = self.evaluate(config)
+        if self.inputs.may_stream and held.tiers[RAM].needs_bytes > within[RAM]:
+            return self.evaluate(stream_out(self.inputs.spec, config, None) or config)
+        return held
 
     def evaluate(self, config: LlamaConfig) -> Candidate:
         spec, workload = self.inputs.spec, self.inputs.workload

@@ -7,6 +7,7 @@ on devices the output is the last. Which of our devices a name means is said her
 from __future__ import annotations
 
 import re
+import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -15,12 +16,13 @@ from memfit.errors import WrongValueError, readable
 from memfit.hardware.machine import DUMMY, Device
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import RAM
-from memfit.planner.request import Conditions
+from memfit.planner.request import ALL_LAYERS, Conditions
 
 __all__ = ["fixed_tensors", "layers_per_device"]
 
 _EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps")
 _RAM_NAMES = ("cpu", "ram")
+_RPC_NAME = re.compile(r"RPC\d*\[(.+)\]")  # as llama.cpp calls a remote device
 
 
 def fixed_tensors(spec: ModelSpec, conditions: Conditions, devices: Sequence[Device]) -> Mapping[str, int]:
@@ -40,13 +42,11 @@ def fixed_tensors(spec: ModelSpec, conditions: Conditions, devices: Sequence[Dev
                 "memfit inspect MODEL --tensors lists them",
             )
         found |= {name: number for name in names if name not in found}
-    if conditions.cpu_moe_layers is not None:
+    if (most := conditions.cpu_moe_layers) is not None:
         experts = {one.name: match for one in spec.tensors if (match := _EXPERTS.match(one.name))}
         if not experts:
-            raise WrongValueError(
-                "cpu_moe", ": this model has no experts, so there is nothing to keep in RAM"
-            )
-        most = conditions.cpu_moe_layers
+            name = "cpu_moe" if most == ALL_LAYERS else "n_cpu_moe"
+            raise WrongValueError(name, ": this model has no experts, so there is nothing to keep in RAM")
         names = [name for name, match in experts.items() if int(match[1]) < most]
         found |= {name: RAM for name in names if name not in found}
     return found
@@ -64,6 +64,8 @@ def layers_per_device(layers: int, gpu_layers: int, room_bytes: Sequence[int]) -
 
 
 def _number(name: str, devices: Sequence[Device]) -> int:
+    if match := _RPC_NAME.fullmatch(name):
+        name = match[1]
     if name.lower() in _RAM_NAMES:
         return RAM
     names = [{one.name.lower(), one.engine_name.removeprefix(DUMMY).lower()} for one in devices]
@@ -72,14 +74,16 @@ def _number(name: str, devices: Sequence[Device]) -> int:
             return number
     there = ", ".join(["CPU", *(one.engine_name.removeprefix(DUMMY) for one in devices)])
     raise WrongValueError(
-        "override_tensor", f": there is no device {readable(name)} to use; there are {there}"
+        "override_tensor", f": there is no device {readable(name)} to use; known here: {there}"
     )
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
     try:
-        return re.compile(pattern)
-    except re.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of [[:digit:]], which Python does not know
+            return re.compile(pattern)
+    except (re.error, FutureWarning) as error:
         raise WrongValueError(
             "override_tensor", f" {readable(pattern)} is no regular expression: {error}"
         ) from None

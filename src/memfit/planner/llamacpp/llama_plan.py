@@ -188,7 +188,11 @@ def _form_reasons(plan: LlamaPlan) -> Iterator[str]:
 def _ubatch_reason(plan: LlamaPlan, inputs: PlanInputs) -> str:
     size, full = plan.config.ubatch, inputs.ubatches[0]
     if inputs.conditions.ubatch:
-        return "as asked" if size == inputs.conditions.ubatch else f"the context is {inputs.context}"
+        if size == inputs.conditions.ubatch:
+            return "as asked"
+        return (
+            "a token of each sequence" if size == plan.config.parallel else f"the context is {inputs.context}"
+        )
     if size > full:
         return "weights that are sent or read for each one serve so many tokens of a prompt"
     return "full speed on prompts" if size == full else "a larger one does not fit"

@@ -62,7 +62,9 @@ class _Planner:
     ) -> None:
         self._inputs = inputs
         self._oracle = oracle
-        self._used = inputs.used_devices
+        # Devices that hold nothing make no difference.
+        none = inputs.conditions.gpu_layers == 0 and not inputs.conditions.overrides
+        self._used = () if none else inputs.used_devices
         self._candidates = Candidates(inputs, oracle, solver, self._used)
         self._too_small: list[str] = []  # devices without room for anything but compute buffers
         if self._used:
@@ -193,14 +195,19 @@ class _Planner:
         return next(one for one in options if one.seconds <= enough)
 
     def _smallest(self) -> Candidate:
-        """The configuration that leaves fewest bytes in RAM for what was asked."""
+        """The configuration that misses the limits by least, and leaves fewest bytes in RAM."""
         inputs, options = self._inputs, []
         modes = (False,) if inputs.may_stream else self._repack_modes()
         for kv_type, repack in product(inputs.kv_types, modes):
             config = inputs.config(kv_type, inputs.ubatches[-1], repack)
             with contextlib.suppress(EngineError):
                 options.append(self._candidates.smallest(config, self._safe_limits))
-        return min(options, key=lambda one: one.tiers[RAM].needs_bytes)
+        limits = self._candidates.limits
+
+        def over(one: Candidate) -> int:
+            return sum(max(0, tier.needs_bytes - most) for tier, most in zip(one.tiers, limits, strict=True))
+
+        return min(options, key=lambda one: (over(one), one.tiers[RAM].needs_bytes))
 
     # -- the plan --------------------------------------------------------------------------------
 
