@@ -193,8 +193,9 @@ def answers(count: int = 40, first: int = 0) -> int:
             divergences.append([divergence(wanted, one) for one in (by_cpu, by_device)])
             agreements.append([agreement(wanted, one) for one in (by_cpu, by_device)])
             (cpu, device), (cpu_same, device_same) = divergences[-1], agreements[-1]
+            length = len(vocabulary.tokenize(prompt.encode()))
             print(
-                f"| {len(vocabulary.tokenize(prompt.encode()))} | {vram / MIB:.1f} | {kv_type} | {way} | {cpu:.5f} | {device:.5f} "
+                f"| {length} | {vram / MIB:.1f} | {kv_type} | {way} | {cpu:.5f} | {device:.5f} "
                 f"| {100 * cpu_same:.0f} % | {100 * device_same:.0f} % |",
                 flush=True,
             )
