@@ -37,7 +37,7 @@ from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.request import ALL_LAYERS, Budget, Conditions, Workload
 from memfit.planner.saved import _PATTERN
-from memfit.units import GIB, MIB
+from memfit.units import GIB, KIB, MIB
 
 _BIAS = make_tensor("blk.1.attn_q.bias", (1024,), "F32", 4096)
 _DENSE = make_layered_spec(4, more=(_BIAS,))
@@ -124,6 +124,24 @@ def test_a_tensor_on_a_device_that_holds_nothing_else() -> None:
     plan = _plan(_DENSE, Conditions(overrides=(("blk.2.ffn_up", "gpu0"),)), device_speed=1e8, budget=Budget())
     assert [name for name, device in _lies(plan).items() if device] == ["blk.2.ffn_up.weight"]
     assert plan.tiers[1].weights_bytes == 16 * MIB
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_token_table_on_a_device_is_not_in_ram_as_well(tied: bool) -> None:
+    spec = make_layered_spec(4, tied=tied)
+    conditions = Conditions(gpu_layers=2, overrides=(("token_embd", "host:1"),))
+    inputs = PlanInputs(
+        spec=spec,
+        machine=make_machine(),
+        budget=Budget(ram=GIB, rpc={"host:1": GIB}, disk=False),
+        workload=Workload(repack="off", context=1024),
+        conditions=conditions,
+        speeds=make_speeds(),
+        devices=[(make_device("host:1"), make_speed(1e11))],
+    )
+    plan = make_plan(inputs, DeviceOracle(spec))
+    held = sum(tensor.size_bytes for tensor, device in engine_devices(spec, plan.config) if not device)
+    assert plan.config.load_mode == "own" and plan.ram.weights_bytes == pytest.approx(held, abs=64 * KIB)
 
 
 def test_several_devices_take_shares_of_their_room() -> None:

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.memory.estimate import RAM, LlamaConfig
-from memfit.memory.streaming import dequantized_bytes, is_read_by_row, ring_bytes, stretches
+from memfit.memory.streaming import TOKEN_TABLE, dequantized_bytes, is_read_by_row, ring_bytes, stretches
 from memfit.planner.llamacpp.tensor_devices import devices_of
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import KIB
@@ -94,7 +94,7 @@ def is_dense_matrix(tensor: TensorSpec) -> bool:
 
 def row_bytes(spec: ModelSpec, config: LlamaConfig) -> int:
     """Of a token table that is read by row: the pages of one ubatch's rows."""
-    tables = [one for one in spec.tensors if is_read_by_row(one, spec.tensors)]
+    tables = [one for one in _in_ram(spec, config) if is_read_by_row(one, spec.tensors)]
     if config.load_mode != "own" or not tables:
         return 0
     (table,) = tables
@@ -135,9 +135,11 @@ def slowed(
 
 
 def _in_ram(spec: ModelSpec, config: LlamaConfig) -> list[TensorSpec]:
-    """A tied token table lies here too, wherever the output is."""
+    """A token table that is the output, too, lies here wherever that is, unless a pattern moves both."""
     devices = devices_of(spec, config)
-    return [one for one in spec.tensors if devices[one.name] == RAM or one.name == "token_embd.weight"]
+    table = next((device for pattern, device in config.overrides if re.search(pattern, TOKEN_TABLE)), RAM)
+    devices |= {TOKEN_TABLE: table}
+    return [one for one in spec.tensors if devices[one.name] == RAM]
 
 
 def _may_stream(tensor: TensorSpec) -> bool:
