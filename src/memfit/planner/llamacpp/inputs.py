@@ -23,6 +23,7 @@ __all__ = ["ROOM_FOR_ERROR", "PlanInputs", "UsedDevice", "repack_modes", "ubatch
 
 ROOM_FOR_ERROR = 4 * MIB  # in RAM; predictions are within 2: benchmarks/memory.py
 _LONG_UBATCHES = (1024, 2048, 4096)
+_SHORTEST = 128
 _DEVICE_ROOM = 3 * MIB // 2
 _SERVER_ROOM = MIB // 2  # its kernel counts for us, and what it adds itself is known: benchmarks/devices.py
 
@@ -65,6 +66,11 @@ class PlanInputs:
         if asked := self.conditions.ubatch:
             return (max(min(asked, self.context), self.workload.parallel),)
         return ubatch_sizes(self.context, self.workload.parallel)
+
+    @property
+    def short_ubatches(self) -> tuple[int, ...]:
+        """Below the first, as far as prompts stay fast with them."""
+        return tuple(size for size in self.ubatches[1:] if size >= _SHORTEST)
 
     @property
     def long_ubatches(self) -> tuple[int, ...]:

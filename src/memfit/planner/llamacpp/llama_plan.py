@@ -195,7 +195,10 @@ def _ubatch_reason(plan: LlamaPlan, inputs: PlanInputs) -> str:
         )
     if size > full:
         return "weights that are sent or read for each one serve so many tokens of a prompt"
-    return "full speed on prompts" if size == full else "a larger one does not fit"
+    if size == full:
+        return "full speed on prompts"
+    beside = ", or leaves devices less room" if plan.config.devices else ""
+    return f"a larger one does not fit{beside}"
 
 
 def _load_reason(plan: LlamaPlan) -> str:

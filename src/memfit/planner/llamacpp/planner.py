@@ -158,12 +158,14 @@ class _Planner:
             for size in sizes:
                 yield self._candidates.placed(replace(plain, ubatch=size), choice.within, streams=True)
             return
-        for repack in self._repack_modes():
-            config = self._inputs.config(choice.kv_type, choice.ubatch, repack)
-            yield self._candidates.placed(config, choice.within)
+        # A shorter one leaves devices more room for the model, where that is worth more.
+        is_first = choice.ubatch == self._inputs.ubatches[0]
+        shorter = self._inputs.short_ubatches if self._used and is_first else ()
+        for repack, size in product(self._repack_modes(), (choice.ubatch, *shorter)):
+            yield self._candidates.placed(self._inputs.config(choice.kv_type, size, repack), choice.within)
         # Rewritten weights cannot be sent: only the CPU's kernels read them.
         if self._used and workload.repack != "on" and self._inputs.may_op_offload:
-            for size in sizes:
+            for size in (*sizes, *shorter):
                 yield self._candidates.placed(replace(plain, op_offload=True, ubatch=size), choice.within)
         if workload.repack != "auto" or self._used:
             return
