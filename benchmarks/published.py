@@ -73,7 +73,7 @@ _FLAGS = "https://www.poorpaul.dev/articles/qwen36-moe-flags-rtx5090"
 _BOARD = "https://github.com/ggml-org/llama.cpp/discussions/15013"
 _GUIDE = "https://github.com/ggml-org/llama.cpp/discussions/15396"
 _CPU = "https://github.com/ikawrakow/ik_llama.cpp/issues/1075"  # llama.cpp's own figures in it
-_GIVEN = "users' reports, by hand"
+_GIVEN = "a user's report, its address not known here"
 
 
 def _sweep(experts: int, ubatch: int, prompt: float, generation: float) -> Run:

@@ -31,6 +31,7 @@ from memfit.engines.protocol import PlanOptions
 from memfit.engines.transformers.planning import TransformersPlanner
 from memfit.errors import DoesNotFitError, UsageError
 from memfit.headers.model_spec import ModelSpec
+from memfit.planner.llamacpp.changes import own_choice
 from memfit.planner.llamacpp.conditions import layers_per_device
 from memfit.planner.llamacpp.inputs import PlanInputs
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
@@ -64,7 +65,13 @@ def _plan(
         speeds=make_speeds(),
         devices=lent,
     )
-    return make_plan(replace(inputs, **changes), DeviceOracle(spec))
+    inputs = replace(inputs, **changes)
+    plan = _made(inputs)
+    return replace(plan, own_choice=own_choice(inputs, _made)) if conditions else plan
+
+
+def _made(inputs: PlanInputs) -> LlamaPlan:
+    return make_plan(inputs, DeviceOracle(inputs.spec))
 
 
 def _lies(plan: LlamaPlan) -> dict[str, int]:
@@ -139,7 +146,7 @@ def test_a_token_table_on_a_device_is_not_in_ram_as_well(tied: bool) -> None:
         speeds=make_speeds(),
         devices=[(make_device("host:1"), make_speed(1e11))],
     )
-    plan = make_plan(inputs, DeviceOracle(spec))
+    plan = _made(inputs)
     held = sum(tensor.size_bytes for tensor, device in engine_devices(spec, plan.config) if not device)
     assert plan.config.load_mode == "own" and plan.ram.weights_bytes == pytest.approx(held, abs=64 * KIB)
 

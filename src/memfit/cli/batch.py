@@ -98,24 +98,15 @@ def command(
             "use one of them",
         )
     say, sequences = speaker(err), options["parallel"]
-    budget, workload = take_budget(options), take_workload(options)
-    conditions = take_conditions(options)
-    precision = take_engine(options)
-    engine = precision.pop("engine")
+    asks = {"budget": take_budget(options), "conditions": take_conditions(options), **take_engine(options)}
+    engine, workload = asks.pop("engine"), take_workload(options)
     sampling = take_sampling(options)
     constraint = read_schema(schema)
     with open_input(source, sampling, raw=raw, schema=constraint, stdin=sys.stdin.buffer) as lines:
         tokens = min(sampling.max_tokens or workload.generated_tokens, MOST_TOKENS)
         grammars = constraint is not None or lines.has_schemas
         workload = replace(workload, grammars=grammars, generated_tokens=tokens)
-        asked = PlanOptions(
-            budget=budget,
-            conditions=conditions,
-            count_parent=True,
-            say=say,
-            verbose=verbose,
-            **precision,
-        )
+        asked = PlanOptions(**asks, count_parent=True, say=say, verbose=verbose)
         job = partial(plan_job, workload=workload, engine=engine, sequences=sequences)
         planned = ready_plan(lambda named: job(named or model, lines, asked), err, yes=yes)
         with open_sink(

@@ -1,4 +1,4 @@
-"""What to type here for an option of llama.cpp's programs that memfit does not have. Only names; no logic."""
+"""What to type here for an option of llama.cpp's programs that memfit does not have: a table of names."""
 
 from __future__ import annotations
 

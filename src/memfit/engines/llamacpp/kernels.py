@@ -149,15 +149,15 @@ class Bench(Closing):
 
         cell_bytes = 2 * _LONE_HEADS * self._ggml.ggml_row_size(number, head)
         cells = max(_CELLS, self._streamed_bytes // 2 // cell_bytes // _CELLS * _CELLS)
+
+        def operations(tokens: int, cells: int) -> float:
+            """Per second."""
+            return 4 * _HEADS * tokens * cells * head / seconds(tokens, _HEADS, _KV_HEADS, cells)
+
         try:
             return {
-                "generation": 4 * _HEADS * _CELLS * head / seconds(1, _HEADS, _KV_HEADS, _CELLS),
-                "prompt": 4
-                * _HEADS
-                * _TOKENS
-                * _PROMPT_CELLS
-                * head
-                / seconds(_TOKENS, _HEADS, _KV_HEADS, _PROMPT_CELLS),
+                "generation": operations(1, _CELLS),
+                "prompt": operations(_TOKENS, _PROMPT_CELLS),
                 "bytes_per_second": cell_bytes * cells / seconds(1, _LONE_HEADS, _LONE_HEADS, cells),
             }
         except _UnsupportedError:

@@ -19,7 +19,7 @@ from memfit.hardware.profile import read_profile
 from memfit.headers.model_spec import ModelSpec
 from memfit.hub.header_only import is_header_only
 from memfit.memory.streaming import DEQUANTIZED, WIDENED, WIDENS
-from memfit.planner.llamacpp.changes import changes
+from memfit.planner.llamacpp.changes import changes, own_choice
 from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
@@ -113,6 +113,8 @@ class LlamaPlanner(Closing):
             disk_speed=self._disk_speed,
         )
         planned = self._made(inputs)
+        if options.conditions:
+            planned = replace(planned, own_choice=own_choice(inputs, self._made))
         if options.explain:
             planned = replace(planned, changes=tuple(changes(planned, inputs, self._made)))
         fingerprint = take_fingerprint(

@@ -1,4 +1,5 @@
-"""What one change of the machine or of the options would give: each priced by a plan of its own. Pure."""
+"""What one change of the machine or of the options would give, and what a plan without the user's conditions:
+each priced by a plan of its own. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from memfit.errors import MemfitError
 from memfit.planner.llamacpp.inputs import PlanInputs, UsedDevice
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.plan import Change
-from memfit.planner.request import Budget
+from memfit.planner.request import Budget, Conditions
+from memfit.planner.speed import Prediction
 from memfit.units import GIB, format_bytes
 
-__all__ = ["changes"]
+__all__ = ["changes", "own_choice"]
 
 _MORE_VRAM = 2 * GIB
 _MORE_RAM = (2 * GIB, 8 * GIB)  # the latter where the budget is at least twice that
@@ -31,9 +33,18 @@ def changes(
         except MemfitError:
             continue  # this model knows no such KV cache
         if other.fits and _gains(plan, other):
-            yield Change(
-                what=what, prediction=replace(other.prediction, prompt_terms=(), generation_terms=())
-            )
+            yield Change(what=what, prediction=_without_terms(other))
+
+
+def own_choice(inputs: PlanInputs, make_plan: Callable[[PlanInputs], LlamaPlan]) -> Prediction | None:
+    """Of the plan without the conditions; None where that does not fit."""
+    own = make_plan(replace(inputs, conditions=Conditions()))
+    return _without_terms(own) if own.fits else None
+
+
+def _without_terms(plan: LlamaPlan) -> Prediction:
+    """What a plan keeps of another one: its rates."""
+    return replace(plan.prediction, prompt_terms=(), generation_terms=())
 
 
 def _gains(plan: LlamaPlan, other: LlamaPlan) -> bool:

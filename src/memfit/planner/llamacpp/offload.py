@@ -17,7 +17,7 @@ from memfit.memory.estimate import RAM, LlamaConfig, MemoryEstimate
 from memfit.planner.llamacpp.conditions import layers_per_device
 from memfit.planner.llamacpp.cost_model import CostModel, Pieces
 from memfit.planner.llamacpp.placement import DeviceRoom, Piece, Placement, Problem, cost, layer_split
-from memfit.planner.llamacpp.tensor_devices import config_with, layer_count, placed_config
+from memfit.planner.llamacpp.tensor_devices import config_with, last_device, layer_count, placed_config
 from memfit.planner.plan import TierUse
 from memfit.planner.request import Workload
 from memfit.planner.speed import DeviceSpeed
@@ -87,8 +87,7 @@ class Offloader:
     def _given(self, config: LlamaConfig, gpu_layers: int) -> LlamaConfig:
         """The placement that `gpu_layers` and `fixed` say, fit or not."""
         layers = layers_per_device(layer_count(self.spec), gpu_layers, self.limits[1:])
-        last = max((number for number, count in enumerate(layers, start=1) if count), default=len(layers))
-        output = last if gpu_layers else RAM
+        output = last_device(layers) if gpu_layers else RAM
         return config_with(self.spec, config, layers, self.devices, self.fixed, output=output)
 
     def least_ram(self, config: LlamaConfig, base: MemoryEstimate) -> LlamaConfig:

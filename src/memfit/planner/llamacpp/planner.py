@@ -22,7 +22,7 @@ from memfit.planner.llamacpp.placement import Placement, Problem
 from memfit.planner.llamacpp.solver import solve
 from memfit.planner.llamacpp.suggest import suggestions
 from memfit.planner.llamacpp.tensor_devices import layer_count
-from memfit.planner.request import KV_TYPES, Conditions
+from memfit.planner.request import KV_TYPES
 
 __all__ = ["make_plan"]
 
@@ -38,12 +38,7 @@ def make_plan(
         UsageError: the budget is not a size, or a condition names what is not there.
         EngineError: the engine refuses the configuration that was asked for.
     """
-    planned = _Planner(inputs, oracle, solver).plan()
-    if not inputs.conditions:
-        return planned
-    own = _Planner(replace(inputs, conditions=Conditions()), oracle, solver).plan()
-    priced = replace(own.prediction, prompt_terms=(), generation_terms=())
-    return replace(planned, own_choice=priced) if own.fits else planned
+    return _Planner(inputs, oracle, solver).plan()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,22 +145,20 @@ class _Planner:
     def _configured(self, choice: _Choice) -> Iterator[Candidate | None]:
         workload = self._inputs.workload
         plain = self._inputs.config(choice.kv_type, choice.ubatch, False)
-        # What is sent or read for each ubatch serves all its tokens: a larger one may be worth its buffers.
-        sizes = [choice.ubatch]
-        if choice.ubatch == self._inputs.ubatches[0]:
-            sizes += self._inputs.long_ubatches
+        is_first = choice.ubatch == self._inputs.ubatches[0]
+        # What is sent or read for each ubatch serves all its tokens: a longer one may be worth its buffers.
+        longer = self._inputs.long_ubatches if is_first else ()
+        # A shorter one leaves devices more room for the model, where that is worth more.
+        shorter = self._inputs.short_ubatches if is_first and self._used else ()
         if choice.streams:
-            for size in sizes:
+            for size in (choice.ubatch, *longer):
                 yield self._candidates.placed(replace(plain, ubatch=size), choice.within, streams=True)
             return
-        # A shorter one leaves devices more room for the model, where that is worth more.
-        is_first = choice.ubatch == self._inputs.ubatches[0]
-        shorter = self._inputs.short_ubatches if self._used and is_first else ()
         for repack, size in product(self._repack_modes(), (choice.ubatch, *shorter)):
             yield self._candidates.placed(self._inputs.config(choice.kv_type, size, repack), choice.within)
         # Rewritten weights cannot be sent: only the CPU's kernels read them.
         if self._used and workload.repack != "on" and self._inputs.may_op_offload:
-            for size in (*sizes, *shorter):
+            for size in (choice.ubatch, *longer, *shorter):
                 yield self._candidates.placed(replace(plain, op_offload=True, ubatch=size), choice.within)
         if workload.repack != "auto" or self._used:
             return
@@ -268,15 +261,13 @@ class _Planner:
         asked = self._inputs.conditions.gpu_layers
         if asked is None:
             return None
-        most = min(asked, 1 + layer_count(self._inputs.spec))
+        most, alone = min(asked, 1 + layer_count(self._inputs.spec)), self._alone(smallest)
 
         def fits(layers: int) -> bool:
             conditions = replace(self._inputs.conditions, gpu_layers=layers)
             other = replace(self._candidates, inputs=replace(self._inputs, conditions=conditions), found={})
-            alone, streams = self._alone(smallest), self._inputs.may_stream
-            return any(
-                other.placed(alone, self._safe_limits, streams=one) for one in dict.fromkeys((False, streams))
-            )
+            ways = {False, self._inputs.may_stream}
+            return any(other.placed(alone, self._safe_limits, streams=one) for one in ways)
 
         counts = range(most - 1, -1, -1)
         found = bisect_left(counts, True, key=fits)

@@ -22,6 +22,7 @@ __all__ = [
     "config_with",
     "devices_of",
     "exceptions_of",
+    "last_device",
     "layer_count",
     "layer_tensors",
     "output_tensors",
@@ -124,10 +125,14 @@ def config_with(
         devices=tuple(device.engine_name for device in devices),
     )
     overrides = _patterns(spec, _layer_devices(spec, placed), lying)
-    last = max((number for number, count in enumerate(layers, start=1) if count), default=len(devices))
-    if output != last:  # the engine puts it on the last device in use
+    if output != last_device(layers):  # where the engine puts it
         overrides.append((_OUTPUT_PATTERN, output))
     return replace(placed, overrides=tuple(overrides))
+
+
+def last_device(layers: Sequence[int]) -> int:
+    """Which holds the output unless a pattern says otherwise: the last with `layers`, or the last of all."""
+    return max((number for number, count in enumerate(layers, start=1) if count), default=len(layers))
 
 
 def _patterns(
@@ -140,9 +145,10 @@ def _patterns(
         home = layer_devices[layer]
         devices = [lying.get(name, home) for name in names]
         for name, device in zip(names, devices, strict=True):
-            # A weight goes without its bias only where the user says so.
-            _, dot, last = name.partition(f".{kind}")[2].partition(".")
-            end = rf"\{dot}" if dot and len(set(devices)) == 1 else (rf"\.{last}$" if dot else "$")
+            _, _, _, *last = name.split(".", 3)  # "weight", mostly
+            end = rf"\.{last[0]}$" if last else "$"
+            if last and len(set(devices)) == 1:  # a weight goes without its bias only where the user says so
+                end = r"\."
             layers = layers_of.setdefault((device, kind, end), [])
             if device != home and layer not in layers:
                 layers.append(layer)
@@ -178,7 +184,7 @@ def devices_of(spec: ModelSpec, config: LlamaConfig) -> dict[str, int]:
         return {tensor.name: RAM for tensor in spec.tensors}
     layer_devices = _layer_devices(spec, config)
     outputs = {tensor.name for tensor in output_tensors(spec)}
-    last = max(layer_devices, default=RAM) or len(config.devices)
+    last = last_device(config.layers)
     patterns = [(re.compile(pattern), device) for pattern, device in config.overrides]
     found = {}
     for tensor in spec.tensors:
