@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
@@ -36,7 +37,7 @@ from memfit.engines.llamacpp.options import context_options
 from memfit.errors import DoesNotFitError, EngineError, UsageError
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
-from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
+from memfit.planner.llamacpp.inputs import ROOM_FOR_ERROR, PlanInputs, repack_modes
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.placement import Placement, Problem
 from memfit.planner.llamacpp.planner import make_plan
@@ -989,3 +990,32 @@ def test_a_device_that_was_asked_for_is_filled_even_where_ram_is_faster(
     assert len(said) == 1
     faster = _device_plan(GIB, device, **asked)
     assert not any("asked for: RAM alone" in line for line in faster.why)
+
+
+@pytest.mark.parametrize(("disk", "streams"), [(1e12, True), (1e6, False)])
+def test_a_part_is_rather_streamed_than_prompts_read_all_weights_for_every_few_tokens(
+    disk: float, streams: bool
+) -> None:
+    """Where only short ubatches leave all weights in RAM, and the disk is fast."""
+    spec = make_layered_spec()
+    multiplied = WeightSpeed(bytes_per_second=1e9, operations_per_second=1e15)
+    reading = replace(make_speed(1e9), weights={"": multiplied})
+
+    def planned(ram: int, *, may_stream: bool) -> LlamaPlan:
+        return make_plan(
+            PlanInputs(
+                spec=spec,
+                machine=make_machine(),
+                budget=Budget(ram=ram, disk=may_stream),
+                workload=Workload(context=512, repack="off", kv_type="f16", generated_tokens=1),
+                speeds={False: reading},
+                disk_speed=lambda: (disk, disk),
+            ),
+            FakeOracle(),
+        )
+
+    sizes = range(0, GIB, MIB)
+    least = sizes[bisect_left(sizes, True, key=lambda ram: planned(ram, may_stream=False).fits)]
+    assert planned(least, may_stream=False).ubatch == 32
+    plan = planned(least + ROOM_FOR_ERROR, may_stream=True)
+    assert (plan.fits, bool(plan.config.streamed), plan.ubatch) == (True, streams, 512 if streams else 32)

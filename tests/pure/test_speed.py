@@ -277,6 +277,27 @@ def test_the_copies_of_a_half_full_pass_are_half() -> None:
     assert prediction.prompt.value == pytest.approx(_EFFICIENCY * 5 / (0.1 + 0.2))
 
 
+@pytest.mark.parametrize(
+    ("last", "remote", "splits", "seconds"),
+    [
+        (1, True, 1, 8.0 + 2 * 5.0),  # 3 s here, 5 s there: the slower side sets the pace
+        (1, True, 5, 8.0 + 2 * 7.0),  # only the last of five visits there is not waited for
+        (1, False, 1, 3 * 8.0),
+        (0, True, 1, 3 * 8.0),  # a pass that ends here waits for all
+    ],
+)
+def test_passes_overlap_where_they_end_on_another_machine(
+    last: int, remote: bool, splits: int, seconds: float
+) -> None:
+    """Three passes, each 12,000 operations here at 4,000 a second, and 20,000 there at as many."""
+    here, there = (make_operation(operations=size, device=one) for one, size in enumerate((12_000, 20_000)))
+    graph = make_graph(here, there, tokens=10, splits=(0, splits))
+    speed = replace(_RAM, node_seconds=0.0)
+    speeds = (speed, replace(speed, is_remote=remote))
+    prediction = _predict(prompt=replace(graph, last_device=last), speeds=speeds, prompt_tokens=30)
+    assert prediction.prompt.value == pytest.approx(_EFFICIENCY * 30 / seconds)
+
+
 @pytest.mark.parametrize("tokens", [64, 32])
 def test_weights_are_sent_whole_whatever_a_pass_is_filled_with(tokens: int) -> None:
     """1,000 bytes at 100 a second, and 4,000 operations of a full pass at 40,000."""

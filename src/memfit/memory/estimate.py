@@ -97,6 +97,7 @@ class Graph:
     splits: tuple[int, ...]  # per device: graph splits: how often computing moves there
     split_bytes: tuple[int, ...]  # per device: activations copied into it
     sent_bytes: tuple[int, ...]  # per device: weights in RAM, sent over to be multiplied there (op_offload)
+    last_device: int = RAM  # where a pass ends
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,9 @@ device's measured rates.
                       + graph splits * seconds + bytes copied to the device / bytes per second
                       + bytes of weights sent to the device / bytes per second
 
+The engine does not wait for another machine's part of a pass: where a prompt takes several passes and they
+end there, it computes its own part of the next one meanwhile.
+
 Counted: what one token, or one ubatch of a prompt, passes through; of a mixture of experts those it
 is routed to; the KV cache as far as it is filled. Kernels run alone are faster than within a model, so
 measured rates are taken times an efficiency; published ones are of whole models already. Ignored: sampling,
@@ -100,6 +103,7 @@ class DeviceSpeed:
     basis: str
     # Of matrices in RAM that a local GPU has sent over, to multiply a prompt with; 0: it does not.
     sent_bytes_per_second: float = 0.0
+    is_remote: bool = False
 
     def weight(self, type_name: str, columns: int = _COLUMNS, *, experts: bool = False) -> WeightSpeed:
         """A type that was not measured is as fast as the slowest that was. "" and EXPERTS are any type."""
@@ -243,7 +247,9 @@ def predict(
     used = _deciding(prompt) | _deciding(generation)
     basis = max((speeds[device].basis for device in used), key=[*_SPREADS].index)
     return Prediction(
-        prompt=Rate.between(prompt_tokens / (passes * _sum(prompt)), _SPREADS[basis]),
+        prompt=Rate.between(
+            prompt_tokens / _passes_seconds(passes, prompt, answer.prompt, speeds), _SPREADS[basis]
+        ),
         generation=Rate.between(1 / _sum(generation), _SPREADS[basis]),
         together=Rate.between(sequences / _sum(all_together), _SPREADS[basis]),
         basis=basis,
@@ -279,6 +285,19 @@ def _deciding(terms: Sequence[Term]) -> set[int]:
     for term in terms:
         seconds[term.device] = seconds.get(term.device, 0.0) + term.seconds
     return {device for device, taken in seconds.items() if taken >= _MINOR * whole}
+
+
+def _passes_seconds(passes: int, terms: Sequence[Term], graph: Graph, speeds: Sequence[DeviceSpeed]) -> float:
+    """Of `passes` in a row, each of these `terms`: the first as it is, each further one as the slower of both
+    sides where they end on another machine."""
+    whole = _sum(terms)
+    last = graph.last_device
+    if not speeds[last].is_remote:
+        return passes * whole
+    there = _sum([one for one in terms if one.device == last and one.kind != "graph splits"])
+    # This side waits for all splits but the last.
+    here = whole - there / graph.splits[last]
+    return whole + (passes - 1) * max(here, there)
 
 
 def _sum(terms: Sequence[Term]) -> float:

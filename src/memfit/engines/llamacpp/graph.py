@@ -133,6 +133,7 @@ class _Reader:
             "splits": self._splits,
             "split_bytes": self._split_bytes,
             "sent_bytes": self._weight_bytes,
+            "last_device": self._here,
             "message_bytes": [
                 self._message_bytes[RAM],
                 *map(self._served_bytes, range(1, len(self._splits))),

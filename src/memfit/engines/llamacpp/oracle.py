@@ -185,4 +185,5 @@ def _graph(values: Mapping[str, Any], tokens: int) -> Graph:
         splits=tuple(values["splits"]),
         split_bytes=tuple(values["split_bytes"]),
         sent_bytes=tuple(values["sent_bytes"]),
+        last_device=values["last_device"],
     )

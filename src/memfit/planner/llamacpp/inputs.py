@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
@@ -103,7 +103,9 @@ class PlanInputs:
         return tuple(
             UsedDevice(
                 device=device,
-                speed=speed or (ASSUMED_DEVICE if device.is_remote else ASSUMED_GPU),
+                speed=replace(
+                    speed or (ASSUMED_DEVICE if device.is_remote else ASSUMED_GPU), is_remote=device.is_remote
+                ),
                 budget_bytes=size,
                 limit_bytes=min(size, device.free_bytes),
                 is_asked_for=self.budget.vram is not None or device.name in self.budget.rpc,

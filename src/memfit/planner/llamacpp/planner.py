@@ -70,6 +70,7 @@ class _Planner:
     def plan(self) -> LlamaPlan:
         for choice in self._choices():
             if fitting := self._fitting(choice):
+                fitting += self._streaming_instead(choice, fitting)
                 return self._build(self._fastest(fitting), fitting, choice.within)
         smallest = self._smallest()
         return replace(
@@ -131,6 +132,14 @@ class _Planner:
         for kv_type, size in product(self._inputs.kv_types, ubatches):
             yield _Choice(kv_type=kv_type, ubatch=size, within=within, streams=True)
 
+    def _streaming_instead(self, choice: _Choice, fitting: Sequence[Candidate]) -> list[Candidate]:
+        """Where only short ubatches fit, a part of the model on the disk may serve prompts better."""
+        longest, *_ = ubatch_sizes(self._inputs.context, self._inputs.workload.parallel)
+        longest_fits = any(longest <= one.config.ubatch for one in fitting)
+        if choice.streams or longest_fits or not self._inputs.may_stream:
+            return []
+        return self._fitting(replace(choice, ubatch=self._inputs.ubatches[0], streams=True))
+
     def _fitting(self, choice: _Choice) -> list[Candidate]:
         """Of one choice, the configurations that fit."""
         try:
@@ -151,7 +160,7 @@ class _Planner:
         # A shorter one leaves devices more room for the model, where that is worth more.
         shorter = self._inputs.short_ubatches if is_first and self._used else ()
         if choice.streams:
-            for size in (choice.ubatch, *longer):
+            for size in (choice.ubatch, *longer, *shorter):
                 yield self._candidates.placed(replace(plain, ubatch=size), choice.within, streams=True)
             return
         for repack, size in product(self._repack_modes(), (choice.ubatch, *shorter)):
