@@ -284,7 +284,7 @@ def test_remove_without_anybody_to_ask(filled: HubServer) -> None:
 
 
 def test_long_downloads_are_shown_in_tenths(capsys: pytest.CaptureFixture[str]) -> None:
-    from memfit.cli.pull import _lines
+    from memfit.cli.progress import _lines
 
     said: list[str] = []
     show = _lines("downloading", said.append)

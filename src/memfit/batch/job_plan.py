@@ -41,9 +41,8 @@ def plan_job(
     """
     sample = [line.request for line in lines.sample(_SAMPLE)]
     with open_planner(model, engine, replace(options, many=True), workload) as planner:
-        found = lengths_in_tokens(
-            lines.sizes, sample, planner.count_tokens(sample), workload.generated_tokens
-        )
+        counts = [None if tokens is None else len(tokens) for tokens in planner.tokenize(sample)]
+        found = lengths_in_tokens(lines.sizes, sample, counts, workload.generated_tokens)
         found = replace(found, longest=min(found.longest, planner.spec.context_length or found.longest))
         return plan_parallel(found, workload, planner.plan, sequences or planner.only_parallel)
 

@@ -31,6 +31,8 @@ _COMMANDS = {
     "run": "Answer a prompt, or chat, inside a memory budget.",
     "bench": "Measured speed and memory against the prediction.",
     "batch": "Answer a file of requests, many at a time; a killed run goes on.",
+    "perplexity": "How well a model predicts a text, and how far it is from another.",
+    "quantize": "Make a smaller file of a model.",
     "pull": "Download a model from the Hugging Face hub or a URL, and verify it.",
     "models": "The models on this disk that need no path.",
     "remove": "Delete a downloaded model.",

@@ -28,11 +28,13 @@ __all__ = [
     "placement_options",
     "plan_option",
     "sampling_options",
+    "scoring_options",
     "take_budget",
     "take_conditions",
     "take_engine",
     "take_plan",
     "take_sampling",
+    "take_scoring",
     "take_workload",
     "utf8",
     "verbose_option",
@@ -61,16 +63,18 @@ def _choice(name: str, choices: Sequence[str], text: str) -> _Options:
     return click.option(name, type=kind, default="auto", show_default=True, help=text)
 
 
+_computing_options = _together(
+    _choice("--kv-type", KV_TYPES, "Type of the KV cache; auto takes q8_0 only where f16 does not fit."),
+    _number("--threads", "Threads at most; fewer compute while others need the cores.  [physical cores]"),
+)
+
+
 def _workload(sequences: int | None, context: str, chosen: str = "") -> _Options:
     """`context` and `chosen` say what --ctx and --parallel are where they are not given."""
     return _together(
         _number("--ctx", f"Context in tokens, over all sequences.  [{context}]"),
         _number("--parallel", f"Sequences.{chosen}", default=sequences),
-        _choice("--kv-type", KV_TYPES, "Type of the KV cache; auto takes q8_0 only where f16 does not fit."),
-        _number(
-            "--threads",
-            "Threads at most; fewer compute while others need the cores.  [physical cores]",
-        ),
+        _computing_options,
         _choice(
             "--repack",
             ("on", "off"),
@@ -89,6 +93,13 @@ def _workload(sequences: int | None, context: str, chosen: str = "") -> _Options
 workload_options = _workload(1, "4096 or the model's")
 # Of a job, whose plan chooses how many sequences there are and how much context they share.
 batch_workload_options = _workload(None, "what pays off", "  [what pays off]")
+
+# Of a text that is scored, chunk by chunk.
+scoring_options = _together(
+    _number("--ctx", "Tokens of a chunk.", default=512),
+    click.option("--chunks", type=click.IntRange(1), metavar="N", help="Only the text's first N chunks."),
+    _computing_options,
+)
 
 budget_options = _together(
     click.option(
@@ -359,3 +370,10 @@ def take_workload(options: dict[str, Any], *, grammars: bool = False) -> Workloa
         grammars=grammars,
         **{name: options.pop(name) for name in alike},
     )
+
+
+def take_scoring(options: dict[str, Any]) -> Workload:
+    """Likewise for a text that is scored."""
+    context = options.pop("ctx")
+    alike = {name: options.pop(name) for name in ("kv_type", "threads")}
+    return Workload(context=context, prompt_tokens=context, generated_tokens=1, **alike)

@@ -5,28 +5,22 @@ Shows the plan and the progress on stderr. Which files are a model's, and where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from memfit.cli.json_output import json_option, write_json
+from memfit.cli.progress import progress_of_bytes
 from memfit.cli.render import console, speaker
 from memfit.errors import UsageError, readable
-from memfit.units import GIB, format_bytes
+from memfit.units import format_bytes
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from memfit.hub.download import Progress
     from memfit.hub.remote_files import RemoteModel
 
 __all__ = ["command"]
-
-_LINES = 10  # of progress, where there is no terminal
-_LONG_BYTES = GIB  # to read this much for its checksum takes more than a second
 
 
 @click.command("pull")
@@ -55,7 +49,7 @@ def command(model: str, as_json: bool) -> None:
     say = speaker(err)
     for line in _plan(remote, missing, model_root(remote)):
         say(line)
-    with _progress(err, say) as show:
+    with progress_of_bytes(err, say) as show:
         paths = pull(remote, on_progress=show("downloading"), on_check=show("checking"), say=say)
     if not as_json:
         click.echo(paths[0])
@@ -82,41 +76,3 @@ def _plan(remote: RemoteModel, missing: int, folder: Path) -> Iterator[str]:
         yield "all of it is here"
     elif missing < remote.size_bytes:
         yield f"{format_bytes(remote.size_bytes - missing)} of it are here"
-
-
-@contextmanager
-def _progress(out: Console, say: Callable[[str], None]) -> Iterator[Callable[[str], Progress]]:
-    """Makes what shows one kind of work: a bar on a terminal, some lines elsewhere."""
-    if not out.is_terminal:
-        yield lambda verb: _lines(verb, say)
-        return
-    from rich import progress as bars
-
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.DownloadColumn(binary_units=True),
-        bars.TransferSpeedColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=out, transient=True) as live:
-
-        def bar(verb: str) -> Progress:
-            task = live.add_task(verb, visible=False)
-            return lambda done, total: live.update(task, completed=done, total=total, visible=done < total)
-
-        yield bar
-
-
-def _lines(verb: str, say: Callable[[str], None]) -> Progress:
-    """A line for each tenth of what takes long."""
-    last = -1
-
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        tenth = done * _LINES // total if total else _LINES
-        if total >= _LONG_BYTES and tenth != last:
-            say(f"{verb} {format_bytes(done)} of {format_bytes(total)}")
-        last = tenth
-
-    return show

@@ -56,8 +56,8 @@ class Planner(Protocol):
     def plan(self, workload: Workload) -> Plan:
         """The plan for a workload with the planner's own threads, repacking and grammars; it may not fit."""
 
-    def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
-        """How many tokens each request's prompt has, template included; None where it makes no prompt."""
+    def tokenize(self, requests: Sequence[Request]) -> list[list[int] | None]:
+        """The tokens of each request's prompt, template included; None where it makes no prompt."""
 
     def __enter__(self) -> Planner: ...
 

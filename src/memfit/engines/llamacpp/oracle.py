@@ -61,13 +61,13 @@ class LlamaOracle(Closing):
             self._answers[config] = self._ask(config)
         return self._answers[config]
 
-    def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
-        """How many tokens each request's prompt has, template included; None where it makes no prompt."""
+    def tokenize(self, requests: Sequence[Request]) -> list[list[int] | None]:
+        """The tokens of each request's prompt, template included; None where it makes no prompt."""
         asked = [one.to_json() for one in requests]
         worker = self._worker(self._first)
         worker.ask("simulate", **self._question(small_config(self._spec, self._first)))
-        counts: list[int | None] = worker.ask("count_tokens", requests=asked)["counts"]
-        return counts
+        tokens: list[list[int] | None] = worker.ask("tokenize", requests=asked)["tokens"]
+        return tokens
 
     def settle(self) -> None:
         """Wait until no worker computes: speeds are measured on a quiet machine."""

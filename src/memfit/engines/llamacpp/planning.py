@@ -131,8 +131,8 @@ class LlamaPlanner(Closing):
     def _made(self, inputs: PlanInputs) -> LlamaPlan:
         return make_plan(inputs, self._oracle, self._solver.solve)
 
-    def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
-        return self._oracle.count_tokens(requests)
+    def tokenize(self, requests: Sequence[Request]) -> list[list[int] | None]:
+        return self._oracle.tokenize(requests)
 
     def close(self) -> None:
         self._oracle.close()

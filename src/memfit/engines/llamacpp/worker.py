@@ -58,7 +58,7 @@ class LlamaCommands:
         self.channel.serve(
             {
                 "simulate": self.simulate,
-                "count_tokens": self.count_tokens,
+                "tokenize": self.tokenize,
                 "device_memory": self.device_memory,
                 "gpus": self.gpus,
                 "load": self.load,
@@ -115,16 +115,16 @@ class LlamaCommands:
             "files": dict(memory.files),
         }
 
-    def count_tokens(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
-        """Tokens of each request's prompt, by the simulated model's vocabulary; None where it is refused."""
+    def tokenize(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
+        """The tokens of each request's prompt, by the simulated model's vocabulary; None where refused."""
         assert self.model is not None, "the parent simulates before it asks"
-        counts: list[int | None] = []
+        tokens: list[list[int] | None] = []
         for one in requests:
             try:
-                counts.append(len(prompt_tokens(self.model, Request.from_json(one))))
+                tokens.append(prompt_tokens(self.model, Request.from_json(one)))
             except MemfitError:
-                counts.append(None)
-        return {"counts": counts}
+                tokens.append(None)
+        return {"tokens": tokens}
 
     def gpus(self, wanted: list[int | str] | None) -> dict[str, Any]:
         """This machine's GPUs in the engine's order, with the properties of those `wanted`, by number

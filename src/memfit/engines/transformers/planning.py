@@ -105,16 +105,16 @@ class TransformersPlanner(Closing):
         )
         return replace(plan, fingerprint=fingerprint)
 
-    def count_tokens(self, requests: Sequence[Request]) -> list[int | None]:
+    def tokenize(self, requests: Sequence[Request]) -> list[list[int] | None]:
         config = self._config
         with TransformersWorker(load_in=config.load_in, threads=1) as worker:
-            counts: list[int | None] = worker.ask(
-                "count_tokens",
+            tokens: list[list[int] | None] = worker.ask(
+                "tokenize",
                 folder=str(config.folder),
                 trust_remote_code=config.trust_remote_code,
                 requests=[one.to_json() for one in requests],
-            )["counts"]
-        return counts
+            )["tokens"]
+        return tokens
 
     def close(self) -> None:
         """Nothing is held."""

@@ -50,7 +50,7 @@ class TransformersCommands:
             {
                 "load": self.load,
                 "open": self.open,
-                "count_tokens": self.count_tokens,
+                "tokenize": self.tokenize,
                 "measure": self.measure,
                 "model_bytes": self.model_bytes,
                 "kernels": measure_kernels,
@@ -104,16 +104,16 @@ class TransformersCommands:
         found: dict[str, Any] = self._loop.run(expected)
         return found
 
-    def count_tokens(self, folder: str, trust_remote_code: bool, requests: list[Any]) -> dict[str, Any]:
-        """Tokens of each request's prompt by the tokenizer in a folder; None where it is refused."""
-        counts: list[int | None] = []
+    def tokenize(self, folder: str, trust_remote_code: bool, requests: list[Any]) -> dict[str, Any]:
+        """The tokens of each request's prompt by the tokenizer in a folder; None where it is refused."""
+        tokens: list[list[int] | None] = []
         tokenizer = find_tokenizer(Path(folder), trust_remote_code=trust_remote_code)
         for one in requests:
             try:
-                counts.append(len(tokens_of(tokenizer, Request.from_json(one))) if tokenizer else None)
+                tokens.append(tokens_of(tokenizer, Request.from_json(one)) if tokenizer else None)
             except MemfitError:
-                counts.append(None)
-        return {"counts": counts}
+                tokens.append(None)
+        return {"tokens": tokens}
 
     @torch.inference_mode()
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:

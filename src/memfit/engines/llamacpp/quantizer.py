@@ -1,0 +1,209 @@
+"""The engine's own quantizer, in a process of its own: its one call cannot be interrupted, and ends the
+process on some inputs.
+
+Asked twice by quantize/job.py: which type each tensor gets and how large the file becomes ("look"), and to
+write it ("write"). The engine says what it does only in its log, a line for each tensor, which is read here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from memfit.engines.llamacpp.library import Library, load_library
+from memfit.errors import EngineError, MemfitError
+from memfit.memory.process_memory import process_status
+from memfit.processes.child import Parent
+
+__all__: list[str] = []
+
+# "[   1/ 272] output.weight  - [ 576, 49152, 1, 1], type =    f16, converting to q6_K .. size = …"
+_TENSOR = re.compile(r"\[ *\d+/ *\d+\] (.+?) +- \[[^\]]*\], type = *(\w+), ")
+_DRY_RESULT = re.compile(r" MiB -> .* MiB \((\w+)\)$")
+_FALLBACK = re.compile(r"warning: (.+?) +- ncols .* for type +(\w+)\) .*-> falling back")
+_FAILED = re.compile(r"failed to quantize: (.*)")
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
+
+
+class _GgufParameters(ctypes.Structure):
+    """ggml's `gguf_init_params` (gguf.h)."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.POINTER(ctypes.c_void_p)))
+
+
+class _Override(ctypes.Structure):
+    """`llama_model_tensor_override` (llama.h)."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
+
+
+class _Importance(ctypes.Structure):
+    """`llama_model_imatrix_data` (llama.h)."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.c_void_p),
+        ("size", ctypes.c_size_t),
+    )
+
+
+class _Log:
+    """The engine's lines, whole ones: it writes them piece by piece."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line, self._line = on_line, ""
+        self.errors: list[str] = []
+
+    def write(self, level: int, text: bytes, _: object) -> None:
+        piece = text.decode(errors="replace")
+        if level == _LOG_ERROR:
+            self.errors += [one.strip() for one in piece.splitlines() if one.strip(" =")]
+            return
+        *lines, self._line = (self._line + piece).split("\n")
+        for line in lines:
+            self._on_line(line)
+        if self._line.startswith("[") and piece.endswith(", "):  # a tensor is begun
+            self._on_line(self._line)
+
+
+class _Quantizer:
+    def __init__(self, library: Library, request: Mapping[str, Any]) -> None:
+        """`request`: "source" and "paths", "file_type" (a number), "overrides" (pairs of a pattern and a
+        type's name), "imatrix" (a path, or None), "threads"."""
+        self._library, self._api, self._request = library, library.api, request
+        self._parameters = parameters = self._api.llama_model_quantize_default_params()
+        parameters.ftype = request["file_type"]
+        parameters.nthread = request["threads"]
+        parameters.allow_requantize = True  # the parent warns
+        self._kept: list[Any] = []  # C holds no references
+        if request["overrides"]:
+            types = [
+                _Override(name.encode(), library.type_numbers[kind]) for name, kind in request["overrides"]
+            ]
+            self._point("tt_overrides", (_Override * (len(types) + 1))(*types))  # a row of zeros ends them
+        if request["imatrix"]:
+            from memfit.engines.llamacpp.imatrix_file import read_imatrix  # and numpy with it
+
+            values = read_imatrix(request["imatrix"])
+            rows = [_Importance(name.encode(), one.ctypes.data, one.size) for name, one in values.items()]
+            self._kept.append(values)
+            self._point("imatrix", (_Importance * (len(rows) + 1))(*rows))
+
+    def _point(self, field: str, array: Any) -> None:
+        self._kept.append(array)
+        kind = dict(type(self._parameters)._fields_)[field]
+        setattr(self._parameters, field, ctypes.cast(array, kind))
+
+    def look(self) -> dict[str, Any]:
+        """Each tensor's type, and the size of the file."""
+        tensors: dict[str, str] = {}
+        fallbacks: dict[str, str] = {}
+        told: list[str] = []
+
+        def on_line(line: str) -> None:
+            found = _TENSOR.match(line)
+            if found:
+                after = _DRY_RESULT.search(line)
+                tensors[found[1]] = (after[1] if after else found[2]).upper()
+            elif fallback := _FALLBACK.match(line):
+                fallbacks[fallback[1]] = fallback[2].upper()
+            else:
+                told.append(line)
+
+        self._parameters.dry_run = True
+        self._run("", on_line)
+        return {
+            "tensors": tensors,
+            "fallbacks": fallbacks,
+            "file_bytes": self._file_bytes(tensors),
+            "needs_imatrix": any("will require an imatrix" in line for line in told),
+            "held_bytes": process_status().resident_bytes,
+        }
+
+    def write(self, output: str, buffer_bytes: int, on_tensor: Callable[[str], None]) -> None:
+        """To `output`, with at most `buffer_bytes` of rows at once."""
+
+        def on_line(line: str) -> None:
+            if found := _TENSOR.match(line):
+                on_tensor(found[1])
+
+        self._parameters.dry_run = False
+        self._parameters.max_buf_size = buffer_bytes
+        self._run(output, on_line)
+
+    def _run(self, output: str, on_line: Callable[[str], None]) -> None:
+        log = _Log(on_line)
+        callback = self._api.llama_log_callback(log.write)
+        self._api.llama_log_set(callback, None)
+        try:
+            source = os.fsencode(self._request["source"])
+            code = self._api.llama_model_quantize(source, os.fsencode(output), ctypes.byref(self._parameters))
+        finally:
+            self._library.log(verbose=False)
+        if code:
+            told = " / ".join(log.errors)
+            cause = _FAILED.search(told)
+            raise EngineError(f"the engine could not quantize: {cause[1] if cause else told}")
+
+    def _file_bytes(self, tensors: Mapping[str, str]) -> int:
+        """What the engine will write: the header as it puts it together, and each tensor's data, padded."""
+        base = self._library.ggml_base
+        pointers = ("gguf_init_empty", "gguf_init_from_file", "ggml_get_first_tensor", "ggml_get_next_tensor")
+        for name in pointers:
+            getattr(base, name).restype = ctypes.c_void_p
+        base.gguf_get_meta_size.restype = base.gguf_get_tensor_size.restype = ctypes.c_size_t
+        base.gguf_find_tensor.restype = base.gguf_get_n_tensors.restype = ctypes.c_int64
+        base.ggml_get_name.restype = ctypes.c_char_p
+        base.gguf_init_from_file.argtypes = [ctypes.c_char_p, _GgufParameters]
+        out = ctypes.c_void_p(base.gguf_init_empty())
+        for index, path in enumerate(self._request["paths"]):
+            described = ctypes.c_void_p()
+            parameters = _GgufParameters(True, ctypes.pointer(described))
+            read = ctypes.c_void_p(base.gguf_init_from_file(os.fsencode(path), parameters))
+            if index == 0:
+                base.gguf_set_kv(out, read)
+            tensor = base.ggml_get_first_tensor(described)
+            while tensor:
+                name = base.ggml_get_name(ctypes.c_void_p(tensor))
+                if (kind := tensors.get(name.decode(errors="replace"))) is not None:
+                    base.gguf_add_tensor(out, ctypes.c_void_p(tensor))
+                    base.gguf_set_tensor_type(out, name, self._library.type_numbers[kind])
+                tensor = base.ggml_get_next_tensor(described, ctypes.c_void_p(tensor))
+        base.gguf_set_val_u32(out, b"general.quantization_version", ctypes.c_uint32(2))
+        base.gguf_set_val_u32(out, b"general.file_type", ctypes.c_uint32(self._request["file_type"]))
+        for key in (b"split.no", b"split.count", b"split.tensors.count"):
+            base.gguf_remove_key(out, key)
+        sizes = [
+            base.gguf_get_tensor_size(out, ctypes.c_int64(index))
+            for index in range(base.gguf_get_n_tensors(out))
+        ]
+        header: int = base.gguf_get_meta_size(out)
+        data: int = sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
+        return header + data
+
+
+def main() -> None:
+    parent = Parent()
+    try:
+        library = load_library()
+        for message in parent.messages():
+            quantizer = _Quantizer(library, message["request"])
+            if message["op"] == "look":
+                parent.send("looked", **quantizer.look())
+            else:
+                quantizer.write(
+                    message["output"],
+                    message["buffer_bytes"],
+                    lambda name: parent.send("tensor", name=name),
+                )
+                parent.send("written", peak_bytes=process_status().peak_resident_bytes)
+    except MemfitError as error:
+        parent.send_error(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Makes smaller files of models: by one of llama.cpp's types, or for a size."""

@@ -1,0 +1,70 @@
+"""An output file that is there whole or not at all: written under another name, renamed once it is done."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from memfit.errors import OutputError, UsageError
+from memfit.units import format_bytes
+
+__all__ = ["start_writing", "whole_file"]
+
+
+@contextmanager
+def whole_file(output: Path, sources: Sequence[Path], size_bytes: int, *, overwrite: bool) -> Iterator[Path]:
+    """Where to write `output`, of `size_bytes`; it has its name once the block is left without an error.
+
+    Raises:
+        UsageError: it is one of `sources`, which are still read; or it is there, and is not to be replaced.
+        OutputError: there is no room for it, or no way to write it; or somebody is writing it now.
+    """
+    if any(output.exists() and output.samefile(source) for source in sources):
+        raise UsageError(
+            f"{output} is the model itself, which is read while this is written; choose another name"
+        )
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; the output is a file")
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} is there already; choose another name, or --overwrite replaces it")
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise OutputError(f"{output}: {error.strerror}") from None
+    try:
+        _lock(descriptor, output)
+        try:
+            os.ftruncate(descriptor, 0)
+            free = shutil.disk_usage(output.parent).free
+            if free < size_bytes:
+                raise OutputError(
+                    f"{output} takes {format_bytes(size_bytes)}, and its disk has {format_bytes(free)} left; "
+                    f"short {format_bytes(size_bytes - free)}"
+                )
+            yield partial
+            os.fsync(descriptor)
+            partial.replace(output)
+        except OSError as error:
+            raise OutputError(f"{output}: {error.strerror}") from None
+        finally:
+            partial.unlink(missing_ok=True)  # the lock is held: it is ours
+    finally:
+        os.close(descriptor)
+
+
+def start_writing(path: Path) -> None:
+    """Have the disk write what is there so far: the wait for the rest at the end is short."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _lock(descriptor: int, output: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise OutputError(f"{output} is being written by another memfit") from None
