@@ -16,7 +16,9 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 
 from conftest import run_memfit
-from memfit.units import MIB
+from memfit.hub.resolve import resolve
+from memfit.quantize.job import Quantizer, Recipe
+from memfit.units import GIB, MIB
 
 pytestmark = pytest.mark.engine
 
@@ -90,7 +92,7 @@ def test_rows_that_a_type_does_not_divide_are_named(source: Path, tmp_path: Path
 def test_types_of_few_bits_ask_for_an_importance_matrix(source: Path, tmp_path: Path) -> None:
     arguments = ("quantize", str(source), str(tmp_path / "x.gguf"), "--type", "IQ2_XS")
     done = run_memfit(*arguments)
-    assert (done.code, "memfit imatrix" in done.err, _names(tmp_path)) == (2, True, [])
+    assert (done.code, "llama-imatrix makes one" in done.err, _names(tmp_path)) == (2, True, [])
     assert run_memfit(*arguments, "--dry-run", "--json").json["needs_imatrix"] is True
 
 
@@ -199,3 +201,18 @@ def test_interrupted_it_leaves_nothing(
     assert not output.exists()
     if signal_number == signal.SIGINT:
         assert _names(tmp_path) == []
+
+
+def test_progress_is_told_by_bytes_of_the_source(source: Path, tmp_path: Path) -> None:
+    spec, heard = resolve(str(source)).read_spec(), []
+    with Quantizer() as quantizer:
+        looked = quantizer.look(spec, Recipe(file_type="Q8_0"), threads=2)
+        quantizer.write(
+            looked,
+            tmp_path / "x.gguf",
+            ram_bytes=GIB,
+            on_progress=lambda done, whole: heard.append((done, whole)),
+        )
+    assert heard == sorted(set(heard))
+    assert len(heard) == len(spec.tensors)
+    assert heard[-1] == (spec.weights_bytes, spec.weights_bytes)

@@ -24,7 +24,12 @@ __all__ = ["command"]
 @click.option(
     "--type", "type_name", required=True, metavar="TYPE", help="One of llama.cpp's: Q4_K_M, IQ3_XXS."
 )
-@click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE", help="What memfit imatrix makes.")
+@click.option(
+    "--imatrix",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="llama.cpp's, in GGUF: what llama-imatrix makes.",
+)
 @click.option("--ram", metavar="SIZE", help="At most so much RAM: 8GiB, 60%. Default: what is free.")
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Default: a thread for each core.")
 @click.option("--dry-run", is_flag=True, help="Say what it becomes, to the byte, and write nothing.")
@@ -98,7 +103,7 @@ def _notes(looked: Quantized) -> Iterator[str]:
             f"{name} {looked.tensors[name]} instead of {kind}"
         )
     if looked.needs_imatrix:
-        yield "this type needs an importance matrix: memfit imatrix makes one"
+        yield "this type needs an importance matrix: llama-imatrix makes one"
 
 
 def _facts(spec: ModelSpec, file_type: str, looked: Quantized) -> dict[str, Any]:

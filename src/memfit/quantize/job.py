@@ -6,9 +6,8 @@ what is promised of the output is here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,9 @@ _ROOM = 8 * MIB  # what its threads, its tables and our messages take beside
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to quantize: a file type, and the tensors that get another type than it would give them."""
+    """How to quantize."""
 
-    file_type: str
-    tensors: Mapping[str, str] = field(default_factory=dict)  # tensors' types, by name
+    file_type: str  # llama.cpp's name
     imatrix: Path | None = None
 
 
@@ -91,8 +89,6 @@ class Quantizer(Closing):
         """
         self._spec, self._recipe, self._threads = spec, recipe, threads
         found = self._ask("look")
-        while found["event"] != "looked":
-            found = self._next()
         self._held_bytes = found["held_bytes"]
         return Quantized(
             file_bytes=found["file_bytes"],
@@ -122,8 +118,8 @@ class Quantizer(Closing):
         """
         if looked.needs_imatrix:
             raise UsageError(
-                f"{self._recipe.file_type} needs an importance matrix: memfit imatrix MODEL --text FILE OUT "
-                "makes one, and --imatrix takes it"
+                f"{self._recipe.file_type} needs an importance matrix: llama-imatrix makes one, and "
+                "--imatrix FILE takes it"
             )
         buffer_bytes = self._buffer_bytes(ram_bytes)
         with whole_file(output, self._spec.paths, looked.file_bytes, overwrite=overwrite) as partial:
@@ -132,10 +128,9 @@ class Quantizer(Closing):
             done, whole = 0, sum(sizes.values())
             while found["event"] == "tensor":
                 start_writing(partial)
-                on_progress(done, whole)
                 done += sizes.get(found["name"], 0)
+                on_progress(done, whole)
                 found = self._next()
-            on_progress(whole, whole)
             written = partial.stat().st_size
             if written != looked.file_bytes:
                 raise EngineError(f"the engine wrote {written} bytes where it announced {looked.file_bytes}")
@@ -170,10 +165,8 @@ class Quantizer(Closing):
     def _ask(self, op: str, **values: Any) -> dict[str, Any]:
         numbers = {name: number for number, name in FILE_TYPES.items()}
         request = {
-            "source": str(self._spec.paths[0]),
             "paths": [str(path) for path in self._spec.paths],
             "file_type": numbers[self._recipe.file_type],
-            "overrides": [(f"^{re.escape(name)}$", kind) for name, kind in self._recipe.tensors.items()],
             "imatrix": self._recipe.imatrix and str(self._recipe.imatrix),
             "threads": self._threads,
         }

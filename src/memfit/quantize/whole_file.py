@@ -37,7 +37,7 @@ def whole_file(output: Path, sources: Sequence[Path], size_bytes: int, *, overwr
     except OSError as error:
         raise OutputError(f"{output}: {error.strerror}") from None
     try:
-        _lock(descriptor, output)
+        _lock(descriptor, partial, output)
         try:
             os.ftruncate(descriptor, 0)
             free = shutil.disk_usage(output.parent).free
@@ -49,10 +49,11 @@ def whole_file(output: Path, sources: Sequence[Path], size_bytes: int, *, overwr
             yield partial
             os.fsync(descriptor)
             partial.replace(output)
-        except OSError as error:
-            raise OutputError(f"{output}: {error.strerror}") from None
-        finally:
+        except BaseException as error:
             partial.unlink(missing_ok=True)  # the lock is held: it is ours
+            if isinstance(error, OSError):
+                raise OutputError(f"{output}: {error.strerror}") from None
+            raise
     finally:
         os.close(descriptor)
 
@@ -63,8 +64,12 @@ def start_writing(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _lock(descriptor: int, output: Path) -> None:
+def _lock(descriptor: int, partial: Path, output: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held it may have finished in between: then this is their output.
+        is_free = os.path.samestat(os.fstat(descriptor), partial.stat())
     except OSError:
-        raise OutputError(f"{output} is being written by another memfit") from None
+        is_free = False
+    if not is_free:
+        raise OutputError(f"{output} is being written by another memfit")

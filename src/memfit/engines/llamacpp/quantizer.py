@@ -35,12 +35,6 @@ class _GgufParameters(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.POINTER(ctypes.c_void_p)))
 
 
-class _Override(ctypes.Structure):
-    """`llama_model_tensor_override` (llama.h)."""
-
-    _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
-
-
 class _Importance(ctypes.Structure):
     """`llama_model_imatrix_data` (llama.h)."""
 
@@ -66,37 +60,26 @@ class _Log:
         *lines, self._line = (self._line + piece).split("\n")
         for line in lines:
             self._on_line(line)
-        if self._line.startswith("[") and piece.endswith(", "):  # a tensor is begun
-            self._on_line(self._line)
 
 
 class _Quantizer:
     def __init__(self, library: Library, request: Mapping[str, Any]) -> None:
-        """`request`: "source" and "paths", "file_type" (a number), "overrides" (pairs of a pattern and a
-        type's name), "imatrix" (a path, or None), "threads"."""
+        """`request`: "paths", "file_type" (a number), "imatrix" (a path, or None), "threads"."""
         self._library, self._api, self._request = library, library.api, request
         self._parameters = parameters = self._api.llama_model_quantize_default_params()
         parameters.ftype = request["file_type"]
         parameters.nthread = request["threads"]
         parameters.allow_requantize = True  # the parent warns
         self._kept: list[Any] = []  # C holds no references
-        if request["overrides"]:
-            types = [
-                _Override(name.encode(), library.type_numbers[kind]) for name, kind in request["overrides"]
-            ]
-            self._point("tt_overrides", (_Override * (len(types) + 1))(*types))  # a row of zeros ends them
         if request["imatrix"]:
             from memfit.engines.llamacpp.imatrix_file import read_imatrix  # and numpy with it
 
             values = read_imatrix(request["imatrix"])
             rows = [_Importance(name.encode(), one.ctypes.data, one.size) for name, one in values.items()]
-            self._kept.append(values)
-            self._point("imatrix", (_Importance * (len(rows) + 1))(*rows))
-
-    def _point(self, field: str, array: Any) -> None:
-        self._kept.append(array)
-        kind = dict(type(self._parameters)._fields_)[field]
-        setattr(self._parameters, field, ctypes.cast(array, kind))
+            table = (_Importance * (len(rows) + 1))(*rows)  # a row of zeros ends it
+            self._kept += [values, table]
+            kind = dict(type(parameters)._fields_)["imatrix"]
+            parameters.imatrix = ctypes.cast(table, kind)
 
     def look(self) -> dict[str, Any]:
         """Each tensor's type, and the size of the file."""
@@ -140,7 +123,7 @@ class _Quantizer:
         callback = self._api.llama_log_callback(log.write)
         self._api.llama_log_set(callback, None)
         try:
-            source = os.fsencode(self._request["source"])
+            source = os.fsencode(self._request["paths"][0])
             code = self._api.llama_model_quantize(source, os.fsencode(output), ctypes.byref(self._parameters))
         finally:
             self._library.log(verbose=False)
