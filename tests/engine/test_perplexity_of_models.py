@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +32,7 @@ def test_perplexity_is_what_the_scores_say(demo: str, text: str) -> None:
     done = run_memfit(*asked)
     assert done.code == 0, done.err
     assert (done.json["chunks"], done.json["tokens"], done.json["within_budget"]) == (3, 3 * 31, True)
-    from llama_cpp import Llama
-
-    tokens = Llama(demo, vocab_only=True, verbose=False).tokenize((_TEXT * 30).encode())
+    tokens = _upstream_tokens(demo, _TEXT * 30)
     plan = memfit.plan(
         demo,
         budget=memfit.Budget(ram=4 * GIB),
@@ -42,6 +43,17 @@ def test_perplexity_is_what_the_scores_say(demo: str, text: str) -> None:
         for start in range(0, 3 * 64, 64):
             logprobs += [one.logprob for one in session.score(tokens[start : start + 64], first=33)]
     assert done.json["perplexity"] == pytest.approx(math.exp(-np.mean(logprobs)), rel=1e-6)
+
+
+def _upstream_tokens(model: str, text: str) -> list[int]:
+    """In a process of its own, as only such a one may load the engine."""
+    code = (
+        "import json, sys; from llama_cpp import Llama; "
+        "print(json.dumps(Llama(sys.argv[1], vocab_only=True, verbose=False).tokenize(sys.argv[2].encode())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, model, text], capture_output=True, check=True)
+    tokens: list[int] = json.loads(done.stdout)
+    return tokens
 
 
 def test_a_model_does_not_differ_from_itself(demo: str, text: str) -> None:

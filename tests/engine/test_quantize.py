@@ -92,7 +92,7 @@ def test_rows_that_a_type_does_not_divide_are_named(source: Path, tmp_path: Path
 def test_types_of_few_bits_ask_for_an_importance_matrix(source: Path, tmp_path: Path) -> None:
     arguments = ("quantize", str(source), str(tmp_path / "x.gguf"), "--type", "IQ2_XS")
     done = run_memfit(*arguments)
-    assert (done.code, "llama-imatrix makes one" in done.err, _names(tmp_path)) == (2, True, [])
+    assert (done.code, "memfit imatrix makes one" in done.err, _names(tmp_path)) == (2, True, [])
     assert run_memfit(*arguments, "--dry-run", "--json").json["needs_imatrix"] is True
 
 

@@ -33,6 +33,7 @@ _COMMANDS = {
     "batch": "Answer a file of requests, many at a time; a killed run goes on.",
     "perplexity": "How well a model predicts a text, and how far it is from another.",
     "quantize": "Make a smaller file of a model.",
+    "imatrix": "Collect which weights of a model matter, for quantize.",
     "pull": "Download a model from the Hugging Face hub or a URL, and verify it.",
     "models": "The models on this disk that need no path.",
     "remove": "Delete a downloaded model.",

@@ -28,7 +28,7 @@ __all__ = ["command"]
     "--imatrix",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="llama.cpp's, in GGUF: what llama-imatrix makes.",
+    help="An importance matrix in GGUF: memfit imatrix makes one.",
 )
 @click.option("--ram", metavar="SIZE", help="At most so much RAM: 8GiB, 60%. Default: what is free.")
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Default: a thread for each core.")
@@ -103,7 +103,7 @@ def _notes(looked: Quantized) -> Iterator[str]:
             f"{name} {looked.tensors[name]} instead of {kind}"
         )
     if looked.needs_imatrix:
-        yield "this type needs an importance matrix: llama-imatrix makes one"
+        yield "this type needs an importance matrix: memfit imatrix makes one"
 
 
 def _facts(spec: ModelSpec, file_type: str, looked: Quantized) -> dict[str, Any]:

@@ -138,6 +138,7 @@ class Workload:
     # Whether sequences share the context's cells; else each has its own equal part, which is faster.
     kv_unified: bool = True
     grammars: bool = False  # whether answers follow JSON schemas, whose grammars take memory
+    importance: bool = False  # whether an importance matrix is collected
     outputs: int = 0  # tokens scored per pass at most, whose logits take memory; 0: no texts are scored
 
     def __post_init__(self) -> None:

@@ -118,7 +118,7 @@ class Quantizer(Closing):
         """
         if looked.needs_imatrix:
             raise UsageError(
-                f"{self._recipe.file_type} needs an importance matrix: llama-imatrix makes one, and "
+                f"{self._recipe.file_type} needs an importance matrix: memfit imatrix makes one, and "
                 "--imatrix FILE takes it"
             )
         buffer_bytes = self._buffer_bytes(ram_bytes)

@@ -24,9 +24,7 @@ def whole_file(output: Path, sources: Sequence[Path], size_bytes: int, *, overwr
         OutputError: there is no room for it, or no way to write it; or somebody is writing it now.
     """
     if any(output.exists() and output.samefile(source) for source in sources):
-        raise UsageError(
-            f"{output} is the model itself, which is read while this is written; choose another name"
-        )
+        raise UsageError(f"{output} is read while this is written; choose another name")
     if output.is_dir():
         raise UsageError(f"{output} is a folder; the output is a file")
     if output.exists() and not overwrite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 from memfit.engines.scheduler import Pass
@@ -29,6 +30,15 @@ class DecodeBatch:
             seq_id=ctypes.cast(self._lists, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
             logits=self._wanted,
         )
+
+    def fill_all(self, tokens: Sequence[int], start: int) -> None:
+        """Sequence 0 from a position on, with all logits wanted."""
+        count = len(tokens)
+        self.pointer.n_tokens = count
+        self._tokens[:count] = tokens
+        self._positions[:count] = range(start, start + count)
+        ctypes.memset(self._sequences, 0, ctypes.sizeof(self._sequences))
+        ctypes.memset(self._wanted, 1, count)
 
     def fill(self, work: Pass) -> None:
         count = len(work.tokens)

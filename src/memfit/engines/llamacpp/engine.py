@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from memfit.engines.llamacpp.calibrate import LlamaCalibration
@@ -11,7 +13,7 @@ from memfit.engines.llamacpp.planning import LlamaPlanner
 from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.protocol import LoadOptions, PlanOptions
 from memfit.engines.worker_session import WorkerSession
-from memfit.errors import WorkerDiedError, WrongValueError
+from memfit.errors import InterruptedByUser, WorkerDiedError, WrongValueError
 from memfit.hardware.machine import is_remote
 from memfit.hardware.probe import probe
 from memfit.headers.purpose import require_writes
@@ -21,7 +23,7 @@ from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.plan import Plan
 from memfit.planner.request import Workload
 
-__all__ = ["ENGINE"]
+__all__ = ["ENGINE", "LlamaSession"]
 
 _LOST_DEVICE = re.compile("RPC|ggml-rpc|send failed|recv failed")  # ggml-rpc.cpp's words before it aborts
 
@@ -35,6 +37,26 @@ class LlamaSession(WorkerSession):
         """Load the model, as WorkerSession does."""
         devices = plan.config.devices
         super().__init__(plan, options, lambda: LlamaWorker(verbose=options.verbose, yields=bool(devices)))
+
+    def collect(self, tokens: Sequence[int]) -> None:
+        """Compute a text alone, and add what matrices are multiplied with to the importance matrix; the plan
+        must have memory for it (Workload.importance).
+
+        Raises:
+            EngineError: there are values that are no numbers.
+            InterruptedByUser: Ctrl-C.
+        """
+        if self._ask("collect", tokens=list(tokens))["cancelled"]:
+            raise InterruptedByUser
+
+    def write_imatrix(self, path: Path, *, text: str, chunks: int, chunk_tokens: int) -> None:
+        """Write what was collected as llama.cpp's GGUF file; `text` is the name of what was read, in so many
+        chunks.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._ask("write_imatrix", path=str(path), text=text, chunks=chunks, chunk_tokens=chunk_tokens)
 
     def _gpu_ids(self) -> dict[str, str | None]:
         names = self.plan.config.devices

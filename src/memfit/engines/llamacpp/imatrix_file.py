@@ -15,9 +15,9 @@ import numpy as np
 from memfit.errors import HeaderError, ModelNotFoundError, UsageError
 from memfit.headers.gguf import read_header
 
-__all__ = ["read_imatrix"]
+__all__ = ["COUNTS", "SUMS", "read_imatrix"]
 
-_SUMS, _COUNTS = ".in_sum2", ".counts"
+SUMS, COUNTS = ".in_sum2", ".counts"
 
 
 def read_imatrix(path: Path | str) -> dict[str, Any]:
@@ -44,11 +44,11 @@ def read_imatrix(path: Path | str) -> dict[str, Any]:
     }
     found = {}
     for name, sums in stored.items():
-        counts = stored.get(name.removesuffix(_SUMS) + _COUNTS)
-        if name.endswith(_SUMS) and counts is not None:
+        counts = stored.get(name.removesuffix(SUMS) + COUNTS)
+        if name.endswith(SUMS) and counts is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 means = np.where(counts > 0, sums / counts, np.float32(1))
-            found[name.removesuffix(_SUMS)] = np.ascontiguousarray(means.ravel(), dtype=np.float32)
+            found[name.removesuffix(SUMS)] = np.ascontiguousarray(means.ravel(), dtype=np.float32)
     if not found:
         raise UsageError(f"--imatrix {path}: it holds no tensor's importance")
     return found

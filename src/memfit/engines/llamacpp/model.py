@@ -9,16 +9,22 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from memfit.engines.channel import Aborted, OverBudgetError
+from memfit.engines.llamacpp.decode_batch import DecodeBatch
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.filling import fill_buffers
 from memfit.engines.llamacpp.forms import Forms
 from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.engines.llamacpp.library import Breakdown, Library
-from memfit.engines.llamacpp.options import context_options, place_tensors
+from memfit.engines.llamacpp.options import (
+    Evaluate,
+    context_options,
+    evaluation_callback,
+    place_tensors,
+)
 from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.llamacpp.weights import OwnWeights
 from memfit.engines.threads import Threads
@@ -27,6 +33,9 @@ from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.page_cache import cached_bytes, drop_cached
 from memfit.memory.process_memory import process_status
+
+if TYPE_CHECKING:
+    from memfit.engines.llamacpp.importance import Importance
 
 __all__ = ["LlamaModel"]
 
@@ -74,6 +83,7 @@ class LlamaModel:
         self._weights: OwnWeights | None = None
         self._simulates = simulate
         self._forms: Forms | None = None  # of the simulated context
+        self.importance: Importance | None = None  # of the open context, where it is collected
         self._pointer = self._load(config, simulate, overrides)
 
     def _load(self, config: LlamaConfig, simulate: bool, overrides: Any) -> int:
@@ -189,8 +199,9 @@ class LlamaModel:
         # strlen(flag) is non-zero, hence true, as soon as the flag's first byte is set.
         options.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
         options.abort_callback_data = ctypes.addressof(self._abort_flag)
-        if self._weights and config.streamed:
-            options.cb_eval = ctypes.cast(self._weights.callback, api.ggml_backend_sched_eval_callback)
+        if watchers := self._watchers(config):
+            self._callback = evaluation_callback(watchers)  # C does not keep it alive
+            options.cb_eval = ctypes.cast(self._callback, api.ggml_backend_sched_eval_callback)
         context = api.llama_init_from_model(self._pointer, options)
         if not context:
             raise EngineError(
@@ -211,6 +222,19 @@ class LlamaModel:
             # Of all passes devices take over most in the largest one, which is a prompt's.
             for tokens, look in ((self.ubatch, self._weights.require_turns), (count, self._weights.start)):
                 look(self._library.graph_nodes(context, tokens=tokens, sequences=count))
+
+    def _watchers(self, config: LlamaConfig) -> list[Evaluate]:
+        """What is called for each node that is computed."""
+        found: list[Evaluate] = []
+        self.importance = None
+        if config.importance_bytes and not self._simulates:
+            from memfit.engines.llamacpp.importance import Importance  # and numpy with it
+
+            self.importance = Importance(self._library)
+            found.append(self.importance.evaluate)
+        if self._weights and config.streamed:
+            found.append(self._weights.evaluate)
+        return found
 
     def close(self) -> None:
         """Give everything back. Only a simulated model is ever closed; a process ends with a real one."""
@@ -296,6 +320,17 @@ class LlamaModel:
             self._decode(self._api.llama_batch_get_one(array, len(piece)))
         self._wait()
 
+    def decode_all(self, tokens: Sequence[int]) -> Iterator[int]:
+        """Compute a text in an empty cache, with logits for each of its tokens, ubatch by ubatch: yields how
+        many tokens the last ubatch had. Errors as in `decode`."""
+        self.cache.clear()
+        batch = DecodeBatch(self._api, self.ubatch)
+        for start in range(0, len(tokens), self.ubatch):
+            piece = tokens[start : start + self.ubatch]
+            batch.fill_all(piece, start)
+            self.decode_batch(batch.pointer)
+            yield len(piece)
+
     def decode_batch(self, batch: Any) -> None:
         """Compute a llama_batch of at most a ubatch, of any sequences. Errors as in `decode`."""
         self._decode(batch)
@@ -311,6 +346,8 @@ class LlamaModel:
 
     def _decode(self, batch: Any) -> None:
         self.threads.look()
+        if self.importance:
+            self.importance.begin_pass()
         if self._weights and self._weights.layouts:
             self._weights.layouts.use(batch.n_tokens)
         code = self._api.llama_decode(self._context, batch)

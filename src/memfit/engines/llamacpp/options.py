@@ -6,13 +6,13 @@ Simulated ones, which the oracle asks, and real ones take the same, so that thei
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from memfit.engines.llamacpp.devices import Devices
 from memfit.memory.estimate import LlamaConfig
 
-__all__ = ["context_options", "place_tensors"]
+__all__ = ["Evaluate", "context_options", "evaluation_callback", "place_tensors"]
 
 _MOST_DEVICES = 16  # llama_max_devices
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
@@ -34,6 +34,24 @@ def context_options(api: Any, config: LlamaConfig) -> Any:
     # it an address (weights.py). The planner knows; a saved plan may not.
     options.op_offload = config.op_offload and config.load_mode == "read"
     return options
+
+
+# Called with a node's address, before it is computed (True) and, where it then returned True, after that.
+Evaluate = Callable[[int, bool], bool]
+
+
+def evaluation_callback(watchers: Sequence[Evaluate]) -> Any:
+    """One `cb_eval` for all of them."""
+    wanting: list[Evaluate] = []
+
+    def evaluate(node: int, ask: bool, _: object) -> bool:
+        if ask:
+            wanting[:] = [one for one in watchers if one(node, True)]
+            return bool(wanting)
+        return all(one(node, False) for one in wanting)
+
+    kind = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
+    return kind(evaluate)
 
 
 def place_tensors(

@@ -135,35 +135,27 @@ class _Quantizer:
     def _file_bytes(self, tensors: Mapping[str, str]) -> int:
         """What the engine will write: the header as it puts it together, and each tensor's data, padded."""
         base = self._library.ggml_base
-        pointers = ("gguf_init_empty", "gguf_init_from_file", "ggml_get_first_tensor", "ggml_get_next_tensor")
-        for name in pointers:
-            getattr(base, name).restype = ctypes.c_void_p
-        base.gguf_get_meta_size.restype = base.gguf_get_tensor_size.restype = ctypes.c_size_t
-        base.gguf_find_tensor.restype = base.gguf_get_n_tensors.restype = ctypes.c_int64
-        base.ggml_get_name.restype = ctypes.c_char_p
+        base.gguf_init_from_file.restype = ctypes.c_void_p
         base.gguf_init_from_file.argtypes = [ctypes.c_char_p, _GgufParameters]
-        out = ctypes.c_void_p(base.gguf_init_empty())
+        out = base.gguf_init_empty()
         for index, path in enumerate(self._request["paths"]):
             described = ctypes.c_void_p()
             parameters = _GgufParameters(True, ctypes.pointer(described))
-            read = ctypes.c_void_p(base.gguf_init_from_file(os.fsencode(path), parameters))
+            read = base.gguf_init_from_file(os.fsencode(path), parameters)
             if index == 0:
                 base.gguf_set_kv(out, read)
             tensor = base.ggml_get_first_tensor(described)
             while tensor:
-                name = base.ggml_get_name(ctypes.c_void_p(tensor))
+                name = base.ggml_get_name(tensor)
                 if (kind := tensors.get(name.decode(errors="replace"))) is not None:
-                    base.gguf_add_tensor(out, ctypes.c_void_p(tensor))
+                    base.gguf_add_tensor(out, tensor)
                     base.gguf_set_tensor_type(out, name, self._library.type_numbers[kind])
-                tensor = base.ggml_get_next_tensor(described, ctypes.c_void_p(tensor))
-        base.gguf_set_val_u32(out, b"general.quantization_version", ctypes.c_uint32(2))
-        base.gguf_set_val_u32(out, b"general.file_type", ctypes.c_uint32(self._request["file_type"]))
+                tensor = base.ggml_get_next_tensor(described, tensor)
+        base.gguf_set_val_u32(out, b"general.quantization_version", 2)
+        base.gguf_set_val_u32(out, b"general.file_type", self._request["file_type"])
         for key in (b"split.no", b"split.count", b"split.tensors.count"):
             base.gguf_remove_key(out, key)
-        sizes = [
-            base.gguf_get_tensor_size(out, ctypes.c_int64(index))
-            for index in range(base.gguf_get_n_tensors(out))
-        ]
+        sizes = [base.gguf_get_tensor_size(out, index) for index in range(base.gguf_get_n_tensors(out))]
         header: int = base.gguf_get_meta_size(out)
         data: int = sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
         return header + data

@@ -75,9 +75,6 @@ class OwnWeights:
             names = {address: part.tensors[0].name for address, part in self._streamed.items()}
             largest = max(part.size_bytes for part in self._streamed.values())
             self._giving = Giving(names, largest, has_devices=bool(config.devices))
-        self.callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)(
-            self._evaluate
-        )
 
     def _read(
         self,
@@ -160,7 +157,7 @@ class OwnWeights:
             self._table.madvise(mmap.MADV_DONTNEED)
             os.posix_fadvise(self._table_file, self._table_start, len(self._table), os.POSIX_FADV_DONTNEED)
 
-    def _evaluate(self, node: int, ask: bool, _: object) -> bool:
+    def evaluate(self, node: int, ask: bool) -> bool:
         """Called for each node before it is computed; where it returns True, also after that."""
         ring, giving = self._ring, self._giving
         assert ring is not None and giving is not None

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from memfit.engines.allocator import keep_fast, trim
@@ -64,6 +65,8 @@ class LlamaCommands:
                 "load": self.load,
                 "open": self.open,
                 "measure": self.measure,
+                "collect": self.collect,
+                "write_imatrix": self.write_imatrix,
                 "kernels": self.measure_kernels,
             }
         )
@@ -174,6 +177,8 @@ class LlamaCommands:
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
         with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
             self.model.warm_up(sampler)
+        if self.model.importance:
+            self.model.importance.clear()
         self._loop = RequestLoop(self.model, self.library.api, self.channel, self._grammars)
         return {
             "load_seconds": time.monotonic() - started,
@@ -217,6 +222,26 @@ class LlamaCommands:
             "generation_seconds": ended - begun,
             "threads": model.threads.mean,
         }
+
+    def collect(self, tokens: list[int]) -> dict[str, Any]:
+        """Compute a text alone, and add what its matrices are multiplied with to the importance matrix."""
+        model = self.model
+        assert model is not None and model.importance, "the parent loads a plan for it before it asks"
+        self._loop.forget()
+        try:
+            for _ in model.decode_all(tokens):
+                pass
+        except Aborted:
+            return {"cancelled": True}
+        finally:
+            self._loop.forget()
+        model.importance.require_numbers()
+        return {"cancelled": False}
+
+    def write_imatrix(self, path: str, text: str, chunks: int, chunk_tokens: int) -> dict[str, Any]:
+        assert self.model is not None and self.model.importance
+        self.model.importance.write(Path(path), text, chunks, chunk_tokens)
+        return {}
 
     def measure_kernels(
         self,
@@ -273,6 +298,7 @@ _CONTEXT_ONLY: dict[str, Any] = {
     "twofold": (),
     "grammar_bytes": 0,
     "outputs": 0,
+    "importance_bytes": 0,
 }
 
 

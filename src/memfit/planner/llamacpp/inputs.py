@@ -9,6 +9,7 @@ from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.grammars import grammar_bytes
+from memfit.memory.importance import importance_bytes
 from memfit.planner.request import ASSUMED_DISK, UBATCHES, Budget, Conditions, Workload, context_of
 from memfit.planner.speed import (
     ASSUMED,
@@ -139,7 +140,9 @@ class PlanInputs:
             load_mode="read" if repack else "mmap",
             kv_unified=self.workload.kv_unified,
             grammar_bytes=grammar_bytes(parallel) if self.workload.grammars else 0,
-            outputs=self.workload.outputs,
+            # A matrix of the last layer is multiplied with the tokens alone whose logits are wanted.
+            outputs=ubatch if self.workload.importance else self.workload.outputs,
+            importance_bytes=importance_bytes(self.spec.tensors) if self.workload.importance else 0,
         )
 
 

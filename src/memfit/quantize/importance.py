@@ -1,0 +1,48 @@
+"""An importance matrix of a model, collected over a text and written whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from memfit.engines.llamacpp.engine import LlamaSession
+from memfit.engines.report import Report
+from memfit.evaluate.perplexity import Load, Tokens
+from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.plan import Plan
+from memfit.quantize.whole_file import whole_file
+
+__all__ = ["collect_importance"]
+
+
+def collect_importance(
+    load: Load,
+    plan: Plan,
+    tokens: Tokens,
+    text: Path,
+    output: Path,
+    *,
+    overwrite: bool,
+    on_chunk: Callable[[int], None] = lambda _: None,
+) -> Report:
+    """Of a plan that has memory for it; `text` is named in the file. `on_chunk` hears how many are done.
+
+    Raises:
+        UsageError: `output` is there, or is read.
+        OutputError: it cannot be written.
+        EngineError: the model computes what is no number.
+        InterruptedByUser: Ctrl-C.
+    """
+    assert isinstance(plan, LlamaPlan)
+    size_bytes = plan.config.importance_bytes
+    with (
+        whole_file(output, (*plan.spec.paths, text), size_bytes, overwrite=overwrite) as partial,
+        load(plan) as session,
+    ):
+        assert isinstance(session, LlamaSession)
+        for done, chunk in enumerate(tokens.chunks, start=1):
+            session.collect(chunk)
+            on_chunk(done)
+        chunks = len(tokens.chunks)
+        session.write_imatrix(partial, text=text.name, chunks=chunks, chunk_tokens=tokens.context)
+        return session.report()
