@@ -151,7 +151,7 @@ def test_interrupted_it_leaves_nothing(demo: str, text: str, tmp_path: Path) -> 
     )
     assert process.stderr
     for line in process.stderr:
-        if "chunks" in line:
+        if "chunk" in line:
             break
     process.send_signal(signal.SIGINT)
     began = time.monotonic()

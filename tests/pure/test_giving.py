@@ -164,7 +164,7 @@ def _weights(model: _Model, ring: _Ring) -> Any:
 
 def _compute(weights: Any, node: Node) -> bool:
     """What the scheduler does with a node; the address that it computes with is there meanwhile."""
-    wanted: bool = weights._evaluate(_address(node), True, None)
+    wanted: bool = weights.evaluate(_address(node), True)
     return wanted
 
 
@@ -173,7 +173,7 @@ def test_a_pass() -> None:
     weights = _weights(model, ring)
     assert _compute(weights, model.product)
     assert model.first.data == _Ring.address + 10
-    assert weights._evaluate(_address(model.product), False, None)
+    assert weights.evaluate(_address(model.product), False)
     assert model.first.data == model.nowhere
     assert not _compute(weights, model.normed)
     assert _compute(weights, model.result)

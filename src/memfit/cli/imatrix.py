@@ -10,7 +10,8 @@ import click
 from memfit.cli.fetch import load_shown
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import budget_options, engine_options, scoring_options, verbose_option
-from memfit.cli.texts import TextReader, chunk_teller, text_option
+from memfit.cli.progress import progress_of_steps
+from memfit.cli.texts import TextReader, text_option
 from memfit.units import format_bytes
 
 __all__ = ["command"]
@@ -41,16 +42,16 @@ def command(
     say = speaker(err)
     plan, tokens = TextReader(text, options, say, verbose=verbose).plan(model, importance=True)
     chunks = len(tokens.chunks)
-    tell = chunk_teller(say, chunks)
-    report = collect_importance(
-        lambda one: load_shown(one, err, verbose=verbose),
-        plan,
-        tokens,
-        text,
-        output,
-        overwrite=overwrite,
-        on_chunk=lambda done: tell(done, 0),
-    )
+    with progress_of_steps(err, say) as on_step:
+        report = collect_importance(
+            lambda one: load_shown(one, err, verbose=verbose),
+            plan,
+            tokens,
+            text,
+            output,
+            overwrite=overwrite,
+            on_chunk=lambda done: on_step("chunk", done, chunks),
+        )
     peak_bytes = report.tiers[0].peak_bytes
     assert peak_bytes is not None, "RAM is always measured"
     if as_json:

@@ -1,14 +1,16 @@
-"""`memfit quantize`: a smaller file of a model, by one of llama.cpp's types."""
+"""`memfit quantize`: a smaller file of a model, by one of llama.cpp's types, or the best of a size."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from memfit.cli.json_output import json_option, write_json
+from memfit.errors import UsageError
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -21,14 +23,28 @@ __all__ = ["command"]
 @click.command("quantize")
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path), metavar="OUT.gguf")
+@click.option("--type", "type_name", metavar="TYPE", help="One of llama.cpp's: Q4_K_M, IQ3_XXS.")
+@click.option("--target-size", metavar="SIZE", help="The best file of at most this size: 4GiB. Needs --text.")
 @click.option(
-    "--type", "type_name", required=True, metavar="TYPE", help="One of llama.cpp's: Q4_K_M, IQ3_XXS."
+    "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="What --save-recipe wrote, again."
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="UTF-8 text, over which --target-size measures what is lost.",
 )
 @click.option(
     "--imatrix",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="An importance matrix in GGUF: memfit imatrix makes one.",
+    help="An importance matrix in GGUF: memfit imatrix makes one.  [--target-size: collected over the text]",
+)
+@click.option(
+    "--save-recipe",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="Keep which type each tensor got with --target-size.",
 )
 @click.option("--ram", metavar="SIZE", help="At most so much RAM: 8GiB, 60%. Default: what is free.")
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Default: a thread for each core.")
@@ -38,8 +54,12 @@ __all__ = ["command"]
 def command(
     model: str,
     output: Path,
-    type_name: str,
+    type_name: str | None,
+    target_size: str | None,
+    recipe: Path | None,
+    text: Path | None,
     imatrix: Path | None,
+    save_recipe: Path | None,
     ram: str | None,
     threads: int | None,
     dry_run: bool,
@@ -48,15 +68,27 @@ def command(
 ) -> None:
     """Make a smaller file of MODEL.
 
+    With --target-size each tensor gets a type of its own, so that least is lost: each tensor's part in that
+    is measured over --text. Measuring needs the model in RAM; a recipe that was made of a smaller type of the
+    same model does for a larger one.
+
     The file has its name once it is whole. With --dry-run a model that was not downloaded is enough.
     """
     from memfit.quantize.job import Quantizer, Recipe, file_type_named
 
-    recipe = Recipe(file_type=file_type_named(type_name), imatrix=imatrix)
-    with Quantizer() as quantizer:  # it loads the engine meanwhile
-        from memfit.cli.progress import progress_of_bytes
+    ways = {"--type": type_name, "--target-size": target_size, "--recipe": recipe}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none"
+        raise UsageError(f"give one of {', '.join(ways)}; given: {got}", field="type", got=got)
+    if (text is None) != (target_size is None):
+        raise UsageError("--target-size and --text belong together: what is lost is measured over a text")
+    if save_recipe and target_size is None:
+        raise UsageError("--save-recipe is for --target-size, which makes one")
+    named = Recipe(file_type=file_type_named(type_name), imatrix=imatrix) if type_name else None
+    with Quantizer() as quantizer, TemporaryDirectory(prefix="memfit-quantize-") as room:
+        from memfit.cli.progress import progress_of_bytes  # the engine is loaded meanwhile
         from memfit.cli.render import console, speaker
-        from memfit.errors import UsageError
         from memfit.hardware.probe import probe
         from memfit.hub.resolve import resolve
         from memfit.planner.request import Budget
@@ -65,14 +97,38 @@ def command(
         say = speaker(err)
         found = resolve(model, say)
         spec = found.read_spec()
-        if found.is_header_only and not dry_run:
+        if found.is_header_only and not (dry_run and target_size is None):
             raise UsageError(f"{model} is not here: memfit pull {model} downloads it, --dry-run does without")
         machine = probe()
         ram_bytes = Budget(ram=ram).ram_bytes(machine.ram)
-        looked = quantizer.look(spec, recipe, threads=threads or machine.cpu.threads)
+        threads = threads or machine.cpu.threads
+        facts: dict[str, Any] = {}
+        if text and target_size:
+            from memfit.cli.target import TargetSize, chosen_types
+            from memfit.quantize.recipe_file import save_recipe as save
+
+            chosen = chosen_types(
+                quantizer,
+                spec,
+                TargetSize(text=target_size, over=text, imatrix=imatrix, room=Path(room)),
+                ram=ram,
+                threads=threads,
+                out=err,
+            )
+            named, looked = chosen.recipe, chosen.looked
+            if save_recipe:
+                named = save(save_recipe, spec, chosen)
+            facts["expected_kl_divergence"] = chosen.expected_loss
+        else:
+            if recipe:
+                from memfit.quantize.recipe_file import read_recipe
+
+                named = read_recipe(recipe, spec, imatrix=imatrix)
+            assert named
+            looked = quantizer.look(spec, named, threads=threads)
         for line in _notes(looked):
             say(line)
-        facts = _facts(spec, recipe.file_type, looked)
+        facts = {**_facts(spec, named.file_type, looked), **facts}
         if not dry_run:
             with progress_of_bytes(err, say) as show:
                 written = quantizer.write(
@@ -86,7 +142,9 @@ def command(
     if as_json:
         write_json(facts)
         return
-    click.echo(_summary(spec, recipe.file_type, looked))
+    click.echo(_summary(spec, named.file_type, looked))
+    if "expected_kl_divergence" in facts:
+        click.echo(f"expected mean KL divergence {facts['expected_kl_divergence']:.4f}, over {text}")
     if not dry_run:
         click.echo(
             f"{output}: written, with at most {format_bytes(facts['peak_bytes'])} of "

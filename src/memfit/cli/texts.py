@@ -43,8 +43,9 @@ class TextReader:
             raise WrongValueError("context", ": a chunk has at least 4 tokens", got=context)
         self._text = _read(path, self._chunks and self._chunks * context * _TOKEN_BYTES)
 
-    def plan(self, model: str, *, importance: bool = False) -> tuple[Plan, Tokens]:
-        """A model's plan, and the text's tokens; to score them, or to collect an importance matrix.
+    def plan(self, model: str, *, importance: bool = False, probes: int = 0) -> tuple[Plan, Tokens]:
+        """A model's plan, and the text's tokens: to score them; or to collect an importance matrix, or to
+        change weights and look at so many places of a text, or both.
 
         Raises:
             DoesNotFitError: the model does not fit.
@@ -59,8 +60,8 @@ class TextReader:
         workload, engine = take_scoring(options), take_engine(options)
         found = resolve(model, self._say)
         by_transformers = found.is_checkpoint or asks_for_transformers(engine)
-        if importance and by_transformers:
-            raise UsageError(f"{model}: importance matrices are llama.cpp's; take a GGUF file")
+        if (importance or probes) and by_transformers:
+            raise UsageError(f"{model} is a checkpoint, and this is for llama.cpp's models; take a GGUF file")
         if not by_transformers:
             workload = replace(
                 workload, repack="off"
@@ -69,23 +70,22 @@ class TextReader:
         asked = PlanOptions(
             budget=take_budget(options), count_parent=True, say=self._say, verbose=self._verbose, **engine
         )
-        workload = replace(workload, importance=importance)
+        workload = replace(workload, importance=importance, probes=bool(probes))
         with open_planner(found, name, asked, workload) as planner:
             assert workload.context
             tokens = read_tokens(planner, self._text, context=workload.context, most=self._chunks)
-            outputs = 0 if importance else scored_outputs(planner.spec.vocabulary)
+            outputs = probes or scored_outputs(planner.spec.vocabulary)
             plan = planner.plan(replace(workload, outputs=outputs))
         plan.require_fit()
         return plan, tokens
 
 
-def chunk_teller(say: Callable[[str], None], chunks: int, what: str = "") -> Callable[[int, float], None]:
+def chunk_teller(say: Callable[[str], None], chunks: int, what: str) -> Callable[[int, float], None]:
     """Says how far it is, in some lines; `what` is the name of the value so far."""
 
     def tell(done: int, value: float) -> None:
         if done < chunks and done * _LINES // chunks > (done - 1) * _LINES // chunks:
-            so_far = f", {what} {value:.4g} so far" if what else ""
-            say(f"{done} of {chunks} chunks{so_far}")
+            say(f"{done} of {chunks} chunks, {what} {value:.4g} so far")
 
     return tell
 

@@ -21,7 +21,7 @@ from memfit.processes.helper import Helper
 __all__ = ["Conversation", "WorkerProcess"]
 
 _CANCEL_SECONDS = 5.0  # within which a cancelled request ends
-_CANCELLED = ("open", "measure", "collect")  # commands that heed a cancel
+_CANCELLED = ("open", "measure", "collect", "probe")  # commands that heed a cancel
 _CAUSES: Mapping[int, str] = {
     signal.SIGPROF: "found that the model's chat template never came to an end; try --raw"
 }

@@ -19,6 +19,11 @@ class TensorType:
     block_elements: int
     block_bytes: int
 
+    @property
+    def bits(self) -> float:
+        """Of a weight, with its share of scales."""
+        return 8 * self.block_bytes / self.block_elements
+
     def __post_init__(self) -> None:
         assert self.block_elements > 0 and self.block_bytes > 0
 

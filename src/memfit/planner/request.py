@@ -139,6 +139,7 @@ class Workload:
     kv_unified: bool = True
     grammars: bool = False  # whether answers follow JSON schemas, whose grammars take memory
     importance: bool = False  # whether an importance matrix is collected
+    probes: bool = False  # whether weights are changed in memory, to see what is lost
     outputs: int = 0  # tokens scored per pass at most, whose logits take memory; 0: no texts are scored
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ what is promised of the output is here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Recipe:
 
     file_type: str  # llama.cpp's name
     imatrix: Path | None = None
+    types: Mapping[str, str] = field(default_factory=dict)  # tensors whose type is not the file type's choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,7 @@ class Quantizer(Closing):
         request = {
             "paths": [str(path) for path in self._spec.paths],
             "file_type": numbers[self._recipe.file_type],
+            "types": dict(self._recipe.types),
             "imatrix": self._recipe.imatrix and str(self._recipe.imatrix),
             "threads": self._threads,
         }

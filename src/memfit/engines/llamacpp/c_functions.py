@@ -10,7 +10,16 @@ import ctypes
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BACKENDS", "BASE", "LLAMA", "RPC", "DeviceProperties", "InitParameters", "declare"]
+__all__ = [
+    "BACKENDS",
+    "BASE",
+    "LLAMA",
+    "RPC",
+    "DeviceProperties",
+    "InitParameters",
+    "TypeTraits",
+    "declare",
+]
 
 _LETTERS: Mapping[str, Any] = {
     "P": ctypes.c_void_p,
@@ -65,6 +74,7 @@ BASE = {  # libggml-base
     "PPZ": "ggml_backend_reg_dev_get ggml_backend_buft_alloc_buffer",
     "Z": "ggml_tensor_overhead",
     "ZI": "ggml_type_size",
+    "ZIPPLLLP": "ggml_quantize_chunk",
     "ZIL": "ggml_row_size",
     "ZP": "ggml_backend_buffer_get_base ggml_backend_buft_get_alignment ggml_backend_buft_get_max_size "
     "ggml_backend_buffer_get_size ggml_nbytes gguf_get_meta_size",
@@ -108,6 +118,19 @@ class DeviceProperties(ctypes.Structure):
         ("type", ctypes.c_int),
         ("id", ctypes.c_char_p),
         ("capabilities", ctypes.c_bool * 8),  # five of them
+    )
+
+
+class TypeTraits(ctypes.Structure):
+    """ggml's `ggml_type_traits` (ggml.h), as far as it is used."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
     )
 
 

@@ -31,14 +31,16 @@ class DecodeBatch:
             logits=self._wanted,
         )
 
-    def fill_all(self, tokens: Sequence[int], start: int) -> None:
-        """Sequence 0 from a position on, with all logits wanted."""
+    def fill_text(self, tokens: Sequence[int], places: Sequence[int], start: int = 0) -> None:
+        """Sequence 0 from a position on, with logits wanted at some of the tokens."""
         count = len(tokens)
         self.pointer.n_tokens = count
         self._tokens[:count] = tokens
         self._positions[:count] = range(start, start + count)
         ctypes.memset(self._sequences, 0, ctypes.sizeof(self._sequences))
-        ctypes.memset(self._wanted, 1, count)
+        ctypes.memset(self._wanted, 0, len(self._wanted))
+        for place in places:
+            self._wanted[place] = 1
 
     def fill(self, work: Pass) -> None:
         count = len(work.tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,35 @@ class LlamaSession(WorkerSession):
             OutputError: it cannot be written.
         """
         self._ask("write_imatrix", path=str(path), text=text, chunks=chunks, chunk_tokens=chunk_tokens)
+
+    def begin_probing(self, tokens: Sequence[int], places: Sequence[int], imatrix: Path) -> set[str]:
+        """Remember what the model predicts at these places of a text, of a ubatch at most; the plan must be
+        for it (Workload.probes). `imatrix` says what counts in matrices; those that it knows are returned."""
+        found = self._worker.ask(
+            "begin_probing",
+            tensors=[asdict(one) for one in self.plan.spec.tensors],
+            tokens=list(tokens),
+            places=list(places),
+            imatrix=str(imatrix),
+        )
+        return set(found["important"])
+
+    def probe(self, tensors: Mapping[str, str]) -> float:
+        """What is lost where these tensors have these types: mean KL from the model as it is, in nats.
+
+        Raises:
+            InterruptedByUser: Ctrl-C.
+        """
+        found = self._ask("probe", tensors=dict(tensors))
+        if found["cancelled"]:
+            raise InterruptedByUser
+        loss: float = found["loss"]
+        return loss
+
+    def probe_errors(self, tensor: str, types: Sequence[str], rows: int) -> list[float]:
+        """For each type the squared error over some rows of a tensor, each column as it counts."""
+        found: list[float] = self._ask("probe_errors", tensor=tensor, types=list(types), rows=rows)["errors"]
+        return found
 
     def _gpu_ids(self) -> dict[str, str | None]:
         names = self.plan.config.devices

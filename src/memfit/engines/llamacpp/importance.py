@@ -30,6 +30,7 @@ class Importance:
     def __init__(self, library: Library) -> None:
         self._library, self._ggml = library, library.ggml_base
         self._operation = functools.cache(lambda number: str(self._ggml.ggml_op_name(number).decode()))
+        self.is_collecting = False
         self.clear()
 
     def clear(self) -> None:
@@ -48,7 +49,7 @@ class Importance:
         """Asked before a node is computed whether it is of interest; called again after it, where it is."""
         node = Node.from_address(address)
         if ask:
-            return self._wants(node)
+            return self.is_collecting and self._wants(node)
         self._take(node)
         return True
 

@@ -130,6 +130,10 @@ class LlamaModel:
             self._read_weights(pointer, config)
         return int(pointer)
 
+    def tensor_addresses(self) -> dict[str, int]:
+        """The engine's tensors, by name."""
+        return dict(self._library.model_tensors(self._pointer))
+
     @property
     def locked_bytes(self) -> int:
         """Of the weights, memory that cannot go to swap."""
@@ -327,9 +331,17 @@ class LlamaModel:
         batch = DecodeBatch(self._api, self.ubatch)
         for start in range(0, len(tokens), self.ubatch):
             piece = tokens[start : start + self.ubatch]
-            batch.fill_all(piece, start)
+            batch.fill_text(piece, range(len(piece)), start)
             self.decode_batch(batch.pointer)
             yield len(piece)
+
+    def decode_places(self, tokens: Sequence[int], places: Sequence[int]) -> None:
+        """Compute a text of at most a ubatch in an empty cache, with logits at these places. Errors as in
+        `decode`."""
+        self.cache.clear()
+        batch = DecodeBatch(self._api, self.ubatch)
+        batch.fill_text(tokens, places)
+        self.decode_batch(batch.pointer)
 
     def decode_batch(self, batch: Any) -> None:
         """Compute a llama_batch of at most a ubatch, of any sequences. Errors as in `decode`."""

@@ -45,6 +45,12 @@ class _Importance(ctypes.Structure):
     )
 
 
+class _TensorType(ctypes.Structure):
+    """`llama_model_tensor_override` (llama.h)."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
+
+
 class _Log:
     """The engine's lines, whole ones: it writes them piece by piece."""
 
@@ -64,13 +70,24 @@ class _Log:
 
 class _Quantizer:
     def __init__(self, library: Library, request: Mapping[str, Any]) -> None:
-        """`request`: "paths", "file_type" (a number), "imatrix" (a path, or None), "threads"."""
+        """`request`: "paths", "file_type" (a number), "types" (by tensor), "imatrix" (a path, or None),
+        "threads"."""
         self._library, self._api, self._request = library, library.api, request
         self._parameters = parameters = self._api.llama_model_quantize_default_params()
         parameters.ftype = request["file_type"]
         parameters.nthread = request["threads"]
         parameters.allow_requantize = True  # the parent warns
         self._kept: list[Any] = []  # C holds no references
+        if request["types"]:
+            # Regular expressions, of which the first that is found in a name decides.
+            types = [
+                _TensorType(f"^{re.escape(name)}$".encode(), library.type_numbers[kind])
+                for name, kind in request["types"].items()
+            ]
+            overrides = (_TensorType * (len(types) + 1))(*types)  # a row of zeros ends it
+            self._kept.append(overrides)
+            kind = dict(type(parameters)._fields_)["tt_overrides"]
+            parameters.tt_overrides = ctypes.cast(overrides, kind)
         if request["imatrix"]:
             from memfit.engines.llamacpp.imatrix_file import read_imatrix  # and numpy with it
 

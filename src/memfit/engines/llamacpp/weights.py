@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from memfit.engines.llamacpp.buffers import form_of
+from memfit.engines.llamacpp.c_functions import TypeTraits
 from memfit.engines.llamacpp.filling import address_of, allocate, send
 from memfit.engines.llamacpp.forms import retype
 from memfit.engines.llamacpp.giving import Giving
@@ -219,7 +220,7 @@ class OwnWeights:
         ggml = self._ggml
         number = self._types[tensor.type]
         block_bytes, block = ggml.ggml_type_size(number), ggml.ggml_blck_size(number)
-        traits = _Traits.from_address(ggml.ggml_get_type_traits(number))
+        traits = TypeTraits.from_address(ggml.ggml_get_type_traits(number))
         if not (traits.is_quantized and traits.to_float):
             raise EngineError(f"{tensor.name} is {tensor.type}: there is nothing to dequantize")
         read = own_memory(_PIECE_BYTES + 2 * PAGE_BYTES)
@@ -255,16 +256,3 @@ class OwnWeights:
         )
         self._table.madvise(mmap.MADV_RANDOM)
         set_data(address, address_of(self._table) + tensor.offset_bytes - start)
-
-
-class _Traits(ctypes.Structure):
-    """ggml's `ggml_type_traits` (ggml.h), as far as it is used."""
-
-    _fields_ = (
-        ("type_name", ctypes.c_char_p),
-        ("blck_size", ctypes.c_int64),
-        ("blck_size_interleave", ctypes.c_int64),
-        ("type_size", ctypes.c_size_t),
-        ("is_quantized", ctypes.c_bool),
-        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
-    )

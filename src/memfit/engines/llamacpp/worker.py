@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memfit.engines.allocator import keep_fast, trim
 from memfit.engines.channel import Aborted, Channel, run_worker
@@ -36,6 +36,9 @@ from memfit.memory.grammars import grammar_limit_bytes
 from memfit.memory.process_memory import process_memory
 from memfit.units import MIB
 
+if TYPE_CHECKING:
+    from memfit.engines.llamacpp.probing import Probe
+
 _MOST_THREADS = 64  # of a worker whose work buffer is foreseen
 _CANDIDATE_BYTES = 12  # llama_token_data: id, logit, probability
 _SCORE_BYTES = 20  # per token of the vocabulary: exponentials in float32, and their order
@@ -51,6 +54,7 @@ class LlamaCommands:
         self._devices: Devices | None = None
         self._grammars: Grammars  # from here on only of a model that is loaded
         self._loop: RequestLoop
+        self._probe: Probe
         # Errors are logged always: the parent quotes the last lines when a request fails.
         self.library = load_library(verbose=bool(os.environ.get("MEMFIT_WORKER_VERBOSE")))
         self.library.api.llama_backend_init()
@@ -67,6 +71,9 @@ class LlamaCommands:
                 "measure": self.measure,
                 "collect": self.collect,
                 "write_imatrix": self.write_imatrix,
+                "begin_probing": self.begin_probing,
+                "probe": self.probe,
+                "probe_errors": self.probe_errors,
                 "kernels": self.measure_kernels,
             }
         )
@@ -164,7 +171,7 @@ class LlamaCommands:
             self.library,
             self._devices,
             wanted,
-            tensors=[TensorSpec(**{**one, "shape": tuple(one["shape"])}) for one in tensors],
+            tensors=[_tensor(one) for one in tensors],
             limit_bytes=limit_bytes,
             on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
             on_vocabulary=partial(self._begin_grammars, wanted),
@@ -177,8 +184,6 @@ class LlamaCommands:
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
         with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
             self.model.warm_up(sampler)
-        if self.model.importance:
-            self.model.importance.clear()
         self._loop = RequestLoop(self.model, self.library.api, self.channel, self._grammars)
         return {
             "load_seconds": time.monotonic() - started,
@@ -228,12 +233,14 @@ class LlamaCommands:
         model = self.model
         assert model is not None and model.importance, "the parent loads a plan for it before it asks"
         self._loop.forget()
+        model.importance.is_collecting = True
         try:
             for _ in model.decode_all(tokens):
                 pass
         except Aborted:
             return {"cancelled": True}
         finally:
+            model.importance.is_collecting = False
             self._loop.forget()
         model.importance.require_numbers()
         return {"cancelled": False}
@@ -242,6 +249,40 @@ class LlamaCommands:
         assert self.model is not None and self.model.importance
         self.model.importance.write(Path(path), text, chunks, chunk_tokens)
         return {}
+
+    def begin_probing(
+        self,
+        tensors: list[dict[str, Any]],
+        imatrix: str,
+        tokens: list[int],
+        places: list[int],
+    ) -> dict[str, Any]:
+        """Remember what the model predicts at places of a text; `tensors` are the file's."""
+        from memfit.engines.llamacpp.imatrix_file import read_imatrix
+        from memfit.engines.llamacpp.probing import Probe
+
+        assert self.model is not None, "the parent loads before it asks"
+        self._loop.forget()
+        specs = [_tensor(one) for one in tensors]
+        importance = read_imatrix(imatrix)
+        self._probe = Probe(self.library, self.model, specs, importance)
+        self._probe.begin(tokens, places)
+        return {"important": list(importance)}
+
+    def probe(self, tensors: dict[str, str]) -> dict[str, Any]:
+        """What is lost where some tensors have other types, together."""
+        try:
+            for name, kind in tensors.items():
+                self._probe.quantize(name, kind)
+            return {"cancelled": False, "loss": self._probe.loss()}
+        except Aborted:
+            return {"cancelled": True}
+        finally:
+            for name in tensors:
+                self._probe.restore(name)
+
+    def probe_errors(self, tensor: str, types: list[str], rows: int) -> dict[str, Any]:
+        return {"errors": self._probe.errors(tensor, types, rows)}
 
     def measure_kernels(
         self,
@@ -300,6 +341,10 @@ _CONTEXT_ONLY: dict[str, Any] = {
     "outputs": 0,
     "importance_bytes": 0,
 }
+
+
+def _tensor(values: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(**{**values, "shape": tuple(values["shape"])})
 
 
 def _no_vocabulary(api: Any, architecture: str, tokens: int) -> Any:

@@ -137,11 +137,11 @@ class PlanInputs:
             threads=self.workload.threads or self.machine.cpu.threads,
             repack=repack,
             # Rewritten weights are copies, so mapping the file as well would hold both.
-            load_mode="read" if repack else "mmap",
+            load_mode="read" if repack or self.workload.probes else "mmap",
             kv_unified=self.workload.kv_unified,
             grammar_bytes=grammar_bytes(parallel) if self.workload.grammars else 0,
             # A matrix of the last layer is multiplied with the tokens alone whose logits are wanted.
-            outputs=ubatch if self.workload.importance else self.workload.outputs,
+            outputs=max(ubatch, self.workload.outputs) if self.workload.importance else self.workload.outputs,
             importance_bytes=importance_bytes(self.spec.tensors) if self.workload.importance else 0,
         )
 

@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, chain, product
+from itertools import accumulate, product
 
+from memfit.planner.integer_program import IntegerProgram
 from memfit.planner.llamacpp.placement import Layer, Piece, Placement, Problem, checked_placement, layer_split
 
 __all__ = ["GAP", "solve"]
@@ -28,7 +29,6 @@ _ENOUGH = 0.002  # the share at which the search ends
 _FEW_LAYERS = 8  # up to so many the first step is enough
 _MOST_GROUPS = 8  # with more of them the second step takes mean layers, which bounds nothing
 _WINDOW = 2  # layers
-_Term = tuple[int, int]  # a column and its factor
 
 
 def solve(problem: Problem, *, seconds_limit: float = 0.8) -> Placement | None:
@@ -108,7 +108,7 @@ def _mean(pieces: Sequence[Piece]) -> Piece:
     )
 
 
-class _Program:
+class _Program(IntegerProgram):
     """A problem as a mixed-integer program.
 
     hops[i, h, n]   1 if layer i is on device h and what follows it (a layer's device, the output, the
@@ -120,14 +120,11 @@ class _Program:
 
     def __init__(self, problem: Problem, windows: Sequence[Sequence[int]] | None = None) -> None:
         """`windows` are the devices that each layer may have; all if None."""
+        super().__init__(enough=_ENOUGH)
         self.problem = problem
         self.devices = range(len(problem.devices))
         self.all_devices = windows is None or all(len(window) == len(self.devices) for window in windows)
-        self.costs: list[float] = []  # of each column
-        self.limits: list[float] = []  # of each column; all start at 0
-        self.integral: list[int] = []  # 1 for a column of whole numbers
-        self.rows: list[tuple[dict[int, int], float, float]] = []  # factors of columns, least, most
-        self.used: list[list[_Term]] = [[] for _ in self.devices]  # bytes of each device
+        self.used: list[list[tuple[int, int]]] = [[] for _ in self.devices]  # bytes of each device
         self.hops: dict[tuple[int, int, int], int] = {}
         self.counts: dict[tuple[int, int], list[list[int]]] = {}
         self.groups = _groups(problem.layers)
@@ -135,18 +132,6 @@ class _Program:
         for group, layer_device in product(range(len(self.groups)), self.devices):
             self._add_ffn_tensors(group, layer_device)
         self._add_rooms()
-
-    def _column(self, seconds: float, limit: int, *, integral: bool = True) -> int:
-        self.costs.append(seconds)
-        self.limits.append(limit)
-        self.integral.append(integral)
-        return len(self.costs) - 1
-
-    def _row(self, terms: Iterable[_Term], least: float, most: float) -> None:
-        factors: dict[int, int] = defaultdict(int)
-        for column, factor in terms:
-            factors[column] += factor
-        self.rows.append((factors, least, most))
 
     def _add_hops(self, windows: Sequence[Sequence[int]]) -> None:
         problem, enter = self.problem, [device.split_seconds for device in self.problem.devices]
@@ -159,7 +144,7 @@ class _Program:
                     follows = after in ((0, layer_device) if problem.output else (0,))
                 if not follows:
                     continue
-                hop = self._column(layer.core.seconds[layer_device], 1)
+                hop = self.column(layer.core.seconds[layer_device], 1)
                 self.hops[index, layer_device, after] = hop
                 self.used[layer_device].append((hop, layer.core.size_bytes + layer.kv_bytes))
                 if index == 0 and layer_device:
@@ -167,11 +152,11 @@ class _Program:
                 if index == last and problem.output:
                     self.costs[hop] += problem.output.seconds[after] + (after != 0) * enter[0]
                     self.used[after].append((hop, problem.output.size_bytes))
-        self._row(((hop, 1) for (index, *_), hop in self.hops.items() if index == 0), 1, 1)
+        self.row(((hop, 1) for (index, *_), hop in self.hops.items() if index == 0), 1, 1)
         for index, layer_device in product(range(last), self.devices):
             arriving = [(hop, 1) for hop in self._hops([index], after=layer_device)]
             leaving = [(hop, -1) for hop in self._hops([index + 1], layer_device)]
-            self._row(arriving + leaving, 0, 0)
+            self.row(arriving + leaving, 0, 0)
 
     def _hops(
         self, layers: Sequence[int], layer_device: int | None = None, after: int | None = None
@@ -190,10 +175,10 @@ class _Program:
         # They add up to its count.
         before = [hops if device == layer_device else [] for device in self.devices]
         for block in self.problem.layers[members[0]].ffn_tensors:
-            columns = [self._column(seconds, len(members)) for seconds in block.seconds]
+            columns = [self.column(seconds, len(members)) for seconds in block.seconds]
             for device, column in enumerate(columns):
                 self.used[device].append((column, block.size_bytes))
-            self._row([(column, 1) for column in columns] + [(hop, -1) for hop in hops], 0, 0)
+            self.row([(column, 1) for column in columns] + [(hop, -1) for hop in hops], 0, 0)
             self._add_splits(before, [[column] for column in columns], len(members))
             counts.append(columns)
             before = [[column] for column in columns]
@@ -203,65 +188,16 @@ class _Program:
     def _add_splits(self, before: list[list[int]], after: list[list[int]], most: int) -> None:
         for device, old, new in zip(self.problem.devices, before, after, strict=True):
             if new and device.split_seconds:
-                splits = self._column(device.split_seconds, most, integral=False)
+                splits = self.column(device.split_seconds, most, integral=False)
                 terms = [(splits, 1), *((column, 1) for column in old), *((column, -1) for column in new)]
-                self._row(terms, 0, math.inf)
+                self.row(terms, 0, math.inf)
 
     def _add_rooms(self) -> None:
         """In the largest unit that divides every size, so that HiGHS's tolerances do not count."""
         unit = math.gcd(*(size for terms in self.used for _, size in terms)) or 1
         for device, terms in zip(self.problem.devices, self.used, strict=True):
             terms_in_units = ((column, size // unit) for column, size in terms)
-            self._row(terms_in_units, -(-device.least_bytes // unit), device.room_bytes // unit)
-
-    def minimise(
-        self, seconds_limit: float = math.inf, *, whole: bool = True, priced: bool = True
-    ) -> tuple[list[float] | None, float]:
-        """The best columns found, and seconds that none is below: infinite if nothing fits.
-
-        Without `whole` numbers it bounds the problem; if not `priced`, the first that fits is the best.
-        """
-        import highspy  # 0.07 s
-
-        solver = highspy.Highs()  # type: ignore[no-untyped-call]
-        for name, value in {
-            "output_flag": False,
-            "threads": 1,
-            "time_limit": max(0.0, seconds_limit),
-            "mip_rel_gap": _ENOUGH,
-            "mip_feasibility_tolerance": 1e-9,
-            "mip_pool_age_limit": 2,  # forgets cuts early, which finds good placements sooner
-        }.items():
-            solver.setOptionValue(name, value)
-        width = len(self.costs)
-        factors = [list(row.values()) for row, _, _ in self.rows]
-        solver.passModel(
-            width,
-            len(self.rows),
-            sum(map(len, factors)),
-            int(highspy.MatrixFormat.kRowwise),
-            int(highspy.ObjSense.kMinimize),
-            0.0,
-            self.costs if priced else [0.0] * width,
-            [0.0] * width,
-            self.limits,
-            [least for _, least, _ in self.rows],
-            [most for _, _, most in self.rows],
-            list(accumulate(map(len, factors[:-1]), initial=0)),
-            list(chain.from_iterable(row for row, _, _ in self.rows)),
-            list(chain.from_iterable(factors)),
-            self.integral if whole else [0] * width,
-        )
-        solver.run()
-        status, info = solver.getModelStatus(), solver.getInfo()
-        # Columns are bounded, so the second of these means the first.
-        if status in (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible):
-            return None, math.inf
-        found = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
-        bound = info.objective_function_value if status == highspy.HighsModelStatus.kOptimal else 0.0
-        if whole:  # HiGHS leaves out what beats the best found by less than the share it may end at
-            bound = min(info.mip_dual_bound, info.objective_function_value * (1 - _ENOUGH))
-        return list(solver.getSolution().col_value) if found else None, bound
+            self.row(terms_in_units, -(-device.least_bytes // unit), device.room_bytes // unit)
 
     def windows(self, values: Sequence[float]) -> list[list[int]]:
         """Devices for each layer, near those that these columns give to as many layers in their order."""

@@ -1,0 +1,84 @@
+"""Recipes as JSON files: which type each tensor of a model gets, to make the same file again.
+
+Beside FILE.json lies FILE.types.txt, the same as llama-quantize's --tensor-type-file wants it; and
+FILE.imatrix.gguf, the importance matrix, where it was collected for this.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from memfit.errors import OutputError, UsageError
+from memfit.headers.model_spec import ModelSpec
+from memfit.headers.tensor_types import FILE_TYPES, TENSOR_TYPES
+from memfit.quantize.job import Recipe
+from memfit.quantize.target import Chosen
+
+__all__ = ["read_recipe", "save_recipe"]
+
+_VERSION = 1
+_NAMES = frozenset(one.name for one in TENSOR_TYPES.values())
+_MOST_BYTES = 16 << 20
+
+
+def save_recipe(path: Path, spec: ModelSpec, chosen: Chosen) -> Recipe:
+    """The recipe, with the importance matrix where it lies now: beside it, where it is a temporary one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    recipe, imatrix = chosen.recipe, path.with_suffix(".imatrix.gguf")
+    assert recipe.imatrix is not None
+    try:
+        shutil.copyfile(recipe.imatrix, imatrix)
+        document = {
+            "memfit_recipe": _VERSION,
+            "model": spec.source,
+            "parameters": spec.n_params,
+            "file_type": recipe.file_type,
+            "file_bytes": chosen.looked.file_bytes,
+            "expected_kl_divergence": chosen.expected_loss,
+            "imatrix": imatrix.name,
+            "types": dict(recipe.types),
+        }
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        # Regular expressions over lower-case names, and the first that is found in one decides.
+        lines = [f"^{re.escape(name.lower())}$={kind.lower()}\n" for name, kind in recipe.types.items()]
+        path.with_suffix(".types.txt").write_text("".join(lines))
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}") from None
+    return replace(recipe, imatrix=imatrix)
+
+
+def read_recipe(path: Path, spec: ModelSpec, *, imatrix: Path | None) -> Recipe:
+    """For a model that has the recipe's tensors; `imatrix` stands in for the recipe's own.
+
+    Raises:
+        UsageError: it is no recipe, or for another model.
+    """
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(_MOST_BYTES))
+        version, called, types = (document[name] for name in ("memfit_recipe", "file_type", "types"))
+        own = document["imatrix"]
+        if version != _VERSION or called not in FILE_TYPES.values() or not isinstance(own, str | None):
+            raise ValueError
+        if not types or not all(kind in _NAMES for kind in types.values()):
+            raise ValueError
+    except OSError as error:
+        raise UsageError(f"--recipe {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UsageError(f"--recipe {path}: not a recipe that memfit quantize --save-recipe wrote") from None
+    known = {one.name for one in spec.tensors}
+    if missing := [name for name in types if name not in known]:
+        raise UsageError(
+            f"--recipe {path} is for another model: {spec.source} has no {missing[0]}, nor "
+            f"{len(missing) - 1} others of its tensors"
+        )
+    if imatrix is None and own:
+        imatrix = path.parent / Path(own).name
+    return Recipe(file_type=called, types=types, imatrix=imatrix)

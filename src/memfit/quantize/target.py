@@ -1,0 +1,159 @@
+"""The best file of at most a size: which type each tensor gets, by what was measured of the model.
+
+First an importance matrix is collected, where none is given; then each tensor's loss is measured; then types
+are chosen. All of it on one loaded model, inside its plan's budget: some hundred tokens for each tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from memfit.engines.llamacpp.engine import LlamaSession
+from memfit.errors import UsageError
+from memfit.evaluate.perplexity import Load, Tokens
+from memfit.headers.model_spec import ModelSpec, TensorSpec
+from memfit.planner.plan import Plan
+from memfit.quantize.choice import Option
+from memfit.quantize.choice_process import choose_apart
+from memfit.quantize.job import Quantized, Quantizer, Recipe
+from memfit.quantize.losses import TYPES, corrected, measure_losses, probe_places, tensor_bytes
+from memfit.units import format_bytes
+
+__all__ = ["PLACES", "Chosen", "Measured", "fit", "measure"]
+
+PLACES = 224  # of a text, where predictions are compared
+_IMATRIX_CHUNKS = 40  # at most
+# Bits a weight, and the type that a file of about as many is called by.
+_CALLED = ((3.2, "Q2_K"), (4.3, "Q3_K_M"), (5.2, "Q4_K_M"), (6.1, "Q5_K_M"), (7.5, "Q6_K"), (99.0, "Q8_0"))
+_NEED_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
+_OTHERS = (
+    *("Q2_K", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1"),
+    *("Q6_K", "Q8_0"),
+)
+_CANDIDATES = sorted((*_NEED_IMPORTANCE, *_OTHERS), key=lambda kind: TYPES[kind].bits)
+_FEWER, _MORE = 0.45, 2.2  # times the mean bits: types beyond are not tried
+
+_Step = Callable[[str, int, int], None]  # what is done, how many of it, and of how many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What each tensor would lose in each type, and what of a file is the same whatever they get."""
+
+    losses: Mapping[str, Mapping[str, Option]]
+    rest_bytes: int
+    imatrix: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    recipe: Recipe
+    looked: Quantized
+    expected_loss: float  # mean KL from the source, in nats a token, as the sum of what tensors lose
+
+
+def measure(
+    quantizer: Quantizer,
+    spec: ModelSpec,
+    load: Load,
+    plan: Plan,
+    tokens: Tokens,
+    *,
+    imatrix: Path,
+    collect: bool,
+    threads: int,
+    cap_bytes: int | None = None,
+    on_step: _Step = lambda *_: None,
+) -> Measured:
+    """With `collect` an importance matrix is first written to `imatrix`. For a cap only types near it are
+    measured.
+
+    Raises:
+        UsageError: not even the smallest types are small enough.
+        InterruptedByUser: Ctrl-C.
+    """
+    base = quantizer.look(spec, Recipe(file_type="Q8_0"), threads=threads)
+    tensors = [one for one in spec.tensors if base.tensors[one.name] == "Q8_0"]
+    rest_bytes = base.file_bytes - sum(tensor_bytes(one, "Q8_0") for one in tensors)
+    if cap_bytes is not None:  # as far as can be said before all that takes long
+        smallest = rest_bytes + sum(tensor_bytes(one, _fitting(one, True)[0]) for one in tensors)
+        _require_room(spec, smallest, cap_bytes)
+    with load(plan) as session:
+        assert isinstance(session, LlamaSession)
+        if collect:
+            _collect(session, tokens, imatrix, on_step)
+        places = probe_places(tokens.context, PLACES)
+        important = session.begin_probing(tokens.chunks[0], places, imatrix)
+        types = {one.name: _fitting(one, one.name in important) for one in tensors}
+        if cap_bytes is not None:
+            smallest = rest_bytes + sum(tensor_bytes(one, types[one.name][0]) for one in tensors)
+            _require_room(spec, smallest, cap_bytes)
+            bits = 8 * (cap_bytes - rest_bytes) / max(1, sum(one.elements for one in tensors))
+            types = {name: _near(kinds, bits) for name, kinds in types.items()}
+        losses = measure_losses(session, tensors, types, partial(on_step, "loss: tensor"))
+        if cap_bytes is not None and (chosen := choose_apart(losses, cap_bytes - rest_bytes)):
+            losses = corrected(session, losses, chosen, partial(on_step, "loss: kind of tensor"))
+    return Measured(losses=losses, rest_bytes=rest_bytes, imatrix=imatrix)
+
+
+def fit(quantizer: Quantizer, spec: ModelSpec, measured: Measured, cap_bytes: int, *, threads: int) -> Chosen:
+    """A type for each tensor, so that the file is at most so large and the least is lost.
+
+    Raises:
+        UsageError: not even the smallest types are small enough.
+    """
+    losses = measured.losses
+    types = choose_apart(losses, cap_bytes - measured.rest_bytes)
+    if types is None:
+        least = sum(min(one.size_bytes for one in kinds.values()) for kinds in losses.values())
+        _require_room(spec, measured.rest_bytes + least, cap_bytes)
+        raise AssertionError("what fits is found")
+    found = [losses[name][kind] for name, kind in types.items()]
+    elements = sum(one.elements for one in spec.tensors if one.name in types)
+    bits = 8 * sum(one.size_bytes for one in found) / max(1, elements)
+    called = next(name for most, name in _CALLED if bits <= most)
+    recipe = Recipe(file_type=called, types=types, imatrix=measured.imatrix)
+    looked = quantizer.look(spec, recipe, threads=threads)
+    told = {name: looked.tensors[name] for name in types}
+    assert told == types, "the engine keeps what it is told"
+    assert looked.file_bytes <= cap_bytes, "the rest of a file does not depend on types"
+    return Chosen(recipe=recipe, looked=looked, expected_loss=math.fsum(one.loss for one in found))
+
+
+def _require_room(spec: ModelSpec, smallest: int, cap_bytes: int) -> None:
+    if smallest > cap_bytes:
+        raise UsageError(
+            f"the smallest possible file of {spec.source} takes {format_bytes(smallest)}, and the target is "
+            f"{format_bytes(cap_bytes)}",
+            field="target_size",
+            got=cap_bytes,
+            needed=smallest,
+        )
+
+
+def _collect(session: LlamaSession, tokens: Tokens, imatrix: Path, on_step: _Step) -> None:
+    chunks = tokens.chunks[:_IMATRIX_CHUNKS]
+    for done, chunk in enumerate(chunks, start=1):
+        session.collect(chunk)
+        on_step("importance: chunk", done, len(chunks))
+    session.write_imatrix(imatrix, text="text", chunks=len(chunks), chunk_tokens=tokens.context)
+
+
+def _fitting(tensor: TensorSpec, is_important: bool) -> list[str]:
+    """Types that divide its rows, the smallest first."""
+    return [
+        kind
+        for kind in _CANDIDATES
+        if tensor.shape[0] % TYPES[kind].block_elements == 0
+        and (is_important or kind not in _NEED_IMPORTANCE)
+    ]
+
+
+def _near(kinds: Sequence[str], bits: float) -> list[str]:
+    """Those that may be worth it where the mean is so many bits; the smallest always, so that all may fit."""
+    first, *others = kinds
+    return [first, *(kind for kind in others if _FEWER * bits <= TYPES[kind].bits <= _MORE * bits)]

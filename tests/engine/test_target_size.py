@@ -1,0 +1,134 @@
+"""Files of at most a size, as a user asks for them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGUFReader
+
+from conftest import run_memfit
+
+pytestmark = pytest.mark.engine
+
+_TEXT = "The quick brown fox jumps over the lazy dog, and then it goes home to sleep by the fire. "
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Two layers of random weights, in F16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(request.config.rootpath / "benchmarks"))
+        synthetic, shapes = (importlib.import_module(name) for name in ("synthetic", "shapes"))
+    room = tmp_path_factory.mktemp("target")
+    shape = shapes.Shape(
+        architecture="llama",
+        mix="Q8_0",
+        layers=2,
+        width=256,
+        feed_forward=512,
+        heads=4,
+        kv_heads=2,
+        vocabulary=1000,
+    )
+    synthetic.write_model(room / "q8.gguf", shape, values="random")
+    done = run_memfit("quantize", str(room / "q8.gguf"), str(room / "f16.gguf"), "--type", "F16")
+    assert done.code == 0, done.err
+    return room / "f16.gguf"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text(_TEXT * 60)
+    return str(path)
+
+
+def _types(path: Path) -> dict[str, str]:
+    return {one.name: one.tensor_type.name for one in GGUFReader(path).tensors}
+
+
+def _made(model: Path, output: Path, *arguments: str) -> Any:
+    done = run_memfit("quantize", str(model), str(output), "--json", *arguments)
+    assert done.code == 0, done.err
+    assert done.json["file_bytes"] == output.stat().st_size
+    assert done.json["peak_bytes"] <= done.json["ram_bytes"]
+    return done.json
+
+
+def test_a_target_is_used_and_not_exceeded(model: Path, text: str, tmp_path: Path) -> None:
+    losses = []
+    for size in (500_000, 700_000, 1_000_000):
+        output = tmp_path / f"{size}.gguf"
+        made = _made(model, output, "--target-size", str(size), "--text", text)
+        assert 0.97 * size <= output.stat().st_size <= size
+        assert _types(output) == made["tensors"]
+        losses.append(made["expected_kl_divergence"])
+    assert losses[0] > losses[1] > losses[2] > 0
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".gguf"] * 3 + [".txt"]
+
+
+def test_a_recipe_makes_the_same_file_again(model: Path, text: str, tmp_path: Path) -> None:
+    first, second, recipe = tmp_path / "first.gguf", tmp_path / "second.gguf", tmp_path / "kept.json"
+    arguments = ("--target-size", "600kB", "--text", text, "--save-recipe", str(recipe))
+    _made(model, first, *arguments)
+    _made(model, second, "--recipe", str(recipe))
+    assert first.read_bytes() == second.read_bytes()
+    types = json.loads(recipe.read_text())["types"]
+    assert types == {name: kind for name, kind in _types(first).items() if name in types}
+    # As llama-quantize reads it: words of PATTERN=TYPE, of which the first that is found decides.
+    words = [word.split("=") for word in (tmp_path / "kept.types.txt").read_text().split()]
+    for name, kind in types.items():
+        assert next(found for pattern, found in words if re.search(pattern, name)) == kind.lower()
+
+
+def test_an_importance_matrix_may_be_given(model: Path, text: str, tmp_path: Path) -> None:
+    matrix = tmp_path / "imatrix.gguf"
+    done = run_memfit("imatrix", str(model), str(matrix), "--text", text, "--chunks", "1")
+    assert done.code == 0, done.err
+    asked = ("--target-size", "600kB", "--text", text, "--imatrix", str(matrix))
+    dry = run_memfit("quantize", str(model), str(tmp_path / "dry.gguf"), "--json", "--dry-run", *asked)
+    assert (dry.code, (tmp_path / "dry.gguf").exists()) == (0, False)
+    made = _made(model, tmp_path / "out.gguf", *asked)
+    assert made["file_bytes"] == dry.json["file_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give one of --type, --target-size, --recipe; given: none"),
+        (("--type", "Q4_0", "--target-size", "1MB", "--text", "{text}"), "--type and --target-size"),
+        (("--target-size", "1MB"), "belong together"),
+        (("--type", "Q4_0", "--text", "{text}"), "belong together"),
+        (("--type", "Q4_0", "--save-recipe", "x.json"), "--save-recipe is for --target-size"),
+        (("--target-size", "big", "--text", "{text}"), "'big' is not a size"),
+        (("--target-size", "100kB", "--text", "{text}"), "the smallest possible file of"),
+        (("--target-size", "1MB", "--text", "{short}"), "a chunk 512"),
+        (("--target-size", "1MB", "--text", "{missing}"), "No such file"),
+        (("--target-size", "1MB", "--text", "{text}", "--imatrix", "{text}"), "not an importance matrix"),
+        (("--recipe", "{missing}"), "No such file"),
+        (("--recipe", "{text}"), "not a recipe"),
+        (("--recipe", "{other}"), "is for another model"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(
+    model: Path, text: str, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    short, other = tmp_path / "short.txt", tmp_path / "other.json"
+    short.write_text("Hello.")
+    document = {
+        "memfit_recipe": 1,
+        "file_type": "Q4_K_M",
+        "imatrix": None,
+        "types": {"blk.9.x.weight": "Q4_K"},
+    }
+    other.write_text(json.dumps(document))
+    names = {"text": text, "short": str(short), "missing": str(tmp_path / "missing"), "other": str(other)}
+    output = tmp_path / "out.gguf"
+    done = run_memfit("quantize", str(model), str(output), *(one.format(**names) for one in arguments))
+    assert (done.code, message in done.err) == (2, True), done.err
+    assert not output.exists()
