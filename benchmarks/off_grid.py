@@ -1,8 +1,8 @@
 """The two packaged models as they may have been before they were quantized: off their types' grid.
 
 Their weights are dequantized, and moved within the cell that was rounded to the same number, evenly over it.
-The weights of norms before matrices are multiplied into those, and widths padded with zeros to multiples of
-256, so that all types apply: predictions stay those of the narrow model.
+Widths are padded with zeros to multiples of 256, so that all types apply, and norms made up for that: predictions
+stay those of the narrow model.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize
 
 _BLOCK = 256
-_FOLDED = {  # norm → matrices that read what it gives
-    "attn_norm": ("attn_q", "attn_k", "attn_v"),
-    "ffn_norm": ("ffn_gate", "ffn_up"),
-}
+_NORMS = ("attn_norm", "ffn_norm", "output_norm")
 _INWARD = ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up", "token_embd")  # columns are the model's width
 _OUTWARD = ("attn_output", "ffn_down")  # rows are
 
@@ -52,13 +49,8 @@ def write_off_grid(source: str | Path, target: Path, *, seed: int = 0) -> None:
         writer.add_key_value(name, changed.get(name, facts[name]), kind, inner)
     narrow = np.float32(np.sqrt(width / padded))  # a norm's mean is over zeros, too
     for name, values in weights.items():
-        block, _, part = name.removesuffix(".weight").rpartition(".")
-        if part in _FOLDED:
-            values = np.ones(width)
-        for norm, readers in _FOLDED.items():
-            if part in readers:
-                values = values * weights[f"{block}.{norm}.weight"]
-        if part in (*_FOLDED, "output_norm"):
+        part = name.removesuffix(".weight").rpartition(".")[2]
+        if part in _NORMS:
             values = _pad(values * narrow, padded)
         elif part.startswith("post_"):
             # Where embeddings are multiplied with the width's root, what is added to them grows alike.

@@ -1,18 +1,19 @@
-"""`memfit quantize --target-size` against the standard types of the same size: what is lost, and what it costs.
+"""`memfit quantize --target-size` against standard types of the same size: what is lost, and what it costs.
 
-    python benchmarks/target_size.py [MODEL] [HELD_OUT_CHUNKS] [TARGETS]
+    python benchmarks/target_size.py [--model NAME] [--types TYPE,…] [--read N] [--held-out N] [--targets N]
 
-Both packaged models (or the one named) off their types' grid (off_grid.py), at the sizes of six standard types.
-Half of Python's own language reference is read to measure, and for llama-imatrix (100 chunks of 512 tokens); of
-the other half HELD_OUT_CHUNKS (default 33) are held out, of which llama-perplexity scores 255 tokens each.
-Each size has three files: the standard type alone, the standard type with the importance matrix, and ours with
-the same matrix, which `memfit quantize` collects where none is given. Bars: geometric mean of mean KL at most
-0.65 of the standard type's without a matrix, 0.80 with it, none above 1; measuring takes at most 4 times
-llama-imatrix' time; of TARGETS (default 50) random sizes none is exceeded, and 99.5 % of each is used.
+Both packaged models off their types' grid (off_grid.py), at the sizes of six standard types. Of one half of
+Python's own language reference --read chunks of 512 tokens (100) are for llama-imatrix, and some to measure; of
+the other half --held-out chunks (33) are scored by llama-perplexity, 255 tokens each. Each size has three files:
+the standard type alone, the standard type with the importance matrix, and ours with the same matrix, which
+`memfit quantize` collects where none is given. Bars: geometric mean of mean KL at most 0.65 of the standard
+type's without a matrix, 0.80 with it, none above 1; measuring takes at most 4 times as long as llama-imatrix
+does for 100 chunks; of --targets random sizes (50) none is exceeded, and 99.5 % of each is used.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
 import subprocess
@@ -36,16 +37,14 @@ from memfit.quantize.losses import corrected
 from memfit.quantize.target import PLACES, Measured, fit, measure
 from memfit.units import GIB, MIB
 
-_TYPES = ("Q2_K", "IQ3_XXS", "Q3_K_M", "IQ4_XS", "Q4_K_M", "Q5_K_M")
 _KL = re.compile(r"Mean *KLD: *([\d.]+)")
-_CHUNKS = 100
 _USED = 0.995
 
 
 class Subject:
     """One model, its files in a folder."""
 
-    def __init__(self, name: str, path: str, room: Path, held_out: int) -> None:
+    def __init__(self, name: str, path: str, room: Path, read: int, held_out: int) -> None:
         self.room, self.held_out = room, held_out
         self.source, self.matrix, self.base = (
             room / f"{name}.gguf",
@@ -58,7 +57,7 @@ class Subject:
         self.text.write_text("".join(topics[one] for one in names[::2]))
         self.other.write_text("".join(topics[one] for one in names[1::2]))
         began = time.monotonic()
-        asked = ("-f", self.text, "-o", self.matrix, "--chunks", _CHUNKS, "-c", 512)
+        asked = ("-f", self.text, "-o", self.matrix, "--chunks", read, "-c", 512)
         run("llama-imatrix", "-m", self.source, *asked)
         self.imatrix_seconds = time.monotonic() - began
         self.perplexity("-m", self.source)
@@ -136,23 +135,27 @@ def run(program: str, *arguments: object) -> str:
 
 
 def main() -> int:
-    only, held_out, targets = (*sys.argv[1:], "", "", "")[:3]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model")
+    parser.add_argument("--types", default="Q2_K,IQ3_XXS,Q3_K_M,IQ4_XS,Q4_K_M,Q5_K_M")
+    for name, default in (("--read", 100), ("--held-out", 33), ("--targets", 50)):
+        parser.add_argument(name, type=int, default=default)
+    asked = parser.parse_args()
     failures = 0
     ratios: tuple[list[float], list[float]] = ([], [])
     for name, path in models().items():
-        if only and name != only:
+        if asked.model not in (None, name):
             continue
         with tempfile.TemporaryDirectory(prefix="memfit-target-") as folder:
-            subject = Subject(name, path, Path(folder), int(held_out or 33))
-            for plain, matrix in cells(name, subject):
+            subject = Subject(name, path, Path(folder), asked.read, asked.held_out)
+            for plain, matrix in cells(name, subject, asked.types.split(",")):
                 ratios[0].extend([plain] if plain else [])
                 ratios[1].append(matrix)
-            cost = subject.seconds / subject.imatrix_seconds
-            print(
-                f"{name}: measuring {subject.seconds:.0f} s, llama-imatrix {subject.imatrix_seconds:.0f} s: {cost:.2f}"
-            )
+            theirs = subject.imatrix_seconds * 100 / asked.read
+            cost = subject.seconds / theirs
+            print(f"{name}: measuring {subject.seconds:.0f} s, llama-imatrix {theirs:.0f} s: {cost:.2f}")
             failures += cost > 4
-            failures += random_targets(subject, int(targets or 50))
+            failures += random_targets(subject, asked.targets)
     for what, found, bar in (("without", ratios[0], 0.65), ("with", ratios[1], 0.80)):
         mean = exp(sum(map(log, found)) / len(found))
         print(f"{what} a matrix: geometric mean {mean:.3f} (bar {bar}), largest {max(found):.3f}")
@@ -160,26 +163,25 @@ def main() -> int:
     return failures
 
 
-def cells(name: str, subject: Subject) -> Iterator[tuple[float | None, float]]:
+def cells(name: str, subject: Subject, types: list[str]) -> Iterator[tuple[float | None, float]]:
     """For each size our loss as a share of the standard type's, without and with a matrix."""
-    standard = {kind: Recipe(file_type=kind, imatrix=subject.matrix) for kind in _TYPES}
+    standard = {kind: Recipe(file_type=kind, imatrix=subject.matrix) for kind in types}
     sizes = {
         kind: subject.quantizer.look(subject.spec, one, threads=2).file_bytes
         for kind, one in standard.items()
     }
     subject.whole, measured = subject.measured(sizes)
-    print(
-        "| model | size of | bytes used | standard | with a matrix | ours | expected | ratio | with a matrix |"
-    )
+    print("| model | size of | used | standard | with a matrix | ours | expected | ratio | with a matrix |")
     print("|" + " --- |" * 9, flush=True)
     for kind, cap in sizes.items():
         chosen = fit(subject.quantizer, subject.spec, measured[kind], cap, threads=2)
         ours, size = subject.loss(chosen.recipe)
         theirs, _ = subject.loss(standard[kind])
         plain = None if kind == "IQ3_XXS" else subject.loss(Recipe(file_type=kind))[0]
+        alone, ratio = (f"{plain:.4f}", f"{ours / plain:.3f}") if plain else ("", "")
         print(
-            f"| {name} | {kind} | {size / cap:.4f} | {plain or float('nan'):.4f} | {theirs:.4f} | {ours:.4f} "
-            f"| {chosen.expected_loss:.4f} | {ours / plain if plain else float('nan'):.3f} | {ours / theirs:.3f} |",
+            f"| {name} | {kind} | {size / cap:.4f} | {alone} | {theirs:.4f} | {ours:.4f} "
+            f"| {chosen.expected_loss:.4f} | {ratio} | {ours / theirs:.3f} |",
             flush=True,
         )
         yield plain and ours / plain, ours / theirs

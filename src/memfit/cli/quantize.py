@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from memfit.errors import UsageError
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from memfit.headers.model_spec import ModelSpec
-    from memfit.quantize.job import Quantized
+    from memfit.quantize.job import Quantized, Quantizer, Recipe, Written
 
 __all__ = ["command"]
 
@@ -46,27 +49,21 @@ __all__ = ["command"]
     metavar="FILE.json",
     help="Keep which type each tensor got with --target-size.",
 )
+@click.option(
+    "--verify", is_flag=True, help="Of a checkpoint: compare the converted model's predictions with its own."
+)
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the converter run the program that comes with a checkpoint; it may do anything you may.",
+)
 @click.option("--ram", metavar="SIZE", help="At most so much RAM: 8GiB, 60%. Default: what is free.")
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Default: a thread for each core.")
 @click.option("--dry-run", is_flag=True, help="Say what it becomes, to the byte, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.gguf where it is there.")
 @json_option
-def command(
-    model: str,
-    output: Path,
-    type_name: str | None,
-    target_size: str | None,
-    recipe: Path | None,
-    text: Path | None,
-    imatrix: Path | None,
-    save_recipe: Path | None,
-    ram: str | None,
-    threads: int | None,
-    dry_run: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    """Make a smaller file of MODEL.
+def command(model: str, output: Path, as_json: bool, **options: Any) -> None:
+    """Make a smaller file of MODEL, or a GGUF file of a checkpoint.
 
     With --target-size each tensor gets a type of its own, so that least is lost: each tensor's part in that
     is measured over --text. Measuring needs the model in RAM; a recipe that was made of a smaller type of the
@@ -74,82 +71,142 @@ def command(
 
     The file has its name once it is whole. With --dry-run a model that was not downloaded is enough.
     """
-    from memfit.quantize.job import Quantizer, Recipe, file_type_named
+    _require_one_way(options)
+    from memfit.quantize.job import Quantizer
 
-    ways = {"--type": type_name, "--target-size": target_size, "--recipe": recipe}
-    given = [name for name, value in ways.items() if value is not None]
+    with Quantizer() as quantizer, ExitStack() as opened:  # it loads the engine meanwhile
+        from memfit.cli.render import console
+
+        facts, lines = _Job(quantizer, opened, output, options, console(stderr=True)).run(model)
+    if as_json:
+        write_json(facts)
+    else:
+        click.echo("\n".join(lines))
+
+
+def _require_one_way(options: Mapping[str, Any]) -> None:
+    ways = {"--type": "type_name", "--target-size": "target_size", "--recipe": "recipe"}
+    given = [name for name, key in ways.items() if options[key] is not None]
     if len(given) != 1:
         got = " and ".join(given) or "none"
         raise UsageError(f"give one of {', '.join(ways)}; given: {got}", field="type", got=got)
-    if (text is None) != (target_size is None):
+    if (options["text"] is None) != (options["target_size"] is None):
         raise UsageError("--target-size and --text belong together: what is lost is measured over a text")
-    if save_recipe and target_size is None:
+    if options["save_recipe"] and options["target_size"] is None:
         raise UsageError("--save-recipe is for --target-size, which makes one")
-    named = Recipe(file_type=file_type_named(type_name), imatrix=imatrix) if type_name else None
-    with Quantizer() as quantizer, TemporaryDirectory(prefix="memfit-quantize-") as room:
-        from memfit.cli.progress import progress_of_bytes  # the engine is loaded meanwhile
-        from memfit.cli.render import console, speaker
+    if options["type_name"] is not None:
+        from memfit.quantize.job import file_type_named
+
+        file_type_named(options["type_name"])
+
+
+class _Job:
+    """One call of the command."""
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        opened: ExitStack,
+        output: Path,
+        options: Mapping[str, Any],
+        err: Console,
+    ) -> None:
+        """What is temporary lasts as long as `opened`."""
+        from memfit.cli.render import speaker
         from memfit.hardware.probe import probe
-        from memfit.hub.resolve import resolve
         from memfit.planner.request import Budget
 
-        err = console(stderr=True)
-        say = speaker(err)
-        found = resolve(model, say)
-        spec = found.read_spec()
-        if found.is_header_only and not (dry_run and target_size is None):
-            raise UsageError(f"{model} is not here: memfit pull {model} downloads it, --dry-run does without")
+        self._quantizer, self._opened, self._output = quantizer, opened, output
+        self._options, self._err, self._say = options, err, speaker(err)
         machine = probe()
-        ram_bytes = Budget(ram=ram).ram_bytes(machine.ram)
-        threads = threads or machine.cpu.threads
-        facts: dict[str, Any] = {}
-        if text and target_size:
-            from memfit.cli.target import TargetSize, chosen_types
-            from memfit.quantize.recipe_file import save_recipe as save
+        self._ram_bytes = Budget(ram=options["ram"]).ram_bytes(machine.ram)
+        self._threads = options["threads"] or machine.cpu.threads
 
-            chosen = chosen_types(
-                quantizer,
-                spec,
-                TargetSize(text=target_size, over=text, imatrix=imatrix, room=Path(room)),
-                ram=ram,
-                threads=threads,
-                out=err,
-            )
-            named, looked = chosen.recipe, chosen.looked
-            if save_recipe:
-                named = save(save_recipe, spec, chosen)
-            facts["expected_kl_divergence"] = chosen.expected_loss
-        else:
-            if recipe:
-                from memfit.quantize.recipe_file import read_recipe
+    def run(self, model: str) -> tuple[dict[str, Any], list[str]]:
+        """What --json shows, and the lines that others see."""
+        from memfit.hub.resolve import resolve
 
-                named = read_recipe(recipe, spec, imatrix=imatrix)
-            assert named
-            looked = quantizer.look(spec, named, threads=threads)
+        options, found = self._options, resolve(model, self._say)
+        if found.is_header_only and not (options["dry_run"] and options["target_size"] is None):
+            raise UsageError(f"{model} is not here: memfit pull {model} downloads it, --dry-run does without")
+        if not found.is_checkpoint:
+            if options["verify"]:
+                raise UsageError("--verify is for checkpoints; memfit perplexity --reference compares files")
+            return self._quantized(found.read_spec())
+        from memfit.cli.conversion import ConversionJob
+
+        if options["dry_run"]:
+            raise UsageError("--dry-run is for GGUF files: what a checkpoint becomes is known once it has")
+        job = ConversionJob(found, self._opened, self._output, options, self._err, self._ram_bytes)
+        if job.is_all:
+            return job.run()
+        facts, lines = job.run()
+        more, others = self._quantized(job.read_spec())
+        peak = max(facts["peak_bytes"], more["peak_bytes"])
+        return {**facts, **more, "model": model, "peak_bytes": peak}, [*lines, *others]
+
+    def _quantized(self, spec: ModelSpec) -> tuple[dict[str, Any], list[str]]:
+        recipe, looked, expected = self._recipe(spec)
         for line in _notes(looked):
-            say(line)
-        facts = {**_facts(spec, named.file_type, looked), **facts}
-        if not dry_run:
-            with progress_of_bytes(err, say) as show:
-                written = quantizer.write(
-                    looked,
-                    output,
-                    ram_bytes=ram_bytes,
-                    overwrite=overwrite,
-                    on_progress=show("quantizing"),
-                )
-            facts |= {"output": str(output), "peak_bytes": written.peak_bytes, "ram_bytes": ram_bytes}
-    if as_json:
-        write_json(facts)
-        return
-    click.echo(_summary(spec, named.file_type, looked))
-    if "expected_kl_divergence" in facts:
-        click.echo(f"expected mean KL divergence {facts['expected_kl_divergence']:.4f}, over {text}")
-    if not dry_run:
-        click.echo(
-            f"{output}: written, with at most {format_bytes(facts['peak_bytes'])} of "
-            f"{format_bytes(ram_bytes)} RAM"
-        )
+            self._say(line)
+        facts = _facts(spec, recipe.file_type, looked)
+        lines = [_summary(spec, recipe.file_type, looked)]
+        if expected is not None:
+            facts["expected_kl_divergence"] = expected
+            lines.append(f"expected mean KL divergence {expected:.4f}, over {self._options['text']}")
+        if not self._options["dry_run"]:
+            written = self._write(looked)
+            facts |= {
+                "output": str(self._output),
+                "peak_bytes": written.peak_bytes,
+                "ram_bytes": self._ram_bytes,
+            }
+            lines.append(
+                f"{self._output}: written, with at most {format_bytes(written.peak_bytes)} of "
+                f"{format_bytes(self._ram_bytes)} RAM"
+            )
+        return facts, lines
+
+    def _recipe(self, spec: ModelSpec) -> tuple[Recipe, Quantized, float | None]:
+        """How each tensor is quantized, what the file will be, and what that is expected to lose."""
+        from memfit.quantize.job import Recipe, file_type_named
+
+        options = self._options
+        if options["target_size"] is not None:
+            from memfit.cli.target import TargetSize, chosen_types
+            from memfit.quantize.recipe_file import save_recipe
+
+            target = TargetSize(
+                text=options["target_size"],
+                over=options["text"],
+                imatrix=options["imatrix"],
+                room=Path(self._opened.enter_context(TemporaryDirectory(prefix="memfit-quantize-"))),
+            )
+            chosen = chosen_types(
+                self._quantizer, spec, target, ram=options["ram"], threads=self._threads, out=self._err
+            )
+            kept = options["save_recipe"]
+            recipe = save_recipe(kept, spec, chosen) if kept else chosen.recipe
+            return recipe, chosen.looked, chosen.expected_loss
+        if options["recipe"]:
+            from memfit.quantize.recipe_file import read_recipe
+
+            recipe = read_recipe(options["recipe"], spec, imatrix=options["imatrix"])
+        else:
+            recipe = Recipe(file_type=file_type_named(options["type_name"]), imatrix=options["imatrix"])
+        return recipe, self._quantizer.look(spec, recipe, threads=self._threads), None
+
+    def _write(self, looked: Quantized) -> Written:
+        from memfit.cli.progress import progress_of_bytes
+
+        with progress_of_bytes(self._err, self._say) as show:
+            return self._quantizer.write(
+                looked,
+                self._output,
+                ram_bytes=self._ram_bytes,
+                overwrite=self._options["overwrite"],
+                on_progress=show("quantizing"),
+            )
 
 
 def _notes(looked: Quantized) -> Iterator[str]:

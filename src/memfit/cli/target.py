@@ -62,7 +62,7 @@ def chosen_types(
         "trust_remote_code": False,
     }
     reader = TextReader(target.over, options, say, verbose=False)
-    plan, tokens = reader.plan(spec.source, importance=target.imatrix is None, probes=PLACES)
+    plan, tokens = reader.plan(str(spec.paths[0]), importance=target.imatrix is None, probes=PLACES)
     with progress_of_steps(out, say) as on_step:
         measured = measure(
             quantizer,
