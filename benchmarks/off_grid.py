@@ -1,8 +1,8 @@
 """The two packaged models as they may have been before they were quantized: off their types' grid.
 
 Their weights are dequantized, and moved within the cell that was rounded to the same number, evenly over it.
-Widths are padded with zeros to multiples of 256, so that all types apply, and norms made up for that: predictions
-stay those of the narrow model.
+Widths are padded with zeros to multiples of 256, so that all types apply, and norms made up for that:
+predictions stay those of the narrow model.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
     python benchmarks/target_size.py [--model NAME] [--types TYPE,…] [--read N] [--held-out N] [--targets N]
 
 Both packaged models off their types' grid (off_grid.py), at the sizes of six standard types. Of one half of
-Python's own language reference --read chunks of 512 tokens (100) are for llama-imatrix, and some to measure; of
-the other half --held-out chunks (33) are scored by llama-perplexity, 255 tokens each. Each size has three files:
-the standard type alone, the standard type with the importance matrix, and ours with the same matrix, which
-`memfit quantize` collects where none is given. Bars: geometric mean of mean KL at most 0.65 of the standard
-type's without a matrix, 0.80 with it, none above 1; measuring takes at most 4 times as long as llama-imatrix
-does for 100 chunks; of --targets random sizes (50) none is exceeded, and 99.5 % of each is used.
+Python's own language reference --read chunks of 512 tokens (100) are for llama-imatrix, and some to measure;
+of the other half --held-out chunks (33) are scored by llama-perplexity, 255 tokens each. Each size has three
+files: the standard type alone, the standard type with the importance matrix, and ours with the same matrix,
+which `memfit quantize` collects where none is given. Bars: geometric mean of mean KL at most 0.65 of the
+standard type's without a matrix, 0.80 with it, none above 1; measuring takes at most 4 times as long as
+llama-imatrix does for 100 chunks; of --targets random sizes (50) none is exceeded, and 99.5 % of it used.
 """
 
 from __future__ import annotations
