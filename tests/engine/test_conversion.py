@@ -173,24 +173,20 @@ def test_a_missing_converter_says_where_it_comes_from(
 def test_adapters_are_converted(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     torch = importlib.import_module("torch")
     save = importlib.import_module("safetensors.torch").save_file
-    folder = tmp_path / "adapter"
+    folder, output = tmp_path / "adapter", tmp_path / "lora.gguf"
     folder.mkdir()
     name = "base_model.model.model.layers.0.self_attn.q_proj"
-    save(
-        {f"{name}.lora_A.weight": torch.randn(4, 256), f"{name}.lora_B.weight": torch.randn(256, 4)},
-        folder / "adapter_model.safetensors",
-    )
-    about = {
-        "peft_type": "LORA",
-        "r": 4,
-        "lora_alpha": 8,
-        "target_modules": ["q_proj"],
-        "task_type": "CAUSAL_LM",
-    }
+    parts = {"lora_A": torch.randn(4, 256), "lora_B": torch.randn(256, 4)}
+    weights = {f"{name}.{part}.weight": values for part, values in parts.items()}
+    save(weights, folder / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(about))
-    output = tmp_path / "lora.gguf"
-    done = conversion.convert_adapter(folder, checkpoint("llama"), output, ram_bytes=4 << 30)
-    assert done.file_bytes == output.stat().st_size
+    arguments = ("quantize", str(folder), str(output), "--type", "F16", "--json")
+    unnamed = run_memfit(*arguments)
+    assert (unnamed.code, "--base DIR does" in unnamed.err) == (2, True)
+    done = run_memfit(*arguments, "--base", str(checkpoint("llama")))
+    assert done.code == 0, done.err
+    assert done.json["file_bytes"] == output.stat().st_size
     names = {one.name for one in GGUFReader(output).tensors}
     assert names == {"blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b"}
 

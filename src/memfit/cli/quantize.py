@@ -53,6 +53,12 @@ __all__ = ["command"]
     "--verify", is_flag=True, help="Of a checkpoint: compare the converted model's predictions with its own."
 )
 @click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Of a LoRA adapter: the checkpoint that it was made for.  [the adapter's config names it]",
+)
+@click.option(
     "--trust-remote-code",
     is_flag=True,
     help="Let the converter run the program that comes with a checkpoint; it may do anything you may.",
@@ -125,8 +131,12 @@ class _Job:
     def run(self, model: str) -> tuple[dict[str, Any], list[str]]:
         """What --json shows, and the lines that others see."""
         from memfit.hub.resolve import resolve
+        from memfit.quantize.conversion import is_adapter
 
-        options, found = self._options, resolve(model, self._say)
+        options = self._options
+        if is_adapter(Path(model)):
+            return self._adapter(Path(model))
+        found = resolve(model, self._say)
         if found.is_header_only and not (options["dry_run"] and options["target_size"] is None):
             raise UsageError(f"{model} is not here: memfit pull {model} downloads it, --dry-run does without")
         if not found.is_checkpoint:
@@ -144,6 +154,25 @@ class _Job:
         more, others = self._quantized(job.read_spec())
         peak = max(facts["peak_bytes"], more["peak_bytes"])
         return {**facts, **more, "model": model, "peak_bytes": peak}, [*lines, *others]
+
+    def _adapter(self, folder: Path) -> tuple[dict[str, Any], list[str]]:
+        from memfit.quantize.conversion import convert_adapter
+
+        options = self._options
+        if (options["type_name"] or "").upper() != "F16" or options["dry_run"] or options["verify"]:
+            raise UsageError(f"{folder} is a LoRA adapter, which becomes GGUF with --type F16 alone")
+        done = convert_adapter(
+            folder, options["base"], self._output, ram_bytes=self._ram_bytes, overwrite=options["overwrite"]
+        )
+        facts = {
+            "model": str(folder),
+            "converted_type": "F16",
+            "file_bytes": done.file_bytes,
+            "output": str(self._output),
+            "peak_bytes": done.peak_bytes,
+            "ram_bytes": self._ram_bytes,
+        }
+        return facts, [f"{self._output}: a LoRA adapter in F16, {format_bytes(done.file_bytes)}"]
 
     def _quantized(self, spec: ModelSpec) -> tuple[dict[str, Any], list[str]]:
         recipe, looked, expected = self._recipe(spec)

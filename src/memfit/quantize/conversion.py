@@ -27,11 +27,12 @@ from memfit.memory.meter import Meter
 from memfit.quantize.honoured import require_honoured
 from memfit.quantize.whole_file import whole_file
 
-__all__ = ["PLAIN", "Converted", "convert", "convert_adapter"]
+__all__ = ["PLAIN", "Converted", "convert", "convert_adapter", "is_adapter"]
 
 PLAIN = ("F32", "F16", "BF16")  # what it writes for us; smaller types are the quantizer's
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _MODEL, _ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
+_ADAPTER_CONFIG = "adapter_config.json"
 _LOOK_SECONDS = 0.2
 _ERROR = re.compile(r"^\w*(?:Error|Exception)\b.*", re.MULTILINE)
 
@@ -75,11 +76,19 @@ def convert(
         return Converted(file_bytes=partial.stat().st_size, peak_bytes=peak)
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether it is a folder with a LoRA adapter in the format of peft."""
+    return (path / _ADAPTER_CONFIG).is_file()
+
+
 def convert_adapter(
-    adapter: Path, base: Path, output: Path, *, ram_bytes: int, overwrite: bool = False
+    adapter: Path, base: Path | None, output: Path, *, ram_bytes: int, overwrite: bool = False
 ) -> Converted:
-    """Write a LoRA adapter in the format of peft as GGUF in F16; `base` is the folder of its model's config.
-    Errors as in `convert`."""
+    """Write a LoRA adapter as GGUF in F16; `base` is the checkpoint that it was made for, or None where the
+    adapter's config names its folder. Errors as in `convert`."""
+    base = base or _base_of(adapter)
+    if not (base / "config.json").is_file():
+        raise UsageError(f"{base} is no checkpoint, which the adapter was made for; --base DIR names it")
     _require_trust(base, False)
     paths = _weights(adapter)
     size = sum(path.stat().st_size for path in paths)
@@ -87,6 +96,14 @@ def convert_adapter(
     with whole_file(output, paths, size, overwrite=overwrite) as partial:
         peak = _run(_ADAPTER, arguments, partial, paths, ram_bytes, lambda _: None)
         return Converted(file_bytes=partial.stat().st_size, peak_bytes=peak)
+
+
+def _base_of(adapter: Path) -> Path:
+    try:
+        named = json.loads((adapter / _ADAPTER_CONFIG).read_bytes())["base_model_name_or_path"]
+        return Path(named)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UsageError(f"{adapter} does not say which model it was made for; --base DIR does") from None
 
 
 def _weights(folder: Path) -> tuple[Path, ...]:
