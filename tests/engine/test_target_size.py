@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
+import memfit
 from conftest import run_memfit
+from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
 
@@ -97,14 +99,34 @@ def test_an_importance_matrix_may_be_given(model: Path, text: str, tmp_path: Pat
     assert made["file_bytes"] == dry.json["file_bytes"]
 
 
+def test_a_budget_is_filled(model: Path, text: str, tmp_path: Path) -> None:
+    """What fits is found by the plan of the file that was made, at the context that was asked for."""
+    whole = memfit.plan(str(model), workload=memfit.Workload(context=65536), count_parent=True).ram
+    ram = whole.total_bytes - whole.parts["weights"] + 700_000 + 8 * MIB
+    output = tmp_path / "out.gguf"
+    asked = ("--for-budget", "--ctx", "65536", "--text", text)
+    made = run_memfit("quantize", str(model), str(output), "--json", "--ram", str(ram), *asked)
+    assert made.code == 0, made.err
+    plan = memfit.plan(
+        str(output),
+        budget=memfit.Budget(ram=ram, disk=False),
+        workload=memfit.Workload(context=65536),
+        count_parent=True,
+    )
+    assert plan.fits
+    assert plan.ram.parts["weights"] > 600_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give one of --type, --target-size, --recipe; given: none"),
+        ((), "give one of --type, --target-size, --for-budget, --recipe; given: none"),
         (("--type", "Q4_0", "--target-size", "1MB", "--text", "{text}"), "--type and --target-size"),
         (("--target-size", "1MB"), "belong together"),
         (("--type", "Q4_0", "--text", "{text}"), "belong together"),
         (("--type", "Q4_0", "--save-recipe", "x.json"), "--save-recipe is for --target-size"),
+        (("--type", "Q4_0", "--ctx", "512"), "--vram and --ctx are for --for-budget"),
+        (("--for-budget", "--ram", "2GiB"), "belong together"),
         (("--target-size", "big", "--text", "{text}"), "'big' is not a size"),
         (("--target-size", "100kB", "--text", "{text}"), "the smallest possible file of"),
         (("--target-size", "1MB", "--text", "{short}"), "a chunk 512"),

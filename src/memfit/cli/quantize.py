@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memfit.cli.json_output import json_option, write_json
+from memfit.cli.options import take_vram
 from memfit.errors import UsageError
+from memfit.quantize.room import PREFERENCES
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +30,11 @@ __all__ = ["command"]
 @click.argument("output", type=click.Path(path_type=Path), metavar="OUT.gguf")
 @click.option("--type", "type_name", metavar="TYPE", help="One of llama.cpp's: Q4_K_M, IQ3_XXS.")
 @click.option("--target-size", metavar="SIZE", help="The best file of at most this size: 4GiB. Needs --text.")
+@click.option(
+    "--for-budget",
+    is_flag=True,
+    help="The best file that --ram and --vram leave room for, at --ctx. Needs --text.",
+)
 @click.option(
     "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="What --save-recipe wrote, again."
 )
@@ -64,6 +71,20 @@ __all__ = ["command"]
     help="Let the converter run the program that comes with a checkpoint; it may do anything you may.",
 )
 @click.option("--ram", metavar="SIZE", help="At most so much RAM: 8GiB, 60%. Default: what is free.")
+@click.option(
+    "--vram",
+    multiple=True,
+    metavar="[GPU=]SIZE",
+    help="With --for-budget: as `memfit plan` has it; repeatable.",
+)
+@click.option("--ctx", type=int, metavar="N", help="With --for-budget: the context that is wanted.")
+@click.option(
+    "--prefer",
+    type=click.Choice(PREFERENCES),
+    default=PREFERENCES[0],
+    show_default=True,
+    help="With --for-budget: fill RAM as well as GPUs, or GPUs alone.",
+)
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Default: a thread for each core.")
 @click.option("--dry-run", is_flag=True, help="Say what it becomes, to the byte, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.gguf where it is there.")
@@ -91,16 +112,24 @@ def command(model: str, output: Path, as_json: bool, **options: Any) -> None:
 
 
 def _require_one_way(options: Mapping[str, Any]) -> None:
-    ways = {"--type": "type_name", "--target-size": "target_size", "--recipe": "recipe"}
-    given = [name for name, key in ways.items() if options[key] is not None]
+    ways = {
+        "--type": "type_name",
+        "--target-size": "target_size",
+        "--for-budget": "for_budget",
+        "--recipe": "recipe",
+    }
+    given = [name for name, key in ways.items() if options[key]]
     if len(given) != 1:
         got = " and ".join(given) or "none"
         raise UsageError(f"give one of {', '.join(ways)}; given: {got}", field="type", got=got)
-    if (options["text"] is None) != (options["target_size"] is None):
+    measures = bool(options["target_size"] or options["for_budget"])
+    if (options["text"] is not None) != measures:
         raise UsageError("--target-size and --text belong together: what is lost is measured over a text")
-    if options["save_recipe"] and options["target_size"] is None:
+    if options["save_recipe"] and not measures:
         raise UsageError("--save-recipe is for --target-size, which makes one")
-    if options["type_name"] is not None:
+    if not options["for_budget"] and (options["vram"] or options["ctx"] is not None):
+        raise UsageError("--vram and --ctx are for --for-budget")
+    if options["type_name"]:
         from memfit.quantize.job import file_type_named
 
         file_type_named(options["type_name"])
@@ -125,7 +154,8 @@ class _Job:
         self._quantizer, self._opened, self._output = quantizer, opened, output
         self._options, self._err, self._say = options, err, speaker(err)
         machine = probe()
-        self._ram_bytes = Budget(ram=options["ram"]).ram_bytes(machine.ram)
+        self._budget = Budget(ram=options["ram"], vram=take_vram(options["vram"]))
+        self._ram_bytes = self._budget.ram_bytes(machine.ram)
         self._threads = options["threads"] or machine.cpu.threads
 
     def run(self, model: str) -> tuple[dict[str, Any], list[str]]:
@@ -137,7 +167,7 @@ class _Job:
         if is_adapter(Path(model)):
             return self._adapter(Path(model))
         found = resolve(model, self._say)
-        if found.is_header_only and not (options["dry_run"] and options["target_size"] is None):
+        if found.is_header_only and (options["text"] or not options["dry_run"]):
             raise UsageError(f"{model} is not here: memfit pull {model} downloads it, --dry-run does without")
         if not found.is_checkpoint:
             if options["verify"]:
@@ -201,18 +231,25 @@ class _Job:
         from memfit.quantize.job import Recipe, file_type_named
 
         options = self._options
-        if options["target_size"] is not None:
+        if options["text"]:
             from memfit.cli.target import TargetSize, chosen_types
             from memfit.quantize.recipe_file import save_recipe
 
             target = TargetSize(
-                text=options["target_size"],
+                size=options["target_size"],
                 over=options["text"],
                 imatrix=options["imatrix"],
                 room=Path(self._opened.enter_context(TemporaryDirectory(prefix="memfit-quantize-"))),
             )
             chosen = chosen_types(
-                self._quantizer, spec, target, ram=options["ram"], threads=self._threads, out=self._err
+                self._quantizer,
+                spec,
+                target,
+                budget=self._budget,
+                context=options["ctx"],
+                prefer=options["prefer"],
+                threads=self._threads,
+                out=self._err,
             )
             kept = options["save_recipe"]
             recipe = save_recipe(kept, spec, chosen) if kept else chosen.recipe

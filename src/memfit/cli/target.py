@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,13 @@ from memfit.cli.fetch import load_shown
 from memfit.cli.progress import progress_of_steps
 from memfit.cli.texts import TextReader
 from memfit.errors import WrongValueError
-from memfit.units import parse_size
+from memfit.units import format_bytes, parse_size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from memfit.headers.model_spec import ModelSpec
+    from memfit.planner.request import Budget
     from memfit.quantize.job import Quantizer
     from memfit.quantize.target import Chosen
 
@@ -29,33 +31,43 @@ _CHUNKS = 40  # of the text at most
 class TargetSize:
     """What a user asks for."""
 
-    text: str  # the size
+    size: str | None  # None: what the budget leaves room for
     over: Path  # what is read to see what is lost
     imatrix: Path | None
     room: Path  # a folder for one, where none is given
 
 
 def chosen_types(
-    quantizer: Quantizer, spec: ModelSpec, target: TargetSize, *, ram: str | None, threads: int, out: Console
+    quantizer: Quantizer,
+    spec: ModelSpec,
+    target: TargetSize,
+    *,
+    budget: Budget,
+    context: int | None,
+    prefer: str,
+    threads: int,
+    out: Console,
 ) -> Chosen:
-    """A type for each tensor. Errors as in quantize/target.py."""
+    """A type for each tensor. `context` and `prefer` say how the file will be run, where the budget is its
+    size. Errors as in quantize/target.py."""
     from memfit.cli.render import speaker
     from memfit.quantize.target import PLACES, fit, measure
 
     say = speaker(out)
-    try:
-        cap_bytes = parse_size(target.text)
-    except ValueError as error:
-        raise WrongValueError("target_size", f": {error}", got=target.text) from None
+    if target.size is None:
+        cap_bytes = _room(spec, budget, context, prefer, say)
+        say(f"the budget leaves room for a file of {format_bytes(cap_bytes)}")
+    else:
+        cap_bytes = _size(target.size)
     options: dict[str, Any] = {
         "ctx": _CHUNK,
         "chunks": _CHUNKS,
         "kv_type": "f16",
         "threads": threads,
-        "ram": ram,
+        "ram": budget.ram,
         "vram": (),
         "rpc": (),
-        "no_disk": True,
+        "no_disk": False,
         "engine": "auto",
         "load_in": None,
         "double_quant": False,
@@ -77,3 +89,27 @@ def chosen_types(
             on_step=on_step,
         )
     return fit(quantizer, spec, measured, cap_bytes, threads=threads)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise WrongValueError("target_size", f": {error}", got=text) from None
+
+
+def _room(
+    spec: ModelSpec, budget: Budget, context: int | None, prefer: str, say: Callable[[str], None]
+) -> int:
+    from memfit.api import plan
+    from memfit.planner.request import Workload
+    from memfit.quantize.room import room_for_file
+
+    planned = plan(
+        str(spec.paths[0]),
+        budget=budget,
+        workload=Workload(context=context),
+        count_parent=True,
+        say=say,
+    )
+    return room_for_file(planned, prefer=prefer)

@@ -49,7 +49,7 @@ class LlamaConfig:
     kv_unified: bool = True  # any sequence may use all of the context; else each has an equal part of it
     grammar_bytes: int = 0  # what the grammars of JSON schemas may hold together; 0: no answer follows one
     outputs: Annotated[int, Between(0, 65_536)] = 0  # tokens scored per pass (n_outputs_max); 0: none are
-    importance_bytes: int = 0  # what an importance matrix holds while it is collected; 0: none is
+    importance_bytes: int = 0  # what collecting an importance matrix and changing weights hold; 0: neither
 
     @property
     def is_read_by_us(self) -> bool:

@@ -1,7 +1,10 @@
-"""What an importance matrix takes while it is collected: a float32 for each column of each matrix in a layer,
-and of each expert.
+"""What is held beside a model while its importance matrix is collected, or its matrices are changed.
 
-Matrices that are multiplied with the same share theirs, which is not known before; then it is less.
+    collecting    a float32 for each column of each matrix in a layer, and of each expert
+    probing       the same, as the matrix is read; a text's predictions; and tables of the types of few bits
+
+Matrices that are multiplied with the same share their part of the first, which is not known before; then it
+is less.
 """
 
 from __future__ import annotations
@@ -10,10 +13,16 @@ from collections.abc import Iterable
 from math import prod
 
 from memfit.headers.model_spec import TensorSpec
+from memfit.units import MIB
 
 __all__ = ["importance_bytes"]
 
+_COLLECTING_BYTES = 4 * MIB  # of numpy, between its arrays
+_PROBING_BYTES = 24 * MIB
 
-def importance_bytes(tensors: Iterable[TensorSpec]) -> int:
+
+def importance_bytes(tensors: Iterable[TensorSpec], *, collects: bool, probes: bool) -> int:
+    """0 where neither is planned."""
     matrices = (one.shape for one in tensors if one.name.startswith("blk.") and len(one.shape) > 1)
-    return sum(4 * shape[0] * prod(shape[2:]) for shape in matrices)
+    once = sum(4 * shape[0] * prod(shape[2:]) for shape in matrices)
+    return collects * (once + _COLLECTING_BYTES) + probes * (once + _PROBING_BYTES)

@@ -88,12 +88,13 @@ def measure(
             _collect(session, tokens, imatrix, on_step)
         places = probe_places(tokens.context, PLACES)
         important = session.begin_probing(tokens.chunks[0], places, imatrix)
-        types = {one.name: _fitting(one, one.name in important) for one in tensors}
+        types: Mapping[str, Sequence[str]] = {
+            one.name: _fitting(one, one.name in important) for one in tensors
+        }
         if cap_bytes is not None:
             smallest = rest_bytes + sum(tensor_bytes(one, types[one.name][0]) for one in tensors)
             _require_room(spec, smallest, cap_bytes)
-            bits = 8 * (cap_bytes - rest_bytes) / max(1, sum(one.elements for one in tensors))
-            types = {name: _near(kinds, bits) for name, kinds in types.items()}
+            types = _near(tensors, types, cap_bytes - rest_bytes)
         losses = measure_losses(session, tensors, types, partial(on_step, "loss: tensor"))
         if cap_bytes is not None and (chosen := choose_apart(losses, cap_bytes - rest_bytes)):
             losses = corrected(session, losses, chosen, partial(on_step, "loss: kind of tensor"))
@@ -153,7 +154,14 @@ def _fitting(tensor: TensorSpec, is_important: bool) -> list[str]:
     ]
 
 
-def _near(kinds: Sequence[str], bits: float) -> list[str]:
-    """Those that may be worth it where the mean is so many bits; the smallest always, so that all may fit."""
-    first, *others = kinds
-    return [first, *(kind for kind in others if _FEWER * bits <= TYPES[kind].bits <= _MORE * bits)]
+def _near(
+    tensors: Sequence[TensorSpec], types: Mapping[str, Sequence[str]], room_bytes: int
+) -> Mapping[str, Sequence[str]]:
+    """Those that may be worth it where the tensors have so much room; all where only the smallest fit."""
+    bits = 8 * room_bytes / max(1, sum(one.elements for one in tensors))
+    near = {
+        name: [kind for kind in kinds if _FEWER * bits <= TYPES[kind].bits <= _MORE * bits]
+        for name, kinds in types.items()
+    }
+    fits = all(near.values()) and room_bytes >= sum(tensor_bytes(one, near[one.name][0]) for one in tensors)
+    return near if fits else types

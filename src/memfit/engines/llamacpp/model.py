@@ -134,6 +134,11 @@ class LlamaModel:
         """The engine's tensors, by name."""
         return dict(self._library.model_tensors(self._pointer))
 
+    def watch_streamed(self, on_given: Callable[[int, int], None]) -> None:
+        """Have `on_given` called with each streamed tensor and the address of its data, before it is used."""
+        if self._weights:
+            self._weights.on_given = on_given
+
     @property
     def locked_bytes(self) -> int:
         """Of the weights, memory that cannot go to swap."""

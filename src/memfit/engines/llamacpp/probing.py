@@ -24,6 +24,7 @@ from memfit.engines.llamacpp.library import Library
 from memfit.engines.llamacpp.model import LlamaModel
 from memfit.errors import EngineError
 from memfit.headers.model_spec import TensorSpec
+from memfit.memory.streaming import is_read_by_row
 
 __all__ = ["Probe"]
 
@@ -46,6 +47,9 @@ class Probe:
         self._numbers = library.type_numbers
         self._tensors = {one.name: one for one in tensors}
         self._addresses = model.tensor_addresses()
+        self._streamed = frozenset(model.config.streamed)
+        self._changed: dict[int, tuple[TensorSpec, str]] = {}  # streamed ones, by the engine's tensor
+        model.watch_streamed(self._given)
         self._paths = model.config.paths
         self._files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self._paths]
         for file in self._files:
@@ -87,14 +91,26 @@ class Probe:
     # -- matrices --------------------------------------------------------------------------------
 
     def quantize(self, name: str, kind: str) -> None:
-        """Overwrite a matrix by what `kind` makes of it."""
-        tensor = self._tensors[name]
-        list(self._pool.map(lambda piece: self._put(tensor, piece, kind), self._pieces(tensor)))
+        """Overwrite a matrix by what `kind` makes of it; a streamed one each time that it has been read."""
+        if name in self._streamed:
+            self._changed[self._addresses[name]] = (self._tensors[name], kind)
+        else:
+            self._overwrite(self._tensors[name], kind, None)
 
     def restore(self, name: str) -> None:
         """Overwrite a matrix by what the file has."""
-        tensor = self._tensors[name]
-        list(self._pool.map(lambda piece: self._put(tensor, piece, None), self._pieces(tensor)))
+        if name in self._streamed:
+            self._changed.pop(self._addresses[name], None)
+        else:
+            self._overwrite(self._tensors[name], None, None)
+
+    def _overwrite(self, tensor: TensorSpec, kind: str | None, data: int | None) -> None:
+        list(self._pool.map(lambda piece: self._put(tensor, piece, kind, data), self._pieces(tensor)))
+
+    def _given(self, address: int, data: int) -> None:
+        """A streamed tensor's data was read."""
+        if found := self._changed.get(address):
+            self._overwrite(*found, data)
 
     def errors(self, name: str, kinds: Sequence[str], rows: int) -> list[float]:
         """For each type its squared error over some rows of a matrix, each column as it counts."""
@@ -114,15 +130,19 @@ class Probe:
         return float(squares.sum() if weights is None else squares @ weights[:columns])
 
     def _pieces(self, tensor: TensorSpec) -> Iterator[tuple[int, int]]:
-        """First row and number of rows; none has rows of two experts."""
+        """First row and number of rows; none has rows of two experts. Of a table that is read by row, only
+        rows that the text reads."""
+        if is_read_by_row(tensor, self._tensors.values()):
+            yield from ((row, 1) for row in sorted(set(self._tokens)))
+            return
         columns, of_expert = tensor.shape[0], tensor.shape[1]
         size = max(1, _PIECE // columns)
         for expert in range(0, tensor.elements // columns, of_expert):
             for start in range(expert, expert + of_expert, size):
                 yield start, min(size, expert + of_expert - start)
 
-    def _put(self, tensor: TensorSpec, piece: tuple[int, int], kind: str | None) -> None:
-        """Rows of the file, or what a type makes of them, into the engine's tensor."""
+    def _put(self, tensor: TensorSpec, piece: tuple[int, int], kind: str | None, place: int | None) -> None:
+        """Rows of the file, or what a type makes of them, into the engine's tensor; `place` is its data."""
         row, rows = piece
         row_bytes = self._ggml.ggml_row_size(self._numbers[tensor.type], tensor.shape[0])
         if kind is None:
@@ -132,8 +152,9 @@ class Probe:
             data = self._quantized(values, tensor.shape[0], tensor.type, None).tobytes()
         address = self._addresses[tensor.name]
         node = Node.from_address(address)
-        if self._ggml.ggml_backend_buffer_is_host(node.buffer):
-            ctypes.memmove(node.data + row * row_bytes, data, len(data))
+        place = place or (node.data if self._ggml.ggml_backend_buffer_is_host(node.buffer) else None)
+        if place:
+            ctypes.memmove(place + row * row_bytes, data, len(data))
         else:
             self._ggml.ggml_backend_tensor_set(address, data, row * row_bytes, len(data))
 

@@ -59,6 +59,8 @@ class OwnWeights:
         self.error: StreamError | EngineError | None = None
         self.locked_bytes = 0  # of pinned weights, where there is swap
         self._abort, self._is_aborted = abort, is_aborted
+        # Called with a streamed tensor and the address of its data, before anything computes with it.
+        self.on_given: Callable[[int, int], None] | None = None
         self._ring_bytes = config.ring_bytes
         self._ring: Ring | None = None
         self._kept: list[mmap.mmap] = []  # the engine's tensors point into them
@@ -170,7 +172,10 @@ class OwnWeights:
         index = self._indices.get(weight)
         if index is not None:
             try:
-                giving.give(weight, ring.take(index) + self._shifts[index])
+                address = ring.take(index) + self._shifts[index]
+                if self.on_given:
+                    self.on_given(weight, address)
+                giving.give(weight, address)
             except StreamError as error:
                 self._refuse(error, weight)
                 return True

@@ -142,7 +142,9 @@ class PlanInputs:
             grammar_bytes=grammar_bytes(parallel) if self.workload.grammars else 0,
             # A matrix of the last layer is multiplied with the tokens alone whose logits are wanted.
             outputs=max(ubatch, self.workload.outputs) if self.workload.importance else self.workload.outputs,
-            importance_bytes=importance_bytes(self.spec.tensors) if self.workload.importance else 0,
+            importance_bytes=importance_bytes(
+                self.spec.tensors, collects=self.workload.importance, probes=self.workload.probes
+            ),
         )
 
 
