@@ -12,7 +12,7 @@ import memfit
 from conftest import run_memfit
 from hub_server import HubServer, Sparse
 from memfit.advise import advise, choices_of
-from memfit.cli.compare import print_advice
+from memfit.cli.advice_table import print_advice
 from memfit.cli.render import console
 from memfit.errors import ModelError
 

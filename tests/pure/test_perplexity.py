@@ -12,7 +12,7 @@ import pytest
 from memfit.engines.requests import LogitsBlock, Request, TokenScore
 from memfit.errors import UsageError
 from memfit.evaluate import perplexity as perplexities
-from memfit.evaluate.perplexity import Tokens, divergence, perplexity, read_tokens, scored_outputs
+from memfit.evaluate.perplexity import Tokens, divergences, perplexity, read_tokens, scored_outputs
 
 _VOCABULARY = 11
 
@@ -102,7 +102,7 @@ def test_divergence_is_summed_over_all_tokens(stored: int, monkeypatch: pytest.M
     def load(plan: Any) -> Any:
         return sessions[plan.seed]
 
-    ours, theirs, distance = divergence(load, plans[1], plans[2], tokens)
+    theirs, ((ours, distance),) = divergences(load, plans[2], [plans[1]], tokens)
     model, reference = (_log_softmax(sessions[seed].logits) for seed in (1, 2))
     befores = [chunk[at - 1] for chunk in tokens.chunks for at in range(6, 10)]
     wanted = np.array([(np.exp(reference[b]) * (reference[b] - model[b])).sum() for b in befores])

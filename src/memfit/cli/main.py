@@ -32,6 +32,7 @@ _COMMANDS = {
     "bench": "Measured speed and memory against the prediction.",
     "batch": "Answer a file of requests, many at a time; a killed run goes on.",
     "perplexity": "How well a model predicts a text, and how far it is from another.",
+    "compare": "Models side by side: size, what is lost, speed.",
     "quantize": "Make a smaller file of a model.",
     "imatrix": "Collect which weights of a model matter, for quantize.",
     "pull": "Download a model from the Hugging Face hub or a URL, and verify it.",

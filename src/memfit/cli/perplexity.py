@@ -12,8 +12,7 @@ import click
 from memfit.cli.fetch import load_shown
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import budget_options, engine_options, scoring_options, verbose_option
-from memfit.cli.texts import TextReader, chunk_teller, text_option
-from memfit.errors import UsageError
+from memfit.cli.texts import TextReader, chunk_teller, require_same_tokens, text_option
 
 if TYPE_CHECKING:
     from memfit.engines.worker_session import WorkerSession
@@ -41,7 +40,7 @@ def command(
     also the KL divergence from that model, in nats a token.
     """
     from memfit.cli.render import console, speaker
-    from memfit.evaluate.perplexity import divergence, perplexity
+    from memfit.evaluate.perplexity import divergences, perplexity
 
     err = console(stderr=True)
     say = speaker(err)
@@ -59,13 +58,9 @@ def command(
         lines = [_line(model, found)]
     else:
         other, theirs = reader.plan(reference)
-        if theirs.chunks != tokens.chunks or other.spec.vocabulary != plan.spec.vocabulary:
-            raise UsageError(
-                f"{model} and {reference} read the text as different tokens, so their predictions cannot be "
-                "compared"
-            )
+        require_same_tokens((model, plan, tokens), (reference, other, theirs))
         teller = chunk_teller(say, len(tokens.chunks), "mean KL")
-        found, base, distance = divergence(load, plan, other, tokens, teller)
+        base, ((found, distance),) = divergences(load, other, [plan], tokens, teller)
         facts = {
             "model": model,
             **_facts(found, tokens),

@@ -59,7 +59,7 @@ def command(
     """
     from memfit.advise import advise, choices_of
     from memfit.api import plan
-    from memfit.cli.compare import print_advice
+    from memfit.cli.advice_table import print_advice
     from memfit.cli.precision import show_precisions
     from memfit.cli.render import console, print_machine, print_plan, print_why, speaker
     from memfit.hub.resolve import resolve

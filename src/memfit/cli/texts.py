@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from memfit.evaluate.perplexity import Tokens
     from memfit.planner.plan import Plan
 
-__all__ = ["TextReader", "chunk_teller", "text_option"]
+__all__ = ["TextReader", "chunk_teller", "require_same_tokens", "text_option"]
 
 _MOST_TEXT = 64 * MIB
 _TOKEN_BYTES = 16  # of text at most, where only some chunks are wanted
@@ -43,9 +43,12 @@ class TextReader:
             raise WrongValueError("context", ": a chunk has at least 4 tokens", got=context)
         self._text = _read(path, self._chunks and self._chunks * context * _TOKEN_BYTES)
 
-    def plan(self, model: str, *, importance: bool = False, probes: int = 0) -> tuple[Plan, Tokens]:
+    def plan(
+        self, model: str, *, importance: bool = False, probes: int = 0, load_in: str | None = None
+    ) -> tuple[Plan, Tokens]:
         """A model's plan, and the text's tokens: to score them; or to collect an importance matrix, or to
-        change weights and look at so many places of a text, or both.
+        change weights and look at so many places of a text, or both. `load_in` is a checkpoint's precision,
+        where it is not the options'.
 
         Raises:
             DoesNotFitError: the model does not fit.
@@ -58,6 +61,7 @@ class TextReader:
 
         options = dict(self._options)
         workload, engine = take_scoring(options), take_engine(options)
+        engine["load_in"] = load_in or engine["load_in"]
         found = resolve(model, self._say)
         by_transformers = found.is_checkpoint or asks_for_transformers(engine)
         if (importance or probes) and by_transformers:
@@ -78,6 +82,15 @@ class TextReader:
             plan = planner.plan(replace(workload, outputs=outputs))
         plan.require_fit()
         return plan, tokens
+
+
+def require_same_tokens(one: tuple[str, Plan, Tokens], other: tuple[str, Plan, Tokens]) -> None:
+    """Of two models' names, plans and tokens of a text. Raises UsageError where they read it otherwise."""
+    (name, plan, tokens), (second, reference, theirs) = one, other
+    if theirs.chunks != tokens.chunks or reference.spec.vocabulary != plan.spec.vocabulary:
+        raise UsageError(
+            f"{name} and {second} read the text as different tokens, so their predictions cannot be compared"
+        )
 
 
 def chunk_teller(say: Callable[[str], None], chunks: int, what: str) -> Callable[[int, float], None]:

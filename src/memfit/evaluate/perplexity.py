@@ -28,7 +28,7 @@ __all__ = [
     "Divergence",
     "Perplexity",
     "Tokens",
-    "divergence",
+    "divergences",
     "perplexity",
     "read_tokens",
     "scored_outputs",
@@ -118,25 +118,26 @@ def perplexity(
     return _perplexity(logprobs)
 
 
-def divergence(
+def divergences(
     load: Load,
-    plan: Plan,
     reference: Plan,
+    plans: Sequence[Plan],
     tokens: Tokens,
     on_chunk: Callable[[int, float], None] = lambda *_: None,
-) -> tuple[Perplexity, Perplexity, Divergence]:
-    """Of the planned model, of the `reference`, and between them; `on_chunk` hears of the mean KL so far.
+) -> tuple[Perplexity, list[tuple[Perplexity, Divergence]]]:
+    """Of the `reference`; and of each planned model, with how far it is from the reference. `on_chunk` hears
+    how many chunks are done, of all models together, and of the mean KL so far.
 
-    One of them is loaded at a time. What the reference predicts is kept in a temporary file, for as many
-    chunks as that may hold; then the other is asked about the same.
+    One model is loaded at a time. What the reference predicts is kept in a temporary file, for as many chunks
+    as that may hold; then the others are asked about the same.
 
     Raises:
         OutputError: the disk has no room for that file.
     """
     group = max(1, _STORED_BYTES // (4 * tokens.places * reference.spec.vocabulary))
-    ours: list[float] = []
-    theirs: list[float] = []
-    distances = _Distances()
+    base: list[float] = []
+    scored: list[list[float]] = [[] for _ in plans]
+    distances = [_Distances() for _ in plans]
     done = 0
     for start in range(0, len(tokens.chunks), group):
         chunks = tokens.chunks[start : start + group]
@@ -144,13 +145,18 @@ def divergence(
             predicted = _Predictions(file, tokens)
             with load(reference) as session:
                 for index, chunk in enumerate(chunks):
-                    theirs += _scored(session, chunk, tokens, partial(predicted.keep, index))
-            with load(plan) as session:
-                for index, chunk in enumerate(chunks):
-                    ours += _scored(session, chunk, tokens, partial(distances.add, predicted, index))
-                    done += 1
-                    on_chunk(done, distances.mean)
-    return _perplexity(ours), _perplexity(theirs), distances.summary()
+                    base += _scored(session, chunk, tokens, partial(predicted.keep, index))
+            for plan, logprobs, distance in zip(plans, scored, distances, strict=True):
+                with load(plan) as session:
+                    for index, chunk in enumerate(chunks):
+                        logprobs += _scored(session, chunk, tokens, partial(distance.add, predicted, index))
+                        done += 1
+                        on_chunk(done, distance.mean)
+    found = [
+        (_perplexity(logprobs), distance.summary())
+        for logprobs, distance in zip(scored, distances, strict=True)
+    ]
+    return _perplexity(base), found
 
 
 class _Predictions:

@@ -12,7 +12,7 @@ from pathlib import Path
 from memfit.api import open_planner
 from memfit.engines.protocol import PlanOptions
 from memfit.errors import EngineError
-from memfit.evaluate.perplexity import Divergence, Load, Tokens, divergence, read_tokens, scored_outputs
+from memfit.evaluate.perplexity import Divergence, Load, Tokens, divergences, read_tokens, scored_outputs
 from memfit.hub.resolve import resolve
 from memfit.planner.plan import Plan
 from memfit.planner.request import Budget, Size, Workload
@@ -58,7 +58,7 @@ def compare(
     reference, theirs = _plan(str(folder), ram, say, "auto", **more)
     if tokens.chunks != theirs.chunks:
         raise EngineError("the converted model reads a text as other tokens than the checkpoint does")
-    _, _, found = divergence(load, plan, reference, tokens)
+    _, ((_, found),) = divergences(load, reference, [plan], tokens)
     if not found.mean <= MOST:
         raise EngineError(
             "the converted model does not predict what the checkpoint does: mean KL divergence "
