@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 @pytest.fixture
 def text(tmp_path: Path) -> str:
     path = tmp_path / "text.txt"
-    path.write_text(_TEXT * 60)
+    path.write_text(_TEXT * 30)
     return str(path)
 
 

@@ -67,6 +67,7 @@ class Probe:
         self._likeliest = []
         for logits in self._logits():
             kept = np.argpartition(logits, -_KEPT)[-_KEPT:] if len(logits) > _KEPT else np.arange(len(logits))
+            kept = kept.copy()  # a part would keep the whole alive
             self._likeliest.append((kept, logits[kept] - _log_sum(logits)))
 
     def loss(self) -> float:
