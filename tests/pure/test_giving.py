@@ -153,6 +153,7 @@ def _weights(model: _Model, ring: _Ring) -> Any:
     weights.error, weights._giving, weights._ring = None, model.giving, ring
     weights._indices = {address: index for index, address in enumerate(model.names)}
     weights._shifts = [10, 20]
+    weights.on_given = None
     weights.aborted = 0
 
     def abort() -> None:
