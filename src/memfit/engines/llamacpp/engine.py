@@ -59,8 +59,8 @@ class LlamaSession(WorkerSession):
         self._ask("write_imatrix", path=str(path), text=text, chunks=chunks, chunk_tokens=chunk_tokens)
 
     def begin_probing(self, tokens: Sequence[int], places: Sequence[int], imatrix: Path) -> set[str]:
-        """Remember what the model predicts at these places of a text, of a ubatch at most; the plan must be
-        for it (Workload.probes). `imatrix` says what counts in matrices; those that it knows are returned."""
+        """Remember what the model predicts at these places of a text; the plan must be for it
+        (Workload.probes). `imatrix` says what counts in matrices; those that it knows are returned."""
         found = self._worker.ask(
             "begin_probing",
             tensors=[asdict(one) for one in self.plan.spec.tensors],

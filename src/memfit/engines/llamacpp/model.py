@@ -329,24 +329,17 @@ class LlamaModel:
             self._decode(self._api.llama_batch_get_one(array, len(piece)))
         self._wait()
 
-    def decode_all(self, tokens: Sequence[int]) -> Iterator[int]:
-        """Compute a text in an empty cache, with logits for each of its tokens, ubatch by ubatch: yields how
-        many tokens the last ubatch had. Errors as in `decode`."""
+    def decode_text(self, tokens: Sequence[int], places: Sequence[int]) -> Iterator[int]:
+        """Compute a text in an empty cache, with logits at these places, ubatch by ubatch: yields how
+        many rows of logits the last ubatch has. Errors as in `decode`."""
         self.cache.clear()
         batch = DecodeBatch(self._api, self.ubatch)
         for start in range(0, len(tokens), self.ubatch):
-            piece = tokens[start : start + self.ubatch]
-            batch.fill_text(piece, range(len(piece)), start)
+            end = min(start + self.ubatch, len(tokens))
+            wanted = [place - start for place in places if start <= place < end]
+            batch.fill_text(tokens[start:end], wanted, start)
             self.decode_batch(batch.pointer)
-            yield len(piece)
-
-    def decode_places(self, tokens: Sequence[int], places: Sequence[int]) -> None:
-        """Compute a text of at most a ubatch in an empty cache, with logits at these places. Errors as in
-        `decode`."""
-        self.cache.clear()
-        batch = DecodeBatch(self._api, self.ubatch)
-        batch.fill_text(tokens, places)
-        self.decode_batch(batch.pointer)
+            yield len(wanted)
 
     def decode_batch(self, batch: Any) -> None:
         """Compute a llama_batch of at most a ubatch, of any sequences. Errors as in `decode`."""

@@ -62,7 +62,7 @@ class Probe:
     # -- what is lost ----------------------------------------------------------------------------
 
     def begin(self, tokens: Sequence[int], places: Sequence[int]) -> None:
-        """Remember what the model predicts at these places of a text that fits one ubatch."""
+        """Remember what the model predicts at these places of a text."""
         self._tokens, self._places = tokens, list(places)
         self._likeliest = []
         for logits in self._logits():
@@ -85,9 +85,9 @@ class Probe:
 
     def _logits(self) -> Iterator[Any]:
         """At each place, float64 [vocabulary]."""
-        self._model.decode_places(self._tokens, self._places)
-        for row in range(len(self._places)):
-            yield self._model.logits(row, 1)[0].astype(np.float64)
+        for rows in self._model.decode_text(self._tokens, self._places):
+            for row in range(rows):
+                yield self._model.logits(row, 1)[0].astype(np.float64)
 
     # -- matrices --------------------------------------------------------------------------------
 

@@ -176,7 +176,7 @@ class OwnWeights:
                 if self.on_given:
                     self.on_given(weight, address)
                 giving.give(weight, address)
-            except StreamError as error:
+            except (StreamError, EngineError) as error:
                 self._refuse(error, weight)
                 return True
         missing = giving.missing(node)

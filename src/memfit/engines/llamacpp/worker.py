@@ -235,7 +235,7 @@ class LlamaCommands:
         self._loop.forget()
         model.importance.is_collecting = True
         try:
-            for _ in model.decode_all(tokens):
+            for _ in model.decode_text(tokens, range(len(tokens))):
                 pass
         except Aborted:
             return {"cancelled": True}
