@@ -18,7 +18,7 @@ from memfit.units import MIB
 __all__ = ["importance_bytes"]
 
 _COLLECTING_BYTES = 4 * MIB  # of numpy, between its arrays
-_PROBING_BYTES = 24 * MIB
+_PROBING_BYTES = 16 * MIB
 
 
 def importance_bytes(tensors: Iterable[TensorSpec], *, collects: bool, probes: bool) -> int:
