@@ -59,7 +59,9 @@ def measure_losses(
         errors = session.probe_errors(tensor.name, [probe, *kinds], rows)
         loss = max(0.0, session.probe({tensor.name: probe}) - noise) / (errors[0] or 1.0)
         found[tensor.name] = {
-            kind: Option(size_bytes=tensor_bytes(tensor, kind), loss=loss * error)
+            kind: Option(
+                size_bytes=tensor_bytes(tensor, kind), loss=0.0 if kind == tensor.type else loss * error
+            )
             for kind, error in zip(kinds, errors[1:], strict=True)
         }
         on_tensor(done, len(tensors))

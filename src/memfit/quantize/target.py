@@ -34,8 +34,8 @@ _OTHERS = (
     *("Q2_K", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1"),
     *("Q6_K", "Q8_0"),
 )
-_CANDIDATES = sorted((*_NEED_IMPORTANCE, *_OTHERS), key=lambda kind: TYPES[kind].bits)
-_FEWER, _MORE = 0.45, 2.2  # times the mean bits: types beyond are not tried
+_CANDIDATES = (*_NEED_IMPORTANCE, *_OTHERS)
+_FEWER, _MORE = 0.45, 2.5  # times the mean bits: types beyond are not tried
 
 _Step = Callable[[str, int, int], None]  # what is done, how many of it, and of how many
 
@@ -145,10 +145,10 @@ def _collect(session: LlamaSession, tokens: Tokens, imatrix: Path, on_step: _Ste
 
 
 def _fitting(tensor: TensorSpec, is_important: bool) -> list[str]:
-    """Types that divide its rows, the smallest first."""
+    """Types that divide its rows, the smallest first; its own too, which loses nothing."""
     return [
         kind
-        for kind in _CANDIDATES
+        for kind in sorted({*_CANDIDATES, tensor.type}, key=lambda kind: TYPES[kind].bits)
         if tensor.shape[0] % TYPES[kind].block_elements == 0
         and (is_important or kind not in _NEED_IMPORTANCE)
     ]
