@@ -13,6 +13,7 @@ from gguf import GGUFReader
 
 import memfit
 from conftest import run_memfit
+from memfit.engines.llamacpp.engine import LlamaSession
 from memfit.units import MIB
 
 pytestmark = pytest.mark.engine
@@ -115,6 +116,30 @@ def test_a_budget_is_filled(model: Path, text: str, tmp_path: Path) -> None:
     )
     assert plan.fits
     assert plan.ram.parts["weights"] > 600_000
+
+
+def test_a_streamed_matrix_loses_as_much(demo: str, text: str, tmp_path: Path) -> None:
+    matrix = tmp_path / "imatrix.gguf"
+    done = run_memfit("imatrix", demo, str(matrix), "--text", text, "--ctx", "64", "--chunks", "1")
+    assert done.code == 0, done.err
+    workload = memfit.Workload(context=256, probes=True, outputs=32, repack="off")
+    whole = memfit.plan(demo, workload=workload)
+    small = memfit.plan(demo, budget=memfit.Budget(ram=whole.ram.total_bytes - 30 * MIB), workload=workload)
+    assert (whole.streamed_bytes, small.fits) == (0, True)
+    streamed, pinned = small.config.streamed[0], "blk.7.attn_q.weight"
+    assert pinned not in small.config.streamed
+    found = []
+    for plan in (whole, small):
+        with memfit.load(plan) as session:
+            assert isinstance(session, LlamaSession)
+            assert streamed in session.begin_probing(range(1000, 1064), range(32, 64), matrix)
+            changes = ({}, {streamed: "Q4_0"}, {pinned: "Q4_0"})
+            found.append([session.probe(one) for one in (*changes, {})])
+            assert session.report().within_budget
+    for losses in found:
+        assert losses[0] == losses[-1] == 0  # what the file has is back
+        assert min(losses[1:3]) > 0
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 @pytest.mark.parametrize(
