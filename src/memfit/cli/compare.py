@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _ANSWER_TOKENS = 64
+_BAR_CELLS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +162,19 @@ def best_of(rows: Sequence[tuple[int, float]]) -> list[bool]:
 def _print(rows: Sequence[_Row], prompts: Sequence[str], answers: Sequence[list[str]], out: Console) -> None:
     from memfit.cli.render import plain, table
 
-    shown = table(
-        "model", ">weights", ">perplexity", ">mean KL", ">99 %", ">same token", ">prompt", ">generation", ""
+    headings = (
+        ">weights",
+        ">perplexity",
+        ">mean KL",
+        "",
+        ">99 %",
+        ">same token",
+        ">prompt",
+        ">generation",
+        "",
     )
+    shown = table("model", *headings)
+    most = max(row.loss for row in rows) or 1.0
     best = best_of([(row.weights_bytes, row.loss) for row in rows])
     for row, is_best in zip(rows, best, strict=True):
         distance, prediction = row.distance, row.plan.prediction
@@ -172,6 +183,7 @@ def _print(rows: Sequence[_Row], prompts: Sequence[str], answers: Sequence[list[
             format_bytes(row.weights_bytes),
             f"{row.perplexity.value:.3f} ± {row.perplexity.error:.3f}",
             f"{distance.mean:.5f}" if distance else "",
+            "█" * round(_BAR_CELLS * row.loss / most),
             f"{distance.percentile_99:.4f}" if distance else "",
             f"{100 * distance.same_top:.1f} %" if distance else "",
             f"{prediction.prompt.value:.0f} tok/s",
