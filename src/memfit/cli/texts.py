@@ -78,7 +78,7 @@ class TextReader:
         with open_planner(found, name, asked, workload) as planner:
             assert workload.context
             tokens = read_tokens(planner, self._text, context=workload.context, most=self._chunks)
-            outputs = probes or scored_outputs(planner.spec.vocabulary)
+            outputs = probes if importance or probes else scored_outputs(planner.spec.vocabulary)
             plan = planner.plan(replace(workload, outputs=outputs))
         plan.require_fit()
         return plan, tokens

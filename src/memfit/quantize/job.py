@@ -28,7 +28,7 @@ _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 _PLAIN = frozenset({"F32", "F16", "BF16"})
 _MOST_BUFFER = 64 * MIB  # more is not faster
 _LEAST_BUFFER = 1 * MIB
-_ROOM = 8 * MIB  # what its threads, its tables and our messages take beside
+_ROOM = 10 * MIB  # what its threads, its tables and our messages take beside
 
 
 @dataclass(frozen=True, kw_only=True)
