@@ -92,7 +92,7 @@ def test_a_streamed_model_gives_the_same(demo: str, text: str, tmp_path: Path) -
     asked = ("--text", text, "--ctx", "64", "--chunks", "2", "--json")
     done = run_memfit("imatrix", demo, str(whole), *asked)
     assert done.code == 0, done.err
-    budget = done.json["peak_bytes"] - 40 * 2**20
+    budget = done.json["peak_bytes"] - 16 * 2**20  # with less, ubatches are shorter, which round otherwise
     streamed = run_memfit("imatrix", demo, str(part), *asked, "--ram", str(budget))
     assert streamed.code == 0, streamed.err
     assert streamed.json["peak_bytes"] <= budget
@@ -100,9 +100,7 @@ def test_a_streamed_model_gives_the_same(demo: str, text: str, tmp_path: Path) -
     first, second = _read(whole), _read(part)
     assert first.keys() == second.keys()
     for name, values in first.items():
-        np.testing.assert_allclose(
-            second[name], values, rtol=5e-3
-        )  # in other ubatches, which round otherwise
+        np.testing.assert_allclose(second[name], values, rtol=1e-5)
 
 
 def test_each_expert_has_its_own(

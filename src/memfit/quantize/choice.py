@@ -16,7 +16,7 @@ from memfit.units import KIB
 
 __all__ = ["Option", "choose"]
 
-_SECONDS = 20.0
+_SECONDS = 5.0
 _ENOUGH = 1e-4  # the share at which the search ends
 
 
