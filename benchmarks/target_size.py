@@ -113,7 +113,7 @@ class Subject:
                 plan,
                 tokens,
                 imatrix=self.matrix,
-                collect=False,
+                text=None,
                 threads=2,
             )
             for size, cap in sizes.items():

@@ -23,7 +23,6 @@ def main() -> int:
     archive, folder = map(Path, sys.argv[1:])
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    count = 0
     with tarfile.open(archive) as source:
         for member in source:
             _, _, name = member.name.partition("/vendor/llama.cpp/")
@@ -34,7 +33,6 @@ def main() -> int:
             data = source.extractfile(member)
             assert data
             target.write_bytes(data.read())
-            count += 1
     if not (unfinished / _WANTED[0]).is_file():
         print(f"{archive} has no converter", file=sys.stderr)
         return 1

@@ -94,7 +94,6 @@ def test_what_would_be_passed_over_is_refused(
     kind: str,
     field: str,
     value: Any,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, output = checkpoint(kind, **{field: value}), tmp_path / "out.gguf"
     done = run_memfit("quantize", str(folder), str(output), "--type", "F16")

@@ -81,7 +81,11 @@ def test_a_recipe_makes_the_same_file_again(model: Path, text: str, tmp_path: Pa
     _made(model, first, *arguments)
     _made(model, second, "--recipe", str(recipe))
     assert first.read_bytes() == second.read_bytes()
-    types = json.loads(recipe.read_text())["types"]
+    kept = recipe.read_bytes()
+    again = run_memfit("quantize", str(model), str(tmp_path / "third.gguf"), *arguments)
+    assert (again.code, "kept.json is there already" in again.err) == (2, True)
+    assert (recipe.read_bytes(), (tmp_path / "third.gguf").exists()) == (kept, False)
+    types = json.loads(kept)["types"]
     assert types == {name: kind for name, kind in _types(first).items() if name in types}
     # As llama-quantize reads it: words of PATTERN=TYPE, of which the first that is found decides.
     words = [word.split("=") for word in (tmp_path / "kept.types.txt").read_text().split()]
@@ -147,11 +151,11 @@ def test_a_streamed_matrix_loses_as_much(demo: str, text: str, tmp_path: Path) -
     [
         ((), "give one of --type, --target-size, --for-budget, --recipe; given: none"),
         (("--type", "Q4_0", "--target-size", "1MB", "--text", "{text}"), "--type and --target-size"),
-        (("--target-size", "1MB"), "belong together"),
-        (("--type", "Q4_0", "--text", "{text}"), "belong together"),
+        (("--target-size", "1MB"), "belongs together"),
+        (("--type", "Q4_0", "--text", "{text}"), "belongs together"),
         (("--type", "Q4_0", "--save-recipe", "x.json"), "--save-recipe is for --target-size"),
         (("--type", "Q4_0", "--ctx", "512"), "--vram and --ctx are for --for-budget"),
-        (("--for-budget", "--ram", "2GiB"), "belong together"),
+        (("--for-budget", "--ram", "2GiB"), "belongs together"),
         (("--target-size", "big", "--text", "{text}"), "'big' is not a size"),
         (("--target-size", "100kB", "--text", "{text}"), "the smallest possible file of"),
         (("--target-size", "1MB", "--text", "{short}"), "a chunk 512"),

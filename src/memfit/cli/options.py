@@ -35,7 +35,6 @@ __all__ = [
     "take_plan",
     "take_sampling",
     "take_scoring",
-    "take_vram",
     "take_workload",
     "utf8",
     "verbose_option",
@@ -275,11 +274,11 @@ def take_budget(options: dict[str, Any]) -> Budget:
             raise WrongValueError("rpc", f" {text}: give each HOST:PORT once, alone or with =SIZE")
         rpc[endpoint] = size or None
     return Budget(
-        ram=options.pop("ram"), vram=take_vram(options.pop("vram")), rpc=rpc, disk=not options.pop("no_disk")
+        ram=options.pop("ram"), vram=_vram(options.pop("vram")), rpc=rpc, disk=not options.pop("no_disk")
     )
 
 
-def take_vram(texts: Sequence[str]) -> str | dict[int | str, str] | None:
+def _vram(texts: Sequence[str]) -> str | dict[int | str, str] | None:
     """One size for every GPU, or for some of them, by number or name."""
     numbered: dict[int | str, str] = {}
     for text in texts:

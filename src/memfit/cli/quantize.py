@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memfit.cli.json_output import json_option, write_json
-from memfit.cli.options import take_vram
 from memfit.errors import UsageError
 from memfit.quantize.room import PREFERENCES
 from memfit.units import format_bytes
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+def _file(name: str, metavar: str, text: str) -> Callable[[Any], Any]:
+    return click.option(name, type=click.Path(path_type=Path), metavar=metavar, help=text)
+
+
 @click.command("quantize")
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path), metavar="OUT.gguf")
@@ -35,35 +38,21 @@ __all__ = ["command"]
     is_flag=True,
     help="The best file that --ram and --vram leave room for, at --ctx. Needs --text.",
 )
-@click.option(
-    "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="What --save-recipe wrote, again."
-)
-@click.option(
-    "--text",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="UTF-8 text, over which --target-size measures what is lost.",
-)
-@click.option(
+@_file("--recipe", "FILE", "What --save-recipe wrote, again.")
+@_file("--text", "FILE", "UTF-8 text, over which --target-size measures what is lost.")
+@_file(
     "--imatrix",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="An importance matrix in GGUF: memfit imatrix makes one.  [--target-size: collected over the text]",
+    "FILE",
+    "An importance matrix in GGUF: memfit imatrix makes one.  [--target-size: collected over the text]",
 )
-@click.option(
-    "--save-recipe",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json",
-    help="Keep which type each tensor got with --target-size.",
-)
+@_file("--save-recipe", "FILE.json", "Keep which type each tensor got with --target-size.")
 @click.option(
     "--verify", is_flag=True, help="Of a checkpoint: compare the converted model's predictions with its own."
 )
-@click.option(
+@_file(
     "--base",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Of a LoRA adapter: the checkpoint that it was made for.  [the adapter's config names it]",
+    "DIR",
+    "Of a LoRA adapter: the checkpoint that it was made for.  [the adapter's config names it]",
 )
 @click.option(
     "--trust-remote-code",
@@ -87,14 +76,14 @@ __all__ = ["command"]
 )
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Default: a thread for each core.")
 @click.option("--dry-run", is_flag=True, help="Say what it becomes, to the byte, and write nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT.gguf where it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.gguf, and a recipe, where it is there.")
 @json_option
 def command(model: str, output: Path, as_json: bool, **options: Any) -> None:
     """Make a smaller file of MODEL, or a GGUF file of a checkpoint.
 
     With --target-size each tensor gets a type of its own, so that least is lost: each tensor's part in that
-    is measured over --text. Measuring needs the model in RAM; a recipe that was made of a smaller type of the
-    same model does for a larger one.
+    is measured over --text. A model larger than RAM is read from the disk once for each tensor; a recipe that
+    was made of a smaller type of the same model does for it as well.
 
     The file has its name once it is whole. With --dry-run a model that was not downloaded is enough.
     """
@@ -124,9 +113,11 @@ def _require_one_way(options: Mapping[str, Any]) -> None:
         raise UsageError(f"give one of {', '.join(ways)}; given: {got}", field="type", got=got)
     measures = bool(options["target_size"] or options["for_budget"])
     if (options["text"] is not None) != measures:
-        raise UsageError("--target-size and --text belong together: what is lost is measured over a text")
+        raise UsageError(
+            "--text belongs together with --target-size or --for-budget: what is lost is measured over it"
+        )
     if options["save_recipe"] and not measures:
-        raise UsageError("--save-recipe is for --target-size, which makes one")
+        raise UsageError("--save-recipe is for --target-size and --for-budget, which make one")
     if not options["for_budget"] and (options["vram"] or options["ctx"] is not None):
         raise UsageError("--vram and --ctx are for --for-budget")
     if options["type_name"]:
@@ -154,8 +145,7 @@ class _Job:
         self._quantizer, self._opened, self._output = quantizer, opened, output
         self._options, self._err, self._say = options, err, speaker(err)
         machine = probe()
-        self._budget = Budget(ram=options["ram"], vram=take_vram(options["vram"]))
-        self._ram_bytes = self._budget.ram_bytes(machine.ram)
+        self._ram_bytes = Budget(ram=options["ram"]).ram_bytes(machine.ram)
         self._threads = options["threads"] or machine.cpu.threads
 
     def run(self, model: str) -> tuple[dict[str, Any], list[str]]:
@@ -164,6 +154,7 @@ class _Job:
         from memfit.quantize.conversion import is_adapter
 
         options = self._options
+        self._require_free()
         if is_adapter(Path(model)):
             return self._adapter(Path(model))
         found = resolve(model, self._say)
@@ -184,6 +175,17 @@ class _Job:
         more, others = self._quantized(job.read_spec())
         peak = max(facts["peak_bytes"], more["peak_bytes"])
         return {**facts, **more, "model": model, "peak_bytes": peak}, [*lines, *others]
+
+    def _require_free(self) -> None:
+        """Before all that takes long."""
+        from memfit.quantize.recipe_file import recipe_files
+        from memfit.quantize.whole_file import require_free
+
+        options = self._options
+        outputs = () if options["dry_run"] else (self._output,)
+        kept = recipe_files(options["save_recipe"]) if options["save_recipe"] else ()
+        for one in (*outputs, *kept):
+            require_free(one, (), overwrite=options["overwrite"])
 
     def _adapter(self, folder: Path) -> tuple[dict[str, Any], list[str]]:
         from memfit.quantize.conversion import convert_adapter
@@ -245,14 +247,15 @@ class _Job:
                 self._quantizer,
                 spec,
                 target,
-                budget=self._budget,
+                limits={name: options[name] for name in ("ram", "vram")},
                 context=options["ctx"],
                 prefer=options["prefer"],
                 threads=self._threads,
                 out=self._err,
             )
             kept = options["save_recipe"]
-            recipe = save_recipe(kept, spec, chosen) if kept else chosen.recipe
+            given = options["imatrix"]
+            recipe = save_recipe(kept, spec, chosen, imatrix=given) if kept else chosen.recipe
             return recipe, chosen.looked, chosen.expected_loss
         if options["recipe"]:
             from memfit.quantize.recipe_file import read_recipe

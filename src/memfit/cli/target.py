@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memfit.cli.fetch import load_shown
+from memfit.cli.options import take_budget
 from memfit.cli.progress import progress_of_steps
 from memfit.cli.texts import TextReader
 from memfit.errors import WrongValueError
@@ -42,20 +43,21 @@ def chosen_types(
     spec: ModelSpec,
     target: TargetSize,
     *,
-    budget: Budget,
+    limits: Mapping[str, Any],
     context: int | None,
     prefer: str,
     threads: int,
     out: Console,
 ) -> Chosen:
-    """A type for each tensor. `context` and `prefer` say how the file will be run, where the budget is its
-    size. Errors as in quantize/target.py."""
+    """A type for each tensor, measured within `limits`, the command's --ram and --vram. `context` and
+    `prefer` say how the file will be run, where the budget is its size. Errors as in quantize/target.py."""
     from memfit.cli.render import speaker
     from memfit.quantize.target import PLACES, fit, measure
 
     say = speaker(out)
+    asked = {**limits, "rpc": (), "no_disk": False}
     if target.size is None:
-        cap_bytes = _room(spec, budget, context, prefer, say)
+        cap_bytes = _room(spec, take_budget(dict(asked)), context, prefer, say)
         say(f"the budget leaves room for a file of {format_bytes(cap_bytes)}")
     else:
         cap_bytes = _size(target.size)
@@ -64,10 +66,7 @@ def chosen_types(
         "chunks": _CHUNKS,
         "kv_type": "f16",
         "threads": threads,
-        "ram": budget.ram,
-        "vram": (),
-        "rpc": (),
-        "no_disk": False,
+        **asked,
         "engine": "auto",
         "load_in": None,
         "double_quant": False,
@@ -83,7 +82,7 @@ def chosen_types(
             plan,
             tokens,
             imatrix=target.imatrix or target.room / "imatrix.gguf",
-            collect=target.imatrix is None,
+            text=target.over.name if target.imatrix is None else None,
             threads=threads,
             cap_bytes=cap_bytes,
             on_step=on_step,

@@ -25,7 +25,9 @@ from memfit.planner.plan import Plan
 from memfit.units import GIB, MIB
 
 __all__ = [
+    "Chunk",
     "Divergence",
+    "Load",
     "Perplexity",
     "Tokens",
     "divergences",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from memfit.engines.llamacpp.engine import LlamaSession
 from memfit.engines.report import Report
-from memfit.evaluate.perplexity import Load, Tokens
+from memfit.evaluate.perplexity import Chunk, Load, Tokens
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.plan import Plan
 from memfit.quantize.whole_file import whole_file
 
-__all__ = ["collect_importance"]
+__all__ = ["collect", "collect_importance"]
 
 
 def collect_importance(
@@ -40,9 +40,20 @@ def collect_importance(
         load(plan) as session,
     ):
         assert isinstance(session, LlamaSession)
-        for done, chunk in enumerate(tokens.chunks, start=1):
-            session.collect(chunk)
-            on_chunk(done)
-        chunks = len(tokens.chunks)
-        session.write_imatrix(partial, text=text.name, chunks=chunks, chunk_tokens=tokens.context)
+        collect(session, tokens.chunks, partial, text=text.name, on_chunk=on_chunk)
         return session.report()
+
+
+def collect(
+    session: LlamaSession,
+    chunks: Sequence[Chunk],
+    path: Path,
+    *,
+    text: str,
+    on_chunk: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Collect over chunks of one length, and write to `path`. Errors as in `collect_importance`."""
+    for done, chunk in enumerate(chunks, start=1):
+        session.collect(chunk)
+        on_chunk(done)
+    session.write_imatrix(path, text=text, chunks=len(chunks), chunk_tokens=len(chunks[0]))

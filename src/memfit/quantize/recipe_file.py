@@ -18,23 +18,30 @@ from memfit.headers.tensor_types import FILE_TYPES, TENSOR_TYPES
 from memfit.quantize.job import Recipe
 from memfit.quantize.target import Chosen
 
-__all__ = ["read_recipe", "save_recipe"]
+__all__ = ["read_recipe", "recipe_files", "save_recipe"]
 
 _VERSION = 1
 _NAMES = frozenset(one.name for one in TENSOR_TYPES.values())
 _MOST_BYTES = 16 << 20
 
 
-def save_recipe(path: Path, spec: ModelSpec, chosen: Chosen) -> Recipe:
-    """The recipe, with the importance matrix where it lies now: beside it, where it is a temporary one.
+def recipe_files(path: Path) -> tuple[Path, Path, Path]:
+    """A recipe, what llama-quantize reads, and an importance matrix that was collected for it."""
+    return path, path.with_suffix(".types.txt"), path.with_suffix(".imatrix.gguf")
+
+
+def save_recipe(path: Path, spec: ModelSpec, chosen: Chosen, *, imatrix: Path | None) -> Recipe:
+    """The recipe, with the importance matrix where it lies now: the user's, or beside the recipe.
 
     Raises:
         OutputError: it cannot be written.
     """
-    recipe, imatrix = chosen.recipe, path.with_suffix(".imatrix.gguf")
+    recipe = chosen.recipe
+    path, types, collected = recipe_files(path)
     assert recipe.imatrix is not None
     try:
-        shutil.copyfile(recipe.imatrix, imatrix)
+        if imatrix is None:
+            shutil.copyfile(recipe.imatrix, collected)
         document = {
             "memfit_recipe": _VERSION,
             "model": spec.source,
@@ -42,16 +49,16 @@ def save_recipe(path: Path, spec: ModelSpec, chosen: Chosen) -> Recipe:
             "file_type": recipe.file_type,
             "file_bytes": chosen.looked.file_bytes,
             "expected_kl_divergence": chosen.expected_loss,
-            "imatrix": imatrix.name,
+            "imatrix": str(imatrix.absolute()) if imatrix else collected.name,
             "types": dict(recipe.types),
         }
         path.write_text(json.dumps(document, indent=1) + "\n")
         # Regular expressions over lower-case names, and the first that is found in one decides.
         lines = [f"^{re.escape(name.lower())}$={kind.lower()}\n" for name, kind in recipe.types.items()]
-        path.with_suffix(".types.txt").write_text("".join(lines))
+        types.write_text("".join(lines))
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}") from None
-    return replace(recipe, imatrix=imatrix)
+    return replace(recipe, imatrix=imatrix or collected)
 
 
 def read_recipe(path: Path, spec: ModelSpec, *, imatrix: Path | None) -> Recipe:
@@ -80,5 +87,5 @@ def read_recipe(path: Path, spec: ModelSpec, *, imatrix: Path | None) -> Recipe:
             f"{len(missing) - 1} others of its tensors"
         )
     if imatrix is None and own:
-        imatrix = path.parent / Path(own).name
+        imatrix = path.parent / own
     return Recipe(file_type=called, types=types, imatrix=imatrix)

@@ -19,6 +19,7 @@ from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.planner.plan import Plan
 from memfit.quantize.choice import Option
 from memfit.quantize.choice_process import choose_apart
+from memfit.quantize.importance import collect
 from memfit.quantize.job import Quantized, Quantizer, Recipe
 from memfit.quantize.losses import TYPES, corrected, measure_losses, probe_places, tensor_bytes
 from memfit.units import format_bytes
@@ -64,13 +65,13 @@ def measure(
     tokens: Tokens,
     *,
     imatrix: Path,
-    collect: bool,
+    text: str | None,
     threads: int,
     cap_bytes: int | None = None,
     on_step: _Step = lambda *_: None,
 ) -> Measured:
-    """With `collect` an importance matrix is first written to `imatrix`. For a cap only types near it are
-    measured.
+    """With the name of a `text` an importance matrix is first collected over it, and written to `imatrix`.
+    For a cap only types near it are measured.
 
     Raises:
         UsageError: not even the smallest types are small enough.
@@ -84,8 +85,10 @@ def measure(
         _require_room(spec, smallest, cap_bytes)
     with load(plan) as session:
         assert isinstance(session, LlamaSession)
-        if collect:
-            _collect(session, tokens, imatrix, on_step)
+        if text:
+            chunks = tokens.chunks[:_IMATRIX_CHUNKS]
+            told = partial(on_step, "importance: chunk")
+            collect(session, chunks, imatrix, text=text, on_chunk=lambda done: told(done, len(chunks)))
         places = probe_places(tokens.context, PLACES)
         important = session.begin_probing(tokens.chunks[0], places, imatrix)
         types: Mapping[str, Sequence[str]] = {
@@ -134,14 +137,6 @@ def _require_room(spec: ModelSpec, smallest: int, cap_bytes: int) -> None:
             got=cap_bytes,
             needed=smallest,
         )
-
-
-def _collect(session: LlamaSession, tokens: Tokens, imatrix: Path, on_step: _Step) -> None:
-    chunks = tokens.chunks[:_IMATRIX_CHUNKS]
-    for done, chunk in enumerate(chunks, start=1):
-        session.collect(chunk)
-        on_step("importance: chunk", done, len(chunks))
-    session.write_imatrix(imatrix, text="text", chunks=len(chunks), chunk_tokens=tokens.context)
 
 
 def _fitting(tensor: TensorSpec, is_important: bool) -> list[str]:

@@ -17,9 +17,9 @@ from memfit.hub.resolve import resolve
 from memfit.planner.plan import Plan
 from memfit.planner.request import Budget, Size, Workload
 
-__all__ = ["MOST", "compare"]
+__all__ = ["compare"]
 
-MOST = 1e-3  # nats a token: rounding is below, a field that is passed over is above
+_MOST = 1e-3  # nats a token: rounding is below, a field that is passed over is above
 _CONTEXT = 64  # tokens
 # Words, numbers, a program, and letters of other scripts: what tokenizers treat differently.
 _TEXT = """The lighthouse keeper wrote down the weather every morning: wind from the north-west, 12 knots,
@@ -59,10 +59,10 @@ def compare(
     if tokens.chunks != theirs.chunks:
         raise EngineError("the converted model reads a text as other tokens than the checkpoint does")
     _, ((_, found),) = divergences(load, reference, [plan], tokens)
-    if not found.mean <= MOST:
+    if not found.mean <= _MOST:
         raise EngineError(
             "the converted model does not predict what the checkpoint does: mean KL divergence "
-            f"{found.mean:.2g}, and rounding gives less than {MOST:g}; llama.cpp computes it otherwise"
+            f"{found.mean:.2g}, and rounding gives less than {_MOST:g}; llama.cpp computes it otherwise"
         )
     return found
 

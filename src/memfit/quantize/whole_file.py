@@ -12,7 +12,7 @@ from pathlib import Path
 from memfit.errors import OutputError, UsageError
 from memfit.units import format_bytes
 
-__all__ = ["start_writing", "whole_file"]
+__all__ = ["require_free", "start_writing", "whole_file"]
 
 
 @contextmanager
@@ -23,12 +23,7 @@ def whole_file(output: Path, sources: Sequence[Path], size_bytes: int, *, overwr
         UsageError: it is one of `sources`, which are still read; or it is there, and is not to be replaced.
         OutputError: there is no room for it, or no way to write it; or somebody is writing it now.
     """
-    if any(output.exists() and output.samefile(source) for source in sources):
-        raise UsageError(f"{output} is read while this is written; choose another name")
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder; the output is a file")
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} is there already; choose another name, or --overwrite replaces it")
+    require_free(output, sources, overwrite=overwrite)
     partial = output.with_name(f"{output.name}.partial")
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -54,6 +49,16 @@ def whole_file(output: Path, sources: Sequence[Path], size_bytes: int, *, overwr
             raise
     finally:
         os.close(descriptor)
+
+
+def require_free(output: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
+    """Raises UsageError as `whole_file` does: for those who work long before they write."""
+    if any(output.exists() and output.samefile(source) for source in sources):
+        raise UsageError(f"{output} is read while this is written; choose another name")
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; the output is a file")
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} is there already; choose another name, or --overwrite replaces it")
 
 
 def start_writing(path: Path) -> None:

@@ -56,12 +56,12 @@ class LlamaSession(WorkerSession):
         Raises:
             OutputError: it cannot be written.
         """
-        self._ask("write_imatrix", path=str(path), text=text, chunks=chunks, chunk_tokens=chunk_tokens)
+        self._tell("write_imatrix", path=str(path), text=text, chunks=chunks, chunk_tokens=chunk_tokens)
 
     def begin_probing(self, tokens: Sequence[int], places: Sequence[int], imatrix: Path) -> set[str]:
         """Remember what the model predicts at these places of a text; the plan must be for it
         (Workload.probes). `imatrix` says what counts in matrices; those that it knows are returned."""
-        found = self._worker.ask(
+        found = self._tell(
             "begin_probing",
             tensors=[asdict(one) for one in self.plan.spec.tensors],
             tokens=list(tokens),
@@ -84,8 +84,13 @@ class LlamaSession(WorkerSession):
 
     def probe_errors(self, tensor: str, types: Sequence[str], rows: int) -> list[float]:
         """For each type the squared error over some rows of a tensor, each column as it counts."""
-        found: list[float] = self._ask("probe_errors", tensor=tensor, types=list(types), rows=rows)["errors"]
+        found: list[float] = self._tell("probe_errors", tensor=tensor, types=list(types), rows=rows)["errors"]
         return found
+
+    def _tell(self, do: str, **values: Any) -> dict[str, Any]:
+        """What takes seconds and cannot be cancelled: Ctrl-C ends the worker."""
+        with self._explaining_death():
+            return self._worker.ask(do, **values)
 
     def _gpu_ids(self) -> dict[str, str | None]:
         names = self.plan.config.devices
