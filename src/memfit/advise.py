@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from memfit.units import MIB
 
 __all__ = ["advise", "choices_of"]
 
+_MOST_SMALLER = 3  # models that are planned instead of one that loses too much
 _LARGER_CARDS = ("rtx4080-16gb", "rtx4090-24gb")
 
 
@@ -44,7 +45,8 @@ def advise(
 ) -> Advice | None:
     """Compare all quantizations of a repository, by its `choices_of`; None where there are fewer than two.
 
-    Nothing is downloaded but headers.
+    Nothing is downloaded but headers. Where nothing fits but what loses too much, a smaller model of the same
+    owner is looked for, too.
 
     Raises:
         MemfitError: as `plan` does, where not one of them can be planned.
@@ -66,15 +68,10 @@ def advise(
         assert isinstance(planned, LlamaPlan)  # a repository of quantizations is one of GGUF files
         return planned
 
-    options = []
-    for variant in choices["variants"]:
-        planned, problem = None, None
-        try:
-            planned = attempt(variant["model"], budget, workload, machine)
-        except ModelError as error:
-            problem = str(error)
-        facts = {key: variant[key] for key in ("label", "name", "size_bytes")}
-        options.append(Option(**facts, source=variant["model"], plan=planned, problem=problem))
+    def as_asked(source: str) -> LlamaPlan:
+        return attempt(source, budget, workload, machine)
+
+    options = _options(choices, as_asked)
     best = recommend(options)
     if best is None:
         raise ModelError(options[-1].problem or "nothing could be planned")
@@ -90,7 +87,31 @@ def advise(
         recommended=best,
         what_ifs=tuple(what_ifs),
         smaller_models=tuple(choices["smaller_models"]),
+        instead=None if best.is_good else _instead(choices["smaller_models"], as_asked),
     )
+
+
+def _options(choices: Mapping[str, Any], attempt: Callable[[str], LlamaPlan]) -> list[Option]:
+    options = []
+    for variant in choices["variants"]:
+        planned, problem = None, None
+        try:
+            planned = attempt(variant["model"])
+        except ModelError as error:
+            problem = str(error)
+        facts = {key: variant[key] for key in ("label", "name", "size_bytes")}
+        options.append(Option(**facts, source=variant["model"], plan=planned, problem=problem))
+    return options
+
+
+def _instead(models: Sequence[str], attempt: Callable[[str], LlamaPlan]) -> Option | None:
+    """Of these models, the largest first, the first that has a good quantization; some are looked at."""
+    for name in models[:_MOST_SMALLER]:
+        choices = choices_of(name)
+        best = recommend(_options(choices, attempt)) if choices else None
+        if best and best.is_good:
+            return best
+    return None
 
 
 def _changes(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from conftest import run_memfit
+from hub_server import HubServer
 from memfit.cli.compare import best_of
 
 pytestmark = pytest.mark.engine
@@ -44,6 +45,28 @@ def test_each_is_compared_with_the_first(demo: str, smaller: str, text: str, tmp
     lines = run_memfit("compare", demo, smaller, *asked).out.splitlines()
     assert (len(lines), lines[1].endswith("*")) == (3, True)
     assert demo in lines[1] and smaller in lines[2]
+
+
+def test_what_was_lost_is_known_from_then_on(
+    demo: str, smaller: str, text: str, hub: HubServer, tmp_path: Path
+) -> None:
+    asked = ("--text", text, "--ctx", "64", "--chunks", "2", "--json")
+    assert run_memfit("plan", smaller, "--json").json["model"]["loss"]["basis"] == "published"
+    mean = run_memfit("perplexity", smaller, "--reference", demo, *asked).json["kl_divergence"]["mean"]
+    run_memfit("perplexity", demo, "--reference", smaller, *asked)  # which is no source of it
+    loss = run_memfit("plan", smaller, "--json").json["model"]["loss"]
+    assert (loss["basis"], loss["mean_kl"], loss["reference"]) == ("measured", mean, demo)
+    assert run_memfit("plan", demo, "--json").json["model"]["loss"]["basis"] == "published"
+    assert f"loses {mean:.4f} ± " in run_memfit("plan", smaller).out
+    hub.add_repo("org/m", {"m-Q3_K_S.gguf": Path(smaller)})  # the same content, wherever it comes from
+    assert run_memfit("pull", "hf:org/m").code == 0
+    assert run_memfit("models", "--json").json["models"][0]["loss"] == loss
+    assert "measured here" in run_memfit("models").out
+    changed = bytearray(Path(smaller).read_bytes())
+    changed[-1] ^= 1
+    (tmp_path / "changed.gguf").write_bytes(changed)
+    other = run_memfit("plan", str(tmp_path / "changed.gguf"), "--json").json["model"]["loss"]
+    assert other["basis"] == "published"
 
 
 def test_a_checkpoint_in_two_precisions(llama: Path, text: str, tmp_path: Path) -> None:

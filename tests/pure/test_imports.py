@@ -22,6 +22,7 @@ _FLOORS = (
     ("advise",),  # plans many where `api` plans one
     ("api",),  # the Python front: what `memfit.plan` and `memfit.load` are
     ("saved_plan",),
+    ("known_losses",),
     ("engines",),
     ("planner",),
     ("memory",),

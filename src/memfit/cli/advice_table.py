@@ -6,11 +6,15 @@ from rich.console import Console
 from rich.text import Text
 
 from memfit.cli.render import plain, table
-from memfit.planner.advice import LOSS_SOURCE, Advice
+from memfit.planner.advice import Advice
+from memfit.planner.loss import LOSS_SOURCE, Loss
 from memfit.planner.plan import Plan
 from memfit.units import format_bytes, format_rate
 
 __all__ = ["print_advice"]
+
+_MARKS = {"measured": "*", "bits": "~", "published": ""}
+_EXPLAINED = {"measured": "measured here, of this file", "bits": "of types with as many bits a weight"}
 
 
 def print_advice(advice: Advice, out: Console) -> None:
@@ -18,11 +22,17 @@ def print_advice(advice: Advice, out: Console) -> None:
     rows = table("", "type", ">file", ">loss", ">RAM", ">devices", ">prompt", ">generation", no_wrap=True)
     for option in advice.options:
         mark = "→" if option is advice.recommended else ""
-        loss = "unknown" if option.loss is None else f"+{option.loss:.3f}"
-        cells: list[str | Text] = [mark, plain(option.name), format_bytes(option.size_bytes), loss]
+        cells: list[str | Text] = [mark, plain(option.name), format_bytes(option.size_bytes)]
+        cells.append(_loss(option.loss))
         rows.add_row(*cells, *(_cells(option.plan) if option.plan else [plain(option.problem or "")]))
     out.print(rows)
-    out.print(f"loss: rise of perplexity, Llama-3-8B, {LOSS_SOURCE}", style="dim")
+    out.print(f"loss: mean KL divergence in nats a token, Llama-3-8B's, {LOSS_SOURCE}", style="dim")
+    bases = {option.loss.basis for option in advice.options if option.loss}
+    for basis, mark in _MARKS.items():
+        if mark and basis in bases:
+            out.print(f"{mark} {_EXPLAINED[basis]}", style="dim")
+    if advice.warning:
+        out.print(plain(advice.warning), style="bold")
     if advice.what_ifs:
         out.print()
         asked = f"{advice.recommended.name} with"
@@ -32,6 +42,10 @@ def print_advice(advice: Advice, out: Console) -> None:
         out.print(rows)
     if advice.smaller_models:
         out.print("smaller models of this family: ", *map(plain, advice.smaller_models), sep=" ")
+
+
+def _loss(loss: Loss | None) -> str:
+    return f"{_MARKS[loss.basis]}{loss.mean_kl:.3f}" if loss else ""
 
 
 def _cells(plan: Plan) -> list[str | Text]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 import click
 
 from memfit.cli.json_output import json_option, write_json
-from memfit.errors import readable
+from memfit.errors import ModelError, readable
 from memfit.hub.library import LocalModel, local_models
 from memfit.units import format_bytes
+
+if TYPE_CHECKING:
+    from memfit.planner.loss import Loss
 
 __all__ = ["command"]
 
@@ -38,7 +43,25 @@ def _remark(model: LocalModel) -> str:
         return "interrupted download; memfit pull goes on, memfit remove deletes it"
     used = _time(model.last_used)
     text = f"{model.kind}, last used {used[:10]}" if used else model.kind
-    return text if model.complete else f"{text}, incomplete"
+    if not model.complete:
+        return f"{text}, incomplete"
+    loss = _loss(model)
+    return f"{text}, loses {loss.in_words}" if loss and loss.mean_kl else text
+
+
+def _loss(model: LocalModel) -> Loss | None:
+    """Of a GGUF model: what was measured of it, or is expected of its type."""
+    if model.kind != "gguf" or not model.complete:
+        return None
+    from memfit.engines.fingerprinting import file_marks
+    from memfit.headers.gguf_model import read_model
+    from memfit.known_losses import loss_of
+
+    try:
+        spec = read_model(model.paths[0], source=model.name)
+        return loss_of(spec, file_marks(spec))
+    except ModelError:
+        return None  # whoever uses it says why
 
 
 def _facts(model: LocalModel) -> dict[str, object]:
@@ -48,6 +71,7 @@ def _facts(model: LocalModel) -> dict[str, object]:
         "complete": model.complete,
         "size_bytes": model.size_bytes,
         "last_used": _time(model.last_used),
+        "loss": (loss := _loss(model)) and asdict(loss),
         "paths": [str(path) for path in model.paths],
     }
 

@@ -242,6 +242,8 @@ def take_plan(
         if choices and not asks_for_transformers(engine) and (advice := advise(choices, **request)):
             chosen, count = advice.recommended, len(advice.options)
             say(f"{chosen.name} is recommended of {count} quantizations; memfit plan {named} compares them")
+            if advice.warning:
+                say(advice.warning)
             assert chosen.plan is not None
             return chosen.plan
         return plan(named, **request, **engine, verbose=verbose)

@@ -95,6 +95,8 @@ def print_plan(plan: Plan, out: Console) -> None:
     out.print(title.append(f" · {format_bytes(spec.file_bytes)}"))
     sequences = f"{plan.parallel} sequence{'s' * (plan.parallel > 1)}"
     out.print(f"context {plan.context} · {sequences} · {plan.settings}")
+    if plan.loss and plan.loss.mean_kl:
+        out.print(plain(f"{spec.quantization} loses {plan.loss.in_words}"))
     out.print()
     for tier in plan.tiers:
         _print_tier(tier, out)

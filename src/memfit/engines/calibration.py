@@ -76,9 +76,9 @@ class CachedFigures:
 class KeptAnswers:
     """Answers to questions, each in a file of its own: only those that are asked for take memory."""
 
-    def __init__(self, folder: Path, key: str) -> None:
-        """They hold as long as the `key` is the same."""
-        self._folder, self._key = folder, key
+    def __init__(self, folder: Path, key: str, *, kept_seconds: float | None = _KEPT_SECONDS) -> None:
+        """They hold as long as the `key` is the same, and nothing older than `kept_seconds` is kept."""
+        self._folder, self._key, self._kept_seconds = folder, key, kept_seconds
 
     def find(self, question: str) -> dict[str, Any] | None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -88,11 +88,12 @@ class KeptAnswers:
         return None
 
     def keep(self, question: str, answer: Mapping[str, Any]) -> None:
-        old = time.time() - _KEPT_SECONDS
-        with contextlib.suppress(OSError):
-            for path in self._folder.iterdir():
-                if path.stat().st_mtime < old:
-                    path.unlink()
+        if self._kept_seconds is not None:
+            old = time.time() - self._kept_seconds
+            with contextlib.suppress(OSError):
+                for path in self._folder.iterdir():
+                    if path.stat().st_mtime < old:
+                        path.unlink()
         _write(self._path(question), {"key": self._key, "question": question, "answer": answer})
 
     def _path(self, question: str) -> Path:

@@ -15,7 +15,7 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.planner.fingerprint import FileMark, Fingerprint, NamedBytes
 from memfit.units import KIB, MIB
 
-__all__ = ["header_digest", "lent", "take_fingerprint"]
+__all__ = ["file_marks", "header_digest", "lent", "take_fingerprint"]
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 64 * KIB
@@ -49,9 +49,18 @@ def take_fingerprint(
         ram_bytes=machine.ram.total_bytes,
         gpus=tuple(NamedBytes(name=gpu.name, total_bytes=gpu.total_bytes) for gpu in machine.gpus),
         remote_devices=lent(devices),
-        files=(*map(_mark, spec.paths, spec.data_offset_bytes), *map(_mark, whole_files)),
+        files=(*file_marks(spec), *map(_mark, whole_files)),
         counts_parent=counts_parent,
     )
+
+
+def file_marks(spec: ModelSpec) -> tuple[FileMark, ...]:
+    """Of the model's files, some 1 MiB of each.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    return tuple(map(_mark, spec.paths, spec.data_offset_bytes))
 
 
 def header_digest(spec: ModelSpec) -> str:

@@ -21,6 +21,7 @@ from memfit.engines.requests import LogitsBlock, Request
 from memfit.engines.session import Session
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import OutputError, UsageError
+from memfit.known_losses import keep_loss
 from memfit.planner.plan import Plan
 from memfit.units import GIB, MIB
 
@@ -130,6 +131,8 @@ def divergences(
     """Of the `reference`; and of each planned model, with how far it is from the reference. `on_chunk` hears
     how many chunks are done, of all models together, and of the mean KL so far.
 
+    What a quantization loses against its source is kept for plans of it (known_losses.py).
+
     One model is loaded at a time. What the reference predicts is kept in a temporary file, for as many chunks
     as that may hold; then the others are asked about the same.
 
@@ -158,6 +161,8 @@ def divergences(
         (_perplexity(logprobs), distance.summary())
         for logprobs, distance in zip(scored, distances, strict=True)
     ]
+    for plan, (score, lost) in zip(plans, found, strict=True):
+        keep_loss(plan, reference, mean_kl=lost.mean, error=lost.error, tokens=score.tokens)
     return _perplexity(base), found
 
 

@@ -1,43 +1,24 @@
 """Recommends one of a repository's quantizations, all planned for the same machine and budget. Pure.
 
-Recommended is the least loss that still generates faster than people read; if none does, the fastest. Loss is
-what llama.cpp publishes for one model of 8 billion parameters: an order, not a promise for another model.
+Recommended is the least loss that still generates faster than people read; if none does, the fastest. Never
+one that is expected to lose more than MOST_LOSS (planner/loss.py), unless only such fit: then the least loss.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
+from memfit.planner.loss import MOST_LOSS, Loss, expected_loss
+from memfit.units import format_rate
 
-__all__ = ["LOSS_SOURCE", "Advice", "Option", "WhatIf", "recommend"]
+__all__ = ["Advice", "Option", "WhatIf", "recommend"]
 
 _READING_TOKENS_PER_SECOND = 10.0
 _SAME_MODEL = 0.75  # of the parameters; quantizations of one differ where some write the output matrix twice
-LOSS_SOURCE = "https://github.com/ggml-org/llama.cpp/blob/master/tools/quantize/quantize.cpp"
-# What perplexity rises by against F16, Llama-3-8B; the table of llama-quantize --help at LOSS_SOURCE.
-_LOSSES = {
-    "Q2_K": 3.5199,
-    "Q2_K_S": 3.1836,
-    "Q3_K_S": 1.6321,
-    "Q3_K_M": 0.6569,
-    "Q3_K_L": 0.5562,
-    "Q4_0": 0.4685,
-    "Q4_1": 0.4511,
-    "Q4_K_S": 0.2689,
-    "Q4_K_M": 0.1754,
-    "Q5_0": 0.1316,
-    "Q5_1": 0.1062,
-    "Q5_K_S": 0.1049,
-    "Q5_K_M": 0.0569,
-    "Q6_K": 0.0217,
-    "Q8_0": 0.0026,
-    "BF16": 0.0,
-    "F16": 0.0,
-    "F32": 0.0,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +37,23 @@ class Option:
         return self.plan is not None and self.plan.fits
 
     @property
-    def loss(self) -> float | None:
-        """Rise of perplexity (see LOSS_SOURCE); None where nobody published one."""
-        return _LOSSES.get(self.label)
+    def loss(self) -> Loss | None:
+        """None where it could not be planned."""
+        if self.plan is None:
+            return None
+        if self.plan.loss and self.plan.loss.basis == "measured":
+            return self.plan.loss
+        return expected_loss(self.label, 8 * self.size_bytes / self.plan.spec.n_params)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it may be recommended without a warning."""
+        return self.fits and self.mean_kl <= MOST_LOSS
+
+    @property
+    def mean_kl(self) -> float:
+        """In nats a token; endless where it is not known."""
+        return self.loss.mean_kl if self.loss else math.inf
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -66,8 +61,7 @@ class Option:
             "quantization": self.label,
             "name": self.name,
             "file_bytes": self.size_bytes,
-            "perplexity_rise": self.loss,
-            "perplexity_source": LOSS_SOURCE if self.loss is not None else None,
+            "loss": self.loss and asdict(self.loss),
             "problem": self.problem,
             **_outcome(self.plan),
         }
@@ -90,6 +84,24 @@ class Advice:
     recommended: Option  # where nothing fits, the one that is least short
     what_ifs: tuple[WhatIf, ...]
     smaller_models: tuple[str, ...]  # of the same owner and family, as MODEL names them
+    instead: Option | None = None  # of a smaller model, where the recommended one does not fit or loses much
+
+    @property
+    def warning(self) -> str | None:
+        """Where nothing fits, or only what loses too much: that, and which smaller model would do."""
+        best = self.recommended
+        if best.is_good:
+            return None
+        said = "no quantization fits"
+        if best.fits:
+            said = (
+                f"no quantization fits that loses at most {MOST_LOSS:g} nats a token; {best.name} is "
+                f"expected to lose {best.mean_kl:.2g}"
+            )
+        if self.instead is None or self.instead.plan is None:
+            return said
+        rate = format_rate(self.instead.plan.prediction.generation.value)
+        return f"{said}; {self.instead.source} fits, loses {self.instead.mean_kl:.2g} and generates {rate}"
 
     def to_json(self) -> dict[str, Any]:
         """The recommended plan, as `plan` prints any, and what it was chosen from."""
@@ -100,6 +112,7 @@ class Advice:
             "alternatives": [option.to_json() for option in self.options],
             "what_if": [one.to_json() for one in self.what_ifs],
             "smaller_models": list(self.smaller_models),
+            "instead": self.instead and self.instead.to_json(),
         }
 
 
@@ -113,17 +126,16 @@ def recommend(options: Sequence[Option]) -> Option | None:
     ]
     if not fitting:
         return min((option for option, _ in planned), key=lambda one: one.size_bytes, default=None)
-    swift = [one for one in fitting if one[0] >= _READING_TOKENS_PER_SECOND]
+    bearable = [one for one in fitting if one[2].mean_kl <= MOST_LOSS]
+    if not bearable:
+        return min((option for *_, option in fitting), key=lambda one: (one.mean_kl, one.size_bytes))
+    swift = [one for one in bearable if one[0] >= _READING_TOKENS_PER_SECOND]
     if not swift:
-        return max(fitting, key=lambda one: one[0])[2]
+        return max(bearable, key=lambda one: one[0])[2]
     # Of several models the largest that is swift: their losses say nothing about each other.
     most = max(parameters for _, parameters, _ in swift)
     same = [option for _, parameters, option in swift if parameters >= _SAME_MODEL * most]
-    known = [option for option in same if option.loss is not None]
-    # Of files with an unknown loss, size tells; of equal losses the smaller file is the better one.
-    if known:
-        return min(known, key=lambda one: (one.loss, one.size_bytes))
-    return max(same, key=lambda one: one.size_bytes)
+    return min(same, key=lambda one: (one.mean_kl, one.size_bytes))
 
 
 def _outcome(plan: LlamaPlan | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.fingerprint import Fingerprint
+from memfit.planner.loss import Loss
 from memfit.planner.request import Workload
 from memfit.planner.speed import Prediction, Rate
 
@@ -94,6 +95,8 @@ class Plan:
     workload: Workload = field(default_factory=Workload)  # what it was made for
     config: LlamaConfig | TransformersConfig  # what the engine is told
     fingerprint: Fingerprint | None = None  # of model and machine; None: cannot be read back once it is saved
+    # What the model's quantization loses, where that is known or expected; a plan that was saved has none.
+    loss: Loss | None = field(default=None, compare=False)
     engine: ClassVar[str]  # its name: llamacpp or transformers
 
     @property
@@ -189,6 +192,7 @@ class Plan:
                 "file_bytes": self.spec.file_bytes,
                 "parameters": self.spec.n_params,
                 "quantization": self.spec.quantization,
+                "loss": self.loss and asdict(self.loss),
             },
             "engine": self.engine,
             "context": self.context,

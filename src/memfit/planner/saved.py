@@ -35,7 +35,7 @@ _ENGINES: dict[_Engine, tuple[type[Plan], type]] = {
     "transformers": (TransformersPlan, TransformersConfig),
 }
 _KEYS = {"suggestions": "try", "offloaded_bytes": "streamed_bytes_per_pass"}  # where the JSON has other names
-_MODEL = {"source", "architecture", "name", "file_bytes", "parameters", "quantization"}
+_MODEL = {"source", "architecture", "name", "file_bytes", "parameters", "quantization", "loss"}
 _TIER = {"name", "kind", "budget_bytes", "limit_bytes", "reserved_bytes"}
 _PARTS = {"weights_bytes", "kv_cache_bytes", "compute_bytes", "overhead_bytes"}
 _TIER_NAME = re.compile(r"gpu\d{1,3}|[\w.:%\[\]-]{1,255}:\d{1,5}", re.ASCII)
@@ -86,7 +86,7 @@ def plan_from_json(values: Any, where: str, spec: ModelSpec, **given: Any) -> Pl
     reader = _reader(where)
     kind = _ENGINES[values["engine"]][0]
     keys = {part.name: _KEYS.get(part.name, part.name) for part in fields(kind)}
-    given |= {"spec": spec, "tiers": _tiers(reader, values.get("tiers"))}
+    given |= {"spec": spec, "loss": None, "tiers": _tiers(reader, values.get("tiers"))}
     found = {name: values[key] for name, key in keys.items() if key in values and name not in given}
     plan: Plan = reader.read_object(kind, found, **given)
     if isinstance(plan, LlamaPlan):
