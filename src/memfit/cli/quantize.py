@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memfit.cli.json_output import json_option, write_json
-from memfit.errors import UsageError
+from memfit.errors import InterruptedByUser, MemfitError, UsageError
 from memfit.quantize.room import PREFERENCES
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from memfit.cli.target import TargetJob
     from memfit.headers.model_spec import ModelSpec
     from memfit.quantize.job import Quantized, Quantizer, Recipe, Written
 
@@ -207,7 +209,8 @@ class _Job:
         return facts, [f"{self._output}: a LoRA adapter in F16, {format_bytes(done.file_bytes)}"]
 
     def _quantized(self, spec: ModelSpec) -> tuple[dict[str, Any], list[str]]:
-        recipe, looked, expected = self._recipe(spec)
+        target = self._target(spec) if self._options["text"] else None
+        recipe, looked, expected = self._recipe(spec, target)
         for line in _notes(looked):
             self._say(line)
         facts = _facts(spec, recipe.file_type, looked)
@@ -226,33 +229,46 @@ class _Job:
                 f"{self._output}: written, with at most {format_bytes(written.peak_bytes)} of "
                 f"{format_bytes(self._ram_bytes)} RAM"
             )
+            if target:
+                facts["measured_kl_divergence"], line = self._lost(target)
+                lines.append(line)
         return facts, lines
 
-    def _recipe(self, spec: ModelSpec) -> tuple[Recipe, Quantized, float | None]:
+    def _lost(self, target: TargetJob) -> tuple[dict[str, Any] | None, str]:
+        """What the written file loses. It stays, whatever becomes of measuring it."""
+        try:
+            lost = target.measure_loss(self._output)
+        except InterruptedByUser:
+            self._say(f"{self._output} is written and whole; what it loses was not measured")
+            raise
+        except MemfitError as error:
+            return None, f"what it loses could not be measured: {error}"
+        if lost is None:
+            return None, "the text is too short to measure what it loses: 5 chunks of 512 tokens are"
+        return asdict(lost), f"measured mean KL divergence {lost.mean:.4f} ± {lost.error:.4f}"
+
+    def _target(self, spec: ModelSpec) -> TargetJob:
+        from memfit.cli.target import TargetJob, TargetSize
+
+        options = self._options
+        asked = TargetSize(
+            size=options["target_size"],
+            over=options["text"],
+            imatrix=options["imatrix"],
+            room=Path(self._opened.enter_context(TemporaryDirectory(prefix="memfit-quantize-"))),
+        )
+        limits = {name: options[name] for name in ("ram", "vram")}
+        return TargetJob(spec, asked, limits, threads=self._threads, out=self._err)
+
+    def _recipe(self, spec: ModelSpec, target: TargetJob | None) -> tuple[Recipe, Quantized, float | None]:
         """How each tensor is quantized, what the file will be, and what that is expected to lose."""
         from memfit.quantize.job import Recipe, file_type_named
 
         options = self._options
-        if options["text"]:
-            from memfit.cli.target import TargetSize, chosen_types
+        if target:
             from memfit.quantize.recipe_file import save_recipe
 
-            target = TargetSize(
-                size=options["target_size"],
-                over=options["text"],
-                imatrix=options["imatrix"],
-                room=Path(self._opened.enter_context(TemporaryDirectory(prefix="memfit-quantize-"))),
-            )
-            chosen = chosen_types(
-                self._quantizer,
-                spec,
-                target,
-                limits={name: options[name] for name in ("ram", "vram")},
-                context=options["ctx"],
-                prefer=options["prefer"],
-                threads=self._threads,
-                out=self._err,
-            )
+            chosen = target.choose(self._quantizer, options["ctx"], options["prefer"])
             kept = options["save_recipe"]
             given = options["imatrix"]
             recipe = save_recipe(kept, spec, chosen, imatrix=given) if kept else chosen.recipe
