@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,9 +201,52 @@ def test_interrupted_it_leaves_nothing(
     process.send_signal(signal_number)
     code = process.wait(timeout=30)
     assert code != 0
-    assert not output.exists()
-    if signal_number == signal.SIGINT:
-        assert _names(tmp_path) == []
+    # Before Python has begun, SIGTERM ends it, and nothing was written yet.
+    assert _names(tmp_path) == []
+
+
+def test_a_write_that_fails_midway_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    """By a limit on files, which the free space does not tell of; a disk that others fill fails likewise."""
+    limit = f"ulimit -f {100 * MIB // 1024}; exec "
+    command = [sys.executable, "-m", "memfit", "quantize", str(source), str(tmp_path / "x.gguf")]
+    done = subprocess.run(
+        ["bash", "-c", limit + shlex.join([*command, "--type", "Q8_0"])], capture_output=True, text=True
+    )
+    assert (done.returncode, "the disk is full, or takes no file of this size" in done.stderr) == (6, True)
+    assert _names(tmp_path) == []
+
+
+def test_a_split_model_becomes_one_file(demo: str, tmp_path: Path, benchmarks: None) -> None:
+    rewrite = importlib.import_module("rewrite").rewrite
+    files = rewrite(demo, tmp_path / "model.gguf", split_bytes=40_000_000)
+    assert len(files) == 3
+    for kind in ("Q3_K_S", "Q8_0"):
+        made = []
+        for number, named in enumerate((demo, str(files[1]))):
+            output = tmp_path / f"{kind}-{number}.gguf"
+            dry = run_memfit("quantize", named, str(output), "--type", kind, "--dry-run", "--json").json
+            done = run_memfit("quantize", named, str(output), "--type", kind, "--json")
+            assert done.json["file_bytes"] == dry["file_bytes"] == output.stat().st_size, done.err
+            made.append(
+                {one.name: (one.tensor_type, one.data.tobytes()) for one in GGUFReader(output).tensors}
+            )
+        assert made[0] == made[1]
+
+
+def test_experts_are_quantized(tmp_path: Path, benchmarks: None) -> None:
+    synthetic, shapes = (importlib.import_module(name) for name in ("synthetic", "shapes"))
+    source, output = tmp_path / "moe.gguf", tmp_path / "q4.gguf"
+    synthetic.write_model(source, replace(shapes.MOE, layers=2), values="random")
+    done = run_memfit("quantize", str(source), str(output), "--type", "Q4_K_M", "--json")
+    assert done.code == 0, done.err
+    experts = {one.name: one for one in GGUFReader(output).tensors if "_exps" in one.name}
+    assert {one.tensor_type.name for one in experts.values()} <= {"Q4_K", "Q6_K"}
+    assert len(experts) == 6
+    for one in GGUFReader(source).tensors:
+        if one.name in experts:
+            before = dequantize(one.data, one.tensor_type)
+            after = dequantize(experts[one.name].data, experts[one.name].tensor_type)
+            assert np.square(after - before).mean() < 0.02 * np.square(before).mean()
 
 
 def test_progress_is_told_by_bytes_of_the_source(source: Path, tmp_path: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +56,14 @@ def text(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture
+def long_text(tmp_path: Path) -> str:
+    """Enough to hold some out."""
+    path = tmp_path / "long.txt"
+    path.write_text("".join(f"{number} bottles of beer on the wall. " for number in range(1000)))
+    return str(path)
+
+
 def _types(path: Path) -> dict[str, str]:
     return {one.name: one.tensor_type.name for one in GGUFReader(path).tensors}
 
@@ -75,10 +88,11 @@ def test_a_target_is_used_and_not_exceeded(model: Path, text: str, tmp_path: Pat
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".gguf"] * 3 + [".txt"]
 
 
-def test_what_is_lost_is_measured_over_text_that_nothing_was_chosen_by(model: Path, tmp_path: Path) -> None:
-    text, output = tmp_path / "long.txt", tmp_path / "out.gguf"
-    text.write_text("".join(f"{number} bottles of beer on the wall. " for number in range(1000)))
-    asked = ("--target-size", "1300kB", "--text", str(text))
+def test_what_is_lost_is_measured_over_text_that_nothing_was_chosen_by(
+    model: Path, long_text: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.gguf"
+    asked = ("--target-size", "1300kB", "--text", long_text)
     made = _made(model, output, *asked, "--save-recipe", str(tmp_path / "kept.json"))
     lost = made["measured_kl_divergence"]
     assert 0.3 < lost["mean"] / made["expected_kl_divergence"] < 3
@@ -156,6 +170,61 @@ def test_a_streamed_matrix_loses_as_much(demo: str, text: str, tmp_path: Path) -
         assert losses[0] == losses[-1] == 0  # what the file has is back
         assert min(losses[1:3]) > 0
     assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("moment", "signal_number"),
+    [
+        ("importance: chunk", signal.SIGINT),
+        ("loss: tensor 8", signal.SIGTERM),
+        ("loss: kind", signal.SIGINT),
+        ("is measured now", signal.SIGTERM),
+    ],
+)
+def test_interrupted_nothing_is_half_written(
+    model: Path, long_text: str, tmp_path: Path, moment: str, signal_number: int
+) -> None:
+    output, recipe, temporary = tmp_path / "out.gguf", tmp_path / "kept.json", tmp_path / "temporary"
+    temporary.mkdir()
+    asked = ("--target-size", "1300kB", "--text", long_text, "--save-recipe", str(recipe))
+    with subprocess.Popen(
+        [sys.executable, "-m", "memfit", "quantize", str(model), str(output), *asked],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        text=True,
+    ) as process:
+        assert process.stderr
+        assert any(moment in line for line in process.stderr)
+        process.send_signal(signal_number)
+        process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    is_done = moment == "is measured now"
+    kept = {"out.gguf", "kept.json", "kept.types.txt", "kept.imatrix.gguf"} if is_done else set()
+    assert {path.name for path in tmp_path.iterdir()} == {"long.txt", "temporary", *kept}
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_full_disk_takes_no_recipe_and_the_file_stays(model: Path, text: str, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be made here: {mounted.stderr.strip()}")
+    try:
+        output, recipe = tmp_path / "out.gguf", small / "kept.json"
+        with contextlib.suppress(OSError):
+            (small / "fill").write_bytes(bytes(65536))
+        asked = ("--target-size", "1300kB", "--text", text, "--save-recipe", str(recipe))
+        done = run_memfit("quantize", str(model), str(output), *asked)
+        assert (done.code, "its disk has" in done.err) == (6, True), done.err
+        assert (output.stat().st_size > 1_000_000, [one.name for one in small.iterdir()]) == (True, ["fill"])
+        assert run_memfit("quantize", str(model), str(small / "x.gguf"), "--type", "Q8_0").code == 6
+        assert [one.name for one in small.iterdir()] == ["fill"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def command(
     from memfit.cli.render import console, speaker
     from memfit.quantize.importance import collect_importance
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half-written goes
     err = console(stderr=True)
     say = speaker(err)
     plan, tokens = TextReader(text, options, say, verbose=verbose).plan(model, importance=True)

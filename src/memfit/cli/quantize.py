@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -90,6 +91,7 @@ def command(model: str, output: Path, as_json: bool, **options: Any) -> None:
     The file has its name once it is whole. With --dry-run a model that was not downloaded is enough.
     """
     _require_one_way(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half-written goes
     from memfit.quantize.job import Quantizer
 
     with Quantizer() as quantizer, ExitStack() as opened:  # it loads the engine meanwhile
@@ -209,16 +211,18 @@ class _Job:
         return facts, [f"{self._output}: a LoRA adapter in F16, {format_bytes(done.file_bytes)}"]
 
     def _quantized(self, spec: ModelSpec) -> tuple[dict[str, Any], list[str]]:
-        target = self._target(spec) if self._options["text"] else None
-        recipe, looked, expected = self._recipe(spec, target)
+        options = self._options
+        target = self._target(spec) if options["text"] else None
+        chosen = target.choose(self._quantizer, options["ctx"], options["prefer"]) if target else None
+        recipe, looked = (chosen.recipe, chosen.looked) if chosen else self._recipe(spec)
         for line in _notes(looked):
             self._say(line)
         facts = _facts(spec, recipe.file_type, looked)
         lines = [_summary(spec, recipe.file_type, looked)]
-        if expected is not None:
-            facts["expected_kl_divergence"] = expected
-            lines.append(f"expected mean KL divergence {expected:.4f}, over {self._options['text']}")
-        if not self._options["dry_run"]:
+        if chosen:
+            facts["expected_kl_divergence"] = chosen.expected_loss
+            lines.append(f"expected mean KL divergence {chosen.expected_loss:.4f}, over {options['text']}")
+        if not options["dry_run"]:
             written = self._write(looked)
             facts |= {
                 "output": str(self._output),
@@ -229,9 +233,14 @@ class _Job:
                 f"{self._output}: written, with at most {format_bytes(written.peak_bytes)} of "
                 f"{format_bytes(self._ram_bytes)} RAM"
             )
-            if target:
-                facts["measured_kl_divergence"], line = self._lost(target)
-                lines.append(line)
+        if chosen and options["save_recipe"]:
+            from memfit.quantize.recipe_file import save_recipe
+
+            save_recipe(options["save_recipe"], spec, chosen, imatrix=options["imatrix"])
+        if target and not options["dry_run"]:
+            self._say(f"{self._output} is written and whole; what it loses is measured now")
+            facts["measured_kl_divergence"], line = self._lost(target)
+            lines.append(line)
         return facts, lines
 
     def _lost(self, target: TargetJob) -> tuple[dict[str, Any] | None, str]:
@@ -239,12 +248,11 @@ class _Job:
         try:
             lost = target.measure_loss(self._output)
         except InterruptedByUser:
-            self._say(f"{self._output} is written and whole; what it loses was not measured")
             raise
         except MemfitError as error:
             return None, f"what it loses could not be measured: {error}"
         if lost is None:
-            return None, "the text is too short to measure what it loses: 5 chunks of 512 tokens are"
+            return None, "the text is too short to measure what it loses: 5 chunks of 512 tokens are enough"
         return asdict(lost), f"measured mean KL divergence {lost.mean:.4f} ± {lost.error:.4f}"
 
     def _target(self, spec: ModelSpec) -> TargetJob:
@@ -260,26 +268,18 @@ class _Job:
         limits = {name: options[name] for name in ("ram", "vram")}
         return TargetJob(spec, asked, limits, threads=self._threads, out=self._err)
 
-    def _recipe(self, spec: ModelSpec, target: TargetJob | None) -> tuple[Recipe, Quantized, float | None]:
-        """How each tensor is quantized, what the file will be, and what that is expected to lose."""
+    def _recipe(self, spec: ModelSpec) -> tuple[Recipe, Quantized]:
+        """How each tensor is quantized, where that is not measured; and what the file will be."""
         from memfit.quantize.job import Recipe, file_type_named
 
         options = self._options
-        if target:
-            from memfit.quantize.recipe_file import save_recipe
-
-            chosen = target.choose(self._quantizer, options["ctx"], options["prefer"])
-            kept = options["save_recipe"]
-            given = options["imatrix"]
-            recipe = save_recipe(kept, spec, chosen, imatrix=given) if kept else chosen.recipe
-            return recipe, chosen.looked, chosen.expected_loss
         if options["recipe"]:
             from memfit.quantize.recipe_file import read_recipe
 
             recipe = read_recipe(options["recipe"], spec, imatrix=options["imatrix"])
         else:
             recipe = Recipe(file_type=file_type_named(options["type_name"]), imatrix=options["imatrix"])
-        return recipe, self._quantizer.look(spec, recipe, threads=self._threads), None
+        return recipe, self._quantizer.look(spec, recipe, threads=self._threads)
 
     def _write(self, looked: Quantized) -> Written:
         from memfit.cli.progress import progress_of_bytes

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
-from memfit.errors import OutputError, UsageError
+from memfit.errors import UsageError
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.tensor_types import FILE_TYPES, TENSOR_TYPES
 from memfit.quantize.job import Recipe
 from memfit.quantize.target import Chosen
+from memfit.quantize.whole_file import whole_file
 
 __all__ = ["read_recipe", "recipe_files", "save_recipe"]
 
@@ -30,8 +30,9 @@ def recipe_files(path: Path) -> tuple[Path, Path, Path]:
     return path, path.with_suffix(".types.txt"), path.with_suffix(".imatrix.gguf")
 
 
-def save_recipe(path: Path, spec: ModelSpec, chosen: Chosen, *, imatrix: Path | None) -> Recipe:
-    """The recipe, with the importance matrix where it lies now: the user's, or beside the recipe.
+def save_recipe(path: Path, spec: ModelSpec, chosen: Chosen, *, imatrix: Path | None) -> None:
+    """With the importance matrix beside it, unless that is the user's own, `imatrix`. Old files are replaced;
+    the recipe comes last.
 
     Raises:
         OutputError: it cannot be written.
@@ -39,26 +40,24 @@ def save_recipe(path: Path, spec: ModelSpec, chosen: Chosen, *, imatrix: Path | 
     recipe = chosen.recipe
     path, types, collected = recipe_files(path)
     assert recipe.imatrix is not None
-    try:
-        if imatrix is None:
-            shutil.copyfile(recipe.imatrix, collected)
-        document = {
-            "memfit_recipe": _VERSION,
-            "model": spec.source,
-            "parameters": spec.n_params,
-            "file_type": recipe.file_type,
-            "file_bytes": chosen.looked.file_bytes,
-            "expected_kl_divergence": chosen.expected_loss,
-            "imatrix": str(imatrix.absolute()) if imatrix else collected.name,
-            "types": dict(recipe.types),
-        }
-        path.write_text(json.dumps(document, indent=1) + "\n")
-        # Regular expressions over lower-case names, and the first that is found in one decides.
-        lines = [f"^{re.escape(name.lower())}$={kind.lower()}\n" for name, kind in recipe.types.items()]
-        types.write_text("".join(lines))
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}") from None
-    return replace(recipe, imatrix=imatrix or collected)
+    if imatrix is None:
+        with whole_file(collected, (), recipe.imatrix.stat().st_size, overwrite=True) as partial:
+            shutil.copyfile(recipe.imatrix, partial)
+    # Regular expressions over lower-case names, and the first that is found in one decides.
+    lines = [f"^{re.escape(name.lower())}$={kind.lower()}\n" for name, kind in recipe.types.items()]
+    document = {
+        "memfit_recipe": _VERSION,
+        "model": spec.source,
+        "parameters": spec.n_params,
+        "file_type": recipe.file_type,
+        "file_bytes": chosen.looked.file_bytes,
+        "expected_kl_divergence": chosen.expected_loss,
+        "imatrix": str(imatrix.absolute()) if imatrix else collected.name,
+        "types": dict(recipe.types),
+    }
+    for file, text in ((types, "".join(lines)), (path, json.dumps(document, indent=1) + "\n")):
+        with whole_file(file, (), len(text), overwrite=True) as partial:
+            partial.write_text(text)
 
 
 def read_recipe(path: Path, spec: ModelSpec, *, imatrix: Path | None) -> Recipe:

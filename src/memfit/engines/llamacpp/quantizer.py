@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from memfit.engines.llamacpp.library import Library, load_library
-from memfit.errors import EngineError, MemfitError
+from memfit.errors import EngineError, MemfitError, OutputError
 from memfit.memory.process_memory import process_status
 from memfit.processes.child import Parent
 
@@ -147,6 +147,8 @@ class _Quantizer:
         if code:
             told = " / ".join(log.errors)
             cause = _FAILED.search(told)
+            if "iostream error" in told:  # of its output alone: its source is mapped
+                raise OutputError(f"{output}: the disk is full, or takes no file of this size")
             raise EngineError(f"the engine could not quantize: {cause[1] if cause else told}")
 
     def _file_bytes(self, tensors: Mapping[str, str]) -> int:
