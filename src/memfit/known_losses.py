@@ -22,7 +22,7 @@ _SAME_MODEL = 0.9  # of the parameters; some quantizations write the output matr
 
 def loss_of(spec: ModelSpec, files: Sequence[FileMark]) -> Loss:
     """What was measured of these files, else what is expected of their type."""
-    return known_loss(files) or expected_loss(spec.quantization, 8 * spec.file_bytes / spec.n_params)
+    return known_loss(files) or expected_loss(spec.quantization, 8 * spec.file_bytes / max(1, spec.n_params))
 
 
 def known_loss(files: Sequence[FileMark]) -> Loss | None:
@@ -37,11 +37,13 @@ def known_loss(files: Sequence[FileMark]) -> Loss | None:
 def keep_loss(plan: Plan, reference: Plan, *, mean_kl: float, error: float, tokens: int) -> None:
     """Keep what a planned model was found to lose against another, where that is its source: a larger file of
     as many parameters. What was measured against a yet larger one, or over more tokens, stays."""
+    if plan.engine != "llamacpp" or plan.facts["kv_type"] != "f16":
+        return
     theirs = reference.spec
     sizes = sorted((plan.spec.n_params, theirs.n_params))
     is_quantized = plan.spec.file_bytes < theirs.file_bytes and sizes[0] >= _SAME_MODEL * sizes[1]
     files = plan.fingerprint.files if plan.fingerprint else ()
-    if plan.engine != "llamacpp" or not (files and is_quantized) or plan.facts["kv_type"] != "f16":
+    if not (files and is_quantized):
         return
     known = known_loss(files)
     if known and (known.reference_bytes or 0, known.tokens or 0) > (theirs.file_bytes, tokens):

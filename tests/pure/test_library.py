@@ -247,6 +247,7 @@ def test_models_are_shown(filled: HubServer, capsys: pytest.CaptureFixture[str])
         "complete",
         "size_bytes",
         "last_used",
+        "loss",
         "paths",
     }
 

@@ -96,7 +96,8 @@ def test_divergence_is_summed_over_all_tokens(stored: int, monkeypatch: pytest.M
     tokens = _chunks(3, 10)
     sessions = {seed: _Session(seed) for seed in (1, 2)}
     plans: dict[int, Any] = {
-        seed: SimpleNamespace(seed=seed, spec=SimpleNamespace(vocabulary=_VOCABULARY)) for seed in (1, 2)
+        seed: SimpleNamespace(seed=seed, engine="transformers", spec=SimpleNamespace(vocabulary=_VOCABULARY))
+        for seed in (1, 2)
     }
 
     def load(plan: Any) -> Any:

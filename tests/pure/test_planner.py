@@ -443,6 +443,7 @@ def test_the_json_is_that_of_the_docs() -> None:
         "name": "Toy",
         "file_bytes": 104857600,
         "parameters": 1200,
+        "loss": None,
         "quantization": "Q8_0",
     }
     assert document["engine"] == "llamacpp"

@@ -43,7 +43,7 @@ class Option:
             return None
         if self.plan.loss and self.plan.loss.basis == "measured":
             return self.plan.loss
-        return expected_loss(self.label, 8 * self.size_bytes / self.plan.spec.n_params)
+        return expected_loss(self.label, 8 * self.size_bytes / max(1, self.plan.spec.n_params))
 
     @property
     def is_good(self) -> bool:

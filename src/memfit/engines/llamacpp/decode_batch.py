@@ -1,14 +1,17 @@
-"""A pass of the scheduler as llama.cpp's llama_batch. In the worker."""
+"""A pass of the scheduler, or a piece of a text alone, as llama.cpp's llama_batch. In the worker."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from memfit.engines.scheduler import Pass
 
-__all__ = ["DecodeBatch"]
+if TYPE_CHECKING:
+    from memfit.engines.llamacpp.model import LlamaModel
+
+__all__ = ["DecodeBatch", "compute_text"]
 
 
 class DecodeBatch:
@@ -51,3 +54,16 @@ class DecodeBatch:
         ctypes.memset(self._wanted, 0, len(self._wanted))
         for entry, _ in work.outputs:
             self._wanted[entry] = 1
+
+
+def compute_text(api: Any, model: LlamaModel, tokens: Sequence[int], places: Sequence[int]) -> Iterator[int]:
+    """Compute a text in an empty cache, with logits at these places, ubatch by ubatch: yields how many rows
+    of logits the last ubatch has. Errors as in LlamaModel.decode."""
+    model.cache.clear()
+    batch = DecodeBatch(api, model.ubatch)
+    for start in range(0, len(tokens), model.ubatch):
+        end = min(start + model.ubatch, len(tokens))
+        wanted = [place - start for place in places if start <= place < end]
+        batch.fill_text(tokens[start:end], wanted, start)
+        model.decode_batch(batch.pointer)
+        yield len(wanted)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memfit.engines.channel import Aborted, OverBudgetError
-from memfit.engines.llamacpp.decode_batch import DecodeBatch
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.filling import fill_buffers
 from memfit.engines.llamacpp.forms import Forms
@@ -76,6 +75,7 @@ class LlamaModel:
         self._overrun: OverBudgetError | None = None
         self._context: int | None = None
         self._abort_flag = ctypes.create_string_buffer(2)
+        self._failures: list[Exception] = []  # of what watches the graph
         self._drops_cache = False
         self.threads = Threads(config.threads, self._use_threads)
         self.config = config
@@ -209,7 +209,7 @@ class LlamaModel:
         options.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, api.ggml_abort_callback)
         options.abort_callback_data = ctypes.addressof(self._abort_flag)
         if watchers := self._watchers(config):
-            self._callback = evaluation_callback(watchers)  # C does not keep it alive
+            self._callback = evaluation_callback(watchers, self._failures)  # C does not keep it alive
             options.cb_eval = ctypes.cast(self._callback, api.ggml_backend_sched_eval_callback)
         context = api.llama_init_from_model(self._pointer, options)
         if not context:
@@ -329,18 +329,6 @@ class LlamaModel:
             self._decode(self._api.llama_batch_get_one(array, len(piece)))
         self._wait()
 
-    def decode_text(self, tokens: Sequence[int], places: Sequence[int]) -> Iterator[int]:
-        """Compute a text in an empty cache, with logits at these places, ubatch by ubatch: yields how
-        many rows of logits the last ubatch has. Errors as in `decode`."""
-        self.cache.clear()
-        batch = DecodeBatch(self._api, self.ubatch)
-        for start in range(0, len(tokens), self.ubatch):
-            end = min(start + self.ubatch, len(tokens))
-            wanted = [place - start for place in places if start <= place < end]
-            batch.fill_text(tokens[start:end], wanted, start)
-            self.decode_batch(batch.pointer)
-            yield len(wanted)
-
     def decode_batch(self, batch: Any) -> None:
         """Compute a llama_batch of at most a ubatch, of any sequences. Errors as in `decode`."""
         self._decode(batch)
@@ -366,6 +354,8 @@ class LlamaModel:
             self._weights.drop_rows()
             if self._weights.error:
                 raise EngineError(str(self._weights.error))
+        if self._failures:
+            raise self._failures.pop(0)
         if code == 2:
             raise Aborted
         if code != 0:

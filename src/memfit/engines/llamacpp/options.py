@@ -40,15 +40,19 @@ def context_options(api: Any, config: LlamaConfig) -> Any:
 Evaluate = Callable[[int, bool], bool]
 
 
-def evaluation_callback(watchers: Sequence[Evaluate]) -> Any:
-    """One `cb_eval` for all of them."""
+def evaluation_callback(watchers: Sequence[Evaluate], failures: list[Exception]) -> Any:
+    """One `cb_eval` for all of them. What they raise is added to `failures`: C would go on without a word."""
     wanting: list[Evaluate] = []
 
     def evaluate(node: int, ask: bool, _: object) -> bool:
-        if ask:
-            wanting[:] = [one for one in watchers if one(node, True)]
-            return bool(wanting)
-        return all(one(node, False) for one in wanting)
+        try:
+            if ask:
+                wanting[:] = [one for one in watchers if one(node, True)]
+                return bool(wanting)
+            return all(one(node, False) for one in wanting)
+        except Exception as error:
+            failures.append(error)
+            return False
 
     kind = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
     return kind(evaluate)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from memfit.engines.llamacpp.c_functions import TypeTraits
+from memfit.engines.llamacpp.decode_batch import compute_text
 from memfit.engines.llamacpp.graph import Node
 from memfit.engines.llamacpp.library import Library
 from memfit.engines.llamacpp.model import LlamaModel
@@ -43,7 +44,8 @@ class Probe:
         importance: Mapping[str, Any],
     ) -> None:
         """`importance` is an importance matrix, by tensor: float32 [experts * columns]."""
-        self._ggml, self._model, self._importance = library.ggml_base, model, importance
+        self._api, self._ggml = library.api, library.ggml_base
+        self._model, self._importance = model, importance
         self._numbers = library.type_numbers
         self._tensors = {one.name: one for one in tensors}
         self._addresses = model.tensor_addresses()
@@ -58,6 +60,11 @@ class Probe:
         self._tokens: Sequence[int] = ()
         self._places: list[int] = []
         self._likeliest: list[tuple[Any, Any]] = []  # for each place: tokens, and their log probabilities
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        for file in self._files:
+            os.close(file)
 
     # -- what is lost ----------------------------------------------------------------------------
 
@@ -85,7 +92,7 @@ class Probe:
 
     def _logits(self) -> Iterator[Any]:
         """At each place, float64 [vocabulary]."""
-        for rows in self._model.decode_text(self._tokens, self._places):
+        for rows in compute_text(self._api, self._model, self._tokens, self._places):
             for row in range(rows):
                 yield self._model.logits(row, 1)[0].astype(np.float64)
 

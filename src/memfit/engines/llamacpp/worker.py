@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.engines.allocator import keep_fast, trim
 from memfit.engines.channel import Aborted, Channel, run_worker
+from memfit.engines.llamacpp.decode_batch import compute_text
 from memfit.engines.llamacpp.devices import Devices
 from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
@@ -54,7 +55,7 @@ class LlamaCommands:
         self._devices: Devices | None = None
         self._grammars: Grammars  # from here on only of a model that is loaded
         self._loop: RequestLoop
-        self._probe: Probe
+        self._probe: Probe | None = None
         # Errors are logged always: the parent quotes the last lines when a request fails.
         self.library = load_library(verbose=bool(os.environ.get("MEMFIT_WORKER_VERBOSE")))
         self.library.api.llama_backend_init()
@@ -235,7 +236,7 @@ class LlamaCommands:
         self._loop.forget()
         model.importance.is_collecting = True
         try:
-            for _ in model.decode_text(tokens, range(len(tokens))):
+            for _ in compute_text(self.library.api, model, tokens, range(len(tokens))):
                 pass
         except Aborted:
             return {"cancelled": True}
@@ -265,23 +266,28 @@ class LlamaCommands:
         self._loop.forget()
         specs = [_tensor(one) for one in tensors]
         importance = read_imatrix(imatrix)
+        if self._probe:
+            self._probe.close()
         self._probe = Probe(self.library, self.model, specs, importance)
         self._probe.begin(tokens, places)
         return {"important": list(importance)}
 
     def probe(self, tensors: dict[str, str]) -> dict[str, Any]:
         """What is lost where some tensors have other types, together."""
+        probe = self._probe
+        assert probe, "the parent begins before it asks"
         try:
             for name, kind in tensors.items():
-                self._probe.quantize(name, kind)
-            return {"cancelled": False, "loss": self._probe.loss()}
+                probe.quantize(name, kind)
+            return {"cancelled": False, "loss": probe.loss()}
         except Aborted:
             return {"cancelled": True}
         finally:
             for name in tensors:
-                self._probe.restore(name)
+                probe.restore(name)
 
     def probe_errors(self, tensor: str, types: list[str], rows: int) -> dict[str, Any]:
+        assert self._probe, "the parent begins before it asks"
         return {"errors": self._probe.errors(tensor, types, rows)}
 
     def measure_kernels(
