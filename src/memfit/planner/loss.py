@@ -18,7 +18,7 @@ __all__ = ["LOSS_SOURCE", "MOST_LOSS", "Loss", "expected_loss"]
 LOSS_SOURCE = "https://github.com/ggml-org/llama.cpp/blob/master/tools/perplexity/README.md"
 MOST_LOSS = 0.2  # nats a token: between types of three bits and of two; more is not recommended
 _F16_GIB = 14.97
-_LOSSLESS = ("F32", "BF16", "F16")
+_LOSSLESS = ("F32", "BF16", "F16", "MXFP4_MOE", "MXFP4")  # the last two as gpt-oss was trained
 # Llama-3-8B in each type, by the table at LOSS_SOURCE: size in GiB, and mean KL from F16. Without an
 # importance matrix where that is published, else with one of 10 M tokens.
 _PUBLISHED = {
