@@ -1,5 +1,7 @@
 """The two packaged models as they may have been before they were quantized: off their types' grid.
 
+    python benchmarks/off_grid.py MODEL OUT.gguf
+
 Their weights are dequantized, and moved within the cell that was rounded to the same number, evenly over it.
 Widths are padded with zeros to multiples of 256, so that all types apply, and norms made up for that:
 predictions stay those of the narrow model.
@@ -7,6 +9,7 @@ predictions stay those of the narrow model.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +116,7 @@ _STEPS = {  # the width of a cell, for each block or part of one
     GGMLQuantizationType.Q4_K: _q4_k,
     GGMLQuantizationType.Q6_K: _q6_k,
 }
+
+
+if __name__ == "__main__":
+    write_off_grid(sys.argv[1], Path(sys.argv[2]))

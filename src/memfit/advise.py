@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -107,10 +108,11 @@ def _options(choices: Mapping[str, Any], attempt: Callable[[str], LlamaPlan]) ->
 def _instead(models: Sequence[str], attempt: Callable[[str], LlamaPlan]) -> Option | None:
     """Of these models, the largest first, the first that has a good quantization; some are looked at."""
     for name in models[:_MOST_SMALLER]:
-        choices = choices_of(name)
-        best = recommend(_options(choices, attempt)) if choices else None
-        if best and best.is_good:
-            return best
+        with suppress(MemfitError):  # what was asked for, it cannot do: it has a shorter context
+            choices = choices_of(name)
+            best = recommend(_options(choices, attempt)) if choices else None
+            if best and best.is_good:
+                return best
     return None
 
 

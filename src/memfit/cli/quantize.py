@@ -213,7 +213,7 @@ class _Job:
     def _quantized(self, spec: ModelSpec) -> tuple[dict[str, Any], list[str]]:
         options = self._options
         target = self._target(spec) if options["text"] else None
-        chosen = target.choose(self._quantizer, options["ctx"], options["prefer"]) if target else None
+        chosen = target.choose(options["ctx"], options["prefer"]) if target else None
         recipe, looked = (chosen.recipe, chosen.looked) if chosen else self._recipe(spec)
         for line in _notes(looked):
             self._say(line)
@@ -266,7 +266,7 @@ class _Job:
             room=Path(self._opened.enter_context(TemporaryDirectory(prefix="memfit-quantize-"))),
         )
         limits = {name: options[name] for name in ("ram", "vram")}
-        return TargetJob(spec, asked, limits, threads=self._threads, out=self._err)
+        return TargetJob(self._quantizer, spec, asked, limits, threads=self._threads, out=self._err)
 
     def _recipe(self, spec: ModelSpec) -> tuple[Recipe, Quantized]:
         """How each tensor is quantized, where that is not measured; and what the file will be."""

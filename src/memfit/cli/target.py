@@ -46,12 +46,20 @@ class TargetJob:
     """Chooses the types of one file, and measures what it loses once it is written."""
 
     def __init__(
-        self, spec: ModelSpec, target: TargetSize, limits: Mapping[str, Any], *, threads: int, out: Console
+        self,
+        quantizer: Quantizer,
+        spec: ModelSpec,
+        target: TargetSize,
+        limits: Mapping[str, Any],
+        *,
+        threads: int,
+        out: Console,
     ) -> None:
         """Measures within `limits`, the command's --ram and --vram."""
         from memfit.cli.render import speaker
 
-        self._spec, self._target, self._threads, self._out = spec, target, threads, out
+        self._quantizer, self._spec, self._target = quantizer, spec, target
+        self._threads, self._out = threads, out
         self._say = speaker(out)
         self._limits = {**limits, "rpc": (), "no_disk": False}
         options: dict[str, Any] = {
@@ -67,7 +75,7 @@ class TargetJob:
         }
         self._reader = TextReader(target.over, options, self._say, verbose=False)
 
-    def choose(self, quantizer: Quantizer, context: int | None, prefer: str) -> Chosen:
+    def choose(self, context: int | None, prefer: str) -> Chosen:
         """A type for each tensor. `context` and `prefer` say how the file will be run, where the budget is
         its size. Errors as in quantize/target.py."""
         from memfit.quantize.target import PLACES, fit, measure
@@ -81,7 +89,7 @@ class TargetJob:
         plan, tokens = self._reader.plan(str(spec.paths[0]), importance=target.imatrix is None, probes=PLACES)
         with progress_of_steps(self._out, self._say) as on_step:
             measured = measure(
-                quantizer,
+                self._quantizer,
                 spec,
                 self._load,
                 plan,
@@ -92,7 +100,7 @@ class TargetJob:
                 cap_bytes=cap_bytes,
                 on_step=on_step,
             )
-        return fit(quantizer, spec, measured, cap_bytes, threads=self._threads)
+        return fit(self._quantizer, spec, measured, cap_bytes, threads=self._threads)
 
     def measure_loss(self, output: Path) -> Divergence | None:
         """Of the file that was written, from its source, over the end of the text, which nothing was chosen
@@ -104,6 +112,7 @@ class TargetJob:
         if not held_out.chunks:
             return None
         planned, _ = self._reader.plan(str(output))
+        self._quantizer.rest()
         teller = chunk_teller(self._say, len(held_out.chunks), "mean KL")
         ((_, lost),) = divergences(self._load, reference, [planned], held_out, teller)[1]
         return lost

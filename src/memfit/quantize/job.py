@@ -77,9 +77,7 @@ class Quantizer(Closing):
     _recipe: Recipe
 
     def __init__(self) -> None:
-        self._helper = Helper(
-            "memfit.engines.llamacpp.quantizer", name="the quantizer", own_session=True, log="kept"
-        )
+        self._helper: Helper | None = _start()
         self._held_bytes = 0
 
     def look(self, spec: ModelSpec, recipe: Recipe, *, threads: int) -> Quantized:
@@ -138,8 +136,14 @@ class Quantizer(Closing):
         ours = process_status().peak_resident_bytes
         return Written(file_bytes=written, peak_bytes=ours + found["peak_bytes"])
 
+    def rest(self) -> None:
+        """End its process until it is asked again: somebody else needs the memory."""
+        if self._helper:
+            self._helper.close()
+            self._helper = None
+
     def close(self) -> None:
-        self._helper.close()
+        self.rest()
 
     def _buffer_bytes(self, ram_bytes: int) -> int:
         """What is left of the budget for the rows that the engine works on at once.
@@ -172,13 +176,19 @@ class Quantizer(Closing):
             "imatrix": self._recipe.imatrix and str(self._recipe.imatrix),
             "threads": self._threads,
         }
+        self._helper = self._helper or _start()
         self._helper.send({"op": op, "request": request, **values})
         return self._next()
 
     def _next(self) -> dict[str, Any]:
+        assert self._helper
         found = self._helper.receive()
         if found is None:
             raise self._helper.obituary()
         if found["event"] == "error":
             raise rebuild_error(found)
         return found
+
+
+def _start() -> Helper:
+    return Helper("memfit.engines.llamacpp.quantizer", name="the quantizer", own_session=True, log="kept")

@@ -78,6 +78,7 @@ def measure(
         InterruptedByUser: Ctrl-C.
     """
     base = quantizer.look(spec, Recipe(file_type="Q8_0"), threads=threads)
+    quantizer.rest()
     tensors = [one for one in spec.tensors if base.tensors[one.name] == "Q8_0"]
     rest_bytes = base.file_bytes - sum(tensor_bytes(one, "Q8_0") for one in tensors)
     if cap_bytes is not None:  # as far as can be said before all that takes long
