@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,23 @@ def source(demo: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def _imatrix(folder: Path, name: str, values: Any) -> Path:
+    """Of one tensor, float32 [columns]."""
+    path = folder / "imatrix.gguf"
+    writer = GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["text"])
+    writer.add_uint32("imatrix.chunk_count", 1)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    writer.add_tensor(f"{name}.in_sum2", (values * 512).reshape(1, -1))
+    writer.add_tensor(f"{name}.counts", np.array([[512.0]], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 @pytest.mark.parametrize("kind", ["q4_k_m", "Q8_0", "iq4_xs", "Q5_1", "Q2_K"])
@@ -104,18 +122,7 @@ def test_an_importance_matrix_is_heeded(source: Path, tmp_path: Path) -> None:
     name, columns = "blk.0.ffn_gate.weight", 576
     important = np.full(columns, 1e-4, np.float32)
     important[::2] = 1.0
-    path = tmp_path / "imatrix.gguf"
-    writer = GGUFWriter(path, "imatrix")
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", ["text"])
-    writer.add_uint32("imatrix.chunk_count", 1)
-    writer.add_uint32("imatrix.chunk_size", 512)
-    writer.add_tensor(f"{name}.in_sum2", (important * 512).reshape(1, columns))
-    writer.add_tensor(f"{name}.counts", np.array([[512.0]], np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    path = _imatrix(tmp_path, name, important)
     found = {}
     for way, more in (("plain", ()), ("weighted", ("--imatrix", str(path)))):
         output = tmp_path / f"{way}.gguf"
@@ -125,6 +132,9 @@ def test_an_importance_matrix_is_heeded(source: Path, tmp_path: Path) -> None:
         found[way] = dequantize(tensor.data, tensor.tensor_type)
     (tensor,) = (one for one in GGUFReader(source).tensors if one.name == name)
     wanted = dequantize(tensor.data, tensor.tensor_type)
+    fields = GGUFReader(tmp_path / "weighted.gguf").fields
+    noted = {key: fields[f"quantize.imatrix.{key}"].contents() for key in ("file", "dataset", "chunks_count")}
+    assert noted == {"file": "imatrix.gguf", "dataset": "text", "chunks_count": 1}
     errors = {way: np.square(one - wanted).mean(0) for way, one in found.items()}
     assert errors["weighted"][::2].mean() < 0.9 * errors["plain"][::2].mean()
     assert errors["weighted"][1::2].mean() > errors["plain"][1::2].mean()
@@ -133,7 +143,7 @@ def test_an_importance_matrix_is_heeded(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "empty"),
+        (b"", "not an importance matrix"),
         (b"hello there, no GGUF", "not an importance matrix"),
         (None, "no such file"),
     ],
@@ -150,6 +160,24 @@ def test_files_that_are_no_importance_matrix(
     assert done.code == 2
     assert re.search(message, done.err), done.err
     assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full(576, -1.0), "no mean squares"),
+        (np.full(576, np.nan), "no mean squares"),
+        (np.ones(512), "it has 512 columns of blk.0.ffn_gate.weight, not 576"),
+        (np.ones(576), "says nothing of blk.0.ffn_down.weight, which would be IQ3_XXS and needs it"),
+    ],
+)
+def test_what_an_importance_matrix_lacks_is_found_before(
+    source: Path, tmp_path: Path, values: Any, message: str
+) -> None:
+    path = _imatrix(tmp_path, "blk.0.ffn_gate.weight", values.astype(np.float32))
+    asked = ("--type", "IQ3_XXS", "--imatrix", str(path), "--dry-run")
+    done = run_memfit("quantize", str(source), str(tmp_path / "x.gguf"), *asked)
+    assert (done.code, message in done.err) == (2, True), done.err
 
 
 def test_a_model_is_no_importance_matrix(demo: str, source: Path, tmp_path: Path) -> None:
@@ -220,17 +248,15 @@ def test_a_split_model_becomes_one_file(demo: str, tmp_path: Path, benchmarks: N
     rewrite = importlib.import_module("rewrite").rewrite
     files = rewrite(demo, tmp_path / "model.gguf", split_bytes=40_000_000)
     assert len(files) == 3
-    for kind in ("Q3_K_S", "Q8_0"):
-        made = []
-        for number, named in enumerate((demo, str(files[1]))):
-            output = tmp_path / f"{kind}-{number}.gguf"
-            dry = run_memfit("quantize", named, str(output), "--type", kind, "--dry-run", "--json").json
-            done = run_memfit("quantize", named, str(output), "--type", kind, "--json")
-            assert done.json["file_bytes"] == dry["file_bytes"] == output.stat().st_size, done.err
-            made.append(
-                {one.name: (one.tensor_type, one.data.tobytes()) for one in GGUFReader(output).tensors}
-            )
-        assert made[0] == made[1]
+    made = []
+    for number, named in enumerate((demo, str(files[1]))):
+        output = tmp_path / f"{number}.gguf"
+        asked = ("quantize", named, str(output), "--type", "Q8_0", "--json")
+        dry = run_memfit(*asked, "--dry-run").json
+        done = run_memfit(*asked)
+        assert done.json["file_bytes"] == dry["file_bytes"] == output.stat().st_size, done.err
+        made.append({one.name: (one.tensor_type, one.data.tobytes()) for one in GGUFReader(output).tensors})
+    assert made[0] == made[1]
 
 
 def test_experts_are_quantized(tmp_path: Path, benchmarks: None) -> None:

@@ -245,22 +245,31 @@ def test_a_full_disk_takes_no_recipe_and_the_file_stays(model: Path, text: str, 
         (("--recipe", "{missing}"), "No such file"),
         (("--recipe", "{text}"), "not a recipe"),
         (("--recipe", "{other}"), "is for another model"),
+        (("--recipe", "{computing}"), "not a recipe"),
+        (("--recipe", "{norm}"), "blk.0.attn_norm.weight cannot be Q8_0: the engine leaves it in F32"),
+        (("--target-size", "1MB", "--text", "{text}", "--save-recipe", "{output}"), "names of their own"),
+        (("--target-size", "1MB", "--text", "{text}", "--save-recipe", "/"), "--save-recipe / is no file"),
+        (
+            ("--target-size", "1MB", "--text", "{text}", "--save-recipe", "{text}", "--overwrite"),
+            "is read while",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_refused(
     model: Path, text: str, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    short, other = tmp_path / "short.txt", tmp_path / "other.json"
+    short = tmp_path / "short.txt"
     short.write_text("Hello.")
-    document = {
-        "memfit_recipe": 1,
-        "file_type": "Q4_K_M",
-        "imatrix": None,
-        "types": {"blk.9.x.weight": "Q4_K"},
-    }
-    other.write_text(json.dumps(document))
-    names = {"text": text, "short": str(short), "missing": str(tmp_path / "missing"), "other": str(other)}
     output = tmp_path / "out.gguf"
+    names = {name: str(tmp_path / f"{name}.json") for name in ("other", "computing", "norm")}
+    for name, types in (
+        ("other", {"blk.9.x.weight": "Q4_K"}),
+        ("computing", {"blk.0.attn_k.weight": "Q8_1"}),  # which no file has
+        ("norm", {"blk.0.attn_norm.weight": "Q8_0"}),
+    ):
+        document = {"memfit_recipe": 1, "file_type": "Q4_K_M", "imatrix": None, "types": types}
+        Path(names[name]).write_text(json.dumps(document))
+    names |= {"text": text, "short": str(short), "missing": str(tmp_path / "missing"), "output": str(output)}
     done = run_memfit("quantize", str(model), str(output), *(one.format(**names) for one in arguments))
     assert (done.code, message in done.err) == (2, True), done.err
     assert not output.exists()

@@ -71,9 +71,33 @@ def test_a_folder_is_no_output(tmp_path: Path) -> None:
         pass
 
 
+def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for output in (tmp_path / "fifo", Path("/dev/null")):
+        with pytest.raises(UsageError, match="no plain file"), whole_file(output, [], 1, overwrite=True):
+            pass
+    assert (tmp_path / "fifo").is_fifo()
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "link.gguf"
+    link.symlink_to("folder/real.gguf")
+    with whole_file(link, [], 5, overwrite=False) as partial:
+        assert partial.parent.name == "folder"
+        partial.write_bytes(b"whole")
+    assert link.is_symlink() and (tmp_path / "folder" / "real.gguf").read_bytes() == b"whole"
+    (tmp_path / "loop.gguf").symlink_to("loop.gguf")
+    with (
+        pytest.raises(OutputError, match="leads to itself"),
+        whole_file(tmp_path / "loop.gguf", [], 5, overwrite=False),
+    ):
+        pass
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with (
-        pytest.raises(OutputError, match="No such file or directory"),
+        pytest.raises(OutputError, match="there is no folder"),
         whole_file(tmp_path / "no" / "out.gguf", [], 1, overwrite=False),
     ):
         pass

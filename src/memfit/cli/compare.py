@@ -92,7 +92,7 @@ def command(
     if plot:
         from memfit.cli.comparison_plot import require_plotting
 
-        require_plotting(plot)
+        require_plotting(plot, [text, *(Path(_named(one)[0]) for one in models)])
     err = console(stderr=True)
     say = speaker(err)
     reader = TextReader(text, options, say, verbose=verbose)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memfit.errors import OutputError, UsageError
+from memfit.quantize.whole_file import require_free
 from memfit.units import GIB
 
 __all__ = ["draw", "require_plotting"]
@@ -13,8 +14,14 @@ __all__ = ["draw", "require_plotting"]
 _KINDS = (".png", ".svg")
 
 
-def require_plotting(path: Path) -> None:
-    """Raises UsageError where no such picture can be drawn: before all that takes long."""
+def require_plotting(path: Path, sources: Sequence[Path]) -> None:
+    """Before all that takes long. A picture is replaced; what is read is not.
+
+    Raises:
+        UsageError: no such picture can be drawn, or it is one of `sources`.
+        OutputError: it cannot be written there.
+    """
+    require_free(path, sources, overwrite=True)
     if path.suffix.lower() not in _KINDS:
         raise UsageError(f"--plot {path}: the picture is {' or '.join(_KINDS)}")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from memfit.cli.target import TargetJob
+    from memfit.evaluate.perplexity import Divergence
     from memfit.headers.model_spec import ModelSpec
     from memfit.quantize.job import Quantized, Quantizer, Recipe, Written
 
@@ -78,7 +79,7 @@ def _file(name: str, metavar: str, text: str) -> Callable[[Any], Any]:
     help="With --for-budget: fill RAM as well as GPUs, or GPUs alone.",
 )
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="Default: a thread for each core.")
-@click.option("--dry-run", is_flag=True, help="Say what it becomes, to the byte, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what it becomes, to the byte, and write no model.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.gguf, and a recipe, where it is there.")
 @json_option
 def command(model: str, output: Path, as_json: bool, **options: Any) -> None:
@@ -114,7 +115,7 @@ def _require_one_way(options: Mapping[str, Any]) -> None:
     given = [name for name, key in ways.items() if options[key]]
     if len(given) != 1:
         got = " and ".join(given) or "none"
-        raise UsageError(f"give one of {', '.join(ways)}; given: {got}", field="type", got=got)
+        raise UsageError(f"give one of {', '.join(ways)}; given: {got}", field="--type", got=got)
     measures = bool(options["target_size"] or options["for_budget"])
     if (options["text"] is not None) != measures:
         raise UsageError(
@@ -158,10 +159,13 @@ class _Job:
         from memfit.quantize.conversion import is_adapter
 
         options = self._options
-        self._require_free()
         if is_adapter(Path(model)):
+            self._require_free(list(Path(model).iterdir()))
             return self._adapter(Path(model))
         found = resolve(model, self._say)
+        self._require_free(
+            list(found.path.parent.iterdir()) if found.is_checkpoint else found.read_spec().paths
+        )
         if found.is_header_only and (options["text"] or not options["dry_run"]):
             raise UsageError(f"{model} is not here: memfit pull {model} downloads it, --dry-run does without")
         if not found.is_checkpoint:
@@ -180,16 +184,20 @@ class _Job:
         peak = max(facts["peak_bytes"], more["peak_bytes"])
         return {**facts, **more, "model": model, "peak_bytes": peak}, [*lines, *others]
 
-    def _require_free(self) -> None:
-        """Before all that takes long."""
+    def _require_free(self, sources: Sequence[Path]) -> None:
+        """Of what is written nothing is read, or is there and to be kept; before all that takes long."""
         from memfit.quantize.recipe_file import recipe_files
         from memfit.quantize.whole_file import require_free
 
         options = self._options
         outputs = () if options["dry_run"] else (self._output,)
         kept = recipe_files(options["save_recipe"]) if options["save_recipe"] else ()
-        for one in (*outputs, *kept):
-            require_free(one, (), overwrite=options["overwrite"])
+        given = [options[name] for name in ("text", "imatrix", "recipe") if options[name]]
+        written = (*outputs, *kept)
+        for one in written:
+            require_free(one, (*sources, *given), overwrite=options["overwrite"])
+        if len({one.resolve() for one in written}) < len(written):
+            raise UsageError("OUT.gguf and the files of --save-recipe need names of their own")
 
     def _adapter(self, folder: Path) -> tuple[dict[str, Any], list[str]]:
         from memfit.quantize.conversion import convert_adapter
@@ -239,31 +247,38 @@ class _Job:
             save_recipe(options["save_recipe"], spec, chosen, imatrix=options["imatrix"])
         if target and not options["dry_run"]:
             self._say(f"{self._output} is written and whole; what it loses is measured now")
-            facts["measured_kl_divergence"], line = self._lost(target)
-            lines.append(line)
+            lost = self._lost(target)
+            facts["measured_kl_divergence"] = lost and asdict(lost)
+            if lost:
+                lines.append(f"measured mean KL divergence {lost.mean:.4f} ± {lost.error:.4f}")
         return facts, lines
 
-    def _lost(self, target: TargetJob) -> tuple[dict[str, Any] | None, str]:
-        """What the written file loses. It stays, whatever becomes of measuring it."""
+    def _lost(self, target: TargetJob) -> Divergence | None:
+        """What the written file loses; None where that cannot be measured. The file stays in any case."""
         try:
             lost = target.measure_loss(self._output)
         except InterruptedByUser:
             raise
         except MemfitError as error:
-            return None, f"what it loses could not be measured: {error}"
+            self._say(f"what it loses could not be measured: {error}")
+            return None
         if lost is None:
-            return None, "the text is too short to measure what it loses: 5 chunks of 512 tokens are enough"
-        return asdict(lost), f"measured mean KL divergence {lost.mean:.4f} ± {lost.error:.4f}"
+            self._say("the text is too short to measure what it loses: 5 chunks of 512 tokens are enough")
+        return lost
 
     def _target(self, spec: ModelSpec) -> TargetJob:
         from memfit.cli.target import TargetJob, TargetSize
+        from memfit.quantize.recipe_file import recipe_files
 
         options = self._options
+        room = Path(self._opened.enter_context(TemporaryDirectory(prefix="memfit-quantize-")))
+        kept = options["save_recipe"]
+        name = recipe_files(kept)[-1].name if kept else "imatrix.gguf"  # which the file will note
         asked = TargetSize(
             size=options["target_size"],
             over=options["text"],
             imatrix=options["imatrix"],
-            room=Path(self._opened.enter_context(TemporaryDirectory(prefix="memfit-quantize-"))),
+            collected=room / name,
         )
         limits = {name: options[name] for name in ("ram", "vram")}
         return TargetJob(self._quantizer, spec, asked, limits, threads=self._threads, out=self._err)

@@ -39,7 +39,7 @@ class TargetSize:
     size: str | None  # None: what the budget leaves room for
     over: Path  # what is read to see what is lost
     imatrix: Path | None
-    room: Path  # a folder for one, where none is given
+    collected: Path  # for one that is collected, where none is given
 
 
 class TargetJob:
@@ -94,7 +94,7 @@ class TargetJob:
                 self._load,
                 plan,
                 _split(tokens)[0],
-                imatrix=target.imatrix or target.room / "imatrix.gguf",
+                imatrix=target.imatrix or target.collected,
                 text=target.over.name if target.imatrix is None else None,
                 threads=self._threads,
                 cap_bytes=cap_bytes,

@@ -110,15 +110,17 @@ def _read(path: Path, most: int | None) -> str:
         if most is None and size > _MOST_TEXT:
             raise UsageError(
                 f"--text {path}: {format_bytes(size)} of text, and {format_bytes(_MOST_TEXT)} are read at "
-                "most; --chunks N takes a part"
+                "most; --chunks N takes a part",
+                field="--text",
             )
         with path.open("rb") as file:
             data = file.read() if most is None else file.read(most)
     except OSError as error:
-        raise UsageError(f"--text {path}: {error.strerror}") from None
+        raise UsageError(f"--text {path}: {error.strerror}", field="--text") from None
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         if most is not None and error.start > len(data) - 4:  # a letter was cut
             return data[: error.start].decode()
-        raise UsageError(f"--text {path}: no UTF-8 text: byte {error.start} begins no letter") from None
+        problem = f"--text {path}: no UTF-8 text: byte {error.start} begins no letter"
+        raise UsageError(problem, field="--text") from None

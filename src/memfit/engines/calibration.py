@@ -60,7 +60,7 @@ class CachedFigures:
         return (doubted or (found["is_provisional"] and not tried)) and is_quiet()
 
     def _read(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             stored = json.loads(self._path.read_text())
             if stored["key"] == self._key:
                 return dict(stored["values"])
@@ -81,7 +81,7 @@ class KeptAnswers:
         self._folder, self._key, self._kept_seconds = folder, key, kept_seconds
 
     def find(self, question: str) -> dict[str, Any] | None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             stored = json.loads(self._path(question).read_text())
             if (stored["key"], stored["question"]) == (self._key, question):
                 return dict(stored["answer"])

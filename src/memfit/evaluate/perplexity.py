@@ -103,7 +103,7 @@ def read_tokens(planner: Planner, text: str, *, context: int, most: int | None) 
     if not chunks:
         raise UsageError(
             f"the text has {len(tokens)} tokens, and a chunk {context}; try a longer text or a smaller --ctx",
-            field="text",
+            field="--text",
             got=len(tokens),
             needed=context,
         )

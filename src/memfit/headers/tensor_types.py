@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FILE_TYPES", "TENSOR_TYPES", "TensorType"]
+__all__ = ["FILE_TYPES", "NEED_IMPORTANCE", "TENSOR_TYPES", "WRITTEN", "TensorType"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +85,12 @@ FILE_TYPES = {
     )
     for number, name in enumerate(names.split(), start=first)
 }
+
+# Types that need an importance matrix (tensor_requires_imatrix in llama-quant.cpp).
+NEED_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
+# Types that files are made of: Q4_K_M has Q4_K. The others are for computing, and the quantizer aborts.
+WRITTEN = frozenset(
+    one.name
+    for one in TENSOR_TYPES.values()
+    if any(f"{kind}_".startswith(f"{one.name}_") for kind in FILE_TYPES.values())
+)

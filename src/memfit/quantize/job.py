@@ -6,8 +6,10 @@ what is promised of the output is here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +86,14 @@ class Quantizer(Closing):
         """What the file will be, to the byte; no weight is read.
 
         Raises:
+            UsageError: a tensor cannot have its type, or the importance matrix is another model's.
             EngineError: the engine does not know the model.
         """
         self._spec, self._recipe, self._threads = spec, recipe, threads
         found = self._ask("look")
+        for name, kind in recipe.types.items():
+            if name not in found["fallbacks"] and (got := found["tensors"].get(name)) != kind:
+                raise UsageError(f"{name} cannot be {kind}: the engine leaves it in {got}", field="--recipe")
         self._held_bytes = found["held_bytes"]
         return Quantized(
             file_bytes=found["file_bytes"],
@@ -174,6 +180,7 @@ class Quantizer(Closing):
             "file_type": numbers[self._recipe.file_type],
             "types": dict(self._recipe.types),
             "imatrix": self._recipe.imatrix and str(self._recipe.imatrix),
+            "columns": {one.name: one.shape[0] * prod(one.shape[2:]) for one in self._spec.tensors},
             "threads": self._threads,
         }
         self._helper = self._helper or _start()
@@ -191,4 +198,10 @@ class Quantizer(Closing):
 
 
 def _start() -> Helper:
-    return Helper("memfit.engines.llamacpp.quantizer", name="the quantizer", own_session=True, log="kept")
+    return Helper(
+        "memfit.engines.llamacpp.quantizer",
+        name="the quantizer",
+        environment={**os.environ, "GGML_NO_BACKTRACE": "1"},  # an abort would try to attach gdb
+        own_session=True,
+        log="kept",
+    )

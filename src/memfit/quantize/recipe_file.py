@@ -13,7 +13,7 @@ from pathlib import Path
 
 from memfit.errors import UsageError
 from memfit.headers.model_spec import ModelSpec
-from memfit.headers.tensor_types import FILE_TYPES, TENSOR_TYPES
+from memfit.headers.tensor_types import FILE_TYPES, WRITTEN
 from memfit.quantize.job import Recipe
 from memfit.quantize.target import Chosen
 from memfit.quantize.whole_file import whole_file
@@ -21,12 +21,17 @@ from memfit.quantize.whole_file import whole_file
 __all__ = ["read_recipe", "recipe_files", "save_recipe"]
 
 _VERSION = 1
-_NAMES = frozenset(one.name for one in TENSOR_TYPES.values())
 _MOST_BYTES = 16 << 20
 
 
 def recipe_files(path: Path) -> tuple[Path, Path, Path]:
-    """A recipe, what llama-quantize reads, and an importance matrix that was collected for it."""
+    """A recipe, what llama-quantize reads, and an importance matrix that was collected for it.
+
+    Raises:
+        UsageError: that is no name of a file.
+    """
+    if not path.name:
+        raise UsageError(f"--save-recipe {path} is no file", field="--save-recipe")
     return path, path.with_suffix(".types.txt"), path.with_suffix(".imatrix.gguf")
 
 
@@ -73,17 +78,19 @@ def read_recipe(path: Path, spec: ModelSpec, *, imatrix: Path | None) -> Recipe:
         own = document["imatrix"]
         if version != _VERSION or called not in FILE_TYPES.values() or not isinstance(own, str | None):
             raise ValueError
-        if not types or not all(kind in _NAMES for kind in types.values()):
+        if not types or not all(kind in WRITTEN for kind in types.values()):
             raise ValueError
     except OSError as error:
-        raise UsageError(f"--recipe {path}: {error.strerror}") from None
+        raise UsageError(f"--recipe {path}: {error.strerror}", field="--recipe") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UsageError(f"--recipe {path}: not a recipe that memfit quantize --save-recipe wrote") from None
+        problem = f"--recipe {path}: not a recipe that memfit quantize --save-recipe wrote"
+        raise UsageError(problem, field="--recipe") from None
     known = {one.name for one in spec.tensors}
     if missing := [name for name in types if name not in known]:
         raise UsageError(
-            f"--recipe {path} is for another model: {spec.source} has no {missing[0]}, nor "
-            f"{len(missing) - 1} others of its tensors"
+            f"--recipe {path} is for another model: {spec.source} lacks {len(missing)} of its tensors, "
+            f"{missing[0]} among them",
+            field="--recipe",
         )
     if imatrix is None and own:
         imatrix = path.parent / own

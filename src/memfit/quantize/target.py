@@ -16,6 +16,7 @@ from memfit.engines.llamacpp.engine import LlamaSession
 from memfit.errors import UsageError
 from memfit.evaluate.perplexity import Load, Tokens
 from memfit.headers.model_spec import ModelSpec, TensorSpec
+from memfit.headers.tensor_types import NEED_IMPORTANCE
 from memfit.planner.plan import Plan
 from memfit.quantize.choice import Option
 from memfit.quantize.choice_process import choose_apart
@@ -29,13 +30,12 @@ __all__ = ["PLACES", "Chosen", "Measured", "fit", "measure"]
 PLACES = 224  # of a text, where predictions are compared
 _IMATRIX_CHUNKS = 40  # at most
 # Bits a weight, and the type that a file of about as many is called by.
-_CALLED = ((3.2, "Q2_K"), (4.3, "Q3_K_M"), (5.2, "Q4_K_M"), (6.1, "Q5_K_M"), (7.5, "Q6_K"), (99.0, "Q8_0"))
-_NEED_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
+_CALLED = ((3.2, "Q2_K"), (4.3, "Q3_K_M"), (5.2, "Q4_K_M"), (6.1, "Q5_K_M"), (7.5, "Q6_K"), (9.0, "Q8_0"))
 _OTHERS = (
     *("Q2_K", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1"),
     *("Q6_K", "Q8_0"),
 )
-_CANDIDATES = (*_NEED_IMPORTANCE, *_OTHERS)
+_CANDIDATES = (*NEED_IMPORTANCE, *_OTHERS)
 _FEWER, _MORE = 0.45, 2.5  # times the mean bits: types beyond are not tried
 
 _Step = Callable[[str, int, int], None]  # what is done, how many of it, and of how many
@@ -120,11 +120,9 @@ def fit(quantizer: Quantizer, spec: ModelSpec, measured: Measured, cap_bytes: in
     found = [losses[name][kind] for name, kind in types.items()]
     elements = sum(one.elements for one in spec.tensors if one.name in types)
     bits = 8 * sum(one.size_bytes for one in found) / max(1, elements)
-    called = next(name for most, name in _CALLED if bits <= most)
+    called = next((name for most, name in _CALLED if bits <= most), spec.quantization)
     recipe = Recipe(file_type=called, types=types, imatrix=measured.imatrix)
     looked = quantizer.look(spec, recipe, threads=threads)
-    told = {name: looked.tensors[name] for name in types}
-    assert told == types, "the engine keeps what it is told"
     assert looked.file_bytes <= cap_bytes, "the rest of a file does not depend on types"
     return Chosen(recipe=recipe, looked=looked, expected_loss=math.fsum(one.loss for one in found))
 
@@ -134,7 +132,7 @@ def _require_room(spec: ModelSpec, smallest: int, cap_bytes: int) -> None:
         raise UsageError(
             f"the smallest possible file of {spec.source} takes {format_bytes(smallest)}, and the target is "
             f"{format_bytes(cap_bytes)}",
-            field="target_size",
+            field="--target-size",
             got=cap_bytes,
             needed=smallest,
         )
@@ -145,8 +143,7 @@ def _fitting(tensor: TensorSpec, is_important: bool) -> list[str]:
     return [
         kind
         for kind in sorted({*_CANDIDATES, tensor.type}, key=lambda kind: TYPES[kind].bits)
-        if tensor.shape[0] % TYPES[kind].block_elements == 0
-        and (is_important or kind not in _NEED_IMPORTANCE)
+        if tensor.shape[0] % TYPES[kind].block_elements == 0 and (is_important or kind not in NEED_IMPORTANCE)
     ]
 
 

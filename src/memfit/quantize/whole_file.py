@@ -19,11 +19,12 @@ __all__ = ["require_free", "start_writing", "whole_file"]
 def whole_file(output: Path, sources: Sequence[Path], size_bytes: int, *, overwrite: bool) -> Iterator[Path]:
     """Where to write `output`, of `size_bytes`; it has its name once the block is left without an error.
 
-    Raises:
+    A link is followed. Raises:
         UsageError: it is one of `sources`, which are still read; or it is there, and is not to be replaced.
         OutputError: there is no room for it, or no way to write it; or somebody is writing it now.
     """
     require_free(output, sources, overwrite=overwrite)
+    output = output.resolve()
     partial = output.with_name(f"{output.name}.partial")
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -52,13 +53,24 @@ def whole_file(output: Path, sources: Sequence[Path], size_bytes: int, *, overwr
 
 
 def require_free(output: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
-    """Raises UsageError as `whole_file` does: for those who work long before they write."""
-    if any(output.exists() and output.samefile(source) for source in sources):
+    """For those who work long before they write. Errors as in `whole_file`."""
+    try:
+        target = output.resolve()
+    except (OSError, RuntimeError):
+        raise OutputError(f"{output}: a link that leads to itself") from None
+    is_there = target.exists()
+    if is_there and any(source.exists() and target.samefile(source) for source in sources):
         raise UsageError(f"{output} is read while this is written; choose another name")
-    if output.is_dir():
+    if target.is_dir():
         raise UsageError(f"{output} is a folder; the output is a file")
-    if output.exists() and not overwrite:
+    if is_there and not target.is_file():
+        raise UsageError(f"{output} is no plain file, so it is not replaced; choose another name")
+    if is_there and not overwrite:
         raise UsageError(f"{output} is there already; choose another name, or --overwrite replaces it")
+    if not target.parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{output}: nothing can be written to {target.parent}")
 
 
 def start_writing(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Signatures of the engine's functions that its Python binding lacks, for ctypes; by library.
 
 A signature has a letter for the result, then one for each argument: P is a pointer, T a text, I an int, L an
-int64, N a uint32, Z a size_t, F a float, B a bool, C a byte; V is no result.
+int64, N a uint32, Z a size_t, F a float, B a bool, C a byte, G a GgufParameters; V is no result.
 """
 
 from __future__ import annotations
@@ -16,10 +16,18 @@ __all__ = [
     "LLAMA",
     "RPC",
     "DeviceProperties",
+    "GgufParameters",
     "InitParameters",
     "TypeTraits",
     "declare",
 ]
+
+
+class GgufParameters(ctypes.Structure):
+    """ggml's `gguf_init_params` (gguf.h)."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.POINTER(ctypes.c_void_p)))
+
 
 _LETTERS: Mapping[str, Any] = {
     "P": ctypes.c_void_p,
@@ -31,6 +39,7 @@ _LETTERS: Mapping[str, Any] = {
     "F": ctypes.c_float,
     "B": ctypes.c_bool,
     "C": ctypes.c_uint8,
+    "G": GgufParameters,
     "V": None,
 }
 BASE = {  # libggml-base
@@ -55,6 +64,9 @@ BASE = {  # libggml-base
     "IPP": "ggml_backend_graph_compute",
     "IPPZ": "ggml_backend_tensor_alloc",
     "LP": "gguf_get_n_tensors",
+    "LPT": "gguf_find_key",
+    "NPL": "gguf_get_val_u32",
+    "TPLZ": "gguf_get_arr_str",
     "P": "ggml_backend_cpu_buffer_type gguf_init_empty",
     "PI": "ggml_get_type_traits",
     "PP": "ggml_backend_buft_get_device ggml_backend_dev_buffer_type ggml_backend_get_device "
@@ -62,6 +74,7 @@ BASE = {  # libggml-base
     "ggml_backend_dev_host_buffer_type",
     "PPI": "ggml_graph_node ggml_backend_sched_get_backend",
     "PPILL": "ggml_new_tensor_2d",
+    "PTG": "gguf_init_from_file",
     "PPILLL": "ggml_new_tensor_3d",
     "PPP": "ggml_backend_sched_get_tensor_backend ggml_backend_alloc_ctx_tensors_from_buft "
     "ggml_backend_alloc_ctx_tensors ggml_get_next_tensor",
@@ -78,7 +91,7 @@ BASE = {  # libggml-base
     "ZIL": "ggml_row_size",
     "ZP": "ggml_backend_buffer_get_base ggml_backend_buft_get_alignment ggml_backend_buft_get_max_size "
     "ggml_backend_buffer_get_size ggml_nbytes gguf_get_meta_size",
-    "ZPL": "gguf_get_tensor_size",
+    "ZPL": "gguf_get_tensor_size gguf_get_arr_n",
     "ZPP": "ggml_backend_buft_get_alloc_size",
     "ZZB": "ggml_graph_overhead_custom",
     "TI": "ggml_type_name ggml_op_name",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from memfit.errors import HeaderError, ModelNotFoundError, UsageError
+from memfit.errors import HeaderError, UsageError
 from memfit.headers.gguf import read_header
 
 __all__ = ["COUNTS", "SUMS", "read_imatrix"]
@@ -27,14 +27,18 @@ def read_imatrix(path: Path | str) -> dict[str, Any]:
         UsageError: the file is missing or damaged, or of another kind.
     """
     path = Path(path)
+
+    def refusal(problem: str) -> UsageError:
+        return UsageError(f"--imatrix {path}: {problem}", field="--imatrix")
+
+    if not path.is_file():
+        raise refusal("no plain file" if path.exists() else "no such file")
     try:
         header = read_header(path)
-    except ModelNotFoundError:
-        raise UsageError(f"--imatrix {path}: no such file") from None
-    except HeaderError as error:
-        raise UsageError(f"--imatrix {path}: not an importance matrix in GGUF: {error}") from None
+    except HeaderError:
+        raise refusal("not an importance matrix in GGUF, or a damaged one") from None
     if header.metadata.get("general.type") != "imatrix":
-        raise UsageError(f"--imatrix {path}: a GGUF file, but not an importance matrix")
+        raise refusal("a GGUF file, but not an importance matrix")
     stored = {
         tensor.name: np.fromfile(
             path, dtype=np.float32, count=tensor.elements, offset=tensor.offset_bytes
@@ -46,9 +50,11 @@ def read_imatrix(path: Path | str) -> dict[str, Any]:
     for name, sums in stored.items():
         counts = stored.get(name.removesuffix(SUMS) + COUNTS)
         if name.endswith(SUMS) and counts is not None:
+            if not all(np.isfinite(one).all() and (one >= 0).all() for one in (sums, counts)):
+                raise refusal(f"{name.removesuffix(SUMS)} has numbers that are no mean squares")
             with np.errstate(divide="ignore", invalid="ignore"):
                 means = np.where(counts > 0, sums / counts, np.float32(1))
             found[name.removesuffix(SUMS)] = np.ascontiguousarray(means.ravel(), dtype=np.float32)
     if not found:
-        raise UsageError(f"--imatrix {path}: it holds no tensor's importance")
+        raise refusal("it holds no tensor's importance")
     return found

@@ -11,12 +11,18 @@ import ctypes
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from memfit.engines.llamacpp.c_functions import GgufParameters
 from memfit.engines.llamacpp.library import Library, load_library
 from memfit.errors import EngineError, MemfitError, OutputError
+from memfit.headers.tensor_types import FILE_TYPES
 from memfit.memory.process_memory import process_status
 from memfit.processes.child import Parent
+
+if TYPE_CHECKING:
+    from memfit.engines.llamacpp.given_importance import GivenImportance
 
 __all__: list[str] = []
 
@@ -27,22 +33,6 @@ _FALLBACK = re.compile(r"warning: (.+?) +- ncols .* for type +(\w+)\) .*-> falli
 _FAILED = re.compile(r"failed to quantize: (.*)")
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
-
-
-class _GgufParameters(ctypes.Structure):
-    """ggml's `gguf_init_params` (gguf.h)."""
-
-    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.POINTER(ctypes.c_void_p)))
-
-
-class _Importance(ctypes.Structure):
-    """`llama_model_imatrix_data` (llama.h)."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("data", ctypes.c_void_p),
-        ("size", ctypes.c_size_t),
-    )
 
 
 class _TensorType(ctypes.Structure):
@@ -71,13 +61,18 @@ class _Log:
 class _Quantizer:
     def __init__(self, library: Library, request: Mapping[str, Any]) -> None:
         """`request`: "paths", "file_type" (a number), "types" (by tensor), "imatrix" (a path, or None),
-        "threads"."""
+        "columns" (by tensor, of all experts), "threads".
+
+        Raises:
+            UsageError: it is no importance matrix of this model.
+        """
         self._library, self._api, self._request = library, library.api, request
         self._parameters = parameters = self._api.llama_model_quantize_default_params()
         parameters.ftype = request["file_type"]
         parameters.nthread = request["threads"]
         parameters.allow_requantize = True  # the parent warns
         self._kept: list[Any] = []  # C holds no references
+        self._importance: GivenImportance | None = None
         if request["types"]:
             # Regular expressions, of which the first that is found in a name decides.
             types = [
@@ -89,14 +84,13 @@ class _Quantizer:
             kind = dict(type(parameters)._fields_)["tt_overrides"]
             parameters.tt_overrides = ctypes.cast(overrides, kind)
         if request["imatrix"]:
-            from memfit.engines.llamacpp.imatrix_file import read_imatrix  # and numpy with it
+            from memfit.engines.llamacpp.given_importance import GivenImportance  # and numpy with it
 
-            values = read_imatrix(request["imatrix"])
-            rows = [_Importance(name.encode(), one.ctypes.data, one.size) for name, one in values.items()]
-            table = (_Importance * (len(rows) + 1))(*rows)  # a row of zeros ends it
-            self._kept += [values, table]
+            given = GivenImportance(library, Path(request["imatrix"]), request["columns"])
+            self._importance = given
             kind = dict(type(parameters)._fields_)["imatrix"]
-            parameters.imatrix = ctypes.cast(table, kind)
+            parameters.imatrix = ctypes.cast(given.entries, kind)
+            parameters.kv_overrides = given.overrides
 
     def look(self) -> dict[str, Any]:
         """Each tensor's type, and the size of the file."""
@@ -116,6 +110,8 @@ class _Quantizer:
 
         self._parameters.dry_run = True
         self._run("", on_line)
+        if self._importance:
+            self._importance.require(tensors, FILE_TYPES[self._request["file_type"]])
         return {
             "tensors": tensors,
             "fallbacks": fallbacks,
@@ -154,12 +150,10 @@ class _Quantizer:
     def _file_bytes(self, tensors: Mapping[str, str]) -> int:
         """What the engine will write: the header as it puts it together, and each tensor's data, padded."""
         base = self._library.ggml_base
-        base.gguf_init_from_file.restype = ctypes.c_void_p
-        base.gguf_init_from_file.argtypes = [ctypes.c_char_p, _GgufParameters]
         out = base.gguf_init_empty()
         for index, path in enumerate(self._request["paths"]):
             described = ctypes.c_void_p()
-            parameters = _GgufParameters(True, ctypes.pointer(described))
+            parameters = GgufParameters(True, ctypes.pointer(described))
             read = base.gguf_init_from_file(os.fsencode(path), parameters)
             if index == 0:
                 base.gguf_set_kv(out, read)
@@ -174,6 +168,8 @@ class _Quantizer:
         base.gguf_set_val_u32(out, b"general.file_type", self._request["file_type"])
         for key in (b"split.no", b"split.count", b"split.tensors.count"):
             base.gguf_remove_key(out, key)
+        for key, value in self._importance.facts.items() if self._importance else ():
+            (base.gguf_set_val_str if isinstance(value, bytes) else base.gguf_set_val_u32)(out, key, value)
         sizes = [base.gguf_get_tensor_size(out, index) for index in range(base.gguf_get_n_tensors(out))]
         header: int = base.gguf_get_meta_size(out)
         data: int = sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
