@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from memfit.cli.fetch import load_shown
 from memfit.cli.progress import progress_of_bytes
+from memfit.hardware.folders import scratch_folder
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class ConversionJob:
             self._kind, self._output = wanted, output
         else:
             # Beside the output: the folder for temporary files may be small, or in RAM.
-            room = opened.enter_context(TemporaryDirectory(prefix=".memfit-", dir=output.absolute().parent))
+            room = opened.enter_context(scratch_folder(output.absolute().parent, ".memfit-"))
             self._kind = _STORED.get(self._model.hf_config.dtype or "", "BF16")
-            self._output = Path(room) / "converted.gguf"
+            self._output = room / "converted.gguf"
 
     def run(self) -> tuple[dict[str, Any], list[str]]:
         """What --json shows, and the lines that others see."""

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from memfit.cli.json_output import json_option, write_json
 from memfit.errors import InterruptedByUser, MemfitError, UsageError
+from memfit.hardware.folders import scratch_folder
 from memfit.quantize.room import PREFERENCES
 from memfit.units import format_bytes
 
@@ -271,7 +272,7 @@ class _Job:
         from memfit.quantize.recipe_file import recipe_files
 
         options = self._options
-        room = Path(self._opened.enter_context(TemporaryDirectory(prefix="memfit-quantize-")))
+        room = self._opened.enter_context(scratch_folder(Path(gettempdir()), "memfit-quantize-"))
         kept = options["save_recipe"]
         name = recipe_files(kept)[-1].name if kept else "imatrix.gguf"  # which the file will note
         asked = TargetSize(
