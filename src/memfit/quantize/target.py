@@ -29,6 +29,7 @@ __all__ = ["PLACES", "Chosen", "Measured", "fit", "measure"]
 
 PLACES = 224  # of a text, where predictions are compared
 _IMATRIX_CHUNKS = 40  # at most
+_NOTE_BYTES = 512  # at most, what the file's header says of the importance matrix
 # Bits a weight, and the type that a file of about as many is called by.
 _CALLED = ((3.2, "Q2_K"), (4.3, "Q3_K_M"), (5.2, "Q4_K_M"), (6.1, "Q5_K_M"), (7.5, "Q6_K"), (9.0, "Q8_0"))
 _OTHERS = (
@@ -80,7 +81,7 @@ def measure(
     base = quantizer.look(spec, Recipe(file_type="Q8_0"), threads=threads)
     quantizer.rest()
     tensors = [one for one in spec.tensors if base.tensors[one.name] == "Q8_0"]
-    rest_bytes = base.file_bytes - sum(tensor_bytes(one, "Q8_0") for one in tensors)
+    rest_bytes = _NOTE_BYTES + base.file_bytes - sum(tensor_bytes(one, "Q8_0") for one in tensors)
     if cap_bytes is not None:  # as far as can be said before all that takes long
         smallest = rest_bytes + sum(tensor_bytes(one, _fitting(one, True)[0]) for one in tensors)
         _require_room(spec, smallest, cap_bytes)
@@ -123,7 +124,7 @@ def fit(quantizer: Quantizer, spec: ModelSpec, measured: Measured, cap_bytes: in
     called = next((name for most, name in _CALLED if bits <= most), spec.quantization)
     recipe = Recipe(file_type=called, types=types, imatrix=measured.imatrix)
     looked = quantizer.look(spec, recipe, threads=threads)
-    assert looked.file_bytes <= cap_bytes, "the rest of a file does not depend on types"
+    assert looked.file_bytes <= cap_bytes, "what is beside the tensors was counted"
     return Chosen(recipe=recipe, looked=looked, expected_loss=math.fsum(one.loss for one in found))
 
 
