@@ -72,7 +72,15 @@ def advise(
     def as_asked(source: str) -> LlamaPlan:
         return attempt(source, budget, workload, machine)
 
-    options = _options(choices, as_asked)
+    options = []
+    for variant in choices["variants"]:
+        planned, problem = None, None
+        try:
+            planned = as_asked(variant["model"])
+        except ModelError as error:
+            problem = str(error)
+        facts = {key: variant[key] for key in ("label", "name", "size_bytes")}
+        options.append(Option(**facts, source=variant["model"], plan=planned, problem=problem))
     best = recommend(options)
     if best is None:
         raise ModelError(options[-1].problem or "nothing could be planned")
@@ -92,27 +100,17 @@ def advise(
     )
 
 
-def _options(choices: Mapping[str, Any], attempt: Callable[[str], LlamaPlan]) -> list[Option]:
-    options = []
-    for variant in choices["variants"]:
-        planned, problem = None, None
-        try:
-            planned = attempt(variant["model"])
-        except ModelError as error:
-            problem = str(error)
-        facts = {key: variant[key] for key in ("label", "name", "size_bytes")}
-        options.append(Option(**facts, source=variant["model"], plan=planned, problem=problem))
-    return options
-
-
 def _instead(models: Sequence[str], attempt: Callable[[str], LlamaPlan]) -> Option | None:
-    """Of these models, the largest first, the first that has a good quantization; some are looked at."""
+    """Of these models, the largest first, the first that is good as its name alone means it (Q4_K_M, most
+    often): to compare all of their quantizations would fetch a header of some MB for each."""
     for name in models[:_MOST_SMALLER]:
-        with suppress(MemfitError):  # what was asked for, it cannot do: it has a shorter context
-            choices = choices_of(name)
-            best = recommend(_options(choices, attempt)) if choices else None
-            if best and best.is_good:
-                return best
+        with suppress(MemfitError):  # it cannot do what is asked for: it has a shorter context
+            planned = attempt(name)
+            spec = planned.spec
+            kind = spec.quantization
+            option = Option(label=kind, name=kind, source=name, size_bytes=spec.file_bytes, plan=planned)
+            if option.is_good:
+                return option
     return None
 
 

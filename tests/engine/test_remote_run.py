@@ -109,15 +109,15 @@ def test_what_loses_too_much_is_said_beside_a_smaller_model(hub: HubServer, demo
     whole = Path(demo).read_bytes()
     header = Sparse(prefix=whole[: 4 << 20], size_bytes=len(whole))
     hub.add_repo("org/m-70B-GGUF", {"m-70B-IQ1_S.gguf": header, "m-70B-Q2_K.gguf": header})
-    hub.add_repo("org/m-14B-GGUF", {"m-14B-IQ1_S.gguf": header})
+    hub.add_repo("org/m-14B-GGUF", {"m-14B-Q4_K_M.gguf": b"no model"})
     hub.add_repo("org/m-8B-GGUF", {"m-8B-Q4_K_M.gguf": header})
     document = run_memfit("plan", "hf:org/m-70B-GGUF", "--ram", "400MiB", "--json").json
     assert document["recommended"] == "hf:org/m-70B-GGUF/m-70B-Q2_K.gguf"
     assert document["smaller_models"] == ["hf:org/m-14B-GGUF", "hf:org/m-8B-GGUF"]
-    assert document["instead"]["model"] == "hf:org/m-8B-GGUF/m-8B-Q4_K_M.gguf"
+    assert document["instead"]["model"] == "hf:org/m-8B-GGUF"
     assert [one["loss"]["basis"] for one in document["alternatives"]] == ["published"] * 2
     asked = run_memfit("run", "hf:org/m-70B-GGUF", *_PROMPT, "--ram", "400MiB")
-    assert "Q2_K is expected to lose 0.45" in asked.err and "m-8B-Q4_K_M.gguf fits" in asked.err
+    assert "Q2_K is expected to lose 0.45" in asked.err and "hf:org/m-8B-GGUF fits, loses 0.072" in asked.err
 
 
 def test_of_several_models_none_is_taken_silently(hub: HubServer, demo: str) -> None:
