@@ -11,7 +11,7 @@ from memfit.engines.protocol import Engine, LoadOptions, Planner, PlanOptions
 from memfit.engines.worker_session import WorkerSession
 from memfit.errors import EngineError, WrongValueError
 from memfit.hub.resolve import ResolvedModel, resolve
-from memfit.known_losses import loss_of
+from memfit.known_losses import with_loss
 from memfit.planner.plan import Plan
 from memfit.planner.request import Budget, Conditions, Workload
 from memfit.saved_plan import require_this_machine
@@ -64,10 +64,7 @@ def plan(
     )
     workload = workload or Workload()
     with open_planner(model, engine, replace(options, say=say) if say else options, workload) as planner:
-        planned = planner.plan(workload)
-    if planned.engine != "llamacpp" or planned.fingerprint is None:
-        return planned
-    return replace(planned, loss=loss_of(planned.spec, planned.fingerprint.files))
+        return with_loss(planner.plan(workload))
 
 
 def load(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from memfit.engines.calibration import KeptAnswers
 from memfit.errors import UsageError
@@ -14,10 +14,17 @@ from memfit.planner.loss import Loss, expected_loss
 from memfit.planner.plan import Plan
 from memfit.strict_json import JsonReader
 
-__all__ = ["keep_loss", "known_loss", "loss_of"]
+__all__ = ["keep_loss", "known_loss", "loss_of", "with_loss"]
 
 _FORMAT = "1"
 _SAME_MODEL = 0.9  # of the parameters; some quantizations write the output matrix twice, or pad rows
+
+
+def with_loss(plan: Plan) -> Plan:
+    """A plan that says what its model loses; as it is where it is a checkpoint's."""
+    if plan.engine != "llamacpp" or plan.fingerprint is None:
+        return plan
+    return replace(plan, loss=loss_of(plan.spec, plan.fingerprint.files))
 
 
 def loss_of(spec: ModelSpec, files: Sequence[FileMark]) -> Loss:

@@ -20,6 +20,7 @@ from memfit.hardware.probe import probe
 from memfit.headers import read_model
 from memfit.headers.purpose import require_writes
 from memfit.hub.resolve import resolve
+from memfit.known_losses import with_loss
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.fingerprint import Fingerprint
@@ -137,7 +138,7 @@ def _ready(found: _Restored, where: str, count_parent: bool) -> Plan:
     plan.require_fit()
     free = {f"gpu{gpu.index}": gpu.free_bytes for gpu in here.gpus}
     free |= {device.name: device.free_bytes for device in devices}
-    return _within(plan, free | {"ram": here.ram.available_bytes})
+    return with_loss(_within(plan, free | {"ram": here.ram.available_bytes}))
 
 
 def _require_same(plan: Plan, now: Fingerprint, where: str) -> None:

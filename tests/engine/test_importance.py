@@ -139,7 +139,7 @@ def test_what_cannot_be_collected_is_refused(demo: str, text: str, llama: Path, 
     done = run_memfit("imatrix", str(llama), str(tmp_path / "new.gguf"), *asked)
     assert (done.code, "take a GGUF file" in done.err) == (2, True)
     done = run_memfit("imatrix", demo, str(tmp_path / "no" / "new.gguf"), *asked)
-    assert (done.code, "No such file" in done.err) == (6, True), done.err
+    assert (done.code, "there is no folder" in done.err) == (6, True), done.err
 
 
 def test_interrupted_it_leaves_nothing(demo: str, text: str, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Plan:
     workload: Workload = field(default_factory=Workload)  # what it was made for
     config: LlamaConfig | TransformersConfig  # what the engine is told
     fingerprint: Fingerprint | None = None  # of model and machine; None: cannot be read back once it is saved
-    # What the model's quantization loses, where that is known or expected; a plan that was saved has none.
+    # What the model's quantization loses: found anew where a saved plan is read, so no part of what it says.
     loss: Loss | None = field(default=None, compare=False)
     engine: ClassVar[str]  # its name: llamacpp or transformers
 
