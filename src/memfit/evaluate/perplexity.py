@@ -2,7 +2,8 @@
 
     perplexity = exp(mean of -logprob)      KL = sum over tokens t of p(t) * (log p(t) - log q(t))
 
-p is the reference's, q the model's, at each scored place; both in nats. Counted as llama-perplexity does: the
+p is the reference's, q the model's, at each scored place; both in nats. Counted as llama-perplexity does:
+tokens with p below e^-16 are left out, which with 262,144 of them and a small loss makes 1 %; and the
 text in chunks of as many tokens as the context, each scored from its middle on, so that each scored token has
 half a context before it; a model whose texts begin with a token of its own finds it first in every chunk.
 """
@@ -40,6 +41,7 @@ __all__ = [
 _LOGITS_BYTES = 64 * MIB  # of one pass
 _STORED_BYTES = 4 * GIB  # of the reference's predictions, on the disk
 _PASS = 512  # tokens
+_LEAST_LOGPROB = -16.0  # of a token that counts in KL
 
 Chunk = tuple[int, ...]
 Load = Callable[[Plan], WorkerSession]
@@ -205,7 +207,8 @@ class _Distances:
         import numpy as np
 
         wanted, found = predicted.read(chunk, block), _log_softmax(block)
-        self._found += (np.exp(wanted) * (wanted - found)).sum(1, dtype=np.float64).tolist()
+        lost = np.exp(wanted) * (wanted - found)
+        self._found += lost.sum(1, dtype=np.float64, where=wanted > _LEAST_LOGPROB).tolist()
         self._same += int((wanted.argmax(1) == found.argmax(1)).sum())
 
     @property
