@@ -72,15 +72,7 @@ def advise(
     def as_asked(source: str) -> LlamaPlan:
         return attempt(source, budget, workload, machine)
 
-    options = []
-    for variant in choices["variants"]:
-        planned, problem = None, None
-        try:
-            planned = as_asked(variant["model"])
-        except ModelError as error:
-            problem = str(error)
-        facts = {key: variant[key] for key in ("label", "name", "size_bytes")}
-        options.append(Option(**facts, source=variant["model"], plan=planned, problem=problem))
+    options = [_option(variant, as_asked) for variant in choices["variants"]]
     best = recommend(options)
     if best is None:
         raise ModelError(options[-1].problem or "nothing could be planned")
@@ -98,6 +90,16 @@ def advise(
         smaller_models=tuple(choices["smaller_models"]),
         instead=None if best.is_good else _instead(choices["smaller_models"], as_asked),
     )
+
+
+def _option(variant: Mapping[str, Any], attempt: Callable[[str], LlamaPlan]) -> Option:
+    planned, problem = None, None
+    try:
+        planned = attempt(variant["model"])
+    except ModelError as error:
+        problem = str(error)
+    facts = {key: variant[key] for key in ("label", "name", "size_bytes")}
+    return Option(**facts, source=variant["model"], plan=planned, problem=problem)
 
 
 def _instead(models: Sequence[str], attempt: Callable[[str], LlamaPlan]) -> Option | None:

@@ -13,8 +13,8 @@ from memfit.units import format_bytes, format_rate
 
 __all__ = ["print_advice"]
 
-_MARKS = {"measured": "*", "bits": "~", "published": ""}
-_EXPLAINED = {"measured": "measured here, of this file", "bits": "of types with as many bits a weight"}
+_MARKS = {"measured": "*", "bits": "~"}
+_EXPLAINED = {"*": "measured here, of this file", "~": "of types with as many bits a weight"}
 
 
 def print_advice(advice: Advice, out: Console) -> None:
@@ -27,10 +27,10 @@ def print_advice(advice: Advice, out: Console) -> None:
         rows.add_row(*cells, *(_cells(option.plan) if option.plan else [plain(option.problem or "")]))
     out.print(rows)
     out.print(f"loss: mean KL divergence in nats a token, Llama-3-8B's, {LOSS_SOURCE}", style="dim")
-    bases = {option.loss.basis for option in advice.options if option.loss}
-    for basis, mark in _MARKS.items():
-        if mark and basis in bases:
-            out.print(f"{mark} {_EXPLAINED[basis]}", style="dim")
+    marks = {_MARKS.get(option.loss.basis) for option in advice.options if option.loss}
+    for mark, meaning in _EXPLAINED.items():
+        if mark in marks:
+            out.print(f"{mark} {meaning}", style="dim")
     if advice.warning:
         out.print(plain(advice.warning), style="bold")
     if advice.what_ifs:
@@ -45,7 +45,7 @@ def print_advice(advice: Advice, out: Console) -> None:
 
 
 def _loss(loss: Loss | None) -> str:
-    return f"{_MARKS[loss.basis]}{loss.mean_kl:.3f}" if loss else ""
+    return f"{_MARKS.get(loss.basis, '')}{loss.mean_kl:.3f}" if loss else ""
 
 
 def _cells(plan: Plan) -> list[str | Text]:

@@ -35,8 +35,12 @@ def read_imatrix(path: Path | str) -> dict[str, Any]:
         raise refusal("no plain file" if path.exists() else "no such file")
     try:
         header = read_header(path)
-    except HeaderError:
-        raise refusal("not an importance matrix in GGUF, or a damaged one") from None
+    except HeaderError as error:
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == b"GGUF"  # of another file nothing is quoted
+        raise refusal(
+            f"a damaged GGUF file: {error}" if is_gguf else "not an importance matrix in GGUF"
+        ) from None
     if header.metadata.get("general.type") != "imatrix":
         raise refusal("a GGUF file, but not an importance matrix")
     stored = {
