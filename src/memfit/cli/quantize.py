@@ -164,15 +164,14 @@ class _Job:
             self._require_free(list(Path(model).iterdir()))
             return self._adapter(Path(model))
         found = resolve(model, self._say)
-        self._require_free(
-            list(found.path.parent.iterdir()) if found.is_checkpoint else found.read_spec().paths
-        )
+        spec = None if found.is_checkpoint else found.read_spec()
+        self._require_free(spec.paths if spec else list(found.path.parent.iterdir()))
         if found.is_header_only and (options["text"] or not options["dry_run"]):
             raise UsageError(f"{model} is not here: memfit pull {model} downloads it, --dry-run does without")
-        if not found.is_checkpoint:
+        if spec:
             if options["verify"]:
                 raise UsageError("--verify is for checkpoints; memfit perplexity --reference compares files")
-            return self._quantized(found.read_spec())
+            return self._quantized(spec)
         from memfit.cli.conversion import ConversionJob
 
         if options["dry_run"]:

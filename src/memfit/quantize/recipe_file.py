@@ -10,13 +10,16 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memfit.errors import UsageError
 from memfit.headers.model_spec import ModelSpec
 from memfit.headers.tensor_types import FILE_TYPES, WRITTEN
 from memfit.quantize.job import Recipe
-from memfit.quantize.target import Chosen
 from memfit.quantize.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from memfit.quantize.target import Chosen
 
 __all__ = ["read_recipe", "recipe_files", "save_recipe"]
 

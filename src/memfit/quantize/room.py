@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from memfit.planner.plan import Plan, TierUse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line wants the names alone
+    from memfit.planner.plan import Plan, TierUse
 
 __all__ = ["PREFERENCES", "room_for_file"]
 
