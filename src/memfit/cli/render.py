@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from rich.console import Console, JustifyMethod
 from rich.markup import escape
@@ -16,12 +16,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from memfit.engines.report import Report
 from memfit.errors import readable
 from memfit.planner.limits import limits, main_limit
-from memfit.planner.plan import Change, Plan, TierUse
-from memfit.planner.speed import Rate
 from memfit.units import format_bytes, format_rate
+
+if TYPE_CHECKING:  # commands without a plan start without the planner
+    from memfit.engines.report import Report
+    from memfit.planner.plan import Change, Plan, TierUse
+    from memfit.planner.speed import Rate
 
 __all__ = [
     "PIPE_WIDTH",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from memfit.planner.plan import Plan
-from memfit.planner.speed import Term
 from memfit.units import format_bytes
+
+if TYPE_CHECKING:
+    from memfit.planner.plan import Plan
+    from memfit.planner.speed import Term
 
 __all__ = ["limits", "main_limit"]
 
