@@ -1,6 +1,6 @@
 """`memfit perplexity` against llama-perplexity, built from the same sources: perplexity and KL.
 
-    python benchmarks/perplexity.py [CHUNKS]
+    python benchmarks/perplexity.py [CHUNKS [MODEL…]]
 
 Both packaged models, and each from itself with all matrices in Q8_0 and in Q4_K_M as the model and in F16 as
 the reference, over CHUNKS (default 20) chunks of 512 tokens of this repository's own text. Bar: within 0.5 %,
@@ -28,7 +28,7 @@ _KL = re.compile(r"Mean *KLD: *([\d.]+)")
 
 
 def main() -> int:
-    chunks = sys.argv[1] if len(sys.argv) > 1 else "20"
+    chunks, *names = sys.argv[1:] or ["20"]
     program = peers() / "llama-perplexity"
     print("| model | figure | ours | llama-perplexity | difference | ours s | llama-perplexity s |")
     print("|" + " --- |" * 7, flush=True)
@@ -40,6 +40,8 @@ def main() -> int:
         common = ["--text", str(text), "--chunks", chunks]
         theirs = ["-f", str(text), "--chunks", chunks, "-c", "512"]
         for name, path in models().items():
+            if names and name not in names:
+                continue
             (ours, seconds) = timed(memfit_json, "perplexity", path, *common)
             (log, others) = timed(run, program, "-m", path, *theirs)
             failures += not row(

@@ -12,7 +12,8 @@ import pytest
 from memfit.engines.requests import LogitsBlock, Request, TokenScore
 from memfit.errors import UsageError
 from memfit.evaluate import perplexity as perplexities
-from memfit.evaluate.perplexity import Tokens, divergences, perplexity, read_tokens, scored_outputs
+from memfit.evaluate.perplexity import Tokens, divergences, perplexity, read_tokens, scoring_plan
+from memfit.planner.request import Workload
 
 _VOCABULARY = 11
 
@@ -121,8 +122,23 @@ def test_divergence_is_summed_over_all_tokens(stored: int, monkeypatch: pytest.M
     assert theirs == perplexity(sessions[2], tokens)  # type: ignore[arg-type]
 
 
-def test_logits_of_a_pass_stay_small() -> None:
-    assert scored_outputs(49_152) == 341
-    assert scored_outputs(262_144) == 64
-    assert scored_outputs(100) == 512
-    assert scored_outputs(10_000_000) == 16
+@pytest.mark.parametrize(
+    ("vocabulary", "fitting", "outputs"),
+    [(49_152, 512, 512), (49_152, 341, 341), (262_144, 256, 256), (262_144, 255, 64), (100, 512, 512)],
+)
+def test_a_pass_has_as_many_logits_as_fit(vocabulary: int, fitting: int, outputs: int) -> None:
+    def plan(workload: Workload) -> Any:
+        return SimpleNamespace(outputs=workload.outputs, fits=workload.outputs <= fitting, streamed_bytes=0)
+
+    planner: Any = SimpleNamespace(spec=SimpleNamespace(vocabulary=vocabulary), plan=plan)
+    found: Any = scoring_plan(planner, Workload())
+    assert found.outputs == outputs
+
+
+def test_few_logits_where_the_model_streams() -> None:
+    def plan(workload: Workload) -> Any:
+        return SimpleNamespace(outputs=workload.outputs, fits=True, streamed_bytes=1)
+
+    planner: Any = SimpleNamespace(spec=SimpleNamespace(vocabulary=10_000_000), plan=plan)
+    found: Any = scoring_plan(planner, Workload())
+    assert found.outputs == 16

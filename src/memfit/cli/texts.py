@@ -56,7 +56,7 @@ class TextReader:
         """
         from memfit.api import open_planner
         from memfit.engines.protocol import PlanOptions
-        from memfit.evaluate.perplexity import read_tokens, scored_outputs
+        from memfit.evaluate.perplexity import read_tokens, scoring_plan
         from memfit.hub.resolve import resolve
 
         options = dict(self._options)
@@ -78,8 +78,10 @@ class TextReader:
         with open_planner(found, name, asked, workload) as planner:
             assert workload.context
             tokens = read_tokens(planner, self._text, context=workload.context, most=self._chunks)
-            outputs = probes if importance or probes else scored_outputs(planner.spec.vocabulary)
-            plan = planner.plan(replace(workload, outputs=outputs))
+            if importance or probes:
+                plan = planner.plan(replace(workload, outputs=probes))
+            else:
+                plan = scoring_plan(planner, workload)
         plan.require_fit()
         return plan, tokens
 

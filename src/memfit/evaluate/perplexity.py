@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ from memfit.engines.worker_session import WorkerSession
 from memfit.errors import OutputError, UsageError
 from memfit.known_losses import keep_loss
 from memfit.planner.plan import Plan
+from memfit.planner.request import Workload
 from memfit.units import GIB, MIB
 
 __all__ = [
@@ -35,10 +36,10 @@ __all__ = [
     "divergences",
     "perplexity",
     "read_tokens",
-    "scored_outputs",
+    "scoring_plan",
 ]
 
-_LOGITS_BYTES = 64 * MIB  # of one pass
+_LOGITS_BYTES = (256 * MIB, 64 * MIB)  # of one pass: where they fit, and else
 _STORED_BYTES = 4 * GIB  # of the reference's predictions, on the disk
 _PASS = 512  # tokens
 _LEAST_LOGPROB = -16.0  # of a token that counts in KL
@@ -84,9 +85,15 @@ class Tokens:
         return self.context - self.first
 
 
-def scored_outputs(vocabulary: int) -> int:
-    """Tokens of a pass whose logits are looked at, for `Workload.outputs`."""
-    return max(16, min(_PASS, _LOGITS_BYTES // (4 * max(1, vocabulary))))
+def scoring_plan(planner: Planner, workload: Workload) -> Plan:
+    """A plan with memory for logits of many tokens a pass, if all of the model stays in memory beside them:
+    half a context in one pass is what others compute, and shorter passes round otherwise. It may not fit."""
+    sizes = {max(16, min(_PASS, size // (4 * max(1, planner.spec.vocabulary)))) for size in _LOGITS_BYTES}
+    for outputs in sorted(sizes, reverse=True):
+        plan = planner.plan(replace(workload, outputs=outputs))
+        if plan.fits and not plan.streamed_bytes:
+            break
+    return plan
 
 
 def read_tokens(planner: Planner, text: str, *, context: int, most: int | None) -> Tokens:

@@ -6,13 +6,12 @@ The checkpoint computes in float32, so that what differs is the converted file's
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from memfit.api import open_planner
 from memfit.engines.protocol import PlanOptions
 from memfit.errors import EngineError
-from memfit.evaluate.perplexity import Divergence, Load, Tokens, divergences, read_tokens, scored_outputs
+from memfit.evaluate.perplexity import Divergence, Load, Tokens, divergences, read_tokens, scoring_plan
 from memfit.hub.resolve import resolve
 from memfit.planner.plan import Plan
 from memfit.planner.request import Budget, Size, Workload
@@ -74,6 +73,6 @@ def _plan(
     options = PlanOptions(budget=Budget(ram=ram), count_parent=True, say=say, **engine)  # type: ignore[arg-type]
     with open_planner(resolve(model, say), "auto", options, workload) as planner:
         tokens = read_tokens(planner, _TEXT, context=_CONTEXT, most=None)
-        plan = planner.plan(replace(workload, outputs=scored_outputs(planner.spec.vocabulary)))
+        plan = scoring_plan(planner, workload)
     plan.require_fit()
     return plan, tokens
