@@ -97,7 +97,7 @@ def compare(
     differences = []
     for tensor, values in wanted.items():
         counts = values > values.mean() / 1000
-        differences.append(np.abs(mine[tensor] / values - 1)[counts])
+        differences.append(np.abs(mine[tensor][counts] / values[counts] - 1))
     found = np.concatenate(differences)
     same = mine.keys() == wanted.keys()
     print(
