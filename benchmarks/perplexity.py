@@ -39,9 +39,9 @@ def main() -> int:
         text.write_text("".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))))
         common = ["--text", str(text), "--chunks", chunks]
         theirs = ["-f", str(text), "--chunks", chunks, "-c", "512"]
-        for name, path in models().items():
-            if names and name not in names:
-                continue
+        every = models()
+        for name in names or every:
+            path = every[name]
             (ours, seconds) = timed(memfit_json, "perplexity", path, *common)
             (log, others) = timed(run, program, "-m", path, *theirs)
             failures += not row(

@@ -123,15 +123,23 @@ def test_divergence_is_summed_over_all_tokens(stored: int, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "fitting", "outputs"),
-    [(49_152, 512, 512), (49_152, 341, 341), (262_144, 256, 256), (262_144, 255, 64), (100, 512, 512)],
+    ("vocabulary", "context", "fitting", "outputs"),
+    [
+        (49_152, 512, 512, 256),
+        (49_152, 4096, 512, 512),
+        (49_152, 4096, 341, 341),
+        (262_144, 512, 256, 256),
+        (262_144, 512, 255, 64),
+        (100, 4096, 512, 512),
+        (100, 8, 16, 16),
+    ],
 )
-def test_a_pass_has_as_many_logits_as_fit(vocabulary: int, fitting: int, outputs: int) -> None:
+def test_a_pass_has_as_many_logits_as_fit(vocabulary: int, context: int, fitting: int, outputs: int) -> None:
     def plan(workload: Workload) -> Any:
         return SimpleNamespace(outputs=workload.outputs, fits=workload.outputs <= fitting, streamed_bytes=0)
 
     planner: Any = SimpleNamespace(spec=SimpleNamespace(vocabulary=vocabulary), plan=plan)
-    found: Any = scoring_plan(planner, Workload())
+    found: Any = scoring_plan(planner, Workload(context=context))
     assert found.outputs == outputs
 
 
@@ -140,5 +148,5 @@ def test_few_logits_where_the_model_streams() -> None:
         return SimpleNamespace(outputs=workload.outputs, fits=True, streamed_bytes=1)
 
     planner: Any = SimpleNamespace(spec=SimpleNamespace(vocabulary=10_000_000), plan=plan)
-    found: Any = scoring_plan(planner, Workload())
+    found: Any = scoring_plan(planner, Workload(context=512))
     assert found.outputs == 16

@@ -88,7 +88,10 @@ class Tokens:
 def scoring_plan(planner: Planner, workload: Workload) -> Plan:
     """A plan with memory for logits of many tokens a pass, if all of the model stays in memory beside them:
     half a context in one pass is what others compute, and shorter passes round otherwise. It may not fit."""
-    sizes = {max(16, min(_PASS, size // (4 * max(1, planner.spec.vocabulary)))) for size in _LOGITS_BYTES}
+    assert workload.context
+    scored = min(_PASS, max(16, workload.context // 2))
+    row_bytes = 4 * max(1, planner.spec.vocabulary)
+    sizes = {min(scored, max(16, size // row_bytes)) for size in _LOGITS_BYTES}
     for outputs in sorted(sizes, reverse=True):
         plan = planner.plan(replace(workload, outputs=outputs))
         if plan.fits and not plan.streamed_bytes:

@@ -33,8 +33,8 @@ _PACKED_ROWS, _PACKED_COLUMNS = 32, 64  # what bitsandbytes packs together on a 
 # INT8, for each number that a matrix gives: an int32 and three float32; and what glibc's memalign
 # leaves between them from matrix to matrix, measured.
 _INT8_BYTES, _INT8_LEFT_BYTES = 16, 3
-# INT8, for each weight of a matrix whose columns are all outliers: twice in int8, in float32, bfloat16 and as
-# the kernel wants it. What glibc leaves between such, by all weights and at most, measured.
+# INT8, for each weight of a matrix whose columns are all outliers: an int8, two float32 and a bfloat16. What
+# glibc leaves between such, by all weights and at most, measured.
 _OUTLIER_BYTES, _OUTLIER_LEFT_BYTES, _OUTLIERS_LEFT_MOST_BYTES = 11, 6, 48 * MIB
 _BUILDING_BYTES = 48 * MIB  # a model's modules and code beyond a header's, measured: 40 MiB
 _SAMPLER_BYTES = 24  # per token of the vocabulary: scores in float32 and sorted, their order

@@ -18,7 +18,7 @@ from memfit.headers.tensor_types import FILE_TYPES, WRITTEN
 from memfit.quantize.job import Recipe
 from memfit.quantize.whole_file import whole_file
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # which brings the engine, and a recipe is read without
     from memfit.quantize.target import Chosen
 
 __all__ = ["read_recipe", "recipe_files", "save_recipe"]
