@@ -5,17 +5,20 @@ defaults, results, speeds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from memfit.errors import MemfitError, UsageError, WrongValueError
 
 __all__ = [
     "RANDOM_SEED",
+    "ChosenToken",
     "Completion",
     "Idle",
     "LogitsBlock",
     "Message",
+    "Progress",
+    "PromptText",
     "Request",
     "RequestResult",
     "Sampling",
@@ -23,11 +26,14 @@ __all__ = [
     "Speed",
     "Status",
     "StreamTotals",
+    "TemplateOptions",
     "TextDelta",
     "TokenScore",
 ]
 
-Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+# {"role": "system" | "user" | "assistant" | "tool", "content": text}, and as templates know them "name",
+# "tool_calls" (OpenAI's, with arguments as objects), "tool_call_id" and "reasoning_content".
+Message = Mapping[str, Any]
 RANDOM_SEED = 2**32 - 1  # the largest; llama.cpp's word for "a random one"
 
 
@@ -40,9 +46,32 @@ class Sampling:
     top_k: int = 40  # 0: all
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0  # below 0: off
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0  # 1 and 2 choose by surprise, instead of all above but temperature
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64  # tokens that penalties look back; -1: all
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    logit_bias: tuple[tuple[int | str, float], ...] = ()  # tokens, or texts whose tokens are all meant
+    ignore_eos: bool = False  # go on where the model would end
     seed: int = RANDOM_SEED
     stop: tuple[str, ...] = ()
+
+    @property
+    def is_random_seed(self) -> bool:
+        return self.seed == RANDOM_SEED
 
     def __post_init__(self) -> None:
         seeds = f"between 0 and {RANDOM_SEED}"
@@ -52,7 +81,23 @@ class Sampling:
             "top_k": (0 <= self.top_k < 2**31, "0 or above, in 31 bits"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
+            "typical_p": (0 < self.typical_p <= 1, "above 0 and at most 1"),
+            "top_n_sigma": (self.top_n_sigma <= 100, "at most 100"),
+            "xtc_probability": (0 <= self.xtc_probability <= 1, "between 0 and 1"),
+            "xtc_threshold": (0 <= self.xtc_threshold <= 1, "between 0 and 1"),
+            "dynatemp_range": (0 <= self.dynatemp_range <= 100, "between 0 and 100"),
+            "dynatemp_exponent": (0 <= self.dynatemp_exponent <= 100, "between 0 and 100"),
+            "mirostat": (self.mirostat in (0, 1, 2), "0, 1 or 2"),
+            "mirostat_tau": (0 <= self.mirostat_tau <= 100, "between 0 and 100"),
+            "mirostat_eta": (0 <= self.mirostat_eta <= 100, "between 0 and 100"),
             "repeat_penalty": (0 < self.repeat_penalty <= 100, "above 0"),
+            "frequency_penalty": (abs(self.frequency_penalty) <= 100, "between -100 and 100"),
+            "presence_penalty": (abs(self.presence_penalty) <= 100, "between -100 and 100"),
+            "repeat_last_n": (-1 <= self.repeat_last_n < 2**31, "-1 or above, in 31 bits"),
+            "dry_multiplier": (0 <= self.dry_multiplier <= 100, "between 0 and 100"),
+            "dry_base": (0 <= self.dry_base <= 100, "between 0 and 100"),
+            "dry_allowed_length": (0 <= self.dry_allowed_length < 2**31, "0 or above, in 31 bits"),
+            "dry_penalty_last_n": (-1 <= self.dry_penalty_last_n < 2**31, "-1 or above, in 31 bits"),
             "seed": (0 <= self.seed <= RANDOM_SEED, seeds),
         }
         for name, (valid, needed) in checks.items():
@@ -71,37 +116,78 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TemplateOptions:
+    """What a chat template is given beside the messages."""
+
+    tools: tuple[Mapping[str, Any], ...] = ()  # in OpenAI's form
+    values: Mapping[str, Any] = field(default_factory=dict)  # its own, "enable_thinking" for example
+    adds_generation_prompt: bool = True
+    continues: bool = False  # the last message is the assistant's, and its text is continued
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """One question: a text or tokens to continue, messages to answer, or tokens to score."""
 
     number: int = 0  # tells the results of a stream apart; unique among the requests that run
-    prompt: str | tuple[int, ...] | None = None  # continued as it is; None: `messages` are answered
+    # Continued as it is, texts among tokens being tokenized; None: `messages` are answered.
+    prompt: str | tuple[int | str, ...] | None = None
     messages: tuple[Message, ...] = ()
+    template: TemplateOptions = field(default_factory=TemplateOptions)
     sampling: Sampling = field(default_factory=Sampling)
     schema: Mapping[str, Any] | None = None  # JSON schema of the answer; None: any text
+    grammar: str | None = None  # what the answer follows instead, in llama.cpp's GBNF or llguidance's Lark
     score: Score | None = None  # score the prompt's tokens, generate nothing
+    describes: bool = False  # say what the prompt is, compute nothing
+    adds_special: bool | None = None  # tokens that begin a text; None: as the vocabulary has it
+    shows_special: bool = False  # whether control tokens are part of the answer's text
+    names_tokens: bool = False  # whether text comes with its tokens
+    logprobs: int | None = None  # likeliest tokens that are named with each token; None: no probabilities
+    probabilities_after: bool = False  # these are of what sampling leaves over, else of the model
+    tells_progress: bool = False  # whether Progress is told while the prompt is computed
 
     def __post_init__(self) -> None:
         if (self.prompt is None) != bool(self.messages):
             raise UsageError("a request has either a prompt or messages")
         if self.score and not isinstance(self.prompt, tuple):
             raise UsageError("what is scored is given as tokens")
+        if self.schema is not None and self.grammar is not None:
+            raise UsageError("an answer follows either a JSON schema or a grammar")
+
+    @property
+    def is_constrained(self) -> bool:
+        return self.schema is not None or self.grammar is not None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "messages": [dict(one) for one in self.messages], "schema": self.schema}
+        """Only what is not as it is by itself: most of a request is not."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {name: value for name, value in own.items() if value != _DEFAULTS[name]}
+        for name in ("template", "sampling", "score"):
+            if name in values:
+                values[name] = asdict(values[name])
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Request:
         """What `to_json` gave, after having been JSON."""
-        prompt, sampling, score = (values[name] for name in ("prompt", "sampling", "score"))
-        return cls(
-            number=values["number"],
-            prompt=tuple(prompt) if isinstance(prompt, list) else prompt,
-            messages=tuple(values["messages"]),
-            sampling=Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
-            schema=values["schema"],
-            score=Score(**score) if score else None,
-        )
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        parts: dict[str, Any] = {"template": TemplateOptions, "sampling": Sampling, "score": Score}
+        for name, kind in parts.items():
+            if name in given:
+                given[name] = kind(**{key: _tupled(value) for key, value in given[name].items()})
+        return cls(**given)
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
+
+
+_DEFAULTS = {
+    one.name: one.default_factory() if one.default_factory is not MISSING else one.default
+    for one in fields(Request)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +218,7 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     speed: Speed
+    stop: str | None = None  # the stop string that ended it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +237,7 @@ class RequestResult:
     number: int  # the request's
     completion: Completion | None = None
     scores: tuple[TokenScore, ...] = ()  # of a request to score, from its first token on
+    prompt: PromptText | None = None  # of a request that asks only for that
     error: MemfitError | None = None  # why there is neither
 
 
@@ -163,11 +251,42 @@ class LogitsBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptText:
+    """A prompt as the model reads it."""
+
+    text: str  # special tokens included
+    tokens: tuple[int, ...]
+    pieces: tuple[bytes, ...]  # each token's part of the text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenToken:
+    """One token of an answer."""
+
+    token: int
+    piece: bytes
+    logprob: float | None = None  # natural logarithm; None: not asked
+    top: tuple[tuple[int, bytes, float], ...] = ()  # the likeliest tokens, their pieces and logprobs
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextDelta:
     """A part of an answer to come."""
 
     number: int
     text: str
+    tokens: tuple[ChosenToken, ...] = ()  # that it was made of, where they are named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a request's prompt is computed."""
+
+    number: int
+    total: int  # tokens of the prompt
+    shared: int  # that the cache held
+    processed: int  # these included
+    seconds: float  # since its first pass began
 
 
 @dataclass(frozen=True, kw_only=True)
