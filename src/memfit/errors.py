@@ -2,7 +2,8 @@
 
     MemfitError
     ├── UsageError            2   the request makes no sense: a bad size, a prompt longer than the context
-    │   └── WrongValueError       a single value of it; each edge has its own name for the value
+    │   ├── WrongValueError       a single value of it; each edge has its own name for the value
+    │   └── ContextExceededError  a prompt is longer than what is left for it
     ├── DoesNotFitError       3   the budget is too small; says needed, short and what to try
     ├── ModelError            4   the model cannot be had
     │   ├── ModelNotFoundError    there is nothing at that place
@@ -26,6 +27,7 @@ from typing import Any
 from memfit.units import format_bytes
 
 __all__ = [
+    "ContextExceededError",
     "DoesNotFitError",
     "EngineError",
     "EngineMissingError",
@@ -110,6 +112,10 @@ class WrongValueError(UsageError):
 
     def as_field(self, field: str) -> WrongValueError:
         return WrongValueError(self.name, self.said, got=self.got, needed=self.needed, field=field)
+
+
+class ContextExceededError(UsageError):
+    """A prompt of `got` tokens, where at most `needed` find room."""
 
 
 def option_name(name: str) -> str:

@@ -11,9 +11,13 @@ from typing import Any
 
 from memfit.engines.client import WorkerProcess
 from memfit.engines.requests import (
+    Begun,
+    ChosenToken,
     Completion,
     Idle,
     LogitsBlock,
+    Progress,
+    PromptText,
     Request,
     RequestResult,
     Speed,
@@ -98,7 +102,12 @@ class WorkerStream:
             self._status = Status(**values)
             return None
         if kind == "text":
-            return TextDelta(**values)
+            named = tuple(map(_chosen_token, values.pop("tokens", ())))
+            return TextDelta(**values, tokens=named)
+        if kind == "begun":
+            return Begun(**values)
+        if kind == "prompt_progress":
+            return Progress(**values)
         number = values["number"]
         if kind == "failed":
             return RequestResult(number=number, error=rebuild_error(values))
@@ -107,6 +116,8 @@ class WorkerStream:
             rows = data.nbytes // (4 * self._vocabulary)
             logits: memoryview[Any] = data.cast("f", (rows, self._vocabulary))
             return LogitsBlock(number=number, first=values["first"], logits=logits)
+        if kind == "prompt":
+            return RequestResult(number=number, prompt=_prompt_text(values))
         if kind == "scores":
             return RequestResult(number=number, scores=tuple(map(_token_score, values["scores"])))
         assert kind == "answer", kind
@@ -117,6 +128,17 @@ class WorkerStream:
         speed = Speed(**{**completion.pop("speed"), "threads": self.totals.threads})
         self._on_speed(speed if self._answers == 1 else self.totals.speed)
         return RequestResult(number=number, completion=Completion(**completion, speed=speed))
+
+
+def _chosen_token(values: list[Any]) -> ChosenToken:
+    token, piece, logprob, top = values
+    likeliest = tuple((each, text.encode("latin-1"), one) for each, text, one in top)
+    return ChosenToken(token=token, piece=piece.encode("latin-1"), logprob=logprob, top=likeliest)
+
+
+def _prompt_text(values: dict[str, Any]) -> PromptText:
+    pieces = tuple(one.encode("latin-1") for one in values["pieces"])
+    return PromptText(text=values["text"], tokens=tuple(values["tokens"]), pieces=pieces)
 
 
 def _token_score(values: list[Any]) -> TokenScore:

@@ -12,6 +12,7 @@ from memfit.errors import MemfitError, UsageError, WrongValueError
 
 __all__ = [
     "RANDOM_SEED",
+    "Begun",
     "ChosenToken",
     "Completion",
     "Idle",
@@ -144,6 +145,7 @@ class Request:
     names_tokens: bool = False  # whether text comes with its tokens
     logprobs: int | None = None  # likeliest tokens that are named with each token; None: no probabilities
     probabilities_after: bool = False  # these are of what sampling leaves over, else of the model
+    tells_beginning: bool = False  # whether Begun is told
     tells_progress: bool = False  # whether Progress is told while the prompt is computed
 
     def __post_init__(self) -> None:
@@ -267,6 +269,15 @@ class ChosenToken:
     piece: bytes
     logprob: float | None = None  # natural logarithm; None: not asked
     top: tuple[tuple[int, bytes, float], ...] = ()  # the likeliest tokens, their pieces and logprobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A request is accepted: its prompt is read, and waits for its turn or is computed."""
+
+    number: int
+    prompt_tokens: int
+    ending: str  # the end of its prompt's text, where a template made it
 
 
 @dataclass(frozen=True, kw_only=True)

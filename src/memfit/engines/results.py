@@ -8,11 +8,27 @@ from dataclasses import asdict
 from typing import Any
 
 from memfit.engines.channel import Channel
-from memfit.engines.requests import Completion, StreamTotals, TokenScore
+from memfit.engines.requests import (
+    ChosenToken,
+    Completion,
+    Progress,
+    PromptText,
+    StreamTotals,
+    TokenScore,
+)
 from memfit.errors import MemfitError
 from memfit.processes.carried_errors import carry_error
 
-__all__ = ["send_answer", "send_failure", "send_logits", "send_scores"]
+__all__ = [
+    "send_answer",
+    "send_beginning",
+    "send_failure",
+    "send_logits",
+    "send_progress",
+    "send_prompt",
+    "send_scores",
+    "send_text",
+]
 
 
 def send_answer(
@@ -20,6 +36,33 @@ def send_answer(
 ) -> None:
     """`totals` are the stream's so far, where they are known."""
     channel.send("answer", number=number, completion=asdict(completion), totals=totals and vars(totals))
+
+
+def send_beginning(channel: Channel, number: int, prompt_tokens: int, ending: str) -> None:
+    """A request is accepted; `ending` is the end of its prompt, where a template made it."""
+    channel.send("begun", number=number, prompt_tokens=prompt_tokens, ending=ending)
+
+
+def send_text(channel: Channel, number: int, text: str, tokens: Sequence[ChosenToken]) -> None:
+    named = [
+        [
+            one.token,
+            one.piece.decode("latin-1"),
+            one.logprob,
+            [[token, piece.decode("latin-1"), logprob] for token, piece, logprob in one.top],
+        ]
+        for one in tokens
+    ]
+    channel.send("text", number=number, text=text, **({"tokens": named} if named else {}))
+
+
+def send_progress(channel: Channel, progress: Progress) -> None:
+    channel.send("prompt_progress", **vars(progress))
+
+
+def send_prompt(channel: Channel, number: int, prompt: PromptText) -> None:
+    pieces = [one.decode("latin-1") for one in prompt.pieces]
+    channel.send("prompt", number=number, text=prompt.text, tokens=prompt.tokens, pieces=pieces)
 
 
 def send_failure(channel: Channel, number: int, error: MemfitError) -> None:

@@ -12,10 +12,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memfit.engines.requests import (
+    Begun,
     Completion,
     Idle,
     LogitsBlock,
     Message,
+    Progress,
     Request,
     RequestResult,
     Sampling,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RequestStream", "Session", "StreamEvent"]
 
-StreamEvent = RequestResult | TextDelta | LogitsBlock | Idle
+StreamEvent = RequestResult | Begun | Progress | TextDelta | LogitsBlock | Idle
 
 
 class RequestStream(Protocol):

@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 
 from memfit.engines.channel import Channel
+from memfit.engines.requests import ChosenToken
+from memfit.engines.results import send_text
 
 __all__ = ["TextAssembler", "TextSender"]
 
@@ -23,17 +25,21 @@ class TextAssembler:
         self._stops = [stop for stop in stops if stop]
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
-        self.stopped = False  # a stop string was found; it and what follows are dropped
+        self.stop: str | None = None  # the stop string that was found; it and what follows are dropped
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
 
     def feed(self, piece: bytes) -> str:
         if self.stopped:
             return ""
         self._held += self._decoder.decode(piece)
         # The one that is complete first wins, however the text was cut into tokens.
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            shown, self._held = self._held[: min(found)[1]], ""
+            _, at, self.stop = min(found)
+            shown, self._held = self._held[:at], ""
             return shown
         return self._release(self._possible_stop())
 
@@ -61,11 +67,15 @@ class TextAssembler:
 class TextSender:
     """Sends an answer's text in few lines if it is wanted as it comes, and remembers all of it."""
 
-    def __init__(self, channel: Channel, number: int, stops: Sequence[str], *, sends: bool) -> None:
-        """`number` is the request's."""
+    def __init__(
+        self, channel: Channel, number: int, stops: Sequence[str], *, sends: bool, one_by_one: bool = False
+    ) -> None:
+        """`number` is the request's. `one_by_one` sends each piece by itself."""
         self._assembler = TextAssembler(stops)
         self._channel, self._number, self._sends = channel, number, sends
+        self._flush_seconds = 0.0 if one_by_one else _FLUSH_SECONDS
         self._pieces: list[str] = []
+        self._tokens: list[ChosenToken] = []  # of pieces that were not sent
         self._sent = 0  # pieces
         self._sent_at = 0.0
 
@@ -73,20 +83,32 @@ class TextSender:
     def stopped(self) -> bool:
         return self._assembler.stopped
 
-    def feed(self, piece: bytes) -> None:
+    @property
+    def stop(self) -> str | None:
+        """The stop string that was found."""
+        return self._assembler.stop
+
+    def feed(self, piece: bytes, token: ChosenToken | None = None) -> None:
+        """`token` is what the piece is of, where tokens are named."""
+        if token:
+            self._tokens.append(token)
         if text := self._assembler.feed(piece):
             self._pieces.append(text)
-            if self._sends and time.monotonic() - self._sent_at >= _FLUSH_SECONDS:
+            if self._sends and time.monotonic() - self._sent_at >= self._flush_seconds:
                 self._flush()
 
     def _flush(self) -> None:
-        if self._sends and self._sent < len(self._pieces):
-            self._channel.send("text", number=self._number, text="".join(self._pieces[self._sent :]))
+        if self._sends and (self._sent < len(self._pieces) or self._tokens):
+            text = "".join(self._pieces[self._sent :])
+            send_text(self._channel, self._number, text, self._tokens)
+            self._tokens = []
             self._sent, self._sent_at = len(self._pieces), time.monotonic()
 
     def finish(self) -> str:
         """All of the text, once no more tokens come."""
-        if not self.stopped and (rest := self._assembler.finish()):
+        if self.stopped:
+            self._tokens = []  # of the stop string, which is not shown
+        elif rest := self._assembler.finish():
             self._pieces.append(rest)
         self._flush()
         return "".join(self._pieces)

@@ -64,7 +64,9 @@ class Ask:
             {"messages": self.messages}
         ]
         return [
-            Request(**one, **shared, sampling=self._seeded(index)) for one in asked for index in range(self.n)
+            Request(**one, **shared, sampling=self._seeded(index), tells_beginning=True)
+            for one in asked
+            for index in range(self.n)
         ]
 
     def _seeded(self, index: int) -> Sampling:

@@ -1,6 +1,6 @@
-"""JSON schemas as grammars over the model's own vocabulary: which tokens may come next, and which must.
+"""JSON schemas and written grammars over the model's own vocabulary: which tokens may come next, which must.
 
-llguidance makes the grammars. The worker imports it when the first one is asked for. Equal schemas share a
+llguidance makes the grammars. The worker imports it when the first one is asked for. Equal ones share a
 grammar. Unused grammars are kept while there is room, and the one unused for longest goes first.
 """
 
@@ -10,13 +10,14 @@ import ctypes
 import importlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from memfit.closing import Closing
 from memfit.engines.allocator import trim
 from memfit.engines.json_schema import CheckedSchema, check_schema
+from memfit.engines.requests import Request
 from memfit.errors import EngineError, EngineMissingError, UsageError, readable
 from memfit.units import format_bytes
 
@@ -42,10 +43,14 @@ _FEW_PARTS = 100  # that any stack has room for
 _MOST_LOOKED_AT = 200  # parts of a schema that are compiled alone, to find the one that was refused
 _UNNAMED = b"\xff<control>"  # a token that is no text: it may not come
 _PIECE_BYTES = 256
-_TRIAL_SCHEMA = {
-    "properties": {"a": {"type": "string"}, "b": {"items": {"type": "integer"}}},
-    "required": ["b"],
-}
+_TRIAL = Request(
+    prompt="",
+    schema={
+        "properties": {"a": {"type": "string"}, "b": {"items": {"type": "integer"}}},
+        "required": ["b"],
+    },
+)
+_MOST_GRAMMAR = 256 * 1024  # characters of a written grammar
 # Parts of a text whose masks are kept: without them a mask of a free text takes 50 ms with 262,000 tokens.
 # The library's own four are 3 times as fast where a text has a maxLength, and take half as much memory again.
 _SLICES = (r'[^"\\\x00-\x1F\x7F]{1,10}', r'[^"\\\x00-\x1F\x7F]+')
@@ -94,7 +99,7 @@ class Grammars:
 
     def warm_up(self) -> None:
         """Use a small grammar, so that the pages that every grammar needs are in memory and counted."""
-        with self.grammar(_TRIAL_SCHEMA) as grammar:
+        with self.grammar(_TRIAL) as grammar:
             grammar.forced()
             grammar.mask()
 
@@ -105,21 +110,22 @@ class Grammars:
             return True
         return self._make_room() < self._limit_bytes
 
-    def grammar(self, schema: Mapping[str, Any]) -> Grammar:
-        """A new answer's way through a schema.
+    def grammar(self, request: Request) -> Grammar:
+        """A new answer's way through the schema or the grammar that a request has.
 
         Raises:
-            UsageError: not a schema, or a part of it cannot be enforced; the part is named.
+            UsageError: not a schema or a grammar, or a part of it cannot be enforced; the part is named.
             EngineMissingError: llguidance is not here.
         """
-        checked = check_schema(schema)
+        checked = None if request.schema is None else check_schema(request.schema)
+        text = checked.text if checked else request.grammar
+        assert text is not None, "an answer without either is not constrained"
         self.wait()
-        text = checked.text
         if text not in self._known:
             if not self._known:
                 self._empty_bytes = _heap_bytes()
             self._make_room()
-            self._known[text] = _Compiled(self._compile(checked))
+            self._known[text] = _Compiled(self._compile(checked) if checked else self._compile_written(text))
             self._check_size(text)
         self._known.move_to_end(text)
         compiled = self._known[text]
@@ -134,7 +140,7 @@ class Grammars:
         del self._known[text]
         trim()
         raise UsageError(
-            f"the JSON schema needs {format_bytes(held)} as a grammar, and "
+            f"the JSON schema or grammar needs {format_bytes(held)}, and "
             f"{format_bytes(self._limit_bytes)} were planned for it; describe less of it"
         )
 
@@ -159,9 +165,30 @@ class Grammars:
             return matcher
         raise checked.refusal(*self._run(checked, lambda: self._find(checked, error)))
 
+    def _compile_written(self, text: str) -> Any:
+        """A grammar in GBNF or in llguidance's Lark."""
+        if len(text) > _MOST_GRAMMAR:
+            raise UsageError(
+                f"grammar: it has {len(text)} characters, at most {_MOST_GRAMMAR} are taken",
+                field="grammar",
+                got=len(text),
+                needed=_MOST_GRAMMAR,
+            )
+        try:
+            lark = importlib.import_module("llguidance.gbnf_to_lark").any_to_lark(text)
+            matcher = self._deep(lambda: self._of_source(_library().LLMatcher.grammar_from_lark(lark)))
+            problem = matcher.get_error()
+        except Exception as error:  # a stranger's grammar may fail in any way
+            problem = str(error) or type(error).__name__
+        if problem:
+            raise UsageError(f"grammar: {_reason(problem)}", field="grammar", needed="GBNF or Lark")
+        return matcher
+
     def _matcher(self, schema: str) -> Any:
+        return self._of_source(_library().LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS))
+
+    def _of_source(self, source: str) -> Any:
         llguidance = _library()
-        source = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
         limits = llguidance.LLParserLimits(**_LIMITS)
         return llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
 
@@ -179,8 +206,10 @@ class Grammars:
     @staticmethod
     def _run(checked: CheckedSchema, task: Callable[[], Any]) -> Any:
         """Run a task with a stack that is deep enough for the schema, on a thread that ends with it."""
-        if len(checked.places) < _FEW_PARTS:
-            return task()
+        return task() if len(checked.places) < _FEW_PARTS else Grammars._deep(task)
+
+    @staticmethod
+    def _deep(task: Callable[[], Any]) -> Any:
         found: list[Any] = []
         before = threading.stack_size(_STACK_BYTES)
         try:
@@ -190,7 +219,7 @@ class Grammars:
             threading.stack_size(before)
         thread.join()
         if not found:
-            raise EngineError("the JSON schema could not be made a grammar")
+            raise UsageError("the JSON schema or grammar could not be read")
         return found[0]
 
 

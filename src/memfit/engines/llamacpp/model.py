@@ -7,6 +7,7 @@ two limits it is given.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -57,10 +58,12 @@ class LlamaModel:
         limit_bytes: int | None = None,
         on_progress: Callable[[float], None] = lambda fraction: None,
         on_vocabulary: Callable[[int], None] = lambda vocabulary: None,
+        own_template: str | None = None,
     ) -> None:
         """Load. `limit_bytes` caps this process's memory, checked before every tensor; `overrides` is an
         array of llama_model_kv_override; `tensors` are the file's, needed for load mode "own".
         `on_vocabulary` is given the vocabulary as soon as it is there, in that mode before the weights are.
+        `own_template` stands for the chat template in the metadata.
 
         Raises:
             EngineError: the engine refuses the file; its last words are in the worker's log.
@@ -69,6 +72,7 @@ class LlamaModel:
         self._library = library
         self._api: Any = library.api
         self._devices = devices
+        self.own_template = own_template
         self.device_addresses = devices.find(config.devices)
         self._limit_bytes = limit_bytes
         self._on_progress, self._on_vocabulary = on_progress, on_vocabulary
@@ -397,6 +401,14 @@ class LlamaModel:
         values: Any = (ctypes.c_float * (outputs * self.vocabulary_size)).from_address(start)
         return np.frombuffer(values, dtype=np.float32).reshape(outputs, self.vocabulary_size)
 
+    def entry_logits(self, entry: int) -> Any:
+        """A view of what a batch's entry gave: float32 [1, vocabulary]."""
+        import numpy as np
+
+        logits = self._api.llama_get_logits_ith(self._context, entry)
+        values: Any = (ctypes.c_float * self.vocabulary_size).from_address(ctypes.addressof(logits.contents))
+        return np.frombuffer(values, dtype=np.float32).reshape(1, self.vocabulary_size)
+
     def largest_logits(self, outputs: int) -> Sequence[int]:
         """The likeliest token for each of the last batch's outputs; -1 where a logit is NaN."""
         rows = self.logits(0, outputs)
@@ -428,8 +440,15 @@ class LlamaModel:
     def is_end(self, token: int) -> bool:
         return bool(self._api.llama_vocab_is_eog(self.vocabulary, token))
 
+    @functools.cached_property
+    def end_tokens(self) -> list[int]:
+        """Those that end an answer."""
+        return list(filter(self.is_end, range(self.vocabulary_size)))
+
     def chat_template(self) -> str | None:
-        """The template in the model's metadata, or None."""
+        """The template that was given instead of the model's, or the one in its metadata, or None."""
+        if self.own_template is not None:
+            return self.own_template
         text = self._api.llama_model_chat_template(self._pointer, None)
         return text.decode("utf-8", errors="replace") if text is not None else None
 

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from memfit.engines.llamacpp.model import LlamaModel
 from memfit.engines.llamacpp.template import render_chat
 from memfit.engines.messages import render_messages, require_tokens
-from memfit.engines.requests import Request
-from memfit.errors import UsageError
+from memfit.engines.requests import PromptText, Request
+from memfit.errors import ContextExceededError, UsageError
 
-__all__ = ["prompt_tokens", "room_after"]
+__all__ = ["Prompt", "describe_prompt", "prompt_tokens", "read_prompt", "render_prompt", "room_after"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt's tokens, and its text where a chat template made it."""
+
+    tokens: list[int]
+    rendered: str | None = None
 
 
 def prompt_tokens(model: LlamaModel, request: Request) -> list[int]:
+    """The tokens of `read_prompt`."""
+    return read_prompt(model, request).tokens
+
+
+def read_prompt(model: LlamaModel, request: Request) -> Prompt:
     """Tokens of a raw text, or of messages through the model's chat template.
 
     Raises:
@@ -21,39 +36,85 @@ def prompt_tokens(model: LlamaModel, request: Request) -> list[int]:
             the vocabulary has not.
         ModelError: the chat template failed or was stopped.
     """
-    if isinstance(request.prompt, tuple):
-        tokens = list(request.prompt)
-        require_tokens(tokens, model.vocabulary_size)
-    elif request.prompt is not None:
-        tokens = model.tokenize(request.prompt, add_special=True)
+    rendered = None
+    if request.prompt is not None:
+        pieces = (request.prompt,) if isinstance(request.prompt, str) else request.prompt
+        tokens = _mixed(model, pieces, adds_special=request.adds_special)
     else:
-        template = model.chat_template()
-        if template is None:
-            raise UsageError("this model has no chat template; try --raw to continue a text")
-        special = model.special_tokens()
-        text = render_messages(lambda form: render_chat(template, form, special), request.messages)
+        rendered = render_prompt(model, request)
         # Many templates write the beginning-of-text token themselves; two of them harm the answer.
-        begins = bool(special["bos_token"]) and text.startswith(special["bos_token"])
-        tokens = model.tokenize(text, add_special=not begins)
-    if not tokens:
+        begins = rendered.startswith(model.special_tokens()["bos_token"] or "\0")
+        tokens = model.tokenize(rendered, add_special=not begins)
+    if not tokens and not request.describes:
         raise UsageError("the prompt is empty; give at least one token")
-    return tokens
+    return Prompt(tokens=tokens, rendered=rendered)
+
+
+def render_prompt(model: LlamaModel, request: Request) -> str:
+    """Messages through the chat template. Errors as `read_prompt`."""
+    template = model.chat_template()
+    if template is None:
+        raise UsageError("this model has no chat template; try --raw to continue a text")
+    special, options = model.special_tokens(), request.template
+
+    def render(form: Sequence[Mapping[str, Any]]) -> str:
+        return render_chat(
+            template,
+            form,
+            special,
+            tools=options.tools or None,
+            add_generation_prompt=options.adds_generation_prompt or options.continues,
+            options=options.values,
+        )
+
+    if not options.continues:
+        return render_messages(render, request.messages)
+    *before, last = request.messages
+    return render_messages(render, before) + last["content"]
+
+
+def describe_prompt(model: LlamaModel, request: Request) -> PromptText:
+    """What the model would read. Errors as `read_prompt`."""
+    prompt = read_prompt(model, request)
+    pieces = tuple(model.piece(token, special=True) for token in prompt.tokens)
+    text = prompt.rendered
+    if text is None:
+        text = b"".join(pieces).decode("utf-8", errors="replace")
+    return PromptText(text=text, tokens=tuple(prompt.tokens), pieces=pieces)
 
 
 def room_after(model: LlamaModel, tokens: Sequence[int], *, wants: int = 1) -> int:
     """How many tokens a sequence has left for an answer.
 
     Raises:
-        UsageError: fewer than it `wants`.
+        ContextExceededError: fewer than it `wants`.
     """
     room = model.sequence_tokens
     parts = 1 if model.config.kv_unified else model.config.parallel
     if len(tokens) + wants > room:
         if model.config.parallel > 1 and room == model.trained_tokens:
-            raise UsageError(f"the prompt has {len(tokens)} tokens, the model was trained for {room}")
+            raise ContextExceededError(
+                f"the prompt has {len(tokens)} tokens, the model was trained for {room}",
+                got=len(tokens),
+                needed=room,
+            )
         needed = -(-(len(tokens) + 256) // 256) * 256 * parts
         where = "the context" if parts == 1 else f"each of {parts} sequences"
-        raise UsageError(
-            f"the prompt has {len(tokens)} tokens, {where} {room}; try --ctx {needed} or a shorter prompt"
+        raise ContextExceededError(
+            f"the prompt has {len(tokens)} tokens, {where} {room}; try --ctx {needed} or a shorter prompt",
+            got=len(tokens),
+            needed=room,
         )
     return room - len(tokens)
+
+
+def _mixed(model: LlamaModel, pieces: Sequence[int | str], *, adds_special: bool | None) -> list[int]:
+    """Tokens of texts and tokens in turn; what begins a text comes only before a text that is first."""
+    require_tokens([one for one in pieces if isinstance(one, int)], model.vocabulary_size)
+    tokens: list[int] = []
+    for index, piece in enumerate(pieces):
+        if isinstance(piece, int):
+            tokens.append(piece)
+        else:
+            tokens += model.tokenize(piece, add_special=index == 0 and adds_special is not False)
+    return tokens

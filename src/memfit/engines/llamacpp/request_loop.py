@@ -8,6 +8,7 @@ wanted.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -18,10 +19,27 @@ from memfit.engines.inbox import Inbox
 from memfit.engines.llamacpp.decode_batch import DecodeBatch
 from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.model import LlamaModel
-from memfit.engines.llamacpp.prompt import prompt_tokens, room_after
+from memfit.engines.llamacpp.prompt import describe_prompt, read_prompt, room_after
 from memfit.engines.llamacpp.sampling import Sampler
-from memfit.engines.requests import Completion, Request, Speed, Status, StreamTotals, TokenScore
-from memfit.engines.results import send_answer, send_failure, send_logits, send_scores
+from memfit.engines.requests import (
+    ChosenToken,
+    Completion,
+    Progress,
+    Request,
+    Speed,
+    Status,
+    StreamTotals,
+    TokenScore,
+)
+from memfit.engines.results import (
+    send_answer,
+    send_beginning,
+    send_failure,
+    send_logits,
+    send_progress,
+    send_prompt,
+    send_scores,
+)
 from memfit.engines.scheduler import Job, Pass, Scheduler
 from memfit.engines.text import TextSender
 from memfit.errors import EngineError, MemfitError
@@ -29,6 +47,7 @@ from memfit.errors import EngineError, MemfitError
 __all__ = ["RequestLoop"]
 
 _STATUS_SECONDS = 0.5
+_ENDING = 200  # characters of a prompt's end that are told
 
 
 @dataclass(eq=False, kw_only=True)
@@ -41,6 +60,7 @@ class _Running:
     text: TextSender
     as_it_comes: bool  # text is wanted, or stop strings are looked for, token by token
     prompt_done_at: float = 0.0
+    progress: Progress | None = None  # that was told last
     scores: list[TokenScore] = field(default_factory=list)
 
     def speed(self, now: float) -> Speed:
@@ -155,16 +175,20 @@ class RequestLoop:
     def _admit(self) -> None:
         """Let requests in, in their order, as long as there is memory for what their grammars need."""
         waiting = self._inbox.waiting
-        while waiting and (waiting[0][0].schema is None or self._grammars.has_room):
+        while waiting and (not waiting[0][0].is_constrained or self._grammars.has_room):
             request, sends_text = waiting.popleft()
             try:
-                self._add(request, sends_text=sends_text)
+                if request.describes:
+                    send_prompt(self._channel, request.number, describe_prompt(self._model, request))
+                else:
+                    self._add(request, sends_text=sends_text)
             except MemfitError as error:
                 send_failure(self._channel, request.number, error)
 
     def _add(self, request: Request, *, sends_text: bool) -> None:
         model, sampling, score = self._model, request.sampling, request.score
-        tokens = prompt_tokens(model, request)
+        prompt = read_prompt(model, request)
+        tokens = prompt.tokens
         if score:
             del tokens[-1]  # what would follow it is not asked
         room = room_after(model, tokens, wants=0 if score else 1)
@@ -175,16 +199,41 @@ class RequestLoop:
             limit=0 if score else limit,
             scored_from=score.first - 1 if score else None,
         )
-        grammar = None if request.schema is None else self._grammars.grammar(request.schema)
-        alone = model.config.parallel == 1
+        sampler = self._sampler(request)
+        names_tokens = request.names_tokens or request.logprobs is not None
         self._running[request.number] = _Running(
             request=request,
             job=job,
-            sampler=Sampler(self._api, sampling, model.vocabulary_size, grammar, alone=alone),
-            text=TextSender(self._channel, request.number, sampling.stop, sends=sends_text),
-            as_it_comes=sends_text or bool(sampling.stop),
+            sampler=sampler,
+            text=TextSender(
+                self._channel,
+                request.number,
+                sampling.stop,
+                sends=sends_text or names_tokens,
+                one_by_one=names_tokens,
+            ),
+            as_it_comes=sends_text or names_tokens or bool(sampling.stop),
         )
+        if request.tells_beginning:
+            ending = (prompt.rendered or "")[-_ENDING:]
+            send_beginning(self._channel, request.number, len(prompt.tokens), ending)
         self._scheduler.add(job)
+
+    def _sampler(self, request: Request) -> Sampler:
+        grammar = self._grammars.grammar(request) if request.is_constrained else None
+        try:
+            return Sampler(
+                self._api,
+                self._model,
+                request.sampling,
+                grammar,
+                alone=self._model.config.parallel == 1,
+                keeps=request.logprobs if request.probabilities_after else None,
+            )
+        except BaseException:
+            if grammar:
+                grammar.close()
+            raise
 
     def _drop(self, number: int) -> None:
         if one := self._running.pop(number, None):
@@ -194,12 +243,32 @@ class RequestLoop:
     # -- one pass --------------------------------------------------------------------------------
 
     def _decode(self, work: Pass) -> None:
+        self._tell_progress(work, before=True)
         self._batch.fill(work)
         began = time.monotonic()
         self._pass = work
         self._model.decode_batch(self._batch.pointer)
         self._pass = None
         self._decode_seconds += time.monotonic() - began
+        self._tell_progress(work, before=False)
+
+    def _tell_progress(self, work: Pass, *, before: bool) -> None:
+        """Of prompts, before their first pass and after each one."""
+        for slot, cached in work.slots:
+            one = self._running[slot.job.number] if slot.job else None
+            if one is None or not one.request.tells_progress or one.prompt_done_at:
+                continue
+            if before and one.progress:
+                continue
+            total = len(one.job.prompt)
+            one.progress = Progress(
+                number=one.job.number,
+                total=total,
+                shared=one.progress.shared if one.progress else cached,
+                processed=cached if before else min(total, slot.cached),
+                seconds=0.0 if before else time.monotonic() - (one.job.started_at or 0.0),
+            )
+            send_progress(self._channel, one.progress)
 
     def _choose(self, work: Pass) -> None:
         """The next token of every sequence whose known ones are all computed."""
@@ -247,7 +316,7 @@ class RequestLoop:
         tokens: list[int] = []
         if not one.prompt_done_at:
             one.prompt_done_at = time.monotonic()
-            tokens = one.sampler.forced()
+            tokens = one.sampler.forced() if one.request.logprobs is None else []
         if not tokens:
             if likeliest >= 0 and not one.sampler.has_grammar:
                 token = likeliest
@@ -256,17 +325,44 @@ class RequestLoop:
             if self._is_end(token):
                 self._finish(one, "stop", len(one.job.generated))
                 return
-            tokens = one.sampler.follow(token)
+            # Those that must follow have probabilities only once those before them are computed.
+            tokens = one.sampler.follow(token, forced=one.request.logprobs is None)
         for place, token in enumerate(tokens, start=1):
-            if self._take(one, token, is_last=one.sampler.is_complete and place == len(tokens)):
+            is_last = one.sampler.is_complete and place == len(tokens)
+            if self._take(one, token, self._named(one, entry, token), is_last=is_last):
                 return
 
-    def _take(self, one: _Running, token: int, *, is_last: bool) -> bool:
+    def _named(self, one: _Running, entry: int, token: int) -> ChosenToken | None:
+        """A token as it is told, where it is."""
+        request = one.request
+        if request.logprobs is None:
+            return ChosenToken(token=token, piece=self._piece(one, token)) if request.names_tokens else None
+        from memfit.engines.scoring import score_rows
+
+        if request.probabilities_after:
+            chances = one.sampler.left
+            found = next((chance for each, chance in chances if each == token), 0.0)
+            logprob = math.log(found) if found else -math.inf
+            top = [(each, math.log(chance)) for each, chance in chances]
+        else:
+            score = score_rows(self._model.entry_logits(entry), (token,), request.logprobs)[0]
+            logprob, top = score.logprob, list(score.top)
+        return ChosenToken(
+            token=token,
+            piece=self._piece(one, token),
+            logprob=logprob,
+            top=tuple((each, self._model.piece(each, special=True), one) for each, one in top),
+        )
+
+    def _piece(self, one: _Running, token: int) -> bytes:
+        return self._model.piece(token, special=one.request.shows_special)
+
+    def _take(self, one: _Running, token: int, named: ChosenToken | None, *, is_last: bool) -> bool:
         """One token more of an answer; True where it ends with it."""
         job = one.job
         self._generated += 1
         if one.as_it_comes:
-            one.text.feed(self._model.piece(token))
+            one.text.feed(self._piece(one, token), named)
             if one.text.stopped:
                 self._finish(one, "stop", len(job.generated) + 1)
                 return True
@@ -279,7 +375,7 @@ class RequestLoop:
     def _finish(self, one: _Running, reason: str, tokens: int) -> None:
         job, ended = one.job, time.monotonic()
         if not one.as_it_comes:
-            one.text.feed(b"".join(map(self._model.piece, job.generated)))
+            one.text.feed(b"".join(self._piece(one, token) for token in job.generated))
         text = one.text.finish()
         if reason == "cancelled":
             self._scheduler.drop(job)
@@ -292,6 +388,7 @@ class RequestLoop:
             prompt_tokens=len(job.prompt),
             completion_tokens=tokens,
             speed=one.speed(ended),
+            stop=one.text.stop,
         )
         send_answer(self._channel, job.number, completion, self._totals())
 

@@ -1,18 +1,19 @@
-"""A request's sampling settings as llama.cpp's sampler chain, in llama.cpp's own order."""
+"""Which token comes next in one answer: llama.cpp's samplers, held to a grammar where there is one."""
 
 from __future__ import annotations
 
 import ctypes
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memfit.closing import Closing
+from memfit.engines.llamacpp.chain import build_chain, remembers
 from memfit.engines.llamacpp.grammar import Grammar
 from memfit.engines.requests import Sampling
 
-__all__ = ["Sampler"]
+if TYPE_CHECKING:
+    from memfit.engines.llamacpp.model import LlamaModel
 
-_PENALTY_TOKENS = 64  # how far back a repeated token is penalised; llama.cpp's default
+__all__ = ["Sampler"]
 
 _CANDIDATE = [("id", "<i4"), ("logit", "<f4"), ("p", "<f4")]  # llama_token_data
 
@@ -23,42 +24,30 @@ class Sampler(Closing):
     def __init__(
         self,
         api: Any,
+        model: LlamaModel,
         sampling: Sampling,
-        vocabulary_size: int,
         grammar: Grammar | None = None,
         *,
         alone: bool = True,
+        keeps: int | None = None,
     ) -> None:
         """`grammar` is closed with this. Where it is not `alone` it keeps no candidates from token to token:
-        12 bytes for each token of the vocabulary."""
+        12 bytes for each token of the vocabulary. `keeps` so many of the tokens that sampling left over.
+
+        Raises:
+            UsageError: a setting names a token that the vocabulary has not.
+        """
         self._api = api
         self._alone = alone
-        self._size = vocabulary_size
+        self._size = model.vocabulary_size
         self._grammar = grammar
-        self._penalises = sampling.repeat_penalty != 1.0
+        self._keeps = keeps
+        self.left: list[tuple[int, float]] = []  # for the last choice, with their probabilities
+        self._remembers = remembers(sampling)
         # The largest logit is the choice, among those that are allowed, and nothing has to be remembered.
-        self.is_greedy = sampling.temperature <= 0 and not self._penalises
-        self._chain = self._build(sampling)
-
-    def _build(self, sampling: Sampling) -> Any:
-        api = self._api
-        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-        add = partial(api.llama_sampler_chain_add, chain)
-        if self._penalises:
-            add(
-                api.llama_sampler_init_penalties(
-                    self._size, _PENALTY_TOKENS, sampling.repeat_penalty, 0.0, 0.0
-                )
-            )
-        if sampling.temperature <= 0:
-            add(api.llama_sampler_init_greedy())
-        else:
-            add(api.llama_sampler_init_top_k(sampling.top_k))
-            add(api.llama_sampler_init_top_p(sampling.top_p, 1))
-            add(api.llama_sampler_init_min_p(sampling.min_p, 1))
-            add(api.llama_sampler_init_temp(sampling.temperature))
-            add(api.llama_sampler_init_dist(sampling.seed))
-        return chain
+        self.is_greedy = sampling.temperature <= 0 and not self._remembers and keeps is None
+        self._draws = sampling.temperature > 0
+        self._chain = build_chain(api, model, sampling)
 
     def choose(self, context: int, entry: int, likeliest: int = -1) -> int:
         """The next token, from the logits of a batch's entry; -1 is the last one.
@@ -67,7 +56,7 @@ class Sampler(Closing):
         and about the whole vocabulary only where it refuses that. `likeliest` is the one with the largest
         logit, where it is known.
         """
-        if self._grammar is None and self._alone:
+        if self._grammar is None and self._alone and self._keeps is None:
             return int(self._api.llama_sampler_sample(self._chain, context, entry))
         logits = self._logits(context, entry)
         if self.is_greedy:
@@ -82,19 +71,20 @@ class Sampler(Closing):
     def _allows(self, token: int) -> bool:
         return self._grammar is None or self._grammar.allows(token)
 
-    def follow(self, token: int) -> list[int]:
-        """The chosen token, and those that a grammar leaves no choice about after it. Errors as Grammar's."""
+    def follow(self, token: int, *, forced: bool = True) -> list[int]:
+        """The chosen token, and those that a grammar leaves no choice about after it, where `forced` ones are
+        wanted at once. Errors as Grammar's."""
         if self._grammar is None:
             return [token]
         self._grammar.take(token)
-        return [token, *self.forced()]
+        return [token, *(self.forced() if forced else ())]
 
     def forced(self) -> list[int]:
         """The tokens that must come now, before any is chosen."""
         if self._grammar is None:
             return []
         tokens = self._grammar.forced()
-        if self._penalises:
+        if self._remembers:
             for each in tokens:
                 self._api.llama_sampler_accept(self._chain, each)
         return tokens
@@ -139,7 +129,14 @@ class Sampler(Closing):
         data = ctypes.cast(candidates.ctypes.data, ctypes.POINTER(api.llama_token_data))
         array = api.llama_token_data_array(data, count, -1, False)
         api.llama_sampler_apply(self._chain, array)
-        return int(array.data[array.selected].id)
+        chosen = int(array.data[array.selected].id)
+        if self._keeps is not None:
+            self.left = self._most_probable(candidates[: array.size]) if self._draws else [(chosen, 1.0)]
+        return chosen
+
+    def _most_probable(self, left: Any) -> list[tuple[int, float]]:
+        most = left[(-left["p"]).argsort(kind="stable")[: self._keeps]]
+        return [(int(one["id"]), float(one["p"])) for one in most if one["p"] > 0]
 
     def close(self) -> None:
         self._api.llama_sampler_free(self._chain)

@@ -183,7 +183,7 @@ class LlamaCommands:
         self.model.open_resident_context(wanted, more_bytes)
         keep_fast(MIB)  # logits come and go with every token
         # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
-        with Sampler(self.library.api, Sampling(), self.model.vocabulary_size) as sampler:
+        with Sampler(self.library.api, self.model, Sampling()) as sampler:
             self.model.warm_up(sampler)
         self._loop = RequestLoop(self.model, self.library.api, self.channel, self._grammars)
         return {
