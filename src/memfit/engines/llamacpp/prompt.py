@@ -70,7 +70,7 @@ def render_prompt(model: LlamaModel, request: Request) -> str:
     if not options.continues:
         return render_messages(render, request.messages)
     *before, last = request.messages
-    return render_messages(render, before) + last["content"]
+    return render_messages(render, before) + str(last["content"])
 
 
 def describe_prompt(model: LlamaModel, request: Request) -> PromptText:

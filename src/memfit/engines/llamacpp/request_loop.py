@@ -305,7 +305,7 @@ class RequestLoop:
         logits = self._model.logits(row, 1)
         if score.logits:
             send_logits(self._channel, one.job.number, position, logits)
-        one.scores += score_rows(logits, tokens[position : position + 1], score.top)
+        one.scores += score_rows(logits, (int(tokens[position]),), score.top)
         if position + 1 == len(tokens):
             self._scheduler.finish(one.job)
             self._close(one)
@@ -340,10 +340,8 @@ class RequestLoop:
         from memfit.engines.scoring import score_rows
 
         if request.probabilities_after:
-            chances = one.sampler.left
-            found = next((chance for each, chance in chances if each == token), 0.0)
-            logprob = math.log(found) if found else -math.inf
-            top = [(each, math.log(chance)) for each, chance in chances]
+            logprob = math.log(one.sampler.chance)
+            top = [(each, math.log(chance)) for each, chance in one.sampler.left]
         else:
             score = score_rows(self._model.entry_logits(entry), (token,), request.logprobs)[0]
             logprob, top = score.logprob, list(score.top)

@@ -43,6 +43,7 @@ class Sampler(Closing):
         self._grammar = grammar
         self._keeps = keeps
         self.left: list[tuple[int, float]] = []  # for the last choice, with their probabilities
+        self.chance = 1.0  # of the last choice among them
         self._remembers = remembers(sampling)
         # The largest logit is the choice, among those that are allowed, and nothing has to be remembered.
         self.is_greedy = sampling.temperature <= 0 and not self._remembers and keeps is None
@@ -130,8 +131,11 @@ class Sampler(Closing):
         array = api.llama_token_data_array(data, count, -1, False)
         api.llama_sampler_apply(self._chain, array)
         chosen = int(array.data[array.selected].id)
-        if self._keeps is not None:
-            self.left = self._most_probable(candidates[: array.size]) if self._draws else [(chosen, 1.0)]
+        if self._keeps is not None and self._draws:
+            self.left = self._most_probable(candidates[: array.size])
+            self.chance = float(array.data[array.selected].p)
+        elif self._keeps is not None:
+            self.left = [(chosen, 1.0)]
         return chosen
 
     def _most_probable(self, left: Any) -> list[tuple[int, float]]:

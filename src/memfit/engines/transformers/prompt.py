@@ -24,7 +24,9 @@ def prompt_tokens(model: CheckpointModel, request: Request) -> list[int]:
         ModelError: the chat template failed.
     """
     if isinstance(request.prompt, tuple):
-        tokens = list(request.prompt)
+        tokens = [one for one in request.prompt if isinstance(one, int)]
+        if len(tokens) < len(request.prompt):
+            raise UsageError("texts among tokens are read by llama.cpp only; take a GGUF file")
         require_tokens(tokens, model.vocabulary_size)
     else:
         if model.tokenizer is None:
@@ -41,11 +43,11 @@ def prompt_tokens(model: CheckpointModel, request: Request) -> list[int]:
 def tokens_of(tokenizer: Any, request: Request) -> list[int]:
     """Of texts. Errors as `prompt_tokens`."""
     if request.prompt is not None:
-        return list(tokenizer(request.prompt)["input_ids"])
+        return [int(token) for token in tokenizer(request.prompt)["input_ids"]]
     if not tokenizer.chat_template:
         raise UsageError("this model has no chat template; try --raw to continue a text")
     text = render_messages(lambda form: _render(tokenizer, form), request.messages)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def require_room(model: CheckpointModel, tokens: Sequence[int], *, wants: int = 1) -> int:
