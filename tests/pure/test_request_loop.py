@@ -64,7 +64,7 @@ class _Model:
     def is_end(self, token: int) -> bool:
         return False
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, *, special: bool = False) -> bytes:
         return b"a"
 
 

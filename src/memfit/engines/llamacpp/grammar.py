@@ -10,14 +10,13 @@ import ctypes
 import importlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from memfit.closing import Closing
 from memfit.engines.allocator import trim
 from memfit.engines.json_schema import CheckedSchema, check_schema
-from memfit.engines.requests import Request
 from memfit.errors import EngineError, EngineMissingError, UsageError, readable
 from memfit.units import format_bytes
 
@@ -43,13 +42,10 @@ _FEW_PARTS = 100  # that any stack has room for
 _MOST_LOOKED_AT = 200  # parts of a schema that are compiled alone, to find the one that was refused
 _UNNAMED = b"\xff<control>"  # a token that is no text: it may not come
 _PIECE_BYTES = 256
-_TRIAL = Request(
-    prompt="",
-    schema={
-        "properties": {"a": {"type": "string"}, "b": {"items": {"type": "integer"}}},
-        "required": ["b"],
-    },
-)
+_TRIAL_SCHEMA = {
+    "properties": {"a": {"type": "string"}, "b": {"items": {"type": "integer"}}},
+    "required": ["b"],
+}
 _MOST_GRAMMAR = 256 * 1024  # characters of a written grammar
 # Parts of a text whose masks are kept: without them a mask of a free text takes 50 ms with 262,000 tokens.
 # The library's own four are 3 times as fast where a text has a maxLength, and take half as much memory again.
@@ -99,7 +95,7 @@ class Grammars:
 
     def warm_up(self) -> None:
         """Use a small grammar, so that the pages that every grammar needs are in memory and counted."""
-        with self.grammar(_TRIAL) as grammar:
+        with self.grammar(_TRIAL_SCHEMA) as grammar:
             grammar.forced()
             grammar.mask()
 
@@ -110,16 +106,15 @@ class Grammars:
             return True
         return self._make_room() < self._limit_bytes
 
-    def grammar(self, request: Request) -> Grammar:
-        """A new answer's way through the schema or the grammar that a request has.
+    def grammar(self, source: Mapping[str, Any] | str) -> Grammar:
+        """A new answer's way through a JSON schema, or through a grammar that is a text.
 
         Raises:
             UsageError: not a schema or a grammar, or a part of it cannot be enforced; the part is named.
             EngineMissingError: llguidance is not here.
         """
-        checked = None if request.schema is None else check_schema(request.schema)
-        text = checked.text if checked else request.grammar
-        assert text is not None, "an answer without either is not constrained"
+        checked = None if isinstance(source, str) else check_schema(source)
+        text = checked.text if checked else str(source)
         self.wait()
         if text not in self._known:
             if not self._known:
@@ -140,7 +135,7 @@ class Grammars:
         del self._known[text]
         trim()
         raise UsageError(
-            f"the JSON schema or grammar needs {format_bytes(held)}, and "
+            f"the JSON schema or grammar needs {format_bytes(held)} as a grammar, and "
             f"{format_bytes(self._limit_bytes)} were planned for it; describe less of it"
         )
 

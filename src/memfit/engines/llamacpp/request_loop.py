@@ -47,6 +47,7 @@ from memfit.errors import EngineError, MemfitError
 __all__ = ["RequestLoop"]
 
 _STATUS_SECONDS = 0.5
+_TINY = 1e-38  # a probability that is 0 in float32
 _ENDING = 200  # characters of a prompt's end that are told
 
 
@@ -220,7 +221,8 @@ class RequestLoop:
         self._scheduler.add(job)
 
     def _sampler(self, request: Request) -> Sampler:
-        grammar = self._grammars.grammar(request) if request.is_constrained else None
+        source = request.grammar if request.schema is None else request.schema
+        grammar = None if source is None else self._grammars.grammar(source)
         try:
             return Sampler(
                 self._api,
@@ -340,7 +342,7 @@ class RequestLoop:
         from memfit.engines.scoring import score_rows
 
         if request.probabilities_after:
-            logprob = math.log(one.sampler.chance)
+            logprob = math.log(max(one.sampler.chance, _TINY))
             top = [(each, math.log(chance)) for each, chance in one.sampler.left]
         else:
             score = score_rows(self._model.entry_logits(entry), (token,), request.logprobs)[0]
