@@ -33,11 +33,14 @@ class Ask:
     logprobs: int | None = None  # likeliest tokens named with each token; None: no probabilities
     probabilities_after: bool = False  # of what sampling leaves over
     echo: bool = False  # the prompt is part of the answer
+    generates: bool = True  # False: only the prompt is computed
     stream: bool = False
     usage_in_stream: bool = False
     parses_reasoning: bool = True  # reasoning comes apart from the text
     truncates: bool = False  # the oldest messages are left out where all are too long
     tells_progress: bool = False
+    tells_timings: bool = False
+    verbose: bool = False  # the prompt and all settings are part of the answer
     names_tokens: bool = False
     suffix: str | None = None  # what follows the text that is filled in
     model: str | None = None  # the name that was asked for

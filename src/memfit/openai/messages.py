@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from typing import Any
 
 from memfit.engines.requests import Message
@@ -12,12 +14,14 @@ from memfit.strict_json import refusal, shown
 __all__ = ["read_messages", "read_prompt"]
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_CALLING_ROLES = {**_ROLES, "tool": "tool", "function": "tool"}
 _OWN = {"role", "content", "name"}
 # Of an assistant's message, as clients send back what they once received.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("annotations", "tool_calls"), ([],)),
     **dict.fromkeys(("audio", "function_call", "refusal"), ()),
 }
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
 def read_prompt(value: Any, path: str) -> str:
@@ -37,11 +41,18 @@ def read_prompt(value: Any, path: str) -> str:
     return value
 
 
-def read_messages(value: Any, path: str) -> tuple[Message, ...]:
+def read_messages(value: Any, path: str, *, calls: bool = False) -> tuple[Message, ...]:
+    """With `calls`, tools' calls and results and reasoning are among them, and fields that nobody knows are
+    ignored, as servers do.
+
+    Raises:
+        UsageError: no messages, or a part of them that is no text.
+    """
     if not isinstance(value, list) or not value:
         raise refusal(path, value, "a list of messages")
-    messages = tuple(_message(each, f"{path}[{index}]") for index, each in enumerate(value))
-    if not any(message["content"] for message in messages):
+    read = _calling_message if calls else _message
+    messages = tuple(read(each, f"{path}[{index}]") for index, each in enumerate(value))
+    if not calls and not any(message["content"] for message in messages):
         raise UsageError(f"{path}: there is no text in them", field=path, needed="a text")
     return messages
 
@@ -51,33 +62,85 @@ def _message(value: Any, path: str) -> Message:
     for name, field in message.items():
         if name not in _OWN:
             require_harmless(f"{path}.", name, field, _HARMLESS)
+    role = _role(message, path, _ROLES)
+    return {"role": role, "content": _content(message.get("content"), f"{path}.content", strict=True)}
+
+
+def _calling_message(value: Any, path: str) -> Message:
+    message = read_object(value, path, "an object with a role and a content")
+    role = _role(message, path, _CALLING_ROLES)
+    found: dict[str, Any] = {"role": role}
+    content, calls = message.get("content"), message.get("tool_calls")
+    if calls is None and message.get("function_call") is not None:
+        calls = [{"type": "function", "function": message["function_call"]}]
+    reasoning = next((message[name] for name in ("reasoning_content", "reasoning") if message.get(name)), "")
+    if role == "assistant" and (calls or reasoning or message.get("refusal")) and content is None:
+        content = message.get("refusal") or ""
+    found["content"] = _content(content, f"{path}.content", strict=False)
+    if role == "assistant" and calls:
+        found["tool_calls"] = _calls(calls, f"{path}.tool_calls")
+    if role == "assistant" and isinstance(reasoning, str) and reasoning:
+        found["reasoning_content"] = reasoning
+    for name in ("tool_call_id", "name"):
+        if isinstance(message.get(name), str):
+            found[name] = message[name]
+    return found
+
+
+def _role(message: dict[str, Any], path: str, roles: dict[str, str]) -> str:
     role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise refusal(f"{path}.role", role, f"one of {', '.join(_ROLES)}")
-    return {"role": _ROLES[role], "content": _content(message.get("content"), f"{path}.content")}
+    if not isinstance(role, str) or role not in roles:
+        raise refusal(f"{path}.role", role, f"one of {', '.join(roles)}")
+    return roles[role]
 
 
-def _content(value: Any, path: str) -> str:
+def _calls(value: Any, path: str) -> list[dict[str, Any]]:
+    """An assistant's earlier calls, with arguments as the object that templates take."""
+    if not isinstance(value, list):
+        raise refusal(path, value, "a list of calls")
+    return [_call(each, f"{path}[{index}]") for index, each in enumerate(value)]
+
+
+def _call(value: Any, path: str) -> dict[str, Any]:
+    call = read_object(value, path, "an object with a function")
+    function = read_object(call.get("function"), f"{path}.function", "an object with a name and arguments")
+    name, arguments = function.get("name"), function.get("arguments", "{}")
+    if not isinstance(name, str) or not name:
+        raise refusal(f"{path}.function.name", name, "a text")
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):  # else as the model once wrote it
+            arguments = json.loads(arguments or "{}")
+    if not isinstance(arguments, dict | str):
+        raise refusal(f"{path}.function.arguments", arguments, "the JSON of an object")
+    identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    return {**identity, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _content(value: Any, path: str, *, strict: bool) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise refusal(path, value, "a text, or a list of parts of type text")
     # Joined as llama.cpp's server and vLLM do for templates that know no parts.
-    return "\n".join(_part(each, f"{path}[{index}]") for index, each in enumerate(value))
+    return "\n".join(_part(each, f"{path}[{index}]", strict=strict) for index, each in enumerate(value))
 
 
-def _part(value: Any, path: str) -> str:
+def _part(value: Any, path: str, *, strict: bool) -> str:
     part = read_object(value, path, 'an object of type "text"')
     kind = part.get("type")
-    if kind != "text":
+    field = "text" if kind == "text" else None
+    if not strict and isinstance(kind, str):
+        field = _TEXT_PARTS.get(kind)
+    if field is None:
         raise UsageError(
             f"{path}: parts of type {shown(kind)} are not supported; only text is",
             field=f"{path}.type",
             got=shown(kind),
             needed="text",
         )
-    require_known(part, {"type", "text"}, path)
-    text = part.get("text")
+    if strict:
+        require_known(part, {"type", "text"}, path)
+    text = part.get(field)
     if not isinstance(text, str):
-        raise refusal(f"{path}.text", text, "a text")
+        raise refusal(f"{path}.{field}", text, "a text")
     return text

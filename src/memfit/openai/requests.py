@@ -6,23 +6,22 @@ Strict: what memfit cannot honour is refused by name, so that no answer silently
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 from memfit.engines.requests import Request, Sampling
-from memfit.errors import UsageError, WrongValueError
-from memfit.openai.fields import read_integer, read_number, read_object, require_harmless, require_known
+from memfit.errors import UsageError
+from memfit.openai.fields import require_harmless
 from memfit.openai.messages import read_messages, read_prompt
-from memfit.strict_json import refusal
+from memfit.openai.sampling import BASIC, read_sampling
+from memfit.openai.schemas import read_response_format
 
 __all__ = ["QUESTIONS", "Form", "read_request"]
 
 Form = Literal["chat", "completion"]
 QUESTIONS: dict[Form, str] = {"chat": "messages", "completion": "prompt"}  # the field that has what is asked
 
-_INTEGERS = ("max_tokens", "top_k", "seed")
-_NUMBERS = ("temperature", "top_p", "min_p", "repeat_penalty")
-_OWN = {"messages", "prompt", "stop", "response_format", "max_completion_tokens", *_INTEGERS, *_NUMBERS}
+_SPELLINGS = {"max_completion_tokens": "max_tokens"}
+_OWN = {"messages", "prompt", "response_format", *_SPELLINGS, *BASIC}
 # Accounting and caching of a paid service: nothing that an answer depends on.
 _MEANINGLESS = {
     *("model", "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"),
@@ -63,9 +62,9 @@ def read_request(
         if name not in _OWN and name not in _MEANINGLESS:
             require_harmless(prefix, name, value, _HARMLESS)
     fields = {name: value for name, value in body.items() if value is not None}
-    sampling = _sampling(fields, prefix, defaults)
+    sampling = read_sampling(body, defaults, prefix=prefix, known=BASIC, spellings=_SPELLINGS)
     if "response_format" in fields:
-        schema = _schema(fields["response_format"], f"{prefix}response_format")
+        schema = read_response_format(fields["response_format"], f"{prefix}response_format")
     wanted = QUESTIONS[form]
     for name in QUESTIONS.values():
         if name in fields and name != wanted:
@@ -76,50 +75,3 @@ def read_request(
         messages = read_messages(asked, path)
         return Request(number=number, messages=messages, sampling=sampling, schema=schema)
     return Request(number=number, prompt=read_prompt(asked, path), sampling=sampling, schema=schema)
-
-
-def _sampling(fields: Mapping[str, Any], prefix: str, defaults: Sampling) -> Sampling:
-    given: dict[str, Any] = {}
-    for names, read in ((_INTEGERS, read_integer), (_NUMBERS, read_number)):
-        given |= {name: read(fields[name], prefix + name) for name in names if name in fields}
-    spelled = {}
-    if "max_completion_tokens" in fields:
-        path = f"{prefix}max_tokens"
-        if "max_tokens" in fields:
-            raise UsageError(f"{path} and max_completion_tokens are the same; give one of them", field=path)
-        spelled["max_tokens"] = name = "max_completion_tokens"
-        given["max_tokens"] = read_integer(fields[name], prefix + name)
-    if "stop" in fields:
-        given["stop"] = _stop(fields["stop"], f"{prefix}stop")
-    try:
-        return replace(defaults, **given)
-    except WrongValueError as error:
-        raise error.as_field(prefix + spelled.get(error.name, error.name)) from None
-
-
-def _stop(value: Any, path: str) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise refusal(path, value, "a text that is not empty, or a list of such texts")
-    return tuple(texts)
-
-
-def _schema(value: Any, path: str) -> Mapping[str, Any] | None:
-    """The JSON schema that a response_format asks for; None for text."""
-    wanted = read_object(value, path)
-    kind = wanted.get("type")
-    if kind in ("text", "json_object"):
-        require_known(wanted, {"type"}, path)
-        return {"type": "object"} if kind == "json_object" else None
-    if kind != "json_schema":
-        raise refusal(f"{path}.type", kind, "text, json_object or json_schema")
-    require_known(wanted, {"type", "json_schema"}, path)
-    path += ".json_schema"
-    described = read_object(wanted.get("json_schema"), path, "an object with a schema")
-    require_known(described, {"name", "description", "strict", "schema"}, path)
-    path += ".schema"
-    schema = read_object(described.get("schema"), path)
-    from memfit.engines.json_schema import check_schema  # where one is asked for
-
-    check_schema(schema, path)
-    return schema
