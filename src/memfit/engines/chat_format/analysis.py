@@ -1,10 +1,12 @@
-"""A template's format: a declared one where its source holds that family's markers, else by comparing renderings."""
+"""A template's format: declared where its source holds a family's markers, else found from renderings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
+from memfit.engines.chat_format.families import FAMILIES, family_of
 from memfit.engines.chat_format.form import ChatFormat
 
 __all__ = ["Render", "analyse_template"]
@@ -15,4 +17,5 @@ Render: TypeAlias = Callable[..., str]
 
 def analyse_template(render: Render, template: str) -> ChatFormat:
     """The format of what a model with this template writes; a template that shows nothing: plain text."""
-    return ChatFormat()
+    name = family_of(template)
+    return ChatFormat() if name is None else replace(FAMILIES[name].form, family=name)

@@ -68,17 +68,33 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 def render_chat(
-    template: str, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, str]
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    special_tokens: Mapping[str, str],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """The prompt for `messages` ({"role", "content"} each), ending where the assistant's turn begins.
+
+    `tools` are a request's, as OpenAI's API sends them. `options` are what a template takes besides
+    (`enable_thinking`); they cannot replace the rest.
 
     Raises:
         UsageError: the template refuses these messages.
         ModelError: it is broken, or was stopped.
     """
+    variables = {
+        **(options or {}),
+        **special_tokens,
+        "messages": list(messages),
+        "add_generation_prompt": add_generation_prompt,
+        "tools": None if tools is None else list(tools),
+    }
     try:
         with _memory_limit(), _time_limit():
-            return _generate(_compiled(template), messages, special_tokens)
+            return _generate(_compiled(template), variables)
     except _Timeout:
         problem = f"was stopped after {_SECONDS_LIMIT:g} s"
     except MemoryError:
@@ -109,14 +125,10 @@ def _compiled(template: str) -> Template:
     return environment.from_string(template)
 
 
-def _generate(
-    template: Template, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, str]
-) -> str:
+def _generate(template: Template, variables: Mapping[str, Any]) -> str:
     pieces: list[str] = []
     size = 0
-    for piece in template.generate(
-        messages=list(messages), add_generation_prompt=True, tools=None, **special_tokens
-    ):
+    for piece in template.generate(variables):
         size += len(piece)
         if size > _OUTPUT_LIMIT:
             raise SecurityError(f"its output passes {_OUTPUT_LIMIT} characters")
