@@ -177,7 +177,7 @@ def _judge(show: str) -> None:
         counts = table.setdefault(fixture.family, Counter())
         counts[status] += 1
         counts["raised"] += any("exception" in one for one in streams.values())
-        counts["lost"] += bool(lost := _lost(fixture, whole))
+        counts["lost"] += bool(lost := _lost(fixture, whole, form.markers))
         if lost or status in ("fail", "error") or show == fixture.id:
             problem = next((row for row in rows if row.status.value == status), None)
             print(f"{status:9} {fixture.id}  {'LOST ' + ' '.join(lost) if lost else ''}")
@@ -187,7 +187,7 @@ def _judge(show: str) -> None:
     _print_table(table)
 
 
-def _lost(fixture: Any, parsed: Mapping[str, Any]) -> list[str]:
+def _lost(fixture: Any, parsed: Mapping[str, Any], markers: Sequence[str]) -> list[str]:
     """Words that came out nowhere: of the expected result, or of a raw output that holds no call."""
     if "exception" in parsed:
         return []
@@ -196,19 +196,17 @@ def _lost(fixture: Any, parsed: Mapping[str, Any]) -> list[str]:
         texts += [call["name"], *_strings(json.loads(call["arguments_raw"]))]
     found = Counter(_words(texts))
     if fixture.expected is None:
-        return list((Counter(_words([_without_markers(fixture)])) - found).keys())
+        return list((Counter(_words([_without_markers(fixture, markers)])) - found).keys())
     wanted = [fixture.expected.content or "", fixture.expected.reasoning_content or ""]
     for call in fixture.expected.tool_calls:
         wanted += [call.name, *_strings(call.arguments)]
     return list((Counter(_words(wanted)) - found).keys())
 
 
-def _without_markers(fixture: Any) -> str:
-    from canitoolcall.runner import family_for
-
+def _without_markers(fixture: Any, markers: Sequence[str]) -> str:
     # The headers of gpt-oss's messages are markers as well.
     text = re.sub(r"<\|channel\|>[\w= ]*(?=<\|)|<\|start\|>assistant", " ", fixture.raw_output)
-    for marker in sorted(family_for(fixture).markers, key=len, reverse=True):
+    for marker in markers:
         text = text.replace(marker, " ")
     return text
 

@@ -3,6 +3,8 @@
 A row is found by what a template's source holds. Nothing here looks at a model's name.
 """
 
+# ruff: noqa: RUF001 - DeepSeek writes its markers with these letters
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -91,6 +93,20 @@ _KIMI_K3 = CallSyntax(
     value_start="<|sep|>",
     value_end="<|close|>argument<|sep|>",
     entities=True,
+)
+_LFM = CallSyntax(kind="pythonic", section_start="<|tool_call_start|>", section_end="<|tool_call_end|>")
+_LFM_JSON = CallSyntax(
+    kind="json", section_start="<|tool_call_start|>", section_end="<|tool_call_end|>", array=True
+)
+_GRANITE = CallSyntax(kind="json", section_start="<|tool_call|>", array=True)
+_COMMAND = CallSyntax(
+    kind="json",
+    section_start="<|START_ACTION|>",
+    section_end="<|END_ACTION|>",
+    name_key="tool_name",
+    arguments_key="parameters",
+    id_key="tool_call_id",
+    array=True,
 )
 _HARMONY = CallSyntax(
     kind="harmony",
@@ -203,9 +219,22 @@ FAMILIES: dict[str, Family] = {
         lacks=("<tool_call>", "<function="),
         form=_form(_LLAMA_JSON),
     ),
-    "hermes": Family(
-        holds=("<tool_call>", "</tool_call>", '"arguments": '), form=_form(_HERMES, reasoning=_THINK)
+    "lfm-2": Family(holds=("<|tool_call_start|>",), form=_form(_LFM, _LFM_JSON, reasoning=_THINK)),
+    "granite-3": Family(
+        holds=("<|tool_call|>", "<response>"),
+        form=_form(_GRANITE, reasoning=_THINK, dropped=("<response>", "</response>")),
     ),
+    "command-r7b": Family(
+        holds=("<|START_ACTION|>", "<|START_RESPONSE|>"),
+        form=_form(
+            _COMMAND,
+            reasoning=ReasoningSyntax(
+                start="<|START_THINKING|>", end="<|END_THINKING|>", closed_by=("<|START_ACTION|>",)
+            ),
+            dropped=("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+        ),
+    ),
+    "hermes": Family(holds=("<tool_call>", "</tool_call>"), form=_form(_HERMES, reasoning=_THINK)),
 }
 
 

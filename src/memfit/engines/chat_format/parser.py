@@ -98,8 +98,6 @@ class FormatParser:
 
     def _answer(self, in_reasoning: bool) -> Steps[None]:
         reasoning = self._form.reasoning
-        if not self._openers and not self._form.dropped and reasoning is None:
-            yield from self._all_text()
         marker = (yield from self._think("")) if in_reasoning and reasoning is not None else None
         while marker is not None or (marker := (yield from self._text())) is not None:
             if reasoning is not None and marker == reasoning.start:
@@ -126,6 +124,9 @@ class FormatParser:
         starts = (self._form.reasoning.start,) if self._form.reasoning is not None else ()
         bare = tuple("[{") if any(syntax.bare for syntax in self._syntaxes) else ()
         markers = tuple(one for one in (*self._openers, *self._form.dropped, *starts, *bare) if one)
+        if not markers:
+            yield from self._all_text()
+            return None
         while True:
             marker = yield from self._pass(self._content, markers)
             if marker is None or marker not in bare:
@@ -232,7 +233,8 @@ class FormatParser:
     def _fail(self, what: str) -> None:
         """What was held is no call, but text."""
         text = self._window.forget()
-        if text.strip() in self._form.markers:  # cut right after it: nothing but a marker is lost
+        last = self._window.ended and self._window.at == len(self._window.text)
+        if last and text.strip() in self._form.markers:  # cut right after a marker: it goes, as all do
             text = ""
         else:
             self.warning = (
