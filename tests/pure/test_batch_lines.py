@@ -234,8 +234,8 @@ def test_response_formats() -> None:
             "enforced; leave it out and check the answer",
         ),
         (
-            {"response_format": {"type": "json_object", "schema": {}}},
-            "body.response_format.schema is not a field that memfit knows",
+            {"response_format": {"type": "json_object", "scheme": {}}},
+            "body.response_format.scheme is not a field that memfit knows",
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},

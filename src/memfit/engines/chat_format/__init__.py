@@ -1,4 +1,4 @@
-"""How a model writes its reasoning and its calls: found from its chat template, read from its text, and forced."""
+"""How a model writes reasoning and calls of tools: found from its template, read from its text, forced."""
 
 from memfit.engines.chat_format.analysis import analyse_template
 from memfit.engines.chat_format.form import ChatFormat

@@ -78,21 +78,22 @@ def render_chat(
 ) -> str:
     """The prompt for `messages` ({"role", "content"} each), ending where the assistant's turn begins.
 
-    `tools` are in OpenAI's form; `options` are further variables of the template's own.
+    `tools` are a request's, as OpenAI's API sends them. `options` are what a template takes besides
+    (`enable_thinking`); they cannot replace the rest.
 
     Raises:
         UsageError: the template refuses these messages.
         ModelError: it is broken, or was stopped.
     """
+    variables = {
+        **(options or {}),
+        **special_tokens,
+        "messages": list(messages),
+        "add_generation_prompt": add_generation_prompt,
+        "tools": None if tools is None else list(tools),
+    }
     try:
         with _memory_limit(), _time_limit():
-            variables = {
-                **(options or {}),
-                **special_tokens,
-                "messages": list(messages),
-                "tools": list(tools) if tools else None,
-                "add_generation_prompt": add_generation_prompt,
-            }
             return _generate(_compiled(template), variables)
     except _Timeout:
         problem = f"was stopped after {_SECONDS_LIMIT:g} s"
