@@ -16,7 +16,7 @@ from memfit.openai.ask import Ask
 from memfit.openai.llama_answers import llama_body
 from memfit.openai.logprobs import chat_logprobs
 from memfit.openai.responses import error_object
-from memfit.openai.timings import progress_object, progress_timings, timings
+from memfit.openai.timings import progress_timings, prompt_progress, timings
 
 __all__ = ["DONE", "FINGERPRINT", "ChatWriter", "usage_object"]
 
@@ -44,7 +44,7 @@ class ChatWriter:
     def progress(self, choice: int, progress: Progress) -> Iterable[Frame]:
         frame = self._chunk(choice, {})
         assert isinstance(frame.data, dict)
-        frame.data["prompt_progress"] = progress_object(progress)
+        frame.data["prompt_progress"] = prompt_progress(progress)
         if self._ask.tells_timings:
             frame.data["timings"] = progress_timings(progress)
         yield frame

@@ -16,7 +16,7 @@ from memfit.openai.chat_writer import DONE, FINGERPRINT, usage_object
 from memfit.openai.llama_answers import llama_body
 from memfit.openai.logprobs import completion_logprobs
 from memfit.openai.responses import error_object
-from memfit.openai.timings import progress_object, timings
+from memfit.openai.timings import prompt_progress, timings
 
 __all__ = ["CompletionWriter"]
 
@@ -41,7 +41,7 @@ class CompletionWriter:
 
     def progress(self, choice: int, progress: Progress) -> Iterable[Frame]:
         frame = self._chunk(choice, "", ())
-        yield Frame(data={**frame, "prompt_progress": progress_object(progress)})
+        yield Frame(data={**frame, "prompt_progress": prompt_progress(progress)})
 
     def part(self, choice: int, part: Part, tokens: Sequence[ChosenToken]) -> Iterable[Frame]:
         assert isinstance(part, TextPart), "a completion is text alone"

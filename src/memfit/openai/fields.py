@@ -14,7 +14,17 @@ from typing import Any
 from memfit.errors import UsageError
 from memfit.strict_json import refusal, shown
 
-__all__ = ["field_name", "read_integer", "read_number", "read_object", "require_harmless", "require_known"]
+__all__ = [
+    "field_name",
+    "read_boolean",
+    "read_integer",
+    "read_list",
+    "read_number",
+    "read_object",
+    "read_text",
+    "require_harmless",
+    "require_known",
+]
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _LIMIT = 2**63
@@ -39,6 +49,24 @@ def read_number(value: Any, path: str) -> float:
 def read_object(value: Any, path: str, needed: str = "an object") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise refusal(path, value, needed)
+    return value
+
+
+def read_list(value: Any, path: str, needed: str = "a list") -> list[Any]:
+    if not isinstance(value, list):
+        raise refusal(path, value, needed)
+    return value
+
+
+def read_text(value: Any, path: str) -> str:
+    if not isinstance(value, str):
+        raise refusal(path, value, "a text")
+    return value
+
+
+def read_boolean(value: Any, path: str) -> bool:
+    if not isinstance(value, bool):
+        raise refusal(path, value, "true or false")
     return value
 
 

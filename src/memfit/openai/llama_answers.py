@@ -13,7 +13,7 @@ from memfit.openai.answers import Answer, Frame
 from memfit.openai.ask import Ask
 from memfit.openai.logprobs import llama_probabilities
 from memfit.openai.responses import error_object
-from memfit.openai.timings import progress_object, progress_timings, timings
+from memfit.openai.timings import progress_timings, prompt_progress, timings
 
 __all__ = ["LlamaWriter", "generation_settings", "llama_body"]
 
@@ -33,7 +33,7 @@ class LlamaWriter:
         return ()
 
     def progress(self, choice: int, progress: Progress) -> Iterable[Frame]:
-        data = {**self._piece(choice, "", ()), "prompt_progress": progress_object(progress)}
+        data = {**self._piece(choice, "", ()), "prompt_progress": prompt_progress(progress)}
         if self._ask.tells_timings:
             data["timings"] = progress_timings(progress)
         yield Frame(data=data)

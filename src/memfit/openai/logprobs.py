@@ -1,26 +1,39 @@
-"""Tokens with their probabilities, as OpenAI's chats and completions and llama-server write them."""
+"""Tokens with their probabilities, as OpenAI's APIs, Ollama's and llama-server's write them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from memfit.engines.requests import ChosenToken
 
-__all__ = ["LOWEST", "chat_logprobs", "completion_logprobs", "llama_probabilities"]
+__all__ = ["chat_logprobs", "completion_logprobs", "llama_probabilities", "token_logprobs"]
 
-LOWEST = -3.4028234663852886e38  # for -inf, which JSON has not
+_NEVER = -9999.0  # OpenAI's word for a token that could not have been chosen; JSON has no infinity
 
 
 def chat_logprobs(tokens: Sequence[ChosenToken]) -> dict[str, Any]:
-    return {"content": [_entry(one, "logprob", "top_logprobs") for one in tokens], "refusal": None}
+    return {"content": token_logprobs(tokens), "refusal": None}
 
 
-def llama_probabilities(tokens: Sequence[ChosenToken], *, after: bool) -> list[dict[str, Any]]:
-    """llama-server's: with ids, and `after` sampling as probabilities."""
+def token_logprobs(tokens: Iterable[ChosenToken]) -> list[dict[str, Any]]:
     return [
-        _entry(one, "prob", "top_probs") if after else _entry(one, "logprob", "top_logprobs")
+        {
+            **_token(one.piece, one.logprob),
+            "top_logprobs": [_token(piece, logprob) for _, piece, logprob in one.top],
+        }
+        for one in tokens
+    ]
+
+
+def llama_probabilities(tokens: Iterable[ChosenToken], *, after: bool) -> list[dict[str, Any]]:
+    """llama-server's: with ids, and where they are of what is left `after` sampling no logarithms."""
+    return [
+        {
+            **_numbered(one.token, one.piece, one.logprob, after=after),
+            "top_probs" if after else "top_logprobs": [_numbered(*each, after=after) for each in one.top],
+        }
         for one in tokens
     ]
 
@@ -33,33 +46,30 @@ def completion_logprobs(tokens: Sequence[ChosenToken], *, offset: int) -> dict[s
         offsets.append(offsets[-1] + len(text))
     return {
         "tokens": texts,
-        "token_logprobs": [None if one.logprob is None else _finite(one.logprob) for one in tokens],
+        "token_logprobs": [None if one.logprob is None else max(one.logprob, _NEVER) for one in tokens],
         "top_logprobs": [
             None
             if one.logprob is None
-            else {_text(piece): _finite(logprob) for _, piece, logprob in reversed(one.top)}
+            else {_text(piece): max(logprob, _NEVER) for _, piece, logprob in reversed(one.top)}
             for one in tokens
         ],
         "text_offset": offsets[:-1],
     }
 
 
-def _entry(chosen: ChosenToken, value: str, top: str) -> dict[str, Any]:
-    assert chosen.logprob is not None, "probabilities were asked for"
+def _numbered(token: int, piece: bytes, logprob: float | None, *, after: bool) -> dict[str, Any]:
+    found = {"id": token, **_token(piece, logprob)}
+    return {**found, "prob": math.exp(found.pop("logprob"))} if after else found
+
+
+def _token(piece: bytes, logprob: float | None) -> dict[str, Any]:
+    """A token may be a part of a character: `bytes` has what it is."""
     return {
-        **_token(chosen.token, chosen.piece, chosen.logprob, value),
-        top: [_token(token, piece, logprob, value) for token, piece, logprob in chosen.top],
+        "token": _text(piece),
+        "logprob": _NEVER if logprob is None else max(logprob, _NEVER),
+        "bytes": list(piece),
     }
-
-
-def _token(token: int, piece: bytes, logprob: float, value: str) -> dict[str, Any]:
-    chance = math.exp(logprob) if value == "prob" else _finite(logprob)
-    return {"id": token, "token": _text(piece), "bytes": list(piece), value: chance}
 
 
 def _text(piece: bytes) -> str:
     return piece.decode("utf-8", errors="replace")
-
-
-def _finite(logprob: float) -> float:
-    return logprob if math.isfinite(logprob) else LOWEST

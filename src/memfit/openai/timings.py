@@ -8,7 +8,7 @@ from typing import Any
 from memfit.engines.requests import Progress, Speed
 from memfit.openai.answers import Answer
 
-__all__ = ["progress_object", "progress_timings", "timings"]
+__all__ = ["progress_timings", "prompt_progress", "running_timings", "timings"]
 
 
 def timings(answer: Answer) -> dict[str, Any]:
@@ -23,23 +23,27 @@ def timings(answer: Answer) -> dict[str, Any]:
     }
 
 
-def progress_object(progress: Progress) -> dict[str, Any]:
+def running_timings(speed: Speed, cached_tokens: int) -> dict[str, Any]:
+    """Of an answer that is still being written."""
     return {
-        "total": progress.total,
-        "cache": progress.shared,
-        "processed": progress.processed,
-        "time_ms": 1000 * progress.seconds,
+        "cache_n": cached_tokens,
+        **_part("prompt", speed.prompt_tokens, speed.prompt_seconds, speed.prompt_tokens),
+        **_part("predicted", speed.generated_tokens, speed.generation_seconds, speed.generated_tokens),
     }
 
 
 def progress_timings(progress: Progress) -> dict[str, Any]:
-    """The timings so far, before there is an answer."""
+    """Before there is an answer."""
     computed = progress.processed - progress.shared
-    none = Speed()
+    return running_timings(Speed(prompt_tokens=computed, prompt_seconds=progress.seconds), progress.shared)
+
+
+def prompt_progress(progress: Progress) -> dict[str, Any]:
     return {
-        "cache_n": progress.shared,
-        **_part("prompt", computed, progress.seconds, computed),
-        **_part("predicted", 0, none.generation_seconds, 0),
+        "total": progress.total,
+        "cache": progress.shared,
+        "processed": progress.processed,
+        "time_ms": round(1000 * progress.seconds),
     }
 
 

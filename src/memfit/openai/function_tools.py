@@ -1,0 +1,60 @@
+"""Functions that a model may call, as APIs beside OpenAI's chat write them: flat → in that chat's form.
+
+Knows no API: who reads says what types they have, and where their parameters lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from memfit.errors import UsageError
+from memfit.openai.fields import read_list, read_object, read_text
+from memfit.strict_json import refusal, shown
+
+__all__ = ["read_functions", "require_function"]
+
+
+def read_functions(
+    value: Any, path: str, *, types: Collection[str | None], parameters: str
+) -> tuple[Mapping[str, Any], ...]:
+    """Each is an object with a name, a description and `parameters`. Null: there are none.
+
+    Raises:
+        UsageError: names a tool of another type: the service behind the API runs it, and nothing here does.
+    """
+    tools = read_list([] if value is None else value, path, "a list of tools")
+    return tuple(
+        _function(each, f"{path}[{index}]", types=types, parameters=parameters)
+        for index, each in enumerate(tools)
+    )
+
+
+def _function(value: Any, path: str, *, types: Collection[str | None], parameters: str) -> dict[str, Any]:
+    tool = read_object(value, path)
+    kind = tool.get("type")
+    if kind not in types:
+        needed = " or ".join(filter(None, types))
+        raise UsageError(
+            f"{path}.type: tools of type {shown(kind)} are not supported, only {needed}",
+            field=f"{path}.type",
+            got=shown(kind),
+            needed=needed,
+        )
+    name = tool.get("name")
+    if not isinstance(name, str) or not name:
+        raise refusal(f"{path}.name", name, "a function's name")
+    function = {"name": name}
+    if tool.get("description") is not None:
+        function["description"] = read_text(tool["description"], f"{path}.description")
+    given = tool.get(parameters)
+    schema = read_object({"type": "object"} if given is None else given, f"{path}.{parameters}")
+    return {"type": "function", "function": {**function, "parameters": schema}}
+
+
+def require_function(name: Any, tools: Sequence[Mapping[str, Any]], path: str) -> str:
+    """The name of a function that must be called, which has to be among the tools."""
+    names = [tool["function"]["name"] for tool in tools]
+    if name not in names:
+        raise refusal(path, name, f"one of the tools: {', '.join(names) or 'there are none'}")
+    return str(name)
