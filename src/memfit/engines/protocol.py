@@ -43,6 +43,8 @@ class LoadOptions:
     hard_cap: bool = False  # the kernel keeps the RAM budget: memory/hard_cap.py
     on_progress: Callable[[float], None] | None = None  # hears the share that is loaded
     verbose: bool = False  # the engine's log goes to stderr
+    chat_template: str | None = None  # instead of the model's own
+    finds_format: bool = False  # find out how the model writes reasoning and calls
 
 
 class Planner(Protocol):

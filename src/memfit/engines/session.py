@@ -33,6 +33,7 @@ from memfit.planner.plan import Plan
 
 if TYPE_CHECKING:
     from memfit.engines.report import Report
+    from memfit.engines.served import Served
 
 __all__ = ["RequestStream", "Session", "StreamEvent"]
 
@@ -68,6 +69,7 @@ class Session(Protocol):
 
     plan: Plan
     has_chat_template: bool
+    served: Served
 
     @abstractmethod
     def open(self, *, expected_tokens: float = 0) -> RequestStream:

@@ -16,6 +16,7 @@ from memfit.engines.protocol import LoadOptions
 from memfit.engines.report import CapReport, ModelBytes, Report, TierReport
 from memfit.engines.request_stream import WorkerStream
 from memfit.engines.requests import Request, Speed, Status
+from memfit.engines.served import Served
 from memfit.engines.session import Session
 from memfit.errors import DoesNotFitError, InterruptedByUser, ModelError, WorkerDiedError
 from memfit.hardware.nvidia import GpuBytes
@@ -54,6 +55,7 @@ class WorkerSession(Closing, Session):
         count_parent = options.count_parent
         self.require_loadable(plan)
         self.plan = plan
+        self._options = options
         self._stream: WorkerStream | None = None  # the newest
         self._speed = Speed()
         # The worker watches itself, and a group counts what is allocated in it: not what we hold already.
@@ -118,6 +120,7 @@ class WorkerSession(Closing, Session):
         self._meter.settle()
         self._loaded = reply
         self.has_chat_template: bool = reply["has_chat_template"]
+        self.served = Served.from_json(reply.get("served"))
 
     def open(self, *, expected_tokens: float = 0) -> WorkerStream:
         def keep(speed: Speed) -> None:

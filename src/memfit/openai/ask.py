@@ -51,6 +51,11 @@ class Ask:
         return () if self.tool_choice == NONE else self.template.tools
 
     @property
+    def offered(self) -> TemplateOptions:
+        """What the template is given: of the tools those that may be called."""
+        return replace(self.template, tools=self.tools)
+
+    @property
     def choices(self) -> int:
         return self.n * (len(self.prompts) or 1)
 

@@ -109,6 +109,8 @@ class LlamaSession(WorkerSession):
             "config": config.to_json(),
             "more_bytes": tier.kv_cache_bytes + tier.compute_bytes,
             "tensors": [asdict(one) for one in read_by_us],
+            "chat_template": self._options.chat_template,
+            "finds_format": self._options.finds_format,
         }
 
     def _doubt(self) -> None:

@@ -445,6 +445,19 @@ class LlamaModel:
         """Those that end an answer."""
         return list(filter(self.is_end, range(self.vocabulary_size)))
 
+    def is_control(self, text: str) -> bool:
+        """Whether a text is one token, and that a control token."""
+        tokens = self.tokenize(text, add_special=False)
+        return len(tokens) == 1 and bool(self._api.llama_vocab_is_control(self.vocabulary, tokens[0]))
+
+    @property
+    def fill_tokens(self) -> list[int]:
+        """Those before a prefix, before a suffix and before what is filled in; none where one is missing."""
+        api, vocabulary = self._api, self.vocabulary
+        kinds = (api.llama_vocab_fim_pre, api.llama_vocab_fim_suf, api.llama_vocab_fim_mid)
+        tokens = [kind(vocabulary) for kind in kinds]
+        return tokens if min(tokens) >= 0 else []
+
     def chat_template(self) -> str | None:
         """The template that was given instead of the model's, or the one in its metadata, or None."""
         if self.own_template is not None:

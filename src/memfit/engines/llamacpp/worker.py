@@ -27,6 +27,7 @@ from memfit.engines.llamacpp.model import LlamaModel
 from memfit.engines.llamacpp.prompt import prompt_tokens
 from memfit.engines.llamacpp.request_loop import RequestLoop
 from memfit.engines.llamacpp.sampling import Sampler
+from memfit.engines.llamacpp.serving import find_served
 from memfit.engines.requests import Request, Sampling
 from memfit.errors import MemfitError
 from memfit.hardware.cpu_use import CpuMeter
@@ -160,6 +161,8 @@ class LlamaCommands:
         limit_bytes: int | None,
         more_bytes: int,
         tensors: Sequence[dict[str, Any]] = (),
+        chat_template: str | None = None,
+        finds_format: bool = False,
     ) -> dict[str, Any]:
         """Load for real; `more_bytes` is what the context will add to the weights, `tensors` are the file's
         where the weights are ours to read."""
@@ -176,6 +179,7 @@ class LlamaCommands:
             limit_bytes=limit_bytes,
             on_progress=lambda fraction: self.channel.send("progress", fraction=fraction),
             on_vocabulary=partial(self._begin_grammars, wanted),
+            own_template=chat_template,
         )
         importing.join()
         if wanted.grammar_bytes:
@@ -192,6 +196,7 @@ class LlamaCommands:
             "has_chat_template": self.model.chat_template() is not None,
             "locked_bytes": self.model.locked_bytes,
             "vocabulary": self.model.vocabulary_size,
+            "served": find_served(self.model).to_json() if finds_format else None,
         }
 
     def open(self, expected: float) -> dict[str, Any]:

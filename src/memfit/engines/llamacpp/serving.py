@@ -1,0 +1,48 @@
+"""What a server has to know of a loaded model: its format, its end, its template. In the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memfit.engines.chat_format import ChatFormat, analyse_template
+from memfit.engines.llamacpp.model import LlamaModel
+from memfit.engines.llamacpp.template import render_chat
+from memfit.engines.served import Served
+
+__all__ = ["find_served"]
+
+
+def find_served(model: LlamaModel) -> Served:
+    template, special = model.chat_template(), model.special_tokens()
+    form = ChatFormat()
+    if template is not None:
+        text = template
+
+        def render(
+            messages: Sequence[Mapping[str, Any]],
+            tools: Sequence[Mapping[str, Any]] | None = None,
+            add_generation_prompt: bool = True,
+            **values: Any,
+        ) -> str:
+            return render_chat(
+                text,
+                messages,
+                special,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                options=values,
+            )
+
+        form = analyse_template(render, template)
+    return Served(
+        form=form,
+        control_markers=tuple(one for one in form.markers if model.is_control(one)),
+        sequence_tokens=model.sequence_tokens,
+        trained_tokens=model.trained_tokens,
+        template=template,
+        bos=special["bos_token"],
+        eos=special["eos_token"],
+        end_tokens=tuple(model.end_tokens),
+        fill_tokens=tuple(model.fill_tokens),
+    )

@@ -1,0 +1,42 @@
+"""What those who serve a model have to know of it, as its worker found it out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from memfit.engines.chat_format import ChatFormat
+
+__all__ = ["Served"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """One loaded model. As it is by itself: nobody asked."""
+
+    form: ChatFormat = field(default_factory=ChatFormat)  # how it writes reasoning and calls
+    control_markers: tuple[str, ...] = ()  # of the form's markers, those that are single control tokens
+    sequence_tokens: int = 0  # that one sequence can have
+    trained_tokens: int = 0
+    template: str | None = None
+    bos: str = ""
+    eos: str = ""
+    end_tokens: tuple[int, ...] = ()  # those that end an answer
+    fill_tokens: tuple[int, ...] = ()  # before a prefix, before a suffix, before what is filled in
+
+    @property
+    def fills_in(self) -> bool:
+        return bool(self.fill_tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "form": self.form.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | None) -> Served:
+        if values is None:
+            return cls()
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**{**given, "form": ChatFormat.from_json(values["form"])})

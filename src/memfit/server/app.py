@@ -1,0 +1,67 @@
+"""The server's application: all paths over one loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from memfit.engines.session import Session
+from memfit.planner.plan import Plan
+from memfit.server.anthropic_paths import anthropic_routes
+from memfit.server.failures import RefusedError
+from memfit.server.guard import Guard
+from memfit.server.host import ModelHost
+from memfit.server.llama_paths import LLAMA, llama_routes
+from memfit.server.openai_paths import openai_routes
+from memfit.server.own_paths import own_routes
+from memfit.server.service import Service, failure
+from memfit.server.settings import Settings
+
+__all__ = ["make_app"]
+
+
+def make_app(
+    plan: Plan, load: Callable[[], Session], settings: Settings, say: Callable[[str], None]
+) -> Starlette:
+    """An ASGI application that loads the model when it starts, by `load`, and again where its worker dies."""
+    service = Service(plan=plan, settings=settings, say=say)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.begin(ModelHost(load, say))
+        try:
+            yield
+        finally:
+            await service.host.close()
+
+    routes = [
+        *own_routes(service),
+        *llama_routes(service),
+        *openai_routes(service),
+        *anthropic_routes(service),
+    ]
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=[Middleware(Guard, settings=settings)],
+        exception_handlers={HTTPException: _refused, Exception: _fault},
+    )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """A path or a method that is not here."""
+    assert isinstance(error, HTTPException)
+    kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+    said = f"{request.method} {request.url.path[:200]} is not here"
+    return failure(RefusedError(error.status_code, kind, said), LLAMA)
+
+
+async def _fault(_: Request, error: Exception) -> Response:
+    said = f"a fault in memfit itself: {type(error).__name__}"
+    return failure(RefusedError(500, "server_error", said), LLAMA)

@@ -1,0 +1,113 @@
+"""What is counted for /metrics, in Prometheus' text form: llama-server's names, and times that it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from memfit.engines.requests import Status, StreamTotals
+from memfit.openai.answers import Answer
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+# llama-server's, of prompts and answers: the sums beneath, and what is told of them.
+_COUNTERS = {
+    "prompt_tokens_total": "Prompt tokens computed.",
+    "prompt_tokens_cached_total": "Prompt tokens that the KV cache held.",
+    "prompt_seconds_total": "Seconds of computing prompts.",
+    "tokens_predicted_total": "Tokens generated.",
+    "tokens_predicted_seconds_total": "Seconds of generating.",
+}
+_NOTHING_DRAFTED = {
+    f"spec_decode_num_{name}_total": f"{what} (none: nothing is drafted)."
+    for name, what in (
+        ("draft_tokens", "Tokens drafted"),
+        ("accepted_tokens", "Drafted tokens that were accepted"),
+        ("drafts", "Drafts"),
+    )
+}
+
+
+class Metrics(Collector):
+    """One server's. `status` and `totals` are asked whenever it is read."""
+
+    def __init__(self, status: Callable[[], Status], totals: Callable[[], StreamTotals]) -> None:
+        self._status, self._totals = status, totals
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        self._sums = dict.fromkeys(_COUNTERS, 0.0)
+        self._timed_prompt = self._timed_predicted = 0
+        self._longest = 0  # tokens of prompt and answer
+        registry = self._registry
+        self.requests = Counter(
+            "memfit_requests", "Calls answered, by status.", ["status"], registry=registry
+        )
+        self.restarts = Gauge("memfit_worker_restarts", "Workers that were started again.", registry=registry)
+        self.first_token = Histogram(
+            "memfit_time_to_first_token_seconds",
+            "Until the first word of an answer.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def count(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            usage, speed = answer.usage, answer.speed
+            for name, value in (
+                ("prompt_tokens_total", usage.prompt_tokens - usage.cached_tokens),
+                ("prompt_tokens_cached_total", usage.cached_tokens),
+                ("prompt_seconds_total", speed.prompt_seconds),
+                ("tokens_predicted_total", usage.completion_tokens),
+                ("tokens_predicted_seconds_total", speed.generation_seconds),
+            ):
+                self._sums[name] += value
+            self._timed_prompt += speed.prompt_tokens
+            self._timed_predicted += speed.generated_tokens
+            self._longest = max(self._longest, usage.prompt_tokens + usage.completion_tokens)
+
+    def count_prompt(self, tokens: int) -> None:
+        """Of a text that was embedded."""
+        self._sums["prompt_tokens_total"] += tokens
+        self._longest = max(self._longest, tokens)
+
+    def text(self) -> bytes:
+        # A counter that does not end in _total, which the library's text form knows none of.
+        name = "llamacpp:n_tokens_max"
+        head = f"# HELP {name} The longest sequence, in tokens.\n# TYPE {name} counter\n"
+        longest = f"{head}{name} {self._longest}\n"
+        return generate_latest(self._registry) + longest.encode()
+
+    def collect(self) -> Iterable[Metric]:
+        status, totals, sums = self._status(), self._totals(), self._sums
+        for name, what in _COUNTERS.items():
+            yield _metric(name, what, sums[name])
+        for name, what in _NOTHING_DRAFTED.items():
+            yield _metric(name, what, 0)
+        yield _metric("n_decode_total", "Passes of the model.", totals.passes)
+        prompt = self._timed_prompt / (sums["prompt_seconds_total"] or 1)
+        predicted = self._timed_predicted / (sums["tokens_predicted_seconds_total"] or 1)
+        for name, what, value in (
+            ("prompt_tokens_seconds", "Prompt tokens computed a second, of each answer.", prompt),
+            ("predicted_tokens_seconds", "Tokens generated a second, of each answer.", predicted),
+            ("requests_processing", "Requests that run.", status.running),
+            ("requests_deferred", "Requests that wait.", status.waiting),
+            ("n_busy_slots_per_decode", "Sequences a pass, on average.", _per_pass(totals)),
+            ("kv_cache_cells", "Cells of the KV cache in use.", status.cells_in_use),
+            ("held_bytes", "RAM that all of memfit's processes hold.", status.held_bytes),
+        ):
+            yield _metric(name, what, value)
+
+
+def _metric(name: str, what: str, value: float) -> Metric:
+    kind = "counter" if name.endswith("_total") else "gauge"
+    metric = Metric(f"llamacpp:{name.removesuffix('_total')}", what, kind)
+    metric.add_sample(f"llamacpp:{name}", {}, value)
+    return metric
+
+
+def _per_pass(totals: StreamTotals) -> float:
+    return (totals.prompt_tokens + totals.generated_tokens) / totals.passes if totals.passes else 0.0

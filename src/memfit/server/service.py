@@ -1,0 +1,264 @@
+"""How every path that asks the model is answered: read, let in, asked, written, streamed or whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from memfit.engines.requests import Request as ModelRequest
+from memfit.engines.served import Served
+from memfit.errors import MemfitError, UsageError
+from memfit.openai.answers import AnswerWriter, Frame
+from memfit.openai.ask import Ask
+from memfit.planner.plan import Plan
+from memfit.server.admission import Admission, Place
+from memfit.server.answering import Answering, describe
+from memfit.server.bodies import read_body
+from memfit.server.failures import BusyError, RefusedError, openai_error, status_of
+from memfit.server.host import ModelHost
+from memfit.server.metrics import Metrics
+from memfit.server.settings import Settings
+
+__all__ = ["OPENAI", "Dialect", "Service"]
+
+_PING_SECONDS = 10.0
+_PING = b": still computing\n\n"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """What an API's answers have in common."""
+
+    error: Callable[[MemfitError], Any] = openai_error
+    lines: bool = False  # streams are lines of JSON, not server-sent events
+
+
+OPENAI = Dialect()
+
+
+class Service:
+    """One server's parts, as its paths share them."""
+
+    host: ModelHost  # once the event loop runs
+
+    def __init__(self, *, plan: Plan, settings: Settings, say: Callable[[str], None]) -> None:
+        """`say` hears what is worth a line in the log."""
+        self.plan, self.settings, self.say = plan, settings, say
+        self.started = time.time()
+        self.admission = Admission(running=plan.parallel, queue=settings.limits.queue)
+        self.metrics = Metrics(lambda: self.host.status(), lambda: self.host.totals())
+
+    def begin(self, host: ModelHost) -> None:
+        self.host = host
+
+    @property
+    def served(self) -> Served:
+        session = self.host.session
+        return session.served if session else Served()
+
+    @property
+    def model(self) -> str:
+        """The name that answers have."""
+        return self.settings.names[0]
+
+    async def respond(
+        self,
+        request: Request,
+        read: Callable[[dict[str, Any]], Ask],
+        writer: Callable[[Mapping[str, Any], Ask], AnswerWriter],
+        dialect: Dialect = OPENAI,
+    ) -> Response:
+        """Answer one call of the model."""
+        place: Place | None = None
+        try:
+            body = await read_body(request, self.settings.limits)
+            ask = self._completed(read(body))
+            place = self.admission.enter(ask.choices)
+            writes = writer(body, ask)
+            answering = Answering(self.host, ask, self.served, self.say)
+            if not ask.stream:
+                with place:
+                    answers = await self._unless_left(request, answering.whole())
+                    self.metrics.count(answers)
+                    return json_response(writes.body(answers))
+            frames = answering.stream(writes)
+            first = await self._unless_left(request, _first(frames))
+        except MemfitError as error:
+            if place:
+                place.close()
+            return failure(error, dialect)
+        except BaseException:
+            if place:
+                place.close()
+            raise
+        stream = self._bytes(first, frames, place, answering, dialect)
+        media = "application/x-ndjson" if dialect.lines else "text/event-stream"
+        return StreamingResponse(stream, media_type=media, headers=_STREAM_HEADERS)
+
+    async def count(
+        self,
+        request: Request,
+        read: Callable[[dict[str, Any]], Ask],
+        written: Callable[[int], dict[str, Any]],
+        dialect: Dialect = OPENAI,
+    ) -> Response:
+        """How many tokens a call's prompt has."""
+        try:
+            prompt = await describe(
+                self.host, self.templated(read(await read_body(request, self.settings.limits)))
+            )
+        except MemfitError as error:
+            return failure(error, dialect)
+        return json_response(written(len(prompt.tokens)))
+
+    def filled_in(self, ask: Ask) -> Ask:
+        """With the text that is filled in between prefix and suffix, in the model's own tokens.
+
+        Raises:
+            UsageError: the model cannot.
+        """
+        if ask.suffix is None:
+            return ask
+        if not self.served.fills_in:
+            raise UsageError("this model has no tokens for filling in; leave the suffix out", field="suffix")
+        prompts = tuple(fill_in(one, ask.suffix, self.served.fill_tokens) for one in ask.prompts)
+        return replace(ask, prompts=prompts)
+
+    def with_ends(self, ask: Ask) -> Ask:
+        """Where the model's own end is ignored, with what that comes to, as llama-server tells it."""
+        if not ask.sampling.ignore_eos:
+            return ask
+        never = tuple((token, -inf) for token in self.served.end_tokens)
+        sampling = replace(ask.sampling, logit_bias=(*ask.sampling.logit_bias, *never))
+        return replace(ask, sampling=sampling)
+
+    def templated(self, ask: Ask) -> ModelRequest:
+        """What shows the prompt that a chat becomes."""
+        ask = self._completed(ask)
+        return replace(ask.requests()[0], template=ask.offered)
+
+    async def _bytes(
+        self,
+        first: Frame | None,
+        frames: AsyncGenerator[Frame],
+        place: Place,
+        answering: Answering,
+        dialect: Dialect,
+    ) -> AsyncIterator[bytes]:
+        encode = _line if dialect.lines else _event
+        with place:
+            async with aclosing(frames):
+                if first is not None:
+                    yield encode(first)
+                    async for frame in _with_pings(frames, pings=not dialect.lines):
+                        yield _PING if frame is None else encode(frame)
+            self.metrics.count(answering.answers)
+
+    def _completed(self, ask: Ask) -> Ask:
+        """With what this server adds to every call."""
+        settings, template = self.settings, ask.template
+        if settings.thinks is not None and "enable_thinking" not in template.values:
+            values = {"enable_thinking": settings.thinks, **template.values}
+            ask = replace(ask, template=replace(template, values=values))
+        return replace(
+            ask,
+            verbose=ask.verbose or settings.verbose,
+            parses_reasoning=ask.parses_reasoning and settings.parses_reasoning,
+        )
+
+    async def _unless_left(self, request: Request, work: Awaitable[_T]) -> _T:
+        """What comes of it, unless the client leaves or time is up; then it is cancelled."""
+        task = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(_leaving(request))
+        try:
+            await asyncio.wait(
+                (task, leaving),
+                timeout=self.settings.limits.call_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if task.done():
+                return task.result()
+            if leaving.done():
+                raise RefusedError(499, "invalid_request_error", "the client left")
+            raise RefusedError(504, "timeout_error", "the answer took too long")
+        finally:
+            leaving.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+
+
+def fill_in(prompt: str | tuple[int | str, ...], suffix: str, tokens: Sequence[int]) -> tuple[int | str, ...]:
+    """As models are trained: prefix, suffix, and then what lies between; `tokens` mark the three."""
+    before, after, between = tokens
+    texts = (prompt,) if isinstance(prompt, str) else prompt
+    return (before, *texts, after, suffix, between)
+
+
+def failure(error: MemfitError, dialect: Dialect = OPENAI) -> Response:
+    """The response to a call that failed."""
+    headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, BusyError) else {}
+    return json_response(dialect.error(error), status_of(error), headers)
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(_json(value), status, dict(headers or {}), "application/json")
+
+
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _event(frame: Frame) -> bytes:
+    data = frame.data.encode() if isinstance(frame.data, str) else _json(frame.data)
+    name = f"event: {frame.event}\n".encode() if frame.event else b""
+    return name + b"data: " + data + b"\n\n"
+
+
+def _line(frame: Frame) -> bytes:
+    return _json(frame.data) + b"\n"
+
+
+async def _first(frames: AsyncGenerator[Frame]) -> Frame | None:
+    return await anext(frames, None)
+
+
+async def _with_pings(frames: AsyncGenerator[Frame], *, pings: bool) -> AsyncIterator[Frame | None]:
+    """The frames, and None for each while that nothing came, until an answer flows."""
+    for _ in range(_UNTIL_IT_FLOWS if pings else 0):
+        task = asyncio.ensure_future(anext(frames, None))
+        try:
+            while not (await asyncio.wait((task,), timeout=_PING_SECONDS))[0]:
+                yield None
+        except BaseException:
+            task.cancel()
+            await asyncio.wait((task,))
+            raise
+        frame = task.result()
+        if frame is None:
+            return
+        yield frame
+    async for frame in frames:
+        yield frame
+
+
+_UNTIL_IT_FLOWS = 3  # frames: those that begin, and the first words
+
+
+async def _leaving(request: Request) -> None:
+    """Ends when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
