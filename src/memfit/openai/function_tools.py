@@ -22,12 +22,19 @@ def read_functions(
     Null: there are none.
 
     Raises:
-        UsageError: names a tool of another type: the service behind the API runs it, and nothing here does.
+        UsageError: a tool of another type: the service behind the API runs it, and nothing here does.
     """
-    tools = read_list([] if value is None else value, path, "a list of tools")
-    return tuple(
-        _tool(each, f"{path}[{index}]", types, parameters, nested) for index, each in enumerate(tools)
+    listed = read_list([] if value is None else value, path, "a list of tools")
+    tools = tuple(
+        _tool(each, f"{path}[{index}]", types, parameters, nested) for index, each in enumerate(listed)
     )
+    names = [tool["function"]["name"] for tool in tools]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise UsageError(
+                f"{path}[{index}]: there is a function {shown(name)} already", field=path, got=name
+            )
+    return tools
 
 
 def _tool(
