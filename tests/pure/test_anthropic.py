@@ -214,6 +214,7 @@ def test_a_billing_header_s_number_does_not_empty_the_cache() -> None:
         ({"system": 5}, "system"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"name": ""}]}, "tools[0].name"),
+        ({"tools": [_TOOL, _TOOL]}, "tools"),
         ({"tools": [{"name": "a", "input_schema": []}]}, "tools[0].input_schema"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tools": [_TOOL], "tool_choice": {"type": "tool", "name": "other"}}, "tool_choice.name"),

@@ -5,7 +5,7 @@ Knows no API: who reads a part's type says which types hold text, and in which f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from memfit.errors import EngineError, UsageError
@@ -28,7 +28,7 @@ def read_content(value: Any, path: str, texts: Mapping[str, str]) -> str:
     return joined(_text(each, f"{path}[{index}]", texts) for index, each in enumerate(value))
 
 
-def joined(texts: Any) -> str:
+def joined(texts: Iterable[str | None]) -> str:
     """As llama.cpp's server and vLLM join parts for templates that know none."""
     return "\n".join(text for text in texts if text)
 

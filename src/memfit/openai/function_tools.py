@@ -1,4 +1,4 @@
-"""Functions that a model may call, as APIs beside OpenAI's chat write them: flat → in that chat's form.
+"""Functions that a model may call, as APIs beside OpenAI's chat write them → in that chat's form.
 
 Knows no API: who reads says what types they have, and where their parameters lie.
 """
@@ -16,21 +16,30 @@ __all__ = ["read_functions", "require_function"]
 
 
 def read_functions(
-    value: Any, path: str, *, types: Collection[str | None], parameters: str
+    value: Any, path: str, *, types: Collection[str | None], parameters: str, nested: bool = False
 ) -> tuple[Mapping[str, Any], ...]:
-    """Each is an object with a name, a description and `parameters`. Null: there are none.
+    """Each has a name, a description and `parameters`: in its field function where they are `nested`.
+    Null: there are none.
 
     Raises:
-        UsageError: names a tool of another type: the service behind the API runs it, and nothing here does.
+        UsageError: a tool of another type: the service behind the API runs it, and nothing here does.
     """
-    tools = read_list([] if value is None else value, path, "a list of tools")
-    return tuple(
-        _function(each, f"{path}[{index}]", types=types, parameters=parameters)
-        for index, each in enumerate(tools)
+    listed = read_list([] if value is None else value, path, "a list of tools")
+    tools = tuple(
+        _tool(each, f"{path}[{index}]", types, parameters, nested) for index, each in enumerate(listed)
     )
+    names = [tool["function"]["name"] for tool in tools]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise UsageError(
+                f"{path}[{index}]: there is a function {shown(name)} already", field=path, got=name
+            )
+    return tools
 
 
-def _function(value: Any, path: str, *, types: Collection[str | None], parameters: str) -> dict[str, Any]:
+def _tool(
+    value: Any, path: str, types: Collection[str | None], parameters: str, nested: bool
+) -> dict[str, Any]:
     tool = read_object(value, path)
     kind = tool.get("type")
     if kind not in types:
@@ -41,15 +50,23 @@ def _function(value: Any, path: str, *, types: Collection[str | None], parameter
             got=shown(kind),
             needed=needed,
         )
-    name = tool.get("name")
+    if nested:
+        return _function(tool.get("function"), f"{path}.function", parameters)
+    return _function(tool, path, parameters)
+
+
+def _function(value: Any, path: str, parameters: str) -> dict[str, Any]:
+    """One function; without parameters it takes any object."""
+    function = read_object(value, path)
+    name = function.get("name")
     if not isinstance(name, str) or not name:
         raise refusal(f"{path}.name", name, "a function's name")
-    function = {"name": name}
-    if tool.get("description") is not None:
-        function["description"] = read_text(tool["description"], f"{path}.description")
-    given = tool.get(parameters)
-    schema = read_object({"type": "object"} if given is None else given, f"{path}.{parameters}")
-    return {"type": "function", "function": {**function, "parameters": schema}}
+    read: dict[str, Any] = {"name": name}
+    if function.get("description") is not None:
+        read["description"] = read_text(function["description"], f"{path}.description")
+    given = function.get(parameters)
+    read["parameters"] = read_object({"type": "object"} if given is None else given, f"{path}.{parameters}")
+    return {"type": "function", "function": read}
 
 
 def require_function(name: Any, tools: Sequence[Mapping[str, Any]], path: str) -> str:

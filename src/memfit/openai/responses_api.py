@@ -15,6 +15,7 @@ from memfit.errors import UsageError
 from memfit.openai.ask import AUTO, NONE, REQUIRED, Ask
 from memfit.openai.contents import read_content
 from memfit.openai.fields import (
+    field_name,
     read_boolean,
     read_integer,
     read_list,
@@ -60,6 +61,7 @@ def read_responses(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
             _refuse_kept(name, body[name])
     for name in _HARMLESS:
         require_harmless("", name, body.get(name), _HARMLESS)
+    _check_echoed(body)
     tools = read_functions(body.get("tools"), "tools", types=("function",), parameters="parameters")
     choice, function, tools = _tool_choice(body.get("tool_choice"), tools)
     turns = _turns(body)
@@ -84,6 +86,22 @@ def read_responses(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
 def wants_telemetry(body: Mapping[str, Any]) -> bool:
     """Whether a body, which was read already, asks for what llama-server adds to its events."""
     return bool(body.get("timings_per_token") or body.get("return_progress"))
+
+
+def _check_echoed(body: Mapping[str, Any]) -> None:
+    """What means nothing here, and is part of the response."""
+    for name in ("user", "safety_identifier", "prompt_cache_key"):
+        _optional_text(body, name, name)
+    if body.get("max_tool_calls") is not None:
+        read_integer(body["max_tool_calls"], "max_tool_calls")
+    metadata = body.get("metadata")
+    for key, value in ({} if metadata is None else read_object(metadata, "metadata")).items():
+        read_text(value, f"metadata.{field_name(key)}")
+
+
+def _optional_text(value: Mapping[str, Any], name: str, path: str) -> None:
+    if value.get(name) is not None:
+        read_text(value[name], path)
 
 
 def _turns(body: Mapping[str, Any]) -> Turns:
@@ -193,8 +211,9 @@ def _allowed(
 def _values(body: Mapping[str, Any]) -> dict[str, Any]:
     """What the chat template is told. `chat_template_kwargs` is llama-server's field."""
     values: dict[str, Any] = {}
-    reasoning = body.get("reasoning")
-    effort = None if reasoning is None else read_object(reasoning, "reasoning").get("effort")
+    reasoning = {} if body.get("reasoning") is None else read_object(body["reasoning"], "reasoning")
+    _optional_text(reasoning, "summary", "reasoning.summary")
+    effort = reasoning.get("effort")
     if effort is not None:
         if effort not in _EFFORTS:
             raise refusal("reasoning.effort", effort, f"one of {', '.join(_EFFORTS)}")
@@ -215,6 +234,8 @@ def _schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
         return {"type": "object"} if kind == "json_object" else None
     if kind != "json_schema":
         raise refusal("text.format.type", kind, "text, json_object or json_schema")
+    for name in ("name", "description"):
+        _optional_text(wanted, name, f"text.format.{name}")
     schema = read_object(wanted.get("schema"), "text.format.schema")
     from memfit.engines.json_schema import check_schema  # where one is asked for
 
