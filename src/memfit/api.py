@@ -76,6 +76,8 @@ def load(
     hard_cap: bool = False,
     on_progress: Callable[[float], None] | None = None,
     verbose: bool = False,
+    chat_template: str | None = None,
+    finds_format: bool = False,
 ) -> WorkerSession:
     """Load a model, or a plan made before, inside its budget.
 
@@ -91,7 +93,12 @@ def load(
         model = plan(model, budget=budget, workload=workload, count_parent=count_parent, verbose=verbose)
     require_this_machine(model)
     options = LoadOptions(
-        count_parent=count_parent, hard_cap=hard_cap, on_progress=on_progress, verbose=verbose
+        count_parent=count_parent,
+        hard_cap=hard_cap,
+        on_progress=on_progress,
+        verbose=verbose,
+        chat_template=chat_template,
+        finds_format=finds_format,
     )
     session = _engine(model.engine).load(model, options)
     assert isinstance(session, WorkerSession)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,6 +30,7 @@ __all__ = [
     "plan_option",
     "sampling_options",
     "scoring_options",
+    "serving_options",
     "take_budget",
     "take_conditions",
     "take_engine",
@@ -40,6 +42,8 @@ __all__ = [
     "verbose_option",
     "workload_options",
 ]
+
+_SCORED = 32  # tokens a pass whose probabilities a server's calls may ask for
 
 _Options = Callable[[Callable[..., Any]], Callable[..., Any]]  # decorates a command with them
 
@@ -196,6 +200,34 @@ plan_option = click.option(
     metavar="FILE",
     help="Take a plan that `memfit plan --json` saved, with its budget and workload; no MODEL needed.",
 )
+serving_options = _together(
+    click.option(
+        "--host",
+        multiple=True,
+        metavar="ADDRESS",
+        help="Where to listen; repeatable. Others than this machine's need --api-key.  [127.0.0.1]",
+    ),
+    click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one."),
+    click.option(
+        "--api-key", multiple=True, metavar="KEY", help="What clients have to send; repeatable, any of them."
+    ),
+    click.option("--insecure", is_flag=True, help="Let in whoever can reach it, without a key."),
+    click.option(
+        "--cors",
+        multiple=True,
+        metavar="ORIGINS",
+        help="Pages that may use it: https://page.org, localhost for this machine's, * for all; with commas.",
+    ),
+    click.option("--alias", multiple=True, metavar="NAMES", help="What the model is called; with commas."),
+    click.option("--tags", multiple=True, metavar="TAGS", help="Shown beside its name; with commas."),
+    click.option("--chat-template-file", metavar="FILE", help="A jinja template instead of the model's own."),
+    _choice("--reasoning", ("on", "off"), "Have models that can reason before they answer do so."),
+    _choice("--reasoning-format", ("none",), "none leaves reasoning in the text; auto takes it apart."),
+    click.option("--kv-unified/--no-kv-unified", default=True, help="Sequences share the context, or not."),
+    click.option("--slots/--no-slots", default=True, help="Show who is answered at /slots."),
+    click.option("--metrics/--no-metrics", default=True, help="Show counts at /metrics."),
+    click.option("--log-prompts", is_flag=True, help="Let prompts stand in the log."),
+)
 verbose_option = click.option("--verbose", is_flag=True, help="Show the engine's log on stderr.")
 
 
@@ -206,12 +238,16 @@ def take_plan(
     verbose: bool,
     *,
     grammars: bool = False,
+    serves: bool = False,
+    kv_unified: bool = True,
 ) -> MakePlan:
     """Remove budget, workload and --plan from a command's keyword arguments; what is returned makes the
     plan, or reads the saved one. Of a repository's quantizations the recommended one is planned."""
     saved = options.pop("plan")
     names = set(options)
-    budget, workload = take_budget(options), take_workload(options, grammars=grammars)
+    budget, workload = take_budget(options), take_workload(options, grammars=grammars or serves)
+    if serves:
+        workload = replace(workload, kv_unified=kv_unified, outputs=_SCORED)
     engine, conditions = take_engine(options), take_conditions(options)
     names -= set(options)
     if saved is not None:

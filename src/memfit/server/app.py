@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from memfit.engines.session import Session
+from memfit.errors import MemfitError
 from memfit.planner.plan import Plan
 from memfit.server.anthropic_paths import anthropic_routes
 from memfit.server.failures import RefusedError
@@ -27,14 +28,21 @@ __all__ = ["make_app"]
 
 
 def make_app(
-    plan: Plan, load: Callable[[], Session], settings: Settings, say: Callable[[str], None]
+    plan: Plan,
+    load: Callable[[], Session],
+    settings: Settings,
+    say: Callable[[str], None],
+    fail: Callable[[MemfitError], None],
 ) -> Starlette:
-    """An ASGI application that loads the model when it starts, by `load`, and again where its worker dies."""
+    """An ASGI application that loads the model when it starts, by `load`, and again where its worker dies.
+
+    `fail` hears why there will be no model.
+    """
     service = Service(plan=plan, settings=settings, say=say)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        service.begin(ModelHost(load, say))
+        service.begin(ModelHost(load, say, fail))
         try:
             yield
         finally:

@@ -58,9 +58,15 @@ class Call:
 class ModelHost:
     """Made and used on the event loop, but for its thread."""
 
-    def __init__(self, load: Callable[[], Session], say: Callable[[str], None]) -> None:
-        """`load` gives a session, again after a death; `say` is told what happens to it."""
-        self._load, self._say = load, say
+    def __init__(
+        self,
+        load: Callable[[], Session],
+        say: Callable[[str], None],
+        fail: Callable[[MemfitError], None] = lambda error: None,
+    ) -> None:
+        """`load` gives a session, again after a death; `say` is told what happens to it, and `fail` on the
+        event loop why there is none any more."""
+        self._load, self._say, self._fail = load, say, fail
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
         self._calls: dict[int, Call] = {}  # by request
@@ -163,6 +169,8 @@ class ModelHost:
         self.state = state
         self._changed.set()
         self._changed = asyncio.Event()
+        if state == "failed" and self.failure:
+            self._fail(self.failure)
         if state in ("failed", "closed"):
             self._waiting.clear()
             self._fail_all(self.failure or EngineError("the server is ending"))
@@ -176,7 +184,9 @@ class ModelHost:
                 with closing(self._load()) as session:
                     deaths = self._serve(session, deaths)
             except MemfitError as error:
-                self._end(error)
+                self.failure = error
+                if not isinstance(error, WorkerDiedError):  # it would fail again
+                    deaths = len(_PAUSES_SECONDS)
                 deaths += 1
             if self._closing:
                 break

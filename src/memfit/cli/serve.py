@@ -1,0 +1,122 @@
+"""`memfit serve`: one model behind HTTP, for the clients of OpenAI, Anthropic, Ollama and llama-server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memfit.cli.fetch import ready_plan, yes_option
+from memfit.cli.options import (
+    budget_options,
+    engine_options,
+    hard_cap_option,
+    placement_options,
+    plan_option,
+    sampling_options,
+    serving_options,
+    take_plan,
+    take_sampling,
+    verbose_option,
+    workload_options,
+)
+from memfit.errors import WrongValueError
+
+if TYPE_CHECKING:
+    from memfit.server.settings import Settings
+
+__all__ = ["command"]
+
+
+@click.command("serve")
+@click.argument("model", required=False)
+@serving_options
+@budget_options
+@hard_cap_option
+@workload_options
+@placement_options
+@engine_options
+@plan_option
+@sampling_options
+@yes_option
+@verbose_option
+def command(
+    model: str | None,
+    kv_unified: bool,
+    chat_template_file: str | None,
+    hard_cap: bool,
+    yes: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Serve MODEL over HTTP inside a memory budget, until Ctrl-C.
+
+    Speaks the APIs of OpenAI, Anthropic, Ollama and llama-server. Only this machine can reach it, unless
+    --host says otherwise; then an --api-key is needed. The options for sampling hold where a call does not
+    say otherwise.
+    """
+    from memfit.api import load
+    from memfit.cli.render import console, print_plan, speaker
+    from memfit.engines.session import Session
+    from memfit.server.listening import open_sockets, serve
+
+    err = console(stderr=True)
+    say = speaker(err)
+    settings = _settings(options, verbose=verbose)
+    make_plan = take_plan(model, options, say, verbose, serves=True, kv_unified=kv_unified)
+    settings = replace(settings, sampling=take_sampling(options))
+    template = _template(chat_template_file)
+    planned = ready_plan(make_plan, err, yes=yes)
+    settings = settings if settings.names else replace(settings, names=(planned.spec.name,))
+    print_plan(planned, err)
+    sockets = open_sockets(settings)
+
+    def load_model() -> Session:
+        session = load(
+            planned,
+            count_parent=True,
+            hard_cap=hard_cap,
+            verbose=verbose,
+            chat_template=template,
+            finds_format=True,
+        )
+        say(f"ready: {planned.spec.name} on {addresses}")
+        return session
+
+    port = sockets[0].getsockname()[1]
+    addresses = ", ".join(f"http://{f'[{host}]' if ':' in host else host}:{port}" for host in settings.hosts)
+    say(f"loading; will listen on {addresses}")
+    serve(planned, load_model, settings, sockets, say)
+
+
+def _settings(options: dict[str, Any], *, verbose: bool) -> Settings:
+    """Remove the server's options from a command's keyword arguments and build the value."""
+    from memfit.server.settings import Settings
+
+    names = [name for text in options.pop("alias") for name in text.split(",") if name]
+    return Settings(
+        hosts=tuple(one for text in options.pop("host") for one in text.split(",") if one) or ("127.0.0.1",),
+        port=options.pop("port"),
+        api_keys=tuple(options.pop("api_key")),
+        insecure=options.pop("insecure"),
+        cors=tuple(one.strip() for text in options.pop("cors") for one in text.split(",") if one.strip()),
+        names=tuple(names),
+        tags=tuple(one for text in options.pop("tags") for one in text.split(",") if one),
+        shows_slots=options.pop("slots"),
+        shows_metrics=options.pop("metrics"),
+        logs_prompts=options.pop("log_prompts"),
+        thinks={"on": True, "off": False, "auto": None}[options.pop("reasoning")],
+        parses_reasoning=options.pop("reasoning_format") != "none",
+        verbose=verbose,
+    )
+
+
+def _template(file: str | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongValueError("chat_template_file", f" {file}: {error}") from None

@@ -1,0 +1,84 @@
+"""Opens the server's sockets and serves until a signal or a failure ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from memfit.engines.session import Session
+from memfit.errors import MemfitError, UsageError
+from memfit.planner.plan import Plan
+from memfit.server.app import make_app
+from memfit.server.settings import Settings
+
+__all__ = ["open_sockets", "serve"]
+
+_BACKLOG = 512
+_GRACE_SECONDS = 5  # for answers that run when the server is told to end
+
+
+def open_sockets(settings: Settings) -> list[socket.socket]:
+    """One for each host; port 0 is one that is free, the same for all.
+
+    Raises:
+        UsageError: an address cannot be had.
+    """
+    found: list[socket.socket] = []
+    port = settings.port
+    with contextlib.ExitStack() as opened:
+        for host in settings.hosts:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                one = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+            except OSError as error:
+                said = error.strerror or str(error)
+                raise UsageError(
+                    f"cannot listen on {host} port {port}: {said}; try another --port", field="--port"
+                ) from None
+            opened.callback(one.close)
+            found.append(one)
+            port = one.getsockname()[1]
+        opened.pop_all()
+    return found
+
+
+def serve(
+    plan: Plan,
+    load: Callable[[], Session],
+    settings: Settings,
+    sockets: list[socket.socket],
+    say: Callable[[str], None],
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        MemfitError: the model cannot be loaded, or its worker dies again and again.
+    """
+    failures: list[MemfitError] = []
+
+    def fail(error: MemfitError) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(plan, load, settings, say, fail),
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=settings.limits.connections,
+            h11_max_incomplete_event_size=settings.limits.header_bytes,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+    )
+    asyncio.run(server.serve(sockets=sockets))
+    if failures:
+        raise failures[0]
