@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from client_tests import Client, Part, run_part
+from limits import Limits
 from results import Result
 from servers import running
 
@@ -17,6 +18,6 @@ CLIENT = Client(
 MESSAGES = Part(name="anthropic messages", path="test_messages.py", total=65)
 
 
-def run(server: str) -> list[Result]:
+def run(server: str, limits: Limits) -> list[Result]:
     with running(server, context=4096, parallel=2) as one:
         return [run_part(CLIENT, MESSAGES, one.base)]

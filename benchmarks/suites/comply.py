@@ -10,6 +10,7 @@ import json
 import subprocess
 
 from environments import environment
+from limits import Limits
 from results import Check, Result, of_checks
 from servers import Server, running
 
@@ -23,7 +24,7 @@ FORMATS = {
 OUT_OF_REACH = ("image", "reasoning", "thinking", "error-handling", "missing-model")
 
 
-def run(server: str) -> list[Result]:
+def run(server: str, limits: Limits) -> list[Result]:
     with running(server, context=8192, parallel=1) as one:
         return [_format(one, name, options) for name, options in FORMATS.items()]
 

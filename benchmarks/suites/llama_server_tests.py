@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from environments import CACHE, environment
+from limits import Limits
 from results import Result, of_junit
 from servers import free_port
 from stand_ins import encoder, reranker
@@ -26,7 +27,7 @@ _LATER = "several models"
 _ROUTED = "ggml-org/tinygemma3-GGUF:Q8_0"  # the model that tests of the router ask for
 
 
-def run(server: str) -> list[Result]:
+def run(server: str, limits: Limits) -> list[Result]:
     lines = (_HERE / "llama_server_tests.txt").read_text().splitlines()
     left_out = sum(_LATER in line for line in lines) if server == "memfit" else 0
     ids = [line.split("\t")[0] for line in lines if not (left_out and _LATER in line)]

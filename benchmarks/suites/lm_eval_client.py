@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from environments import environment
+from limits import Limits
 from results import Check, Result, of_checks
 from servers import running
 
@@ -22,7 +23,7 @@ OUTPUTS = 256  # tokens that a pass may score
 _SESSION = Path(__file__).resolve().parent / "lm_eval_session.py"
 
 
-def run(server: str) -> list[Result]:
+def run(server: str, limits: Limits) -> list[Result]:
     python = environment("lm-eval", REQUIREMENT)
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     with running(server, context=CONTEXT, parallel=1) as one:

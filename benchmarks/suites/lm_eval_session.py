@@ -30,7 +30,10 @@ LINES = (
     ("Q: Is the earth flat?\nA:", " No."),
     ("Q: Is the earth flat?\nA:", " Yes."),
     ("x", " y"),
-    ("The quick brown fox jumps over the lazy dog. " * 12 + "The quick brown fox", " jumps over the lazy dog."),
+    (
+        "The quick brown fox jumps over the lazy dog. " * 12 + "The quick brown fox",
+        " jumps over the lazy dog.",
+    ),
 )
 _TASK = """
 task: sentences

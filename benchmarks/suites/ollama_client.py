@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from environments import CACHE, environment
+from limits import Limits
 from results import Check, Result, of_checks
 from servers import running
 from stand_ins import encoder
@@ -18,7 +19,7 @@ REQUIREMENT = "ollama==0.6.3"
 _SESSION = Path(__file__).resolve().parent / "ollama_session.py"
 
 
-def run(server: str) -> list[Result]:
+def run(server: str, limits: Limits) -> list[Result]:
     python = environment("ollama", REQUIREMENT)
     with (
         running(server, context=4096, parallel=1) as one,

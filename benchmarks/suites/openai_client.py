@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from client_tests import Client, Part, run_part
 from environments import CACHE
+from limits import Limits
 from results import Result
 from servers import running
 from stand_ins import encoder
@@ -24,7 +25,7 @@ GENERATING = (
 ENCODING = Part(name="openai embeddings", path="test_embeddings.py", total=20)
 
 
-def run(server: str) -> list[Result]:
+def run(server: str, limits: Limits) -> list[Result]:
     with running(server, context=2048, parallel=2) as one:
         results = [run_part(CLIENT, part, f"{one.base}/v1") for part in GENERATING]
     with running(server, str(encoder(CACHE / "models")), embeddings=True) as one:

@@ -54,9 +54,7 @@ def of_junit(suite: str, report: Path, total: int, *notes: str) -> Result:
             module = (case.get("classname") or "").split(".")[-1]
             failures.append(f"{module}::{case.get('name')}: {wrong.tag}: {why[:160]}")
     # A test that was asked for and is not in the report counts as failed.
-    return Result(
-        suite=suite, passed=passed, total=max(total, passed), failures=tuple(failures), notes=notes
-    )
+    return Result(suite=suite, passed=passed, total=max(total, passed), failures=tuple(failures), notes=notes)
 
 
 def print_table(results: Iterable[Result], server: str) -> None:

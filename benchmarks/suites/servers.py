@@ -37,6 +37,7 @@ class Options:
     alias: str | None = None  # the model's name in requests and answers
     embeddings: bool = False
     ram: str | None = None  # a budget, which llama-server does not know
+    routed: bool = False  # the model in a process of its own: memfit's always is, llama-server's as a router
 
 
 # Option → how memfit spells it, and llama-server; an empty spelling is left out.
@@ -47,6 +48,7 @@ _FLAGS = {
     "alias": ("--alias", "--alias"),
     "embeddings": ("--embeddings", "--embeddings"),
     "ram": ("--ram", ""),
+    "routed": ("", ""),
 }
 
 
@@ -105,15 +107,19 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def command(kind: str, model: str, port: int, options: Options) -> list[str]:
+def command(kind: str, model: str, port: int, options: Options, folder: Path) -> list[str]:
     where = ["--host", "127.0.0.1", "--port", str(port)]
     if kind == "memfit":
         words = [*MEMFIT, "serve", model, *where]
+    elif options.routed:
+        preset = folder / "preset.ini"
+        preset.write_text(f"version = 1\n\n[{options.alias}]\nmodel = {model}\n")
+        words = [str(peers() / "llama-server"), "--models-preset", str(preset), *where]
     else:
         words = [str(peers() / "llama-server"), "-m", model, *where, "--slots", "--metrics"]
     for option in fields(options):
         value, flag = getattr(options, option.name), _FLAGS[option.name][KINDS.index(kind)]
-        if flag and value not in (None, False):
+        if flag and value not in (None, False) and not (option.name == "alias" and options.routed):
             words += [flag] if value is True else [flag, str(value)]
     return words
 
@@ -125,9 +131,11 @@ def running(kind: str, model: str | None = None, **options: Any) -> Iterator[Ser
     chosen, port = Options(**options), free_port()
     with tempfile.TemporaryDirectory(prefix="memfit-suite-") as folder:
         log = Path(folder) / "server.log"
-        words = command(kind, model or models()["demo"], port, chosen)
+        words = command(kind, model or models()["demo"], port, chosen, Path(folder))
         with log.open("wb") as said:
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=_paths())
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=_paths()
+            )
         server = Server(kind=kind, port=port, process=process, log=log, alias=chosen.alias or "demo")
         try:
             wait_until_ready(server)
