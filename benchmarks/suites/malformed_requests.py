@@ -23,9 +23,20 @@ _SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type"
 BODIES: dict[str, Any] = {
     "/v1/chat/completions": _CHAT
     | {
-        **{"temperature": 0.5, "top_p": 0.9, "n": 1, "stop": ["x"], "seed": 1, "logit_bias": {"5": 1}},
-        **{"logprobs": True, "top_logprobs": 2, "tools": [_TOOL], "tool_choice": "auto", "stream": False},
-        **{"response_format": {"type": "text"}, "stream_options": None, "presence_penalty": 0.1},
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "n": 1,
+        "stop": ["x"],
+        "seed": 1,
+        "logit_bias": {"5": 1},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "tools": [_TOOL],
+        "tool_choice": "auto",
+        "stream": False,
+        "response_format": {"type": "text"},
+        "stream_options": None,
+        "presence_penalty": 0.1,
     },
     "/v1/completions": {"model": "demo", "prompt": "Hello", "max_tokens": 2, "logprobs": 1, "echo": True},
     "/v1/responses": {"model": "demo", "input": "Hello", "max_output_tokens": 16, "stream": False},
@@ -33,8 +44,18 @@ BODIES: dict[str, Any] = {
     "/v1/messages/count_tokens": {"model": "demo", "messages": _CHAT["messages"]},
     "/v1/embeddings": {"model": "demo", "input": ["Hello", "you"], "encoding_format": "float"},
     "/v1/rerank": {"model": "demo", "query": "a", "documents": ["a", "b"], "top_n": 1},
-    "/api/chat": {"model": "demo", "messages": _CHAT["messages"], "stream": False, "options": {"num_predict": 2}},
-    "/api/generate": {"model": "demo", "prompt": "Hello", "format": "", "options": {"num_predict": 2, "top_k": 5}},
+    "/api/chat": {
+        "model": "demo",
+        "messages": _CHAT["messages"],
+        "stream": False,
+        "options": {"num_predict": 2},
+    },
+    "/api/generate": {
+        "model": "demo",
+        "prompt": "Hello",
+        "format": "",
+        "options": {"num_predict": 2, "top_k": 5},
+    },
     "/api/embed": {"model": "demo", "input": "Hello", "truncate": True},
     "/api/embeddings": {"model": "demo", "prompt": "Hello"},
     "/api/show": {"model": "demo", "verbose": False},
@@ -45,9 +66,18 @@ BODIES: dict[str, Any] = {
     "/detokenize": {"tokens": [1, 2, 3]},
     "/plan": {"budget": {"ram": "1GiB"}, "workload": {"context": 512, "parallel": 1}},
 }
-# More of them for the paths that read most.
 _SCHEMED = BODIES["/v1/chat/completions"] | {"response_format": _SCHEMA, "tools": None, "tool_choice": "none"}
-_GET = ("/v1/models", "/v1/models/demo", "/api/tags", "/api/ps", "/props", "/slots", "/metrics", "/health", "/x")
+_GET = (
+    "/v1/models",
+    "/v1/models/demo",
+    "/api/tags",
+    "/api/ps",
+    "/props",
+    "/slots",
+    "/metrics",
+    "/health",
+    "/x",
+)
 _METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "BREW", "get", "")
 _STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/api/chat", "/completion")
 
@@ -76,7 +106,12 @@ def valid() -> Iterator[Attempt]:
 
 
 def _post(path: str, body: bytes, *headers: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", "Connection: close"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Type: application/json",
+        "Connection: close",
+    ]
     lines += [*headers, f"Content-Length: {len(body)}", "", ""]
     return "\r\n".join(lines).encode() + body
 
@@ -131,8 +166,20 @@ def _cut(chance: random.Random, whole: bytes) -> tuple[str, bytes]:
 def _line(chance: random.Random, whole: bytes) -> tuple[str, bytes]:
     start = chance.choice(
         (
-            *(b"POST", b"POST  ", b"POST / HTTP/9.9", b"POST / HTTP/1.1 x", b"POST http://[ HTTP/1.1", b"PRI * HTTP/2.0"),
-            *(b"POST /%00%ff HTTP/1.1", b"POST /../../etc HTTP/1.1", b"GET /\x00 HTTP/1.1", b"\x16\x03\x01\x02\x00"),
+            *(
+                b"POST",
+                b"POST  ",
+                b"POST / HTTP/9.9",
+                b"POST / HTTP/1.1 x",
+                b"POST http://[ HTTP/1.1",
+                b"PRI * HTTP/2.0",
+            ),
+            *(
+                b"POST /%00%ff HTTP/1.1",
+                b"POST /../../etc HTTP/1.1",
+                b"GET /\x00 HTTP/1.1",
+                b"\x16\x03\x01\x02\x00",
+            ),
             *(b"POST /" + b"a" * 70_000 + b" HTTP/1.1", b"POST /?" + b"%" * 999 + b" HTTP/1.1"),
         )
     )
@@ -141,7 +188,10 @@ def _line(chance: random.Random, whole: bytes) -> tuple[str, bytes]:
 
 _BREAKAGES: tuple[Callable[[random.Random, bytes], tuple[str, bytes]], ...] = (
     *(_flipped, _cut, _line),
-    *(_header(b"Content-Length: " + value) for value in (b"-1", b"abc", b"9" * 30, b"0x10", b"+5", b"", b"0")),
+    *(
+        _header(b"Content-Length: " + value)
+        for value in (b"-1", b"abc", b"9" * 30, b"0x10", b"+5", b"", b"0")
+    ),
     _header(b"Content-Length: 5", b"Content-Length: 7"),
     _header(b"Transfer-Encoding: chunked", b"Content-Length: 3"),
     *(_header(b"Transfer-Encoding: " + value) for value in (b"chunked", b"gzip", b"chunked, chunked", b"x")),
@@ -149,7 +199,11 @@ _BREAKAGES: tuple[Callable[[random.Random, bytes], tuple[str, bytes]], ...] = (
     _header(*(b"X-%d: y" % number for number in range(3000))),
     *(_header(b"no colon here"), _header(b" folded: yes"), _header(b"Nul: \x00\x01"), _header(b": empty")),
     *(_header(b"Expect: 100-continue"), _header(b"Upgrade: websocket", b"Connection: Upgrade")),
-    *(_header(b"Content-Encoding: gzip"), _header(b"Host: a", b"Host: b"), _header(b"Authorization: \xff\xfe")),
+    *(
+        _header(b"Content-Encoding: gzip"),
+        _header(b"Host: a", b"Host: b"),
+        _header(b"Authorization: \xff\xfe"),
+    ),
 )
 
 
@@ -169,11 +223,23 @@ def _broken_json(chance: random.Random) -> Attempt:
     at = chance.randrange(len(data))
     broken = chance.choice(
         (
-            *(data[:at], data[:at] + chance.randbytes(4) + data[at:], data[at:], b"", b" ", b"\xff\xfe" + data),
+            *(
+                data[:at],
+                data[:at] + chance.randbytes(4) + data[at:],
+                data[at:],
+                b"",
+                b" ",
+                b"\xff\xfe" + data,
+            ),
             *(b"\xef\xbb\xbf" + data, data.decode().encode("utf-16"), data + data, data[:-1] + b",}"),
             *(data.replace(b'"', b"'"), data.replace(b": ", b": NaN, ", 1), data[:-1] + b', "model": 3}'),
             *(data.replace(b"Hello", rb"\ud800"), data.replace(b"Hello", rb"\u0000"), b'"' + b"a" * 99_999),
-            *(data.replace(b"Hello", b"\xed\xa0\x80"), data.replace(b"Hello", b"\xf8\x88\x80"), b"[]", b"null"),
+            *(
+                data.replace(b"Hello", b"\xed\xa0\x80"),
+                data.replace(b"Hello", b"\xf8\x88\x80"),
+                b"[]",
+                b"null",
+            ),
             *(b"true", b"1e999", b'"text"', b"[{}]", b"{}", b"-", data.replace(b"Hello", b"\x01\x1f")),
         )
     )
@@ -200,7 +266,18 @@ def _numbers(chance: random.Random) -> Attempt:
     """Each number of a valid body replaced by one that is too large, negative, or none."""
     path, body = _any(chance)
     spots = [spot for spot in _spots(body) if isinstance(_at(body, spot), (int, float))]
-    names = ("max_tokens", "n_predict", "temperature", "n", "top_p", "top_k", "seed", "n_probs", "id_slot", "min_p")
+    names = (
+        "max_tokens",
+        "n_predict",
+        "temperature",
+        "n",
+        "top_p",
+        "top_k",
+        "seed",
+        "n_probs",
+        "id_slot",
+        "min_p",
+    )
     spot = chance.choice(spots) if spots else (chance.choice(names),)
     mark = "here stands the number"
     _put(body, spot, mark)
@@ -210,10 +287,41 @@ def _numbers(chance: random.Random) -> Attempt:
 
 
 _VALUES: tuple[Any, ...] = (
-    *(None, True, 0, -1, 3.5, "", "x", [], {}, [None], [[]], [{}], {"": None}, {"type": "x"}, "\x00", "\ud800", "🙂"),
-    *("a" * 20_000, ["a"] * 2000, [0] * 5000, {"type": "text"}, [{"type": "image_url"}], [{"role": "x"}], [1e308]),
-    *({"role": "user", "content": [{"type": "text"}]}, {"$ref": "#"}, {"type": "object", "pattern": "("}, "auto"),
-    *('root ::= root', "root ::= (", {"json_schema": {"type": "json_schema"}}, {"name": None}, [[1], "a", 2]),
+    *(
+        None,
+        True,
+        0,
+        -1,
+        3.5,
+        "",
+        "x",
+        [],
+        {},
+        [None],
+        [[]],
+        [{}],
+        {"": None},
+        {"type": "x"},
+        "\x00",
+        "\ud800",
+        "🙂",
+    ),
+    *(
+        "a" * 20_000,
+        ["a"] * 2000,
+        [0] * 5000,
+        {"type": "text"},
+        [{"type": "image_url"}],
+        [{"role": "x"}],
+        [1e308],
+    ),
+    *(
+        {"role": "user", "content": [{"type": "text"}]},
+        {"$ref": "#"},
+        {"type": "object", "pattern": "("},
+        "auto",
+    ),
+    *("root ::= root", "root ::= (", {"json_schema": {"type": "json_schema"}}, {"name": None}, [[1], "a", 2]),
 )
 
 
@@ -257,7 +365,9 @@ def _leaving(chance: random.Random) -> Attempt:
 def _stalling(chance: random.Random) -> Attempt:
     path, data = _streaming(chance, 64)
     seconds = chance.choice((0.5, 1.0, 3.0))
-    return Attempt(kind="stalling", pieces=(data,), what=f"{path} stalls", reads_bytes=100, stalls_seconds=seconds)
+    return Attempt(
+        kind="stalling", pieces=(data,), what=f"{path} stalls", reads_bytes=100, stalls_seconds=seconds
+    )
 
 
 def _half_sent(chance: random.Random) -> Attempt:
