@@ -1,0 +1,126 @@
+"""llama-server as its own tests start it, with stand-ins for the models that they name.
+
+The suite puts this program where `LLAMA_SERVER_BIN_PATH` points. For llama-server only the model's name is
+replaced; for memfit its flags are translated too. It answers no request, except /health where it is started
+without a model, which is llama-server's router and not served yet. A flag it does not know ends it by name.
+
+MEMFIT_SUITES_SERVER  memfit or llama-server
+MEMFIT_SUITES_COMMAND  the program and its first arguments, as JSON
+MEMFIT_SUITES_MODELS  the files of "causal", "encoder", "reranker" and the router's "preset", as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+# llama-server's flag → memfit's. Flags of the second table have no value.
+_VALUES = {
+    "--alias": "--alias",
+    "--api-key": "--api-key",
+    "--chat-template": "--chat-template",
+    "--chat-template-file": "--chat-template-file",
+    "--cors-origins": "--cors",
+    "--ctx-size": "--ctx",
+    "--host": "--host",
+    "--n-predict": "--max-tokens",
+    "--parallel": "--parallel",
+    "--pooling": "--pooling",
+    "--port": "--port",
+    "--reasoning-format": "--reasoning-format",
+    "--seed": "--seed",
+    "--tags": "--tags",
+    "--temp": "--temperature",
+    "--threads": "--threads",
+}
+_SWITCHES = {
+    "--embedding": "--embeddings",
+    "--jinja": "--jinja",
+    "--kv-unified": "--kv-unified",
+    "--metrics": "--metrics",
+    "--no-slots": "--no-slots",
+    "--reranking": "--reranking",
+    "--slots": "--slots",
+    "--verbose": "--verbose",
+}
+# What llama-server computes with, and memfit always does, never does, or chooses.
+_WITHOUT_MEANING = {"--cont-batching": 0, "--backend_sampling": 0, "--no-jinja": 0, "--offline": 0, "-fa": 1}
+_MODEL = ("--model", "--model-url", "--hf-repo", "--hf-file")
+_BATCHES = ("--batch-size", "--ubatch-size")
+_REASONING = {"off": ["--reasoning-budget", "0"], "on": ["--reasoning-budget", "-1"], "auto": []}
+_STAND_INS = {"bert-bge": "encoder", "reranker": "reranker"}  # part of a name → which; others are causal
+
+
+def parsed(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Flag and value, "" for a flag without."""
+    with_value = {*_VALUES, *_MODEL, *_BATCHES, "--reasoning", "-fa", "--tools"}
+    rest = iter(arguments)
+    for flag in rest:
+        yield flag, next(rest) if flag in with_value else ""
+
+
+def model_of(flags: dict[str, str]) -> str | None:
+    """Which stand-in serves for the model that is named; None where none is."""
+    named = " ".join(flags[flag] for flag in _MODEL if flag in flags)
+    return next((which for part, which in _STAND_INS.items() if part in named), "causal") if named else None
+
+
+def for_llama_server(arguments: list[str], model: str | None, files: dict[str, str]) -> list[str]:
+    replaced = {*_MODEL, "--offline"}
+    kept = [(flag, value) for flag, value in parsed(arguments) if flag not in replaced]
+    named = ["--models-preset", files["preset"]] if model is None else ["--model", files[model]]
+    return [*named, *(word for pair in kept for word in pair if word)]
+
+
+def for_memfit(flags: dict[str, str], file: str) -> list[str]:
+    words = [file]
+    for flag, value in flags.items():
+        if flag in _VALUES:
+            words += [_VALUES[flag], value]
+        elif flag in _SWITCHES:
+            words.append(_SWITCHES[flag])
+        elif flag == "--reasoning":
+            words += _REASONING[value]
+        elif flag not in (*_MODEL, *_BATCHES, *_WITHOUT_MEANING):
+            sys.exit(f"llama_server_adapter: memfit has nothing for {flag}")
+    batches = [int(flags[flag]) for flag in _BATCHES if flag in flags]
+    if batches:  # tokens of a prompt per pass
+        words += ["--ubatch", str(min(batches))]
+    if "--cors-origins" not in flags:  # llama-server's default
+        words += ["--cors", "*"]
+    return words
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 501)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_DELETE = do_OPTIONS = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    flags = dict(parsed(arguments))
+    command = json.loads(os.environ["MEMFIT_SUITES_COMMAND"])
+    files = json.loads(os.environ["MEMFIT_SUITES_MODELS"])
+    model = model_of(flags)
+    if os.environ["MEMFIT_SUITES_SERVER"] == "llama-server":
+        words = for_llama_server(arguments, model, files)
+    elif model is None:
+        HTTPServer((flags["--host"], int(flags["--port"])), _Healthy).serve_forever()
+    else:
+        words = for_memfit(flags, files[model])
+    print("llama_server_adapter:", *command, *words, flush=True)
+    os.execv(command[0], [*command, *words])
+
+
+if __name__ == "__main__":
+    main()

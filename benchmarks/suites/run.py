@@ -1,0 +1,63 @@
+"""Test suites that others wrote, and hostile clients of our own, against memfit or llama-server.
+
+    python benchmarks/suites/run.py --server memfit|llama-server [--seconds N] [SUITE…]
+
+Each suite runs in an environment of its own, made on first use. Without names all of them run. What a server
+cannot do by its nature, llama-server no Ollama paths for one, shows as failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from limits import Limits
+from results import Result, print_table
+
+# Name → module, whose `run(server, limits)` gives Results. Imported when wanted, after the folder above is
+# on the path, which has what benchmarks share.
+SUITES = {
+    "llama-server": "llama_server_tests",
+    "openai": "openai_client",
+    "anthropic": "anthropic_client",
+    "llm-comply": "comply",
+    "ollama": "ollama_client",
+    "lm-eval": "lm_eval_client",
+    "schemathesis": "openapi_document",
+    "malformed": "malformed",
+    "kills": "kills",
+    "clients": "clients",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--server", choices=("memfit", "llama-server"), required=True)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(SUITES))
+    for limit in fields(Limits):
+        parser.add_argument(f"--{limit.name}", type=int, default=limit.default, help=f"[{limit.default}]")
+    arguments = parser.parse_args()
+    limits = Limits(**{limit.name: getattr(arguments, limit.name) for limit in fields(Limits)})
+    names = arguments.suites or list(SUITES)
+    if unknown := [name for name in names if name not in SUITES]:
+        parser.error(f"no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    results: list[Result] = []
+    for name in names:
+        begun = time.perf_counter()
+        try:
+            results += importlib.import_module(SUITES[name]).run(arguments.server, limits)
+        except Exception as problem:  # the other suites still run
+            why = f"{type(problem).__name__}: {problem}"
+            results.append(Result(suite=name, passed=0, total=1, failures=(why,)))
+        print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+    print_table(results, arguments.server)
+    return int(not all(result.is_whole for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
