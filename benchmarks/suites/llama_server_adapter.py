@@ -30,6 +30,7 @@ _VALUES = {
     "--parallel": "--parallel",
     "--pooling": "--pooling",
     "--port": "--port",
+    "--reasoning": "--reasoning",
     "--reasoning-format": "--reasoning-format",
     "--seed": "--seed",
     "--tags": "--tags",
@@ -38,7 +39,6 @@ _VALUES = {
 }
 _SWITCHES = {
     "--embedding": "--embeddings",
-    "--jinja": "--jinja",
     "--kv-unified": "--kv-unified",
     "--metrics": "--metrics",
     "--no-slots": "--no-slots",
@@ -47,16 +47,18 @@ _SWITCHES = {
     "--verbose": "--verbose",
 }
 # What llama-server computes with, and memfit always does, never does, or chooses.
-_WITHOUT_MEANING = {"--cont-batching": 0, "--backend_sampling": 0, "--no-jinja": 0, "--offline": 0, "-fa": 1}
+_WITHOUT_MEANING = {"--cont-batching": 0, "--backend_sampling": 0, "--jinja": 0, "--no-jinja": 0, "--offline": 0, "-fa": 1}
 _MODEL = ("--model", "--model-url", "--hf-repo", "--hf-file")
 _BATCHES = ("--batch-size", "--ubatch-size")
-_REASONING = {"off": ["--reasoning-budget", "0"], "on": ["--reasoning-budget", "-1"], "auto": []}
+# What llama-server does where a flag is absent.
+_ABSENT = {"--cors-origins": ("--cors", "*"), "--metrics": ("--no-metrics",), "--kv-unified": ("--no-kv-unified",)}
+_UNLIMITED = ("--n-predict", "-1")
 _STAND_INS = {"bert-bge": "encoder", "reranker": "reranker"}  # part of a name → which; others are causal
 
 
 def parsed(arguments: list[str]) -> Iterator[tuple[str, str]]:
     """Flag and value, "" for a flag without."""
-    with_value = {*_VALUES, *_MODEL, *_BATCHES, "--reasoning", "-fa", "--tools"}
+    with_value = {*_VALUES, *_MODEL, *_BATCHES, "-fa", "--tools"}
     rest = iter(arguments)
     for flag in rest:
         yield flag, next(rest) if flag in with_value else ""
@@ -78,19 +80,20 @@ def for_llama_server(arguments: list[str], model: str | None, files: dict[str, s
 def for_memfit(flags: dict[str, str], file: str) -> list[str]:
     words = [file]
     for flag, value in flags.items():
+        if (flag, value) == _UNLIMITED:
+            continue
         if flag in _VALUES:
             words += [_VALUES[flag], value]
         elif flag in _SWITCHES:
             words.append(_SWITCHES[flag])
-        elif flag == "--reasoning":
-            words += _REASONING[value]
         elif flag not in (*_MODEL, *_BATCHES, *_WITHOUT_MEANING):
             sys.exit(f"llama_server_adapter: memfit has nothing for {flag}")
     batches = [int(flags[flag]) for flag in _BATCHES if flag in flags]
     if batches:  # tokens of a prompt per pass
         words += ["--ubatch", str(min(batches))]
-    if "--cors-origins" not in flags:  # llama-server's default
-        words += ["--cors", "*"]
+    for flag, default in _ABSENT.items():
+        if flag not in flags:
+            words += default
     return words
 
 
