@@ -13,7 +13,8 @@ from memfit.engines.chat_format.probes import MARKER, NAMES, REASON, TOOLS, Prob
 __all__ = ["analyse_template"]
 
 _OPENER = re.compile(rf"((?:{MARKER.pattern})[a-z]*)\s*\Z")
-_WORD = re.compile(r"(?!begin|start)[a-z]{4,}")
+_WORD = re.compile(r"[a-z]{4,}")
+_SIDES = {"begin", "start"}
 _WORDS_LIMIT = 80  # letters of words that open reasoning
 
 
@@ -60,7 +61,8 @@ def _reasoning(probes: Probes, template: str) -> ReasoningSyntax | None:
 
 def _alike(one: str, other: str) -> bool:
     """Whether two markers have a word in common, as the two ends of one thing do."""
-    return bool(set(_WORD.findall(one.lower())) & set(_WORD.findall(other.lower())))
+    words = (set(_WORD.findall(marker.lower())) - _SIDES for marker in (one, other))
+    return bool(set.intersection(*words))
 
 
 def _wrappers(probes: Probes, reasoning: ReasoningSyntax | None, calls: CallSyntax | None) -> tuple[str, ...]:

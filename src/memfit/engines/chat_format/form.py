@@ -47,6 +47,9 @@ class CallSyntax:
     key_end: str = ""  # tagged: after it
     value_start: str = ""  # tagged: after the attributes that follow it; empty: at once
     value_end: str = ""  # tagged: after its value
+    call_attribute: str = ""  # tagged: what stands before `body_start`
+    text_attribute: str = ""  # tagged: what stands before `value_start` where the value is raw text
+    json_attribute: str = ""  # tagged: and where it is JSON; {type} is its type
     padded: bool = False  # tagged: a line break on both sides of a value is not part of it
     entities: bool = False  # tagged: names are written with &amp; and &quot;
     quote: str = ""  # braced: the marker on both sides of a string
