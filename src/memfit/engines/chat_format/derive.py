@@ -18,6 +18,7 @@ from memfit.engines.chat_format.probes import MARKER, NAMES, TOOLS, VALUES, Prob
 __all__ = ["find_calls", "reads_back"]
 
 _FIRST, _SECOND = VALUES
+_LONGEST = 2000  # letters of a rendered call; what is longer is none
 _ID = re.compile(r"call0000\d")
 
 
@@ -33,9 +34,9 @@ def reads_back(form: ChatFormat, text: str, names: tuple[str, ...]) -> bool:
 def find_calls(probes: Probes, reasoning: ReasoningSyntax | None) -> CallSyntax | None:
     """The syntax of the calls that a template renders; None: it renders none, or none that could be read."""
     one, two = probes.called(1), probes.called(2)
-    if one is None:
+    if one is None or NAMES[0] not in one or len(one) > _LONGEST:
         return None
-    if two is None or NAMES[1] not in two:
+    if two is None or NAMES[0] not in two or NAMES[1] not in two or len(two) > 2 * _LONGEST:
         two = ""  # it has one call an answer at most
     if reasoning is not None:  # some write it empty where there is none
         empty = re.compile(rf"\A\s*{re.escape(reasoning.start)}\s*{re.escape(reasoning.end)}\s*")

@@ -92,7 +92,7 @@ _KIMI_K3 = CallSyntax(
     key_end='"',
     value_start="<|sep|>",
     value_end="<|close|>argument<|sep|>",
-    call_attribute=' index="1"',
+    call_attribute=' index="{index}"',
     text_attribute=' type="string"',
     json_attribute=' type="{type}"',
     entities=True,

@@ -41,24 +41,16 @@ def call_grammar(
     """
     if not form.calls:
         raise UsageError("this model's chat template shows no syntax for calls of tools", field="tool_choice")
-    known = {function["name"]: function for tool in tools if (function := tool.get("function", tool))}
-    chosen = list(known) if choice == "required" else [name for name in known if name == choice]
+    known = Tools(tools)
+    chosen = [name for name in known.names if choice in ("required", name)]
     if not chosen:
         raise UsageError(f"there is no tool to call ({choice})", field="tool_choice", got=choice)
     syntax = form.calls[0]
     rules = Rules(special_tokens)
-    writer = _Writer(syntax, rules, Tools(tools))
-    calls = [
-        rules.rule("call", _CALLS[syntax.kind](writer, name, _parameters(known[name]))) for name in chosen
-    ]
+    writer = _Writer(syntax, rules, known)
+    calls = [rules.rule("call", _CALLS[syntax.kind](writer, name, known.parameters(name))) for name in chosen]
     body = _section(syntax, rules, one_of(calls), parallel)
     return rules.text(f"{_reasoning(form, rules, in_reasoning)} {body}".strip())
-
-
-def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    parameters = function.get("parameters")
-    found = parameters if isinstance(parameters, Mapping) else {}
-    return found if found.get("type") == "object" else {**found, "type": "object"}
 
 
 def _reasoning(form: ChatFormat, rules: Rules, in_reasoning: bool) -> str:
@@ -99,7 +91,7 @@ def _between(syntax: CallSyntax) -> str | None:
     if syntax.kind == "harmony":
         return None
     if syntax.kind == "json" and not syntax.start:
-        return f"{literal(syntax.separator)} {SPACE}" if syntax.separator else None
+        return f"({literal(syntax.separator)} {SPACE} | SPACE)" if syntax.separator else None
     return SPACE
 
 
@@ -153,7 +145,8 @@ def _tagged(writer: _Writer, name: str, parameters: Mapping[str, Any]) -> str:
     syntax, rules = writer.syntax, writer.rules
     head = [rules.marker(syntax.start), literal(name), rules.marker(syntax.name_end)]
     if syntax.body_start:
-        head += [literal(syntax.call_attribute)] if syntax.call_attribute else []
+        before, index, after = syntax.call_attribute.partition("{index}")
+        head += [literal(before), "/[0-9]{1,3}/", literal(after)] if index else []
         head.append(rules.marker(syntax.body_start))
     required = parameters.get("required")
     arguments = []
