@@ -23,11 +23,14 @@ def analyse_template(render: Render, template: str) -> ChatFormat:
     probes = Probes(render)
     has_tools = _shows_tools(probes)
     name = family_of(template)
+    declared = (
+        ChatFormat() if name is None else replace(FAMILIES[name].form, family=name, has_tools=has_tools)
+    )
+    if probes.prompt() is None and probes.prompt(TOOLS) is None:
+        return declared  # it renders nothing, and each of the probes may take its time for that
     shown = probes.called(1)
-    if name is not None:
-        form = replace(FAMILIES[name].form, family=name, has_tools=has_tools)
-        if shown is None or reads_back(form, shown, NAMES[:1]):
-            return form
+    if name is not None and (shown is None or reads_back(declared, shown, NAMES[:1])):
+        return declared
     reasoning = _reasoning(probes, template)
     calls = find_calls(probes, reasoning)
     return ChatFormat(
