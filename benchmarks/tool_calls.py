@@ -13,13 +13,12 @@ environment of its own; in one piece, in single characters, and in five random c
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
 import re
 import subprocess
-import sys
-import tempfile
 import venv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -145,8 +144,8 @@ def _judge(show: str) -> None:
     from canitoolcall.checks import case_status, run_checks
     from canitoolcall.chunking import DEFAULT_STRATEGIES, split_text
     from canitoolcall.fixtures import load_fixtures
-    from canitoolcall.runner import family_for
     from canitoolcall.results import Observation, ParseResult
+    from canitoolcall.runner import family_for
 
     formats = {name: _format(name) for name in set(_MODELS.values())}
     table: dict[str, Counter[str]] = {}
@@ -158,7 +157,7 @@ def _judge(show: str) -> None:
             prompt = next(
                 one.default_generation_prompt
                 for one in family.reference_models
-                if one.repo == fixture.models[0] or "Kimi-K2-Inst" in fixture.models[0] and "Inst" in one.repo
+                if one.repo.startswith(fixture.models[0])
             )
         opened = form.opens_reasoning(prompt or "")
         pieces = {
@@ -181,9 +180,8 @@ def _judge(show: str) -> None:
         if lost or status in ("fail", "error") or show == fixture.id:
             problem = next((row for row in rows if row.status.value == status), None)
             print(f"{status:9} {fixture.id}  {'LOST ' + ' '.join(lost) if lost else ''}")
-            print(
-                f"          {problem.check if problem else ''}: {(problem.detail or '')[:300] if problem else ''}"
-            )
+            if problem:
+                print(f"          {problem.check}: {(problem.detail or '')[:300]}")
     _print_table(table)
 
 
@@ -242,14 +240,172 @@ def _print_table(table: Mapping[str, Counter[str]]) -> None:
         )
 
 
+# --- rendered answers ---
+
+_REASON = "First the weather in Zürich,\nthen <b>notes</b>."
+_TEXT = "Let me look that up: {x} [y]."
+_ARGUMENTS = (
+    {
+        "text": "Quotes \" and ' and \\, braces {}[], <tool_call> and </tool_call>, [ARGS]{}, 東京 🌸",
+        "options": {"days": [1, 2.5, {"note": None}], "metric": True, "label": '</think> "}]'},
+    },
+    {"text": "two\nlines", "options": {}},
+)
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": "A tool.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "text": {"type": "string", "description": "A text."},
+                    "options": {"type": "object", "description": "Options."},
+                },
+                "required": ["text", "options"],
+            },
+        },
+    }
+    for name in ("get_weather", "write_note")
+]
+# What ends a turn after a call: tokens that end generation, and are never in its text.
+_TURN_ENDS = (
+    *("<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<SPECIAL_12>", "<|tool_response>", "<|eom_id|>"),  # noqa: RUF001
+    *("<｜hy_eos:opensource｜>", "<|call|>"),  # noqa: RUF001
+)
+_ASKED = {"role": "user", "content": "A question."}
+
+
+def templates(show: str) -> None:
+    """Every template of llama.cpp's that renders calls."""
+    failed = []
+    good = 0
+    for path in sorted(_TEMPLATES.glob("*.jinja")):
+        if show and show not in path.name:
+            continue
+        form = _format(path.name)
+        raw, opened = _answer(form, path.read_text(encoding="utf-8"))
+        if raw is None:
+            print(f"{path.name:60} renders no call that its format reads")
+            continue
+        wrong = _wrong(form, raw, opened)
+        good += not wrong
+        print(f"{path.name:60} {len(raw):5} letters  {wrong or 'the same in every cut'}")
+        if show:
+            print(raw)
+        failed += [path.name] if wrong else []
+    print(f"\n{good} templates: the same calls, text and reasoning in every cut; {len(failed)} not: {failed}")
+
+
+def _answer(form: Any, template: str) -> tuple[str | None, bool]:
+    """An answer as a model with this template writes it: rendered, with what the template leaves out."""
+    render = _renderer(template)
+    calls = _rendered_calls(render, form)
+    if calls is None:
+        return None, False
+    opened = form.opens_reasoning(render([_ASKED], tools=_TOOLS))
+    if form.calls[0].kind == "harmony":
+        message = "<|start|>assistant<|channel|>"
+        return (
+            f"<|channel|>analysis<|message|>{_REASON}<|end|>{message}commentary<|message|>{_TEXT}<|end|>"
+            f"<|start|>assistant{calls}",
+            False,
+        )
+    thought = ""
+    if form.reasoning is not None:
+        start = "" if opened else form.reasoning.start + "\n"
+        thought = f"{start}{_REASON}\n{form.reasoning.end}\n\n"
+    return f"{thought}{_TEXT}\n\n{calls}", opened
+
+
+def _rendered_calls(render: Any, form: Any) -> str | None:
+    """The calls alone, as the template writes them. Where it has one an answer: one after the other."""
+    from memfit.errors import MemfitError
+
+    joint = "<|call|><|start|>assistant" if any(one.kind == "harmony" for one in form.calls) else "\n"
+    for together, as_text, content, number in itertools.product(
+        (True, False), (False, True), ("", None), ("call0000{1}", "functions.{0}:{1}")
+    ):
+        try:
+            parts = [_part(render, form, one, as_text, content, number) for one in _groups(together)]
+        except MemfitError:
+            continue
+        if _called(_parsed(form, [joint.join(parts)], _TOOLS, False)) == _wanted():
+            return joint.join(parts)
+    return None
+
+
+def _groups(together: bool) -> list[list[int]]:
+    return [[0, 1]] if together else [[0], [1]]
+
+
+def _part(
+    render: Any, form: Any, numbers: Sequence[int], as_text: bool, content: str | None, number: str
+) -> str:
+    """The assistant's own part of a rendering with these calls, without what ends its turn."""
+    from memfit.engines.chat_format.probes import between_markers
+
+    mark = "A marked content."
+    said = render([_ASKED, {"role": "assistant", "content": mark}], tools=_TOOLS, add_generation_prompt=False)
+    before, _, after = said.partition(mark)
+    for marker in form.dropped:
+        after = after.removeprefix(marker)
+    calls = []
+    for one in numbers:
+        name, arguments = _wanted()[one]
+        written = json.dumps(arguments, ensure_ascii=False) if as_text else arguments
+        function = {"name": name, "arguments": written}
+        calls.append({"id": number.format(name, one), "type": "function", "function": function})
+    message = {"role": "assistant", "content": content, "tool_calls": calls}
+    text = render([_ASKED, message], tools=_TOOLS, add_generation_prompt=False)
+    part = between_markers(text, before, after)
+    for end in _TURN_ENDS:
+        part = part.removesuffix(end)
+    return " " + part if part.startswith("to=") else part
+
+
+def _wanted() -> list[tuple[str, Any]]:
+    return [(tool["function"]["name"], value) for tool, value in zip(_TOOLS, _ARGUMENTS, strict=True)]
+
+
+def _called(parsed: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    calls = parsed.get("tool_calls", ())
+    return [(call["name"], json.loads(call["arguments_raw"])) for call in calls]
+
+
+def _wrong(form: Any, raw: str, opened: bool) -> str:
+    """The first cut in which something else comes out; empty: none."""
+    for pieces in _cuts(raw):
+        parsed = _parsed(form, pieces, _TOOLS, opened)
+        got = (parsed.get("content", parsed), parsed.get("reasoning_content"), _called(parsed))
+        reasoning = "" if form.reasoning is None else _REASON
+        if got != (_TEXT, reasoning, _wanted()):
+            return f"{[len(piece) for piece in pieces][:9]}: {got}"
+    return ""
+
+
+def _cuts(raw: str) -> Iterator[list[str]]:
+    yield [raw]
+    yield list(raw)
+    yield from ([raw[:at], raw[at:]] for at in range(1, len(raw)))
+    dice = random.Random(20)
+    for _ in range(200):
+        places = [0, *sorted(dice.sample(range(1, len(raw)), dice.randint(1, 40))), len(raw)]
+        yield [raw[start:end] for start, end in itertools.pairwise(places)]
+
+
+_WHAT = {"canitoolcall": canitoolcall, "judge": _judge, "templates": templates}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["canitoolcall", "judge", "templates"])
+    parser.add_argument("what", choices=list(_WHAT))
     parser.add_argument("--show", default="")
     arguments = parser.parse_args()
-    {"canitoolcall": canitoolcall, "judge": _judge}[arguments.what](arguments.show)
+    _WHAT[arguments.what](arguments.show)
 
 
 if __name__ == "__main__":

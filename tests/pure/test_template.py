@@ -126,6 +126,18 @@ def test_what_templates_use(template: str, text: str) -> None:
     assert _render(template) == text
 
 
+def test_tools_and_options() -> None:
+    template = (
+        "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}"
+        "{{ 'thinks' if enable_thinking else 'no' }}{{ '!' if add_generation_prompt }}{{ messages|length }}"
+    )
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    hostile = {"enable_thinking": True, "messages": [], "tools": "none", "add_generation_prompt": True}
+    shown = render_chat(template, _TALK, _SPECIAL, tools=tools, add_generation_prompt=False, options=hostile)
+    assert shown == "f;thinks3"
+    assert _render(template) == "no!3"
+
+
 def test_today() -> None:
     before = time.strftime("%d %b %Y")
     text = _render("{{ strftime_now('%d %b %Y') }}")

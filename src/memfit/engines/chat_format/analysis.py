@@ -13,7 +13,8 @@ from memfit.engines.chat_format.probes import MARKER, NAMES, REASON, TOOLS, Prob
 __all__ = ["analyse_template"]
 
 _OPENER = re.compile(rf"((?:{MARKER.pattern})[a-z]*)\s*\Z")
-_WORD = re.compile(r"(?!begin|start)[a-z]{4,}")
+_WORD = re.compile(r"[a-z]{4,}")
+_SIDES = {"begin", "start"}
 _WORDS_LIMIT = 80  # letters of words that open reasoning
 
 
@@ -22,11 +23,14 @@ def analyse_template(render: Render, template: str) -> ChatFormat:
     probes = Probes(render)
     has_tools = _shows_tools(probes)
     name = family_of(template)
+    declared = (
+        ChatFormat() if name is None else replace(FAMILIES[name].form, family=name, has_tools=has_tools)
+    )
+    if probes.prompt() is None and probes.prompt(TOOLS) is None:
+        return declared  # it renders nothing, and each of the probes may take its time for that
     shown = probes.called(1)
-    if name is not None:
-        form = replace(FAMILIES[name].form, family=name, has_tools=has_tools)
-        if shown is None or reads_back(form, shown, NAMES[:1]):
-            return form
+    if name is not None and (shown is None or reads_back(declared, shown, NAMES[:1])):
+        return declared
     reasoning = _reasoning(probes, template)
     calls = find_calls(probes, reasoning)
     return ChatFormat(
@@ -60,7 +64,8 @@ def _reasoning(probes: Probes, template: str) -> ReasoningSyntax | None:
 
 def _alike(one: str, other: str) -> bool:
     """Whether two markers have a word in common, as the two ends of one thing do."""
-    return bool(set(_WORD.findall(one.lower())) & set(_WORD.findall(other.lower())))
+    words = (set(_WORD.findall(marker.lower())) - _SIDES for marker in (one, other))
+    return bool(set.intersection(*words))
 
 
 def _wrappers(probes: Probes, reasoning: ReasoningSyntax | None, calls: CallSyntax | None) -> tuple[str, ...]:

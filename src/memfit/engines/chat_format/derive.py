@@ -18,6 +18,7 @@ from memfit.engines.chat_format.probes import MARKER, NAMES, TOOLS, VALUES, Prob
 __all__ = ["find_calls", "reads_back"]
 
 _FIRST, _SECOND = VALUES
+_LONGEST = 2000  # letters of a rendered call; what is longer is none
 _ID = re.compile(r"call0000\d")
 
 
@@ -33,9 +34,9 @@ def reads_back(form: ChatFormat, text: str, names: tuple[str, ...]) -> bool:
 def find_calls(probes: Probes, reasoning: ReasoningSyntax | None) -> CallSyntax | None:
     """The syntax of the calls that a template renders; None: it renders none, or none that could be read."""
     one, two = probes.called(1), probes.called(2)
-    if one is None:
+    if one is None or NAMES[0] not in one or len(one) > _LONGEST:
         return None
-    if two is None or NAMES[1] not in two:
+    if two is None or NAMES[0] not in two or NAMES[1] not in two or len(two) > 2 * _LONGEST:
         two = ""  # it has one call an answer at most
     if reasoning is not None:  # some write it empty where there is none
         empty = re.compile(rf"\A\s*{re.escape(reasoning.start)}\s*{re.escape(reasoning.end)}\s*")
@@ -122,16 +123,20 @@ def _around(
     if between is None:
         return "", before, tuple(after.split()), "", ""
     if between in ("", ",", ";"):
-        last = MARKER.match(after) if before else None  # what follows it ends the answer
-        return before, "", (), last[0] if last else after if before else "", between
+        return before, "", (), _first_marker(after) if before else "", between
     opener = _common_end(before, between)
     closer = between[: len(between) - len(opener)].strip()
     if not opener or not after.startswith(closer):
         return None
     section = before[: len(before) - len(opener)].strip()
-    rest = after[len(closer) :].strip() if section else ""
-    last = MARKER.match(rest)
-    return section, opener, tuple(closer.split()), last[0] if last else rest, ""
+    rest = after[len(closer) :] if section else ""
+    return section, opener, tuple(closer.split()), _first_marker(rest), ""
+
+
+def _first_marker(text: str) -> str:
+    """The marker that a text begins with: what follows it ends the answer. Without one, the whole text."""
+    match = MARKER.match(text := text.strip())
+    return text if match is None else match[0]
 
 
 def _common_end(one: str, other: str) -> str:
@@ -212,7 +217,9 @@ def _tagged(text: str) -> CallSyntax | None:
         return None
     key_end, value_start = _halves(key_value)
     name_end = name_key[: len(name_key) - len(key_start)].strip()
-    section_end = markers[-1] if len(opener) == 2 and len(markers) == 2 else rest.strip()
+    section_end = (
+        markers[-1] if len(opener) == 2 and len(markers) == 2 else _first_marker(rest if outer else "")
+    )
     body_start = ""
     if name_end[:1] in ('"', "'") and len(name_end) > 1:
         name_end, body_start = name_end[:1], name_end[1:]

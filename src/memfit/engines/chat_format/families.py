@@ -92,6 +92,9 @@ _KIMI_K3 = CallSyntax(
     key_end='"',
     value_start="<|sep|>",
     value_end="<|close|>argument<|sep|>",
+    call_attribute=' index="{index}"',
+    text_attribute=' type="string"',
+    json_attribute=' type="{type}"',
     entities=True,
 )
 _LFM = CallSyntax(kind="pythonic", section_start="<|tool_call_start|>", section_end="<|tool_call_end|>")
@@ -133,6 +136,8 @@ def _invoke(space: str, section: str) -> CallSyntax:
         key_end='"',
         value_start=">",
         value_end=f"</{mark}parameter>",
+        text_attribute=' string="true"',
+        json_attribute=' string="false"',
     )
 
 
@@ -219,6 +224,7 @@ FAMILIES: dict[str, Family] = {
         lacks=("<tool_call>", "<function="),
         form=_form(_LLAMA_JSON),
     ),
+    "lfm-2-tools": Family(holds=("<|tool_list_start|>",), form=_form(_LFM, _LFM_JSON, reasoning=_THINK)),
     "lfm-2": Family(holds=("<|tool_call_start|>",), form=_form(_LFM, _LFM_JSON, reasoning=_THINK)),
     "granite-3": Family(
         holds=("<|tool_call|>", "<response>"),

@@ -47,6 +47,9 @@ class CallSyntax:
     key_end: str = ""  # tagged: after it
     value_start: str = ""  # tagged: after the attributes that follow it; empty: at once
     value_end: str = ""  # tagged: after its value
+    call_attribute: str = ""  # tagged: what stands before `body_start`; {index} is a number
+    text_attribute: str = ""  # tagged: what stands before `value_start` where the value is raw text
+    json_attribute: str = ""  # tagged: and where it is JSON; {type} is its type
     padded: bool = False  # tagged: a line break on both sides of a value is not part of it
     entities: bool = False  # tagged: names are written with &amp; and &quot;
     quote: str = ""  # braced: the marker on both sides of a string
@@ -72,7 +75,7 @@ class ChatFormat:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """Every marker, the longest first: where one is a control token, it has to be shown in the text."""
+        """Every marker, the longest first."""
         found = set(self.dropped)
         if self.reasoning is not None:
             found |= {self.reasoning.start, self.reasoning.end, *self.reasoning.closed_by}
@@ -86,6 +89,10 @@ class ChatFormat:
     def needs_special(self) -> bool:
         """Whether control tokens have to be shown in the generated text, so that it can be parsed."""
         return bool(self.markers)
+
+    def shows(self, token: str) -> bool:
+        """Whether a control token of this name is a marker or a part of one, and has to be shown."""
+        return any(token in marker for marker in self.markers)
 
     def opens_reasoning(self, prompt: str) -> bool:
         """Whether a rendered prompt ends inside reasoning, so that the model's first word is a thought."""

@@ -24,6 +24,7 @@ _ENDS = ("<|end|>", "<|return|>", "<|call|>")
 # Only what begins or ends a message for sure: an answer may talk about the other markers.
 _BODY_ENDS = ("<|end|>", "<|return|>", "<|start|>assistant")
 _RECIPIENT = re.compile(r"\bto=([\w.:\-]+)")
+_NO_WORDS = re.compile(r"<\|\w+\|>|\bto=[\w.:\-]+|\b(?:assistant|analysis|commentary|final|json|code)\b")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 
 
@@ -51,6 +52,8 @@ class HarmonyReader:
             if recipient is not None and self.parse_calls and self._is_tool(recipient[1]):
                 yield from self._call(recipient[1].removeprefix("functions."))
                 continue
+            if stray := _stray(header):
+                self.content.push(stray + " ")
             thinks = recipient is None and channel[-1:] == ["analysis"]
             flow = self.reasoning if thinks else self.content
             self.window.forget()
@@ -101,3 +104,8 @@ class HarmonyReader:
         self.give(Call(name, None, arguments))
         yield from window.space()
         yield from window.literal(_ENDS)
+
+
+def _stray(header: str) -> str:
+    """The words of a header that are no part of one."""
+    return " ".join(_NO_WORDS.sub(" ", header).split())

@@ -22,6 +22,7 @@ from memfit.errors import readable
 
 __all__ = ["FormatParser"]
 
+_CONTROL = ("<|", "[")  # how markers begin that are control tokens, which no text about them holds
 _READERS = {**READERS, "tagged": read_tagged}
 # What begins a call where there is no marker: the whole, and what may still become it.
 _BARE = {
@@ -101,7 +102,11 @@ class FormatParser:
         marker = (yield from self._think("")) if in_reasoning and reasoning is not None else None
         while marker is not None or (marker := (yield from self._text())) is not None:
             if reasoning is not None and marker == reasoning.start:
-                marker = yield from self._think(marker)
+                if self._content.spoke and not marker.startswith(_CONTROL):  # the answer talks about it
+                    self._content.push(self._window.forget())
+                    marker = None
+                else:
+                    marker = yield from self._think(marker)
                 continue
             if marker in self._form.dropped:
                 self._window.forget()

@@ -49,6 +49,7 @@ TOOLS = tuple(
     for name in NAMES
 )
 _FIELDS = ("reasoning_content", "reasoning", "thinking")  # where messages carry reasoning
+_LONGEST = 100_000  # letters; no template writes as much around two short messages
 _USER = {"role": "user", "content": "A question."}
 _IDS = ("call00001", "call00002")  # nine letters and digits, as Mistral's templates want them
 
@@ -103,9 +104,10 @@ class Probes:
         add_generation_prompt: bool,
     ) -> str | None:
         try:
-            return self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+            text = self.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         except MemfitError:
             return None
+        return text if len(text) < _LONGEST else None
 
 
 def _call(index: int, *, as_text: bool) -> dict[str, Any]:

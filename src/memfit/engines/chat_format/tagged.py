@@ -21,6 +21,7 @@ _NAME = re.compile(r"[\w.:/\-]*")
 _KEY = re.compile(r'[^"<>\n]*')
 _ATTRIBUTES = re.compile(r"[^<>\n]*")
 _TYPE = re.compile(r'\b(?:type|string)="(\w+)"')
+_RAW = ("<![CDATA[", "]]>")
 _JSON_TYPES = {"true": "string", "false": ""}  # string="true"
 
 
@@ -128,6 +129,8 @@ def _cut(reader: CallReader, text: str) -> tuple[str, str | None, str | None]:
 def _typed(reader: CallReader, call: _Arguments, key: str, text: str, attributes: str) -> Any:
     if reader.syntax.padded and text.startswith("\n"):
         text = text[1:].removesuffix("\n")
+    if text.startswith(_RAW[0]) and text.endswith(_RAW[1]):
+        return text[len(_RAW[0]) : -len(_RAW[1])]
     said = _TYPE.search(attributes)
     if said is None:
         return typed(text, reader.tools.types(call.name, _unescaped(key, reader)))

@@ -6,6 +6,7 @@ Nothing here raises for what a model wrote: what is no JSON of the wanted type s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from memfit.engines.chat_format.literals import read_literal
 __all__ = ["Tools", "as_object", "json_text", "strict_object", "typed"]
 
 _MISSING = object()
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _PYTHON_NAMES = {"True": True, "False": False, "None": None}
 _REFERENCES_LIMIT = 8
 
@@ -31,6 +33,15 @@ class Tools:
 
     def __contains__(self, name: object) -> bool:
         return name in self._parameters
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._parameters)
+
+    def parameters(self, name: str) -> Mapping[str, Any]:
+        """The schema of a tool's arguments, which are an object."""
+        found = self._parameters.get(name, {})
+        return found if found.get("type") == "object" else {**found, "type": "object"}
 
     def properties(self, name: str) -> Mapping[str, Any]:
         found = self._parameters.get(name, {}).get("properties")
@@ -129,7 +140,7 @@ def json_text(value: Any) -> str | None:
     """A value as JSON, fit for UTF-8; None: it has none (infinity)."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        if any("\ud800" <= letter <= "\udfff" for letter in text):  # half of a pair has no UTF-8
+        if _HALF_PAIR.search(text):  # it has no UTF-8
             text = json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
         return None

@@ -125,9 +125,9 @@ class Window:
         """The text up to the first marker and that marker, as far as they are there; whether that is all."""
         search = _search(markers)
         match = search.pattern.search(self.text, self.at)
-        if match is not None:
+        if match is not None and (self.ended or not self._may_be_longer(search, match.start())):
             return self.take(match.start() - self.at), self.take(len(match.group())), True
-        kept = 0 if self.ended else self._beginning(search)
+        kept = 0 if self.ended else self._beginning(search)  # also of a longer marker than was found
         return self.take(len(self.text) - self.at - kept), None, self.ended
 
     def until(self, markers: tuple[str, ...]) -> Steps[tuple[str, str | None]]:
@@ -183,6 +183,10 @@ class Window:
             while len(self.text) - self.at < 2 and not self.ended:
                 yield
             self.take(2)
+
+    def _may_be_longer(self, search: _Search, place: int) -> bool:
+        """Whether a marker that ends the text may become a longer one."""
+        return len(self.text) - place < search.longest and self.text[place:] in search.beginnings
 
     def _beginning(self, search: _Search) -> int:
         """How many of the last characters may be the beginning of a marker."""
