@@ -141,7 +141,7 @@ class Request:
     score: Score | None = None  # score the prompt's tokens, generate nothing
     describes: bool = False  # say what the prompt is, compute nothing
     adds_special: bool | None = None  # tokens that begin a text; None: as the vocabulary has it
-    shows_special: bool = False  # whether control tokens are part of the answer's text
+    shows_markers: bool = False  # whether control tokens that an answer is read by are part of its text
     names_tokens: bool = False  # whether text comes with its tokens
     logprobs: int | None = None  # likeliest tokens that are named with each token; None: no probabilities
     probabilities_after: bool = False  # these are of what sampling leaves over, else of the model

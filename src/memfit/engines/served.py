@@ -16,7 +16,7 @@ class Served:
     """One loaded model. As it is by itself: nobody asked."""
 
     form: ChatFormat = field(default_factory=ChatFormat)  # how it writes reasoning and calls
-    control_markers: tuple[str, ...] = ()  # of the form's markers, those that are single control tokens
+    control_tokens: Mapping[str, int] = field(default_factory=dict)  # of the form's markers, by name
     sequence_tokens: int = 0  # that one sequence can have
     trained_tokens: int = 0
     template: str | None = None

@@ -163,8 +163,7 @@ class Answering:
         ask, form = self._ask, self._served.form
         asked = ask.requests()
         if not ask.prompts:
-            special = form.needs_special
-            asked = [replace(one, template=ask.offered, shows_special=special) for one in asked]
+            asked = [replace(one, template=ask.offered, shows_markers=form.needs_special) for one in asked]
             if ask.tool_choice == REQUIRED:
                 asked = [replace(one, grammar=await self._grammar(one), schema=None) for one in asked]
         if ask.echo or ask.verbose:
@@ -184,7 +183,7 @@ class Answering:
             choice=self._ask.function or REQUIRED,
             parallel=self._ask.parallel_calls,
             in_reasoning=self._served.form.opens_reasoning(ending),
-            special_tokens=self._served.control_markers,
+            special_tokens=self._served.control_tokens,
         )
 
     async def _echo(self, read: PromptText) -> Piece:

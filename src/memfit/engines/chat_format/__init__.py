@@ -5,6 +5,7 @@ from memfit.engines.chat_format.form import ChatFormat
 from memfit.engines.chat_format.grammar import call_grammar
 from memfit.engines.chat_format.parser import FormatParser
 from memfit.engines.chat_format.parts import CallArguments, CallBegins, Part, ReasoningPart, TextPart
+from memfit.engines.chat_format.spelled import spell_tools, with_spelled_calls
 
 __all__ = [
     "CallArguments",
@@ -16,4 +17,6 @@ __all__ = [
     "TextPart",
     "analyse_template",
     "call_grammar",
+    "spell_tools",
+    "with_spelled_calls",
 ]

@@ -98,6 +98,15 @@ class ChatFormat:
         """Whether a rendered prompt ends inside reasoning, so that the model's first word is a thought."""
         return self.reasoning is not None and prompt.rstrip().endswith(self.reasoning.start.rstrip())
 
+    def unthinking(self, prompt: str, *, heeded: bool) -> str:
+        """What is to follow a prompt whose answer shall not reason: nothing where the template has `heeded` that,
+        else an end of reasoning, or reasoning that is empty."""
+        if self.reasoning is None:
+            return ""
+        if self.opens_reasoning(prompt):
+            return self.reasoning.end
+        return "" if heeded else self.reasoning.start + self.reasoning.end
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -35,6 +35,7 @@ from memfit.memory.page_cache import cached_bytes, drop_cached
 from memfit.memory.process_memory import process_status
 
 if TYPE_CHECKING:
+    from memfit.engines.chat_format import ChatFormat
     from memfit.engines.llamacpp.importance import Importance
 
 __all__ = ["LlamaModel"]
@@ -73,6 +74,7 @@ class LlamaModel:
         self._api: Any = library.api
         self._devices = devices
         self.own_template = own_template
+        self.form: ChatFormat | None = None  # how answers are written, where somebody asked for it
         self.device_addresses = devices.find(config.devices)
         self._limit_bytes = limit_bytes
         self._on_progress, self._on_vocabulary = on_progress, on_vocabulary
@@ -445,10 +447,21 @@ class LlamaModel:
         """Those that end an answer."""
         return list(filter(self.is_end, range(self.vocabulary_size)))
 
-    def is_control(self, text: str) -> bool:
-        """Whether a text is one token, and that a control token."""
-        tokens = self.tokenize(text, add_special=False)
-        return len(tokens) == 1 and bool(self._api.llama_vocab_is_control(self.vocabulary, tokens[0]))
+    @functools.cached_property
+    def control_tokens(self) -> dict[int, str]:
+        """Tokens that are no text of an answer, with their names."""
+        is_control = self._api.llama_vocab_is_control
+        return {
+            token: self.piece(token, special=True).decode("utf-8", errors="replace")
+            for token in range(self.vocabulary_size)
+            if is_control(self.vocabulary, token)
+        }
+
+    @functools.cached_property
+    def shown_tokens(self) -> frozenset[int]:
+        """The control tokens that an answer is read by."""
+        form = self.form
+        return frozenset(token for token, name in self.control_tokens.items() if form and form.shows(name))
 
     @property
     def fill_tokens(self) -> list[int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from memfit.engines.chat_format import spell_tools
 from memfit.engines.llamacpp.model import LlamaModel
 from memfit.engines.llamacpp.template import render_chat
 from memfit.engines.messages import render_messages, require_tokens
@@ -56,20 +58,28 @@ def render_prompt(model: LlamaModel, request: Request) -> str:
     if template is None:
         raise UsageError("this model has no chat template; try --raw to continue a text")
     special, options = model.special_tokens(), request.template
+    messages: Sequence[Mapping[str, Any]] = request.messages
+    tools = options.tools
+    if model.form and not model.form.has_tools:
+        messages, tools = spell_tools(messages, tools), ()
 
-    def render(form: Sequence[Mapping[str, Any]]) -> str:
+    def render(form: Sequence[Mapping[str, Any]], **values: Any) -> str:
         return render_chat(
             template,
             form,
             special,
-            tools=options.tools or None,
+            tools=tools or None,
             add_generation_prompt=options.adds_generation_prompt or options.continues,
-            options=options.values,
+            options={**options.values, **values},
         )
 
     if not options.continues:
-        return render_messages(render, request.messages)
-    *before, last = request.messages
+        text = render_messages(render, messages)
+        if options.values.get("enable_thinking") is False and model.form:
+            thinks = render_messages(partial(render, enable_thinking=True), messages)
+            text += model.form.unthinking(text, heeded=thinks != text)
+        return text
+    *before, last = messages
     return render_messages(render, before) + str(last["content"])
 
 

@@ -355,7 +355,8 @@ class RequestLoop:
         )
 
     def _piece(self, one: _Running, token: int) -> bytes:
-        return self._model.piece(token, special=one.request.shows_special)
+        shows = one.request.shows_markers and token in self._model.shown_tokens
+        return self._model.piece(token, special=shows)
 
     def _take(self, one: _Running, token: int, named: ChosenToken | None, *, is_last: bool) -> bool:
         """One token more of an answer; True where it ends with it."""

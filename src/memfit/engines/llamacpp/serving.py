@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memfit.engines.chat_format import ChatFormat, analyse_template
+from memfit.engines.chat_format import ChatFormat, analyse_template, with_spelled_calls
 from memfit.engines.llamacpp.model import LlamaModel
 from memfit.engines.llamacpp.template import render_chat
 from memfit.engines.served import Served
@@ -34,10 +34,12 @@ def find_served(model: LlamaModel) -> Served:
                 options=values,
             )
 
-        form = analyse_template(render, template)
+        form = with_spelled_calls(analyse_template(render, template))
+    model.form = form
+    names = {name: token for token, name in model.control_tokens.items()}
     return Served(
         form=form,
-        control_markers=tuple(one for one in form.markers if model.is_control(one)),
+        control_tokens={one: names[one] for one in form.markers if one in names},
         sequence_tokens=model.sequence_tokens,
         trained_tokens=model.trained_tokens,
         template=template,
