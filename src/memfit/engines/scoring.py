@@ -28,7 +28,7 @@ def score_rows(rows: Any, tokens: Sequence[int], top: int) -> list[TokenScore]:
         if np.isnan(most):
             raise EngineError("the model computes NaN, which is no number, for this text")
         total = most + np.log(np.exp(row - most).sum())
-        best = np.argsort(-row, kind="stable")[:top] if top else ()
+        best = _largest(row, min(top, len(row)))
         scores.append(
             TokenScore(
                 logprob=float(row[token] - total),
@@ -37,3 +37,12 @@ def score_rows(rows: Any, tokens: Sequence[int], top: int) -> list[TokenScore]:
             )
         )
     return scores
+
+
+def _largest(row: Any, count: int) -> Any:
+    """Where the `count` largest are, the largest first; of equal ones the first. Sorting all would be slow."""
+    if not count:
+        return ()
+    least = np.partition(row, len(row) - count)[len(row) - count]
+    candidates = np.flatnonzero(row >= least)
+    return candidates[np.argsort(-row[candidates], kind="stable")][:count]

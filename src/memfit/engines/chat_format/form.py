@@ -99,8 +99,8 @@ class ChatFormat:
         return self.reasoning is not None and prompt.rstrip().endswith(self.reasoning.start.rstrip())
 
     def unthinking(self, prompt: str, *, heeded: bool) -> str:
-        """What is to follow a prompt whose answer shall not reason: nothing where the template has `heeded` that,
-        else an end of reasoning, or reasoning that is empty."""
+        """What is to follow a prompt whose answer shall not reason: nothing where the template has `heeded`
+        that, else an end of reasoning, or reasoning that is empty."""
         if self.reasoning is None:
             return ""
         if self.opens_reasoning(prompt):

@@ -26,8 +26,9 @@ What it returns is then told to you. Where no function helps, answer in words.""
 
 
 def with_spelled_calls(form: ChatFormat) -> ChatFormat:
-    """The format of a model whose tools are spelled: what it is told to write, it is read by."""
-    return form if form.has_tools else replace(form, calls=FAMILIES["hermes"].form.calls)
+    """The format of a model whose tools are spelled: what it is told to write, it is read by, and what it may
+    know from its training."""
+    return form if form.has_tools else replace(form, calls=(*FAMILIES["hermes"].form.calls, *form.calls))
 
 
 def spell_tools(
