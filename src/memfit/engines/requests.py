@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from memfit.engines.embedding import Embedding
 from memfit.errors import MemfitError, UsageError, WrongValueError
 
 __all__ = [
@@ -72,7 +73,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One question: a text or tokens to continue, messages to answer, or tokens to score."""
+    """One question: a text or tokens to continue, messages to answer, tokens to score, or what is embedded."""
 
     number: int = 0  # tells the results of a stream apart; unique among the requests that run
     prompt: str | tuple[int, ...] | None = None  # continued as it is; None: `messages` are answered
@@ -80,10 +81,14 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     schema: Mapping[str, Any] | None = None  # JSON schema of the answer; None: any text
     score: Score | None = None  # score the prompt's tokens, generate nothing
+    embed: bool = False  # make an embedding of the prompt, or a reranker's score of it or of the pair
+    pair: tuple[str, str] | None = None  # a query and a document, which the model has its own way to join
 
     def __post_init__(self) -> None:
-        if (self.prompt is None) != bool(self.messages):
+        if [self.prompt is not None, bool(self.messages), self.pair is not None].count(True) != 1:
             raise UsageError("a request has either a prompt or messages")
+        if self.embed != bool(self.pair or (self.embed and self.prompt is not None)):
+            raise UsageError("what is embedded is a prompt or a pair, and a pair is only embedded")
         if self.score and not isinstance(self.prompt, tuple):
             raise UsageError("what is scored is given as tokens")
 
@@ -101,6 +106,8 @@ class Request:
             sampling=Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
             schema=values["schema"],
             score=Score(**score) if score else None,
+            embed=values["embed"],
+            pair=tuple(values["pair"]) if values["pair"] else None,
         )
 
 
@@ -150,7 +157,8 @@ class RequestResult:
     number: int  # the request's
     completion: Completion | None = None
     scores: tuple[TokenScore, ...] = ()  # of a request to score, from its first token on
-    error: MemfitError | None = None  # why there is neither
+    error: MemfitError | None = None  # why there is nothing
+    embedding: Embedding | None = None  # of a request to embed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +216,7 @@ class StreamTotals:
             prompt_tokens=self.prompt_tokens,
             prompt_seconds=self.seconds,
             generated_tokens=self.generated_tokens,
-            generation_seconds=self.seconds,
+            generation_seconds=self.seconds if self.generated_tokens else 0.0,
             threads=self.threads,
         )
 

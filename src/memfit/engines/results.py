@@ -1,4 +1,5 @@
-"""What a worker sends of a request: its answer, its scores, or its error. request_stream.py reads it."""
+"""What a worker sends of a request: its answer, its scores, its embedding, or its error. request_stream.py
+reads it."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from memfit.engines.channel import Channel
+from memfit.engines.embedding import Embedding
 from memfit.engines.requests import Completion, StreamTotals, TokenScore
 from memfit.errors import MemfitError
 from memfit.processes.carried_errors import carry_error
 
-__all__ = ["send_answer", "send_failure", "send_logits", "send_scores"]
+__all__ = ["send_answer", "send_embedding", "send_failure", "send_logits", "send_scores"]
 
 
 def send_answer(
@@ -20,6 +22,10 @@ def send_answer(
 ) -> None:
     """`totals` are the stream's so far, where they are known."""
     channel.send("answer", number=number, completion=asdict(completion), totals=totals and vars(totals))
+
+
+def send_embedding(channel: Channel, number: int, embedding: Embedding, totals: StreamTotals) -> None:
+    channel.send("embedding", number=number, embedding=embedding.to_json(), totals=vars(totals))
 
 
 def send_failure(channel: Channel, number: int, error: MemfitError) -> None:
