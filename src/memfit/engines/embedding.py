@@ -1,4 +1,4 @@
-"""What a model that embeds gives back: rows of numbers as they come out of it, neither normalised nor rounded."""
+"""What a model that embeds gives back: rows of numbers as they come out of it, not normalised."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ class Embedding:
     prompt_tokens: int
 
     @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        assert self.values.shape, "it has rows"
+        return self.values.shape[1]
+
+    @property
     def vector(self) -> list[float]:
         """The row of a text, where the model pools its tokens'."""
-        row: list[float] = self.values.tolist()[0]
-        return row
+        return list(self.values.cast("B").cast("f")[: self.width])
 
     @property
     def score(self) -> float:
@@ -33,7 +38,7 @@ class Embedding:
     def to_json(self) -> dict[str, Any]:
         """Numbers as base64: as decimals they would take five times as long."""
         data = base64.b64encode(self.values).decode()
-        return {"data": data, "width": self.values.shape[1], "prompt_tokens": self.prompt_tokens}
+        return {"data": data, "width": self.width, "prompt_tokens": self.prompt_tokens}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Embedding:

@@ -73,7 +73,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One question: a text or tokens to continue, messages to answer, tokens to score, or what is embedded."""
+    """One question: a text or tokens to continue or to embed, messages to answer, or tokens to score."""
 
     number: int = 0  # tells the results of a stream apart; unique among the requests that run
     prompt: str | tuple[int, ...] | None = None  # continued as it is; None: `messages` are answered

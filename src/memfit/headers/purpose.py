@@ -1,4 +1,4 @@
-"""What models are for that write no text: some embed texts or score them, and others cannot be planned at all.
+"""What models are for that write no text: some embed texts or score them, others are refused.
 
 One table for each way of telling. Without this check such a model would be planned like any other, and would
 then crash the engine's process.
@@ -18,6 +18,8 @@ from memfit.strict_json import parse_json, read_bytes
 __all__ = [
     "companion",
     "embeds",
+    "has_cache",
+    "is_tied",
     "require_checkpoint_writes",
     "require_known_purpose",
     "require_writes",
@@ -35,11 +37,15 @@ _LOOKS_AHEAD = "an embedding model, whose attention looks ahead"
 _SPEECH = "a part of a speech model"
 _EMBEDS = (_ENCODER, _EMBEDDING, _RERANKER, _LOOKS_AHEAD)  # which llama.cpp makes embeddings or scores with
 
+# BERT and those after it: no KV cache, and no output matrix.
+_BERTS = "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert"
+_WITHOUT_CACHE = frozenset((*_BERTS.split(), "gemma-embedding"))
+
 # general.architecture, as llama.cpp calls it → what such a model is; those that write text are not here.
 _ARCHITECTURES = {
     name: what
     for what, names in (
-        (_ENCODER, "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert"),
+        (_ENCODER, _BERTS),
         (_ENCODER, "gemma-embedding llama-embed"),
         (_T5_ENCODER, "t5encoder"),
         (_ENCODER_DECODER, "t5"),
@@ -83,6 +89,18 @@ def companion(metadata: Mapping[str, MetadataValue]) -> str | None:
 def embeds(spec: ModelSpec) -> bool:
     """Whether a GGUF model is there to make embeddings of texts, or to score them."""
     return _purpose(spec) in _EMBEDS
+
+
+def has_cache(spec: ModelSpec) -> bool:
+    """Whether a GGUF model keeps the tokens that it has read; an encoder reads each text as a whole."""
+    return spec.architecture not in _WITHOUT_CACHE
+
+
+def is_tied(spec: ModelSpec) -> bool:
+    """Whether a GGUF model's token table is its output matrix, too."""
+    if spec.architecture in _BERTS.split():
+        return False
+    return all(tensor.name != "output.weight" for tensor in spec.tensors)
 
 
 def require_writes(spec: ModelSpec) -> None:

@@ -62,7 +62,8 @@ class LlamaConfig:
     @property
     def needs_numpy(self) -> bool:
         """In the worker: to answer several sequences, grammars and scores, and to widen weights."""
-        return bool(self.parallel > 1 or self.grammar_bytes or self.outputs or self.widened)
+        many = self.parallel > 1 and not self.embeds
+        return bool(many or self.grammar_bytes or self.outputs or self.widened)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "paths": [str(path.absolute()) for path in self.paths]}

@@ -1,4 +1,4 @@
-"""The way in which llama.cpp embeds: as many waiting texts as fit a pass are computed at once, then forgotten.
+"""The way in which llama.cpp embeds: as many waiting texts as fit a pass are computed at once, and dropped.
 
 In the worker, in place of request_loop.py where a model was loaded to embed. Nothing is sampled and nothing
 shared: every text is a sequence of its own, that begins at nothing.
@@ -54,7 +54,8 @@ class EmbeddingLoop:
 
     def warm_up(self) -> None:
         """Allocate now what a pass takes at most."""
-        left, texts = self._model.ubatch, []
+        left = self._model.ubatch
+        texts: list[list[int]] = []
         while left and len(texts) < self._model.config.parallel:
             texts.append([0] * min(left, self._longest))
             left -= len(texts[-1])
@@ -128,7 +129,11 @@ class EmbeddingLoop:
 
     def _admit(self, request: Request) -> None:
         try:
-            tokens = pair_tokens(self._model, *request.pair) if request.pair else prompt_tokens(self._model, request)
+            tokens = (
+                pair_tokens(self._model, *request.pair)
+                if request.pair
+                else prompt_tokens(self._model, request)
+            )
             self._require_room(len(tokens))
         except MemfitError as error:
             send_failure(self._channel, request.number, error)
@@ -161,7 +166,9 @@ class EmbeddingLoop:
             and (room := room - len(self._waiting[0].tokens)) >= 0
         ):
             self._running.append(self._waiting.popleft())
-        for text, data in zip(self._running, self._computed([one.tokens for one in self._running]), strict=True):
+        for text, data in zip(
+            self._running, self._computed([one.tokens for one in self._running]), strict=True
+        ):
             self._send(text, data)
         self._running = []
         if time.monotonic() - self._told_at >= _STATUS_SECONDS:

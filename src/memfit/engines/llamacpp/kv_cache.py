@@ -13,8 +13,8 @@ class KvCache:
     """Satisfies scheduler.Cache."""
 
     def __init__(self, api: Any, model: int, context: int, *, unified: bool, embeds: bool = False) -> None:
-        """`model` and `context` are llama.cpp's pointers; `unified`: all sequences share all cells. A model that
-        `embeds` may have no cache: then there is nothing to clear.
+        """`model` and `context` are llama.cpp's pointers; `unified`: all sequences share all cells. A model
+        that `embeds` may have no cache: then there is nothing to clear.
 
         Raises:
             ModelError: there is none, or an encoder before it: the engine would abort the process.

@@ -195,8 +195,8 @@ class Library:
         ggml.ggml_free(room)
 
     def _split_graph(self, context: int, tokens: int, sequences: int, outputs: int) -> int:
-        """The graph of `tokens`, some of them `outputs`, over a full context, divided between devices; nothing
-        is allocated.
+        """The graph of `tokens`, some of them `outputs`, over a full context, divided between devices;
+        nothing is allocated.
 
         Its scheduler keeps the division until the next graph. Dividing a graph twice would corrupt it: its
         nodes already read from copies, in memory that the second division uses again.

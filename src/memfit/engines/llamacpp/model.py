@@ -19,7 +19,6 @@ from memfit.engines.llamacpp.forms import Forms
 from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.engines.llamacpp.library import Breakdown, Library
 from memfit.engines.llamacpp.options import (
-    POOLINGS,
     Evaluate,
     context_options,
     evaluation_callback,
@@ -33,6 +32,7 @@ from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.page_cache import cached_bytes, drop_cached
 from memfit.memory.process_memory import process_status
+from memfit.planner.request import POOLINGS
 
 if TYPE_CHECKING:
     from memfit.engines.llamacpp.importance import Importance
@@ -219,9 +219,7 @@ class LlamaModel:
                 f"{config.parallel} sequences and KV type {config.kv_type}"
             )
         self._context = context
-        self.cache = KvCache(
-            api, self._pointer, context, unified=config.kv_unified, embeds=config.embeds
-        )
+        self.cache = KvCache(api, self._pointer, context, unified=config.kv_unified, embeds=config.embeds)
         self.config = config
         self.ubatch: int = api.llama_n_ubatch(context)
         self.context_tokens: int = api.llama_n_ctx(context)
@@ -234,9 +232,7 @@ class LlamaModel:
             # Of all passes devices take over most in the largest one, which is a prompt's.
             for tokens, look in ((self.ubatch, self._weights.require_turns), (count, self._weights.start)):
                 outputs = self._outputs(tokens, count)
-                look(
-                    self._library.graph_nodes(context, tokens=tokens, sequences=count, outputs=outputs)
-                )
+                look(self._library.graph_nodes(context, tokens=tokens, sequences=count, outputs=outputs))
 
     def _outputs(self, tokens: int, sequences: int) -> int:
         """How many tokens of such a pass are outputs."""
@@ -333,13 +329,14 @@ class LlamaModel:
         self.cache.clear()
 
     def reserve_outputs(self, batch: Any) -> None:
-        """Have the engine allocate what comes out of a llama_batch, the largest that there will be: one pass is
-        begun, and ended at its first node, since computing it may take minutes.
+        """Have the engine allocate what comes out of a llama_batch, the largest that there will be: one pass
+        is begun, and ended at its first node, since computing it may take minutes.
 
         Raises:
             EngineError: there is no memory for it.
         """
         self.decode([0])  # what a pass itself takes at first is there before one is ended
+        self.cache.clear()
         self._library.is_muted = True
         self.abort()
         try:
@@ -498,11 +495,9 @@ class LlamaModel:
         return text.decode("utf-8", errors="replace") if text is not None else None
 
     def added_tokens(self) -> dict[str, list[int]]:
-        """What the vocabulary adds to a text: "bos" before it, "eos" and "sep" after it; each a token or none."""
+        """What the vocabulary adds to a text, "bos" before it, "eos" and "sep" after it: a token or none."""
         api, vocabulary = self._api, self.vocabulary
-        bos, eos, sep = (
-            getattr(api, f"llama_vocab_{name}")(vocabulary) for name in ("bos", "eos", "sep")
-        )
+        bos, eos, sep = (getattr(api, f"llama_vocab_{name}")(vocabulary) for name in ("bos", "eos", "sep"))
         return {
             "bos": [bos] if api.llama_vocab_get_add_bos(vocabulary) else [],
             "eos": [sep if eos < 0 else eos] if api.llama_vocab_get_add_eos(vocabulary) else [],

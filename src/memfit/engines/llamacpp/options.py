@@ -11,10 +11,10 @@ from typing import Any
 
 from memfit.engines.llamacpp.devices import Devices
 from memfit.memory.estimate import LlamaConfig
+from memfit.planner.request import POOLINGS
 
-__all__ = ["POOLINGS", "Evaluate", "context_options", "evaluation_callback", "place_tensors"]
+__all__ = ["Evaluate", "context_options", "evaluation_callback", "place_tensors"]
 
-POOLINGS = ("none", "mean", "cls", "last", "rank")
 _MOST_DEVICES = 16  # llama_max_devices
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
 _OWN_POOLING = -1  # of llama_pooling_type, which has POOLINGS from 0 on
