@@ -42,9 +42,10 @@ def _embedded(path: str | Path, texts: Sequence[str], **workload: Any) -> list[A
 
 
 def _are_close(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(
-        math.isclose(left, right, rel_tol=1e-4, abs_tol=1e-5) for left, right in zip(one, other, strict=True)
-    )
+    """As far as kernels agree, which are others for many tokens than for few."""
+    product = sum(left * right for left, right in zip(one, other, strict=True))
+    lengths = math.hypot(*one), math.hypot(*other)
+    return product / lengths[0] / lengths[1] > 0.99999 and math.isclose(*lengths, rel_tol=1e-3)
 
 
 def test_texts_together_are_embedded_as_alone(encoders: dict[str, Path]) -> None:
@@ -125,9 +126,7 @@ def test_a_long_text_in_parts_is_as_in_one_pass(demo: str) -> None:
         with memfit.load(plan) as session:
             found += session.embed([text])
     assert found[0].prompt_tokens > 800
-    left, right = (one.vector for one in found)
-    product = sum(a * b for a, b in zip(left, right, strict=True))
-    assert product / math.hypot(*left) / math.hypot(*right) > 0.9999
+    assert _are_close(*(one.vector for one in found))
 
 
 def test_memory_is_as_planned_with_a_full_pass(encoders: dict[str, Path], demo: str) -> None:
@@ -157,7 +156,7 @@ def test_sessions_do_what_they_were_planned_for(encoders: dict[str, Path], demo:
 
 
 def test_a_plan_that_must_write_refuses_an_encoder(encoders: dict[str, Path]) -> None:
-    with pytest.raises(ModelError, match="an encoder: .* memfit serve serves it"):
+    with pytest.raises(ModelError, match=r"an encoder: .* memfit serve serves it"):
         memfit.plan(str(encoders["MEAN"]), writes=True)
 
 
