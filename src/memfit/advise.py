@@ -42,6 +42,7 @@ def advise(
     conditions: Conditions | None = None,
     machine: str | None = None,
     count_parent: bool = False,
+    writes: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Advice | None:
     """Compare all quantizations of a repository, by its `choices_of`; None where there are fewer than two.
@@ -64,6 +65,7 @@ def advise(
             conditions=conditions,
             machine=machine,
             count_parent=count_parent,
+            writes=writes,
             say=say,
         )
         assert isinstance(planned, LlamaPlan)  # a repository of quantizations is one of GGUF files

@@ -35,6 +35,7 @@ def plan(
     trust_remote_code: bool = False,
     count_parent: bool = False,
     explain: bool = False,
+    writes: bool = False,
     say: Callable[[str], None] | None = None,
     verbose: bool = False,
 ) -> Plan:
@@ -43,7 +44,8 @@ def plan(
     `model` is a path to a GGUF file or to a checkpoint's directory, "demo", or a name such as
     "hf:org/repo:Q4_K_M" or "https://…/file.gguf": of a model that is not here only the header is read.
     `engine` "auto" takes transformers for a checkpoint, and llama.cpp for GGUF, which "transformers"
-    dequantizes. The other options are those of `PlanOptions`. A plan for another `machine` cannot be loaded.
+    dequantizes. Encoders and rerankers are planned to embed, unless `writes` refuses them. The other options
+    are those of `PlanOptions`. A plan for another `machine` cannot be loaded.
     The plan may not fit: see `Plan.fits`.
 
     Raises:
@@ -60,6 +62,7 @@ def plan(
         trust_remote_code=trust_remote_code,
         count_parent=count_parent,
         explain=explain,
+        writes=writes,
         verbose=verbose,
     )
     workload = workload or Workload()

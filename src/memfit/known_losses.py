@@ -22,7 +22,7 @@ _SAME_MODEL = 0.9  # of the parameters; some quantizations write the output matr
 
 def with_loss(plan: Plan) -> Plan:
     """A plan that says what its model loses; as it is where it is a checkpoint's."""
-    if plan.engine != "llamacpp" or plan.fingerprint is None:
+    if plan.engine != "llamacpp" or plan.fingerprint is None or plan.embeds:
         return plan
     return replace(plan, loss=loss_of(plan.spec, plan.fingerprint.files))
 

@@ -18,7 +18,7 @@ from memfit.errors import UsageError
 from memfit.hardware.machine import Device, Machine
 from memfit.hardware.probe import probe
 from memfit.headers import read_model
-from memfit.headers.purpose import require_writes
+from memfit.headers.purpose import require_known_purpose
 from memfit.hub.resolve import resolve
 from memfit.known_losses import with_loss
 from memfit.memory.estimate import LlamaConfig
@@ -74,7 +74,7 @@ def _find_llama(
     named = source if model is None else model
     file = config.paths[0] if model is None and source != "demo" else resolve(named, say).path
     spec = read_model(file, source=named)
-    require_writes(spec)
+    require_known_purpose(spec)
     plan = plan_from_json(values, where, spec)
     assert isinstance(plan, LlamaPlan)
     require_this_machine(plan)

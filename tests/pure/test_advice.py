@@ -12,11 +12,12 @@ from memfit.planner.loss import Loss, expected_loss
 def _option(
     label: str, size: int, *, n_params: int = 1000, rate: float = 50.0, fits: bool = True, name: str = ""
 ) -> Option:
+    generation = SimpleNamespace(value=rate)
     plan: Any = SimpleNamespace(
         fits=fits,
         loss=None,
         spec=SimpleNamespace(n_params=n_params),
-        prediction=SimpleNamespace(generation=SimpleNamespace(value=rate)),
+        prediction=SimpleNamespace(generation=generation, main=generation),
     )
     return Option(
         label=label, name=name or label, source=f"hf:o/r/{label}", size_bytes=size, plan=cast(Any, plan)

@@ -25,7 +25,13 @@ from memfit.cli.main import main
 from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.errors import HeaderError, ModelError
 from memfit.headers.gguf_model import read_model
-from memfit.headers.purpose import require_checkpoint_writes, require_writes
+from memfit.headers.purpose import (
+    embeds,
+    has_cache,
+    require_checkpoint_writes,
+    require_known_purpose,
+    require_writes,
+)
 
 
 def _of(architecture: str, **more: Value) -> GgufFile:
@@ -42,10 +48,10 @@ def _of(architecture: str, **more: Value) -> GgufFile:
 @pytest.mark.parametrize(
     ("file", "what"),
     [
-        (_of("bert"), r"an encoder: it makes embeddings of texts \(bert\)"),
+        (_of("bert"), r"an encoder: it makes embeddings of texts \(bert\); memfit serve serves it"),
         (_of("nomic-bert"), "an encoder"),
         (_of("jina-bert-v2"), "an encoder"),
-        (_of("t5encoder"), "an encoder"),
+        (_of("t5encoder"), "an encoder of the T5 family"),
         (_of("gemma-embedding"), "an encoder"),
         (_of("t5"), r"an encoder-decoder: .* \(t5\)"),
         (_of("llada"), "a diffusion model"),
@@ -63,6 +69,35 @@ def test_what_writes_no_text_says_what_it_is(tmp_path: Path, file: GgufFile, wha
     spec = read_model(file.write(tmp_path / "model.gguf"))  # which inspect shows
     with pytest.raises(ModelError, match=what):
         require_writes(spec)
+
+
+_OWN_CACHE = {"bert": False, "gemma-embedding": False, "qwen3": True, "llama-embed": True}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        _of("bert"),
+        _of("gemma-embedding"),
+        _of("llama-embed"),
+        _of("qwen3", pooling_type=number(3)),
+        _of("qwen3", pooling_type=number(4)),
+        _of("llama", attention__causal=Value(BOOL, False)),
+    ],
+)
+def test_what_embeds_is_known_for_that(tmp_path: Path, file: GgufFile) -> None:
+    spec = read_model(file.write(tmp_path / "model.gguf"))
+    require_known_purpose(spec)
+    assert embeds(spec)
+    assert has_cache(spec) == _OWN_CACHE.get(spec.architecture, True)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "t5encoder", "dream", "eagle3", "pockettts"])
+def test_what_does_neither_is_refused_everywhere(tmp_path: Path, architecture: str) -> None:
+    spec = read_model(_of(architecture).write(tmp_path / "model.gguf"))
+    assert not embeds(spec)
+    with pytest.raises(ModelError, match="write text, word by word"):
+        require_known_purpose(spec)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +159,10 @@ def test_every_command_refuses(
 @pytest.mark.parametrize(
     ("config", "what"),
     [
-        ({"architectures": ["BertModel"], "model_type": "bert"}, r"an encoder: .* \(BertModel\)"),
+        (
+            {"architectures": ["BertModel"], "model_type": "bert"},
+            r"an encoder: .* \(BertModel\); a GGUF file of such a model works, with memfit serve",
+        ),
         ({"architectures": ["BertForMaskedLM"]}, "an encoder"),
         ({"architectures": ["XLMRobertaForSequenceClassification"]}, "a classifier or reranker"),
         ({"architectures": ["Qwen3ForSequenceClassification"]}, "a classifier or reranker"),
@@ -171,3 +209,10 @@ def test_the_worker_refuses_what_this_table_does_not_know(memory: int | None, ha
     api = SimpleNamespace(llama_get_memory=lambda _: memory, llama_model_has_encoder=lambda _: has_encoder)
     with pytest.raises(ModelError, match="it is an encoder, or has one"):
         KvCache(api, 1, 2, unified=True)
+
+
+def test_a_model_that_embeds_needs_no_cache() -> None:
+    api = SimpleNamespace(llama_get_memory=lambda _: None, llama_model_has_encoder=lambda _: False)
+    cache = KvCache(api, 1, 2, unified=True, embeds=True)
+    cache.clear()
+    assert not cache.is_there

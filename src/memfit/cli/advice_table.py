@@ -54,4 +54,4 @@ def _cells(plan: Plan) -> list[str | Text]:
     if tier := plan.overfull:
         return [*held, "short", format_bytes(tier.needs_bytes - tier.limit_bytes)]
     rates = (plan.prediction.prompt, plan.prediction.generation)
-    return [*held, *(format_rate(rate.value) for rate in rates)]
+    return [*held, *(format_rate(rate.value) if rate else "" for rate in rates)]

@@ -106,7 +106,7 @@ def command(
         tokens = min(sampling.max_tokens or workload.generated_tokens, MOST_TOKENS)
         grammars = constraint is not None or lines.has_schemas
         workload = replace(workload, grammars=grammars, generated_tokens=tokens)
-        asked = PlanOptions(**asks, count_parent=True, say=say, verbose=verbose)
+        asked = PlanOptions(**asks, count_parent=True, writes=True, say=say, verbose=verbose)
         job = partial(plan_job, workload=workload, engine=engine, sequences=sequences)
         planned = ready_plan(lambda named: job(named or model, lines, asked), err, yes=yes)
         with open_sink(
@@ -261,10 +261,9 @@ def _print_summary(planned: Plan, totals: StreamTotals, sink: Sink, output: str,
     out.print(f"{sink.answered} answered{failed}: {output}", markup=False)
     if not totals.seconds:
         return
-    predicted = planned.prediction
-    expected = (
-        totals.prompt_tokens / predicted.prompt.value + totals.generated_tokens / predicted.together.value
-    )
+    prompt, together = planned.prediction.prompt, planned.prediction.together
+    assert together, "models that only embed are refused before"
+    expected = totals.prompt_tokens / prompt.value + totals.generated_tokens / together.value
     shared = f", {totals.shared_tokens} shared" if totals.shared_tokens else ""
     out.print(
         f"prompts {totals.prompt_tokens} tokens{shared} · answers {totals.generated_tokens} tokens · "

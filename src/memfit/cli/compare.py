@@ -55,7 +55,7 @@ class _Row:
             "error": self.perplexity.error,
             "kl_divergence": self.distance and asdict(self.distance),
             "prompt_tokens_per_second": prediction.prompt.value,
-            "generation_tokens_per_second": prediction.generation.value,
+            "generation_tokens_per_second": prediction.main.value,
         }
 
 
@@ -187,7 +187,7 @@ def _print(rows: Sequence[_Row], prompts: Sequence[str], answers: Sequence[list[
             f"{distance.percentile_99:.4f}" if distance else "",
             f"{100 * distance.same_top:.1f} %" if distance else "",
             f"{prediction.prompt.value:.0f} tok/s",
-            f"{prediction.generation.value:.1f} tok/s",
+            f"{prediction.main.value:.1f} tok/s",
             "*" if is_best else "",
         )
     out.print(shown)

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from memfit.errors import UsageError, WrongValueError, readable
 from memfit.memory.precision import LOAD_IN
-from memfit.planner.request import ALL_LAYERS, KV_TYPES, Budget, Conditions, Workload
+from memfit.planner.request import ALL_LAYERS, KV_TYPES, POOLINGS, Budget, Conditions, Workload
 
 if TYPE_CHECKING:
     from memfit.cli.fetch import MakePlan
@@ -23,6 +23,7 @@ __all__ = [
     "asks_for_transformers",
     "batch_workload_options",
     "budget_options",
+    "embedding_options",
     "engine_options",
     "hard_cap_option",
     "machine_option",
@@ -185,6 +186,19 @@ engine_options = _together(
         help="Run the program that comes with the checkpoint; it may do anything you may.",
     ),
 )
+embedding_options = _together(
+    click.option(
+        "--embeddings",
+        "--embedding",
+        is_flag=True,
+        help="Embed texts, and generate nothing; encoders and rerankers do so unasked.",
+    ),
+    click.option(
+        "--pooling",
+        type=click.Choice(POOLINGS),
+        help="How the embeddings of a text's tokens become one; none keeps each, rank scores.  [the model's]",
+    ),
+)
 hard_cap_option = click.option(
     "--hard-cap",
     is_flag=True,
@@ -255,7 +269,9 @@ def take_plan(
         from memfit.saved_plan import read_plan
 
         def read(source: str | None) -> Plan:
-            return read_plan(saved, model=source or model, count_parent=True, say=say)
+            planned = read_plan(saved, model=source or model, count_parent=True, say=say)
+            planned.require_writes()
+            return planned
 
         return read
     if model is None:
@@ -270,6 +286,7 @@ def take_plan(
             "workload": workload,
             "conditions": conditions,
             "count_parent": True,
+            "writes": True,
             "say": say,
         }
         choices = choices_of(named)
@@ -398,7 +415,7 @@ def asks_for_transformers(engine: dict[str, Any]) -> bool:
 
 
 def take_workload(options: dict[str, Any], *, grammars: bool = False) -> Workload:
-    """Likewise for the workload; `grammars` as in Workload."""
+    """Likewise for the workload, and embeddings where the command knows them; `grammars` as in Workload."""
     context, parallel, generated = (options.pop(name) for name in ("ctx", "parallel", "gen_tokens"))
     alike = ("kv_type", "threads", "repack", "prompt_tokens", "depth")
     return Workload(
@@ -406,6 +423,8 @@ def take_workload(options: dict[str, Any], *, grammars: bool = False) -> Workloa
         parallel=1 if parallel is None else parallel,
         generated_tokens=generated,
         grammars=grammars,
+        embeds=options.pop("embeddings", False),
+        pooling=options.pop("pooling", None),
         **{name: options.pop(name) for name in alike},
     )
 

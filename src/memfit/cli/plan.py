@@ -10,6 +10,7 @@ from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     asks_for_transformers,
     budget_options,
+    embedding_options,
     engine_options,
     machine_option,
     placement_options,
@@ -34,6 +35,7 @@ __all__ = ["command"]
 @click.argument("model")
 @budget_options
 @workload_options
+@embedding_options
 @placement_options
 @engine_options
 @machine_option

@@ -95,8 +95,10 @@ def print_plan(plan: Plan, out: Console) -> None:
     title = Text().append(plain(spec.name)).append("  ").append(plain(facts))
     title.stylize("bold", 0, len(plain(spec.name)))
     out.print(title.append(f" · {format_bytes(spec.file_bytes)}"))
-    sequences = f"{plan.parallel} sequence{'s' * (plan.parallel > 1)}"
-    out.print(f"context {plan.context} · {sequences} · {plan.settings}")
+    sequences = f"context {plan.context} · {plan.parallel} sequence{'s' * (plan.parallel > 1)}"
+    if plan.embeds:
+        sequences = f"texts of up to {plan.sequence_context} tokens, {plan.parallel} at once"
+    out.print(f"{sequences} · {plan.settings}")
     if plan.loss and plan.loss.mean_kl:
         out.print(plain(f"{spec.quantization} loses {plan.loss.in_words}"))
     out.print()
@@ -107,17 +109,14 @@ def print_plan(plan: Plan, out: Console) -> None:
             f"[bold]DISK[/]  {format_bytes(plan.streamed_bytes)} of the weights are read for every pass"
         )
     out.print()
-    prompt, generation = plan.prediction.prompt, plan.prediction.generation
-    together = f" · all sequences {_range(plan.prediction.together)}" if plan.parallel > 1 else ""
-    out.print(
-        f"predicted  prompt {_range(prompt)} · generation {_range(generation)}{together}  "
-        f"({plan.prediction.basis})"
-    )
+    predicted = plan.prediction
+    rates = [f"{name} {_range(rate)}" for name, rate in predicted.rates.items()]
+    if predicted.together and plan.parallel > 1:
+        rates.append(f"all sequences {_range(predicted.together)}")
+    out.print(f"predicted  {' · '.join(rates)}  ({predicted.basis})")
     if own := plan.own_choice:
-        out.print(
-            f"the planner's own choice, without what was asked: prompt {format_rate(own.prompt.value)} · "
-            f"generation {format_rate(own.generation.value)}"
-        )
+        chosen = " · ".join(f"{name} {format_rate(rate.value)}" for name, rate in own.rates.items())
+        out.print(f"the planner's own choice, without what was asked: {chosen}")
 
 
 def print_machine(name_or_path: str, out: Console) -> None:
@@ -159,11 +158,11 @@ def print_why(plan: Plan, out: Console) -> None:
 
 def print_slow(plan: Plan, out: Console) -> None:
     """Below a token a second: what it waits for, before anybody waits with it."""
-    limit = main_limit(plan)
-    if limit and plan.prediction.generation.value < _SLOW:
+    limit, rate = main_limit(plan), plan.prediction.main.value
+    if limit and rate < _SLOW:
         out.print(
             plain(
-                f"this is slow: {60 * plan.prediction.generation.value:.0f} tokens a minute, most of it "
+                f"this is slow: {60 * rate:.0f} tokens a minute, most of it "
                 f"{limit}; memfit plan … --explain says what would help"
             )
         )
@@ -171,12 +170,10 @@ def print_slow(plan: Plan, out: Console) -> None:
 
 def _gain(plan: Plan, change: Change) -> str:
     """ "2.00 GiB more on gpu0: generation 1.9 → 2.4 tok/s"; what stays the same is left out."""
-    before, after = plan.prediction, change.prediction
+    after = change.prediction.rates
     found = []
-    for what, old, new in (
-        ("prompt", before.prompt.value, after.prompt.value),
-        ("generation", before.generation.value, after.generation.value),
-    ):
+    for what, rate in plan.prediction.rates.items():
+        old, new = rate.value, after[what].value
         if format_rate(old) != format_rate(new):
             found.append(f"{what} {format_rate(old)} → {format_rate(new)}")
         elif abs(new / old - 1) >= 0.02:
@@ -221,7 +218,7 @@ def print_report(report: Report, out: Console) -> None:
         ("prompt", report.speed.prompt_tokens_per_second, report.plan.prediction.prompt),
         ("generation", report.speed.generation_tokens_per_second, report.plan.prediction.generation),
     ):
-        if measured is not None:
+        if measured is not None and predicted is not None:
             rates.append(f"{name} {format_rate(measured)} (predicted {format_rate(predicted.value)})")
     if report.is_beside_others:
         rates.append(

@@ -72,7 +72,12 @@ class TextReader:
             )  # by the kernels that others use: figures can be compared
         name = engine.pop("engine")
         asked = PlanOptions(
-            budget=take_budget(options), count_parent=True, say=self._say, verbose=self._verbose, **engine
+            budget=take_budget(options),
+            count_parent=True,
+            writes=True,
+            say=self._say,
+            verbose=self._verbose,
+            **engine,
         )
         workload = replace(workload, importance=importance, probes=bool(probes))
         with open_planner(found, name, asked, workload) as planner:

@@ -30,6 +30,7 @@ class PlanOptions:
     double_quant: bool = False  # for transformers, with "nf4" and "fp4"
     trust_remote_code: bool = False  # for transformers: run the model's own program
     count_parent: bool = False  # the calling process counts as memfit's own
+    writes: bool = False  # a model that only embeds texts is refused
     say: Callable[[str], None] = lambda text: None  # hears of one-time measurements
     explain: bool = False  # price what single changes of the request would give
     verbose: bool = False
@@ -74,7 +75,7 @@ class Engine(Protocol):
 
     def planner(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> Planner:
         """Raises:
-        ModelError: the model cannot be read, or does not write text.
+        ModelError: the model cannot be read, or does nothing that is done here.
         UsageError: an option that makes no sense here.
         EngineError: the engine is missing or refuses the model.
         """

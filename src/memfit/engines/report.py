@@ -90,7 +90,7 @@ class Report:
         if self.is_beside_others or self.swapped_bytes or together or longer or elsewhere:
             return False
         return any(
-            rate is not None and tokens >= least and not expected.low <= rate <= expected.high
+            rate is not None and expected and tokens >= least and not expected.low <= rate <= expected.high
             for rate, tokens, least, expected in (
                 (speed.prompt_tokens_per_second, speed.prompt_tokens, _LONG_PROMPT, predicted.prompt),
                 (

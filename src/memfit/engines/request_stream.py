@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from memfit.engines.client import WorkerProcess
+from memfit.engines.embedding import Embedding
 from memfit.engines.requests import (
     Begun,
     ChosenToken,
@@ -120,10 +121,13 @@ class WorkerStream:
             return RequestResult(number=number, prompt=_prompt_text(values))
         if kind == "scores":
             return RequestResult(number=number, scores=tuple(map(_token_score, values["scores"])))
-        assert kind == "answer", kind
         if values["totals"]:
             self.totals = StreamTotals(**values["totals"])
         self._answers += 1
+        if kind == "embedding":
+            self._on_speed(self.totals.speed)
+            return RequestResult(number=number, embedding=Embedding.from_json(values["embedding"]))
+        assert kind == "answer", kind
         completion = values["completion"]
         speed = Speed(**{**completion.pop("speed"), "threads": self.totals.threads})
         self._on_speed(speed if self._answers == 1 else self.totals.speed)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from memfit.engines.embedding import Embedding
 from memfit.errors import MemfitError, UsageError, WrongValueError
 
 __all__ = [
@@ -128,7 +129,7 @@ class TemplateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One question: a text or tokens to continue, messages to answer, or tokens to score."""
+    """One question: a text or tokens to continue or to embed, messages to answer, or tokens to score."""
 
     number: int = 0  # tells the results of a stream apart; unique among the requests that run
     # Continued as it is, texts among tokens being tokenized; None: `messages` are answered.
@@ -147,10 +148,14 @@ class Request:
     probabilities_after: bool = False  # these are of what sampling leaves over, else of the model
     tells_beginning: bool = False  # whether Begun is told
     tells_progress: bool = False  # whether Progress is told while the prompt is computed
+    embed: bool = False  # make an embedding of the prompt, or a reranker's score of it or of the pair
+    pair: tuple[str, str] | None = None  # a query and a document, which the model has its own way to join
 
     def __post_init__(self) -> None:
-        if (self.prompt is None) != bool(self.messages):
+        if [self.prompt is not None, bool(self.messages), self.pair is not None].count(True) != 1:
             raise UsageError("a request has either a prompt or messages")
+        if self.embed != bool(self.pair or (self.embed and self.prompt is not None)):
+            raise UsageError("what is embedded is a prompt or a pair, and a pair is only embedded")
         if self.score and not isinstance(self.prompt, tuple):
             raise UsageError("what is scored is given as tokens")
         if self.schema is not None and self.grammar is not None:
@@ -240,7 +245,8 @@ class RequestResult:
     completion: Completion | None = None
     scores: tuple[TokenScore, ...] = ()  # of a request to score, from its first token on
     prompt: PromptText | None = None  # of a request that asks only for that
-    error: MemfitError | None = None  # why there is neither
+    error: MemfitError | None = None  # why there is nothing
+    embedding: Embedding | None = None  # of a request to embed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,7 +344,7 @@ class StreamTotals:
             prompt_tokens=self.prompt_tokens,
             prompt_seconds=self.seconds,
             generated_tokens=self.generated_tokens,
-            generation_seconds=self.seconds,
+            generation_seconds=self.seconds if self.generated_tokens else 0.0,
             threads=self.threads,
         )
 

@@ -1,4 +1,5 @@
-"""What a worker sends of a request: its answer, its scores, or its error. request_stream.py reads it."""
+"""What a worker sends of a request: its answer, its scores, its embedding, or its error. request_stream.py
+reads it."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from memfit.engines.channel import Channel
+from memfit.engines.embedding import Embedding
 from memfit.engines.requests import (
     ChosenToken,
     Completion,
@@ -22,6 +24,7 @@ from memfit.processes.carried_errors import carry_error
 __all__ = [
     "send_answer",
     "send_beginning",
+    "send_embedding",
     "send_failure",
     "send_logits",
     "send_progress",
@@ -63,6 +66,10 @@ def send_progress(channel: Channel, progress: Progress) -> None:
 def send_prompt(channel: Channel, number: int, prompt: PromptText) -> None:
     pieces = [one.decode("latin-1") for one in prompt.pieces]
     channel.send("prompt", number=number, text=prompt.text, tokens=prompt.tokens, pieces=pieces)
+
+
+def send_embedding(channel: Channel, number: int, embedding: Embedding, totals: StreamTotals) -> None:
+    channel.send("embedding", number=number, embedding=embedding.to_json(), totals=vars(totals))
 
 
 def send_failure(channel: Channel, number: int, error: MemfitError) -> None:

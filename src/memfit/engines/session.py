@@ -1,16 +1,17 @@
 """One loaded model, and the streams of requests that it answers: what both engines' sessions are.
 
 Everything is a request on a stream. `generate`, `chat`, `stream` and `score` are one request on a stream of
-their own, written once here; a batch or a server adds many to one.
+their own, `embed` and `rank` one for each text, written once here; a batch or a server adds many to one.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
 
+from memfit.engines.embedding import Embedding
 from memfit.engines.requests import (
     Begun,
     Completion,
@@ -181,6 +182,45 @@ class Session(Protocol):
                     raise InterruptedByUser
                 return event.scores
         raise AssertionError("a stream ends with its request's result")
+
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> list[Embedding]:
+        """The embedding of each text, or of its tokens, as it comes out of the model; the plan must be for
+        that (Workload.embeds). As many as fit are computed at once.
+
+        Raises:
+            UsageError: a text is empty, or longer than the model reads.
+            EngineError: the engine failed.
+            InterruptedByUser: Ctrl-C.
+        """
+        return self._embed(
+            Request(number=number, prompt=text if isinstance(text, str) else tuple(text), embed=True)
+            for number, text in enumerate(texts)
+        )
+
+    def rank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """How well each document answers a query, where the model is a reranker. Errors as in `embed`."""
+        pairs = (
+            Request(number=number, pair=(query, document), embed=True)
+            for number, document in enumerate(documents)
+        )
+        return [one.score for one in self._embed(pairs)]
+
+    def _embed(self, requests: Iterable[Request]) -> list[Embedding]:
+        """In order."""
+        stream = self.open()
+        found: dict[int, Embedding] = {}
+        for request in requests:
+            stream.add(request)
+        stream.end()
+        with closing(stream.events()) as events:
+            for event in events:
+                if isinstance(event, RequestResult):
+                    if event.error:
+                        raise event.error
+                    if event.embedding is None:
+                        raise InterruptedByUser
+                    found[event.number] = event.embedding
+        return [found[number] for number in sorted(found)]
 
     def _events(self, request: Request, *, sends_text: bool = False) -> Generator[StreamEvent]:
         """Of one request alone. Raises what it failed with."""

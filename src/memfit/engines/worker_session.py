@@ -138,6 +138,10 @@ class WorkerSession(Closing, Session):
 
     def _check(self, request: Request) -> None:
         """Raises UsageError where the plan has no memory for it."""
+        if request.embed:
+            self.plan.require_embeds()
+        else:
+            self.plan.require_writes()
         if request.schema is not None:
             self.plan.require_schemas()
         if request.score:
@@ -150,6 +154,7 @@ class WorkerSession(Closing, Session):
     def measure(
         self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1
     ) -> Speed:
+        self.plan.require_writes()
         replies = []
         for _ in range(repetitions):
             replies.append(

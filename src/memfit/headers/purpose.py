@@ -1,4 +1,4 @@
-"""Refuses models that write no text, and says what they are for: encoders, diffusion models, companions.
+"""What models are for that write no text: some embed texts or score them, others are refused.
 
 One table for each way of telling. Without this check such a model would be planned like any other, and would
 then crash the engine's process.
@@ -15,23 +15,39 @@ from memfit.errors import ModelError, UsageError
 from memfit.headers.model_spec import MetadataValue, ModelSpec
 from memfit.strict_json import parse_json, read_bytes
 
-__all__ = ["companion", "require_checkpoint_writes", "require_writes"]
+__all__ = [
+    "companion",
+    "embeds",
+    "has_cache",
+    "is_tied",
+    "require_checkpoint_writes",
+    "require_known_purpose",
+    "require_writes",
+]
 
 _ENCODER = "an encoder: it makes embeddings of texts"
+_T5_ENCODER = "an encoder of the T5 family"
 _ENCODER_DECODER = "an encoder-decoder: it reads a whole text before it writes another"
 _DIFFUSION = "a diffusion model: it fills in a whole answer again and again"
 _DRAFT = "a draft head: it guesses ahead for the model that it was made for"
 _RERANKER = "a reranker: it scores how well texts answer a question"
 _EMBEDDING = "an embedding model"
 _CLASSIFIER = "a classifier or reranker: it scores texts"
+_LOOKS_AHEAD = "an embedding model, whose attention looks ahead"
 _SPEECH = "a part of a speech model"
+_EMBEDS = (_ENCODER, _EMBEDDING, _RERANKER, _LOOKS_AHEAD)  # which llama.cpp makes embeddings or scores with
+
+# BERT and those after it: no KV cache, and no output matrix.
+_BERTS = "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert"
+_WITHOUT_CACHE = frozenset((*_BERTS.split(), "gemma-embedding"))
 
 # general.architecture, as llama.cpp calls it → what such a model is; those that write text are not here.
 _ARCHITECTURES = {
     name: what
     for what, names in (
-        (_ENCODER, "bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert"),
-        (_ENCODER, "gemma-embedding t5encoder"),
+        (_ENCODER, _BERTS),
+        (_ENCODER, "gemma-embedding llama-embed"),
+        (_T5_ENCODER, "t5encoder"),
         (_ENCODER_DECODER, "t5"),
         (_DIFFUSION, "dream llada llada-moe rnd1"),
         (_DRAFT, "eagle3 dflash gemma4-assistant"),
@@ -70,18 +86,46 @@ def companion(metadata: Mapping[str, MetadataValue]) -> str | None:
     return _COMPANION_ARCHITECTURES.get(str(architecture)) or _COMPANION_TYPES.get(str(kind))
 
 
+def embeds(spec: ModelSpec) -> bool:
+    """Whether a GGUF model is there to make embeddings of texts, or to score them."""
+    return _purpose(spec) in _EMBEDS
+
+
+def has_cache(spec: ModelSpec) -> bool:
+    """Whether a GGUF model keeps the tokens that it has read; an encoder reads each text as a whole."""
+    return spec.architecture not in _WITHOUT_CACHE
+
+
+def is_tied(spec: ModelSpec) -> bool:
+    """Whether a GGUF model's token table is its output matrix, too."""
+    if spec.architecture in _BERTS.split():
+        return False
+    return all(tensor.name != "output.weight" for tensor in spec.tensors)
+
+
 def require_writes(spec: ModelSpec) -> None:
     """Raises ModelError where a GGUF model does not write text."""
+    if what := _purpose(spec):
+        raise _refusal(spec.source, spec.architecture, what)
+
+
+def require_known_purpose(spec: ModelSpec) -> None:
+    """Raises ModelError where a GGUF model neither writes text nor embeds it."""
+    if not embeds(spec):
+        require_writes(spec)
+
+
+def _purpose(spec: ModelSpec) -> str | None:
+    """None: it writes text."""
     what = _ARCHITECTURES.get(spec.architecture)
     pooling = spec.architecture_value("pooling_type")
     if what is None and isinstance(pooling, int):
         what = _POOLINGS.get(pooling)
     if what is None and spec.architecture_value("attention.causal") is False:
-        what = f"{_EMBEDDING}, whose attention looks ahead"
+        what = _LOOKS_AHEAD
     if what is None and spec.architecture_value("classifier.output_labels") is not None:
         what = _CLASSIFIER
-    if what:
-        raise _refusal(spec.source, spec.architecture, what)
+    return what
 
 
 def require_checkpoint_writes(source: str, config: Path) -> None:
@@ -94,7 +138,7 @@ def require_checkpoint_writes(source: str, config: Path) -> None:
     except UsageError:
         return
     if isinstance(value, dict) and (found := _checkpoint(value)):
-        raise _refusal(source, *found)
+        raise _refusal(source, *found, is_checkpoint=True)
 
 
 def _checkpoint(config: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -114,7 +158,10 @@ def _checkpoint(config: Mapping[str, Any]) -> tuple[str, str] | None:
     return (name, what) if what else None
 
 
-def _refusal(source: str, name: str, what: str) -> ModelError:
-    return ModelError(
-        f"{source} is {what} ({name}); memfit plans and runs models that write text, word by word"
-    )
+def _refusal(source: str, name: str, what: str, *, is_checkpoint: bool = False) -> ModelError:
+    said = "memfit plans and runs models that write text, word by word"
+    if is_checkpoint and what in (_ENCODER, _CLASSIFIER):
+        said = "a GGUF file of such a model works, with memfit serve"
+    elif what in _EMBEDS:
+        said = "memfit serve serves it, and here a model has to write text, word by word"
+    return ModelError(f"{source} is {what} ({name}); {said}")

@@ -50,6 +50,9 @@ class LlamaConfig:
     grammar_bytes: int = 0  # what the grammars of JSON schemas may hold together; 0: no answer follows one
     outputs: Annotated[int, Between(0, 65_536)] = 0  # tokens scored per pass (n_outputs_max); 0: none are
     importance_bytes: int = 0  # what collecting an importance matrix and changing weights hold; 0: neither
+    embeds: bool = False  # texts become embeddings or scores: every token of a pass is an output
+    # How tokens' embeddings become one; None: in the model's own way.
+    pooling: Annotated[str, Matching("none|mean|cls|last|rank", "a pooling or null")] | None = None
 
     @property
     def is_read_by_us(self) -> bool:
@@ -59,7 +62,8 @@ class LlamaConfig:
     @property
     def needs_numpy(self) -> bool:
         """In the worker: to answer several sequences, grammars and scores, and to widen weights."""
-        return bool(self.parallel > 1 or self.grammar_bytes or self.outputs or self.widened)
+        many = self.parallel > 1 and not self.embeds
+        return bool(many or self.grammar_bytes or self.outputs or self.widened)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "paths": [str(path.absolute()) for path in self.paths]}

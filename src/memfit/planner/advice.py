@@ -100,8 +100,9 @@ class Advice:
             )
         if self.instead is None or self.instead.plan is None:
             return said
-        rate = format_rate(self.instead.plan.prediction.generation.value)
-        return f"{said}; {self.instead.source} fits, loses {self.instead.mean_kl:.2g} and generates {rate}"
+        prediction = self.instead.plan.prediction
+        rate = f"{'generates' if prediction.generation else 'reads'} {format_rate(prediction.main.value)}"
+        return f"{said}; {self.instead.source} fits, loses {self.instead.mean_kl:.2g} and {rate}"
 
     def to_json(self) -> dict[str, Any]:
         """The recommended plan, as `plan` prints any, and what it was chosen from."""
@@ -120,9 +121,7 @@ def recommend(options: Sequence[Option]) -> Option | None:
     """None where no option has a plan."""
     planned = [(option, option.plan) for option in options if option.plan is not None]
     fitting = [
-        (plan.prediction.generation.value, plan.spec.n_params, option)
-        for option, plan in planned
-        if plan.fits
+        (plan.prediction.main.value, plan.spec.n_params, option) for option, plan in planned if plan.fits
     ]
     if not fitting:
         return min((option for option, _ in planned), key=lambda one: one.size_bytes, default=None)
@@ -141,12 +140,13 @@ def recommend(options: Sequence[Option]) -> Option | None:
 def _outcome(plan: LlamaPlan | None) -> dict[str, Any]:
     if plan is None:
         return {"fits": False}
+    generation = plan.prediction.generation
     return {
         "fits": plan.fits,
         "tiers": [
             {"name": tier.name, "kind": tier.kind, "total_bytes": tier.total_bytes} for tier in plan.tiers
         ],
         "prompt_tokens_per_second": round(plan.prediction.prompt.value, 2),
-        "generation_tokens_per_second": round(plan.prediction.generation.value, 2),
+        "generation_tokens_per_second": generation and round(generation.value, 2),
         "basis": plan.prediction.basis,
     }

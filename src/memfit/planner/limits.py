@@ -18,7 +18,8 @@ _HIDDEN = 0.95  # of the time: computing that takes less hides behind the disk
 
 
 def limits(plan: Plan) -> Iterator[str]:
-    """A line for prompts and one for generation: the parts that take the time, with their shares."""
+    """A line for prompts and one for generation, if there is any: the parts that take the time, with their
+    shares."""
     for what, terms, seconds in _passes(plan):
         if terms:
             parts = ", ".join(f"{share:.0%} {part}" for part, share in _parts(plan, terms, seconds, what))
@@ -26,18 +27,19 @@ def limits(plan: Plan) -> Iterator[str]:
 
 
 def main_limit(plan: Plan) -> str | None:
-    """What takes most of the time of a generated token; None where the plan does not know."""
-    what, terms, seconds = _passes(plan)[1]
+    """What takes most of the time of a generated token, or of a text that is embedded; None where the plan
+    does not know."""
+    what, terms, seconds = _passes(plan)[-1]
     return next((part for part, _ in _parts(plan, terms, seconds, what)), None) if terms else None
 
 
 def _passes(plan: Plan) -> tuple[tuple[str, Sequence[Term], float], ...]:
     """What it is for, its terms, and the seconds of one pass."""
     prediction, ubatch = plan.prediction, min(plan.ubatch, plan.workload.prompt_tokens)
-    return (
-        ("prompt", prediction.prompt_terms, ubatch / prediction.prompt.value),
-        ("generation", prediction.generation_terms, 1 / prediction.generation.value),
-    )
+    prompt = "prompt", prediction.prompt_terms, ubatch / prediction.prompt.value
+    if prediction.generation is None:
+        return (prompt,)
+    return prompt, ("generation", prediction.generation_terms, 1 / prediction.generation.value)
 
 
 def _parts(plan: Plan, terms: Sequence[Term], seconds: float, what: str) -> list[tuple[str, float]]:

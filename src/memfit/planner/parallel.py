@@ -95,8 +95,9 @@ def _divided(shared: Plan, lengths: Lengths, workload: Workload, make: Callable[
 
 def request_seconds(plan: Plan, lengths: Lengths) -> float:
     """Of the whole job's time, one request's share."""
-    prediction = plan.prediction
-    return lengths.prompt / prediction.prompt.value + lengths.answer / prediction.together.value
+    prompt, together = plan.prediction.prompt, plan.prediction.together
+    assert together, "models that only embed are refused before"
+    return lengths.prompt / prompt.value + lengths.answer / together.value
 
 
 def _workload(lengths: Lengths, workload: Workload, sequences: int) -> Workload:

@@ -125,6 +125,11 @@ class Plan:
         return self.context
 
     @property
+    def embeds(self) -> bool:
+        """Whether texts become embeddings or scores, and nothing is generated."""
+        return False
+
+    @property
     def ubatch(self) -> int:
         """Tokens of a prompt per pass."""
         return self.config.ubatch
@@ -173,6 +178,22 @@ class Plan:
             suggestions=self.suggestions,
         )
 
+    def require_writes(self) -> None:
+        """Raises UsageError where nothing is generated with the plan."""
+        if self.embeds:
+            raise UsageError(
+                f"the plan of {self.spec.source} is for embeddings, and generates nothing; "
+                "memfit serve serves it"
+            )
+
+    def require_embeds(self) -> None:
+        """Raises UsageError where the plan makes no embeddings."""
+        if not self.embeds:
+            raise UsageError(
+                "this plan makes no embeddings; make one with --embeddings, or in Python with "
+                "Workload(embeds=True)"
+            )
+
     def require_scores(self) -> None:
         """Raises UsageError where the plan has no memory for the logits of scored texts."""
         if not self.workload.outputs:
@@ -219,5 +240,7 @@ class Plan:
         return values | error.to_json() if (error := self._refusal) else values
 
 
-def _rate_json(rate: Rate) -> dict[str, float]:
+def _rate_json(rate: Rate | None) -> dict[str, float] | None:
+    if rate is None:
+        return None
     return {"value": round(rate.value, 2), "low": round(rate.low, 2), "high": round(rate.high, 2)}

@@ -15,6 +15,7 @@ __all__ = [
     "ASSUMED_DISK",
     "KV_TYPES",
     "MOST_TOKENS",
+    "POOLINGS",
     "UBATCHES",
     "Budget",
     "Conditions",
@@ -23,6 +24,7 @@ __all__ = [
     "require_devices",
 ]
 
+POOLINGS = ("none", "mean", "cls", "last", "rank")
 KV_TYPES = ("f16", "q8_0", "q4_0")
 ASSUMED_DISK = (0.7e9, 1.5e9)  # bytes per second: an older NVMe drive, or two SATA ones
 UBATCHES = (512, 256, 128, 64, 32)  # worth trying, the largest first
@@ -141,6 +143,12 @@ class Workload:
     importance: bool = False  # whether an importance matrix is collected
     probes: bool = False  # whether weights are changed in memory, to see what is lost
     outputs: int = 0  # tokens scored per pass at most, whose logits take memory; 0: no texts are scored
+    # Whether texts become embeddings, or scores by a reranker, and nothing is generated; with a model that
+    # can do nothing else so it is anyway.
+    embeds: bool = False
+    pooling: str | None = (
+        None  # one of POOLINGS: how tokens' embeddings become one; None: the model's own way
+    )
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -148,7 +156,7 @@ class Workload:
             ("parallel", 1, 256),  # LLAMA_MAX_SEQ
             ("threads", 1, 512),  # GGML_MAX_N_THREADS
             ("prompt_tokens", 1, MOST_TOKENS),
-            ("generated_tokens", 1, MOST_TOKENS),
+            ("generated_tokens", 0 if self.embeds else 1, MOST_TOKENS),
             ("depth", 0, MOST_TOKENS),
             ("outputs", 0, 65_536),
         ):
@@ -159,6 +167,7 @@ class Workload:
         for name, words, needed in (
             ("kv_type", ("auto", *KV_TYPES), f"auto, {', '.join(KV_TYPES)}"),
             ("repack", ("auto", "on", "off"), "auto, on or off"),
+            ("pooling", (None, *POOLINGS), ", ".join(POOLINGS)),
         ):
             word = getattr(self, name)
             if word not in words:

@@ -19,7 +19,7 @@ and caches that hold a share of the weights. benchmarks/prediction.py holds it t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -169,11 +169,23 @@ class Term:
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     prompt: Rate
-    generation: Rate  # of one sequence alone
-    together: Rate  # of all sequences in parallel, their tokens added up
+    # None where nothing is generated: texts are embedded.
+    generation: Rate | None  # of one sequence alone
+    together: Rate | None  # of all sequences in parallel, their tokens added up
     basis: Annotated[str, Matching("|".join(_SPREADS), f"one of {', '.join(_SPREADS)}")]
     prompt_terms: tuple[Term, ...] = ()  # of one ubatch
     generation_terms: tuple[Term, ...] = ()  # of one token
+
+    @property
+    def main(self) -> Rate:
+        """What a plan is judged by: what it generates; where it generates nothing, what it reads."""
+        return self.generation or self.prompt
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """Of one sequence, by name."""
+        found = {"prompt": self.prompt, "generation": self.generation}
+        return {name: rate for name, rate in found.items() if rate}
 
 
 def weight_key(type_name: str, columns: int, *, experts: bool = False) -> str:
@@ -226,8 +238,10 @@ def predict(
     depth: int | None = None,
     sequences: int = 1,
     expert_share: float = 1.0,
+    embeds: bool = False,
 ) -> Prediction:
-    """Rates for a request of these lengths; `speeds` are those of RAM and then of each device.
+    """Rates for a request of these lengths; `speeds` are those of RAM and then of each device. Where texts
+    are embedded, there are only prompts.
 
     What `depth` means: `cells_in_use`. `sequences` such requests run in parallel; of routed experts one token
     is multiplied with `expert_share`.
@@ -236,6 +250,16 @@ def predict(
     filled = prompt_tokens / (passes * answer.prompt.tokens)
     prompt_cells, generation_cells = cells_in_use(prompt_tokens, generated_tokens, depth)
     prompt = _terms(answer.prompt, speeds, cells=prompt_cells, filled=filled, many=True)
+    seconds = _passes_seconds(passes, prompt, answer.prompt, speeds)
+    if embeds:
+        basis = _basis(speeds, _deciding(prompt))
+        return Prediction(
+            prompt=Rate.between(prompt_tokens / seconds, _SPREADS[basis]),
+            generation=None,
+            together=None,
+            basis=basis,
+            prompt_terms=tuple(prompt),
+        )
     generation = _terms(answer.generation, speeds, cells=generation_cells)
     if sequences >= OP_OFFLOAD_TOKENS and any(answer.prompt.sent_bytes):
         # Then a pass of theirs is computed where a prompt is.
@@ -244,18 +268,20 @@ def predict(
         parallel, share = _repeated(answer.generation, sequences, expert_share), 1.0
     many = sequences >= MANY_TOKENS
     all_together = _terms(parallel, speeds, cells=generation_cells, filled=share, many=many)
-    used = _deciding(prompt) | _deciding(generation)
-    basis = max((speeds[device].basis for device in used), key=[*_SPREADS].index)
+    basis = _basis(speeds, _deciding(prompt) | _deciding(generation))
     return Prediction(
-        prompt=Rate.between(
-            prompt_tokens / _passes_seconds(passes, prompt, answer.prompt, speeds), _SPREADS[basis]
-        ),
+        prompt=Rate.between(prompt_tokens / seconds, _SPREADS[basis]),
         generation=Rate.between(1 / _sum(generation), _SPREADS[basis]),
         together=Rate.between(sequences / _sum(all_together), _SPREADS[basis]),
         basis=basis,
         prompt_terms=tuple(prompt),
         generation_terms=tuple(generation),
     )
+
+
+def _basis(speeds: Sequence[DeviceSpeed], used: Iterable[int]) -> str:
+    """The weakest of these devices'."""
+    return max((speeds[device].basis for device in used), key=[*_SPREADS].index)
 
 
 def _repeated(graph: Graph, sequences: int, expert_share: float) -> Graph:

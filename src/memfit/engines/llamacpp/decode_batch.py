@@ -45,6 +45,18 @@ class DecodeBatch:
         for place in places:
             self._wanted[place] = 1
 
+    def fill_sequences(self, texts: Sequence[Sequence[int]], start: int = 0) -> None:
+        """Each text as a sequence of its own, from a position on; all tokens are outputs."""
+        at = 0
+        for sequence, tokens in enumerate(texts):
+            end = at + len(tokens)
+            self._tokens[at:end] = tokens
+            self._positions[at:end] = range(start, start + len(tokens))
+            self._sequences[at:end] = [sequence] * len(tokens)
+            at = end
+        self.pointer.n_tokens = at
+        ctypes.memset(self._wanted, 1, len(self._wanted))
+
     def fill(self, work: Pass) -> None:
         count = len(work.tokens)
         self.pointer.n_tokens = count

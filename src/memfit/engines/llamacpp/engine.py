@@ -16,7 +16,7 @@ from memfit.engines.worker_session import WorkerSession
 from memfit.errors import InterruptedByUser, WorkerDiedError, WrongValueError
 from memfit.hardware.machine import is_remote
 from memfit.hardware.probe import probe
-from memfit.headers.purpose import require_writes
+from memfit.headers.purpose import require_known_purpose, require_writes
 from memfit.hub.resolve import ResolvedModel
 from memfit.memory.rpc_memory import decode_rpc_memory
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
@@ -152,7 +152,7 @@ class LlamaEngine:
                 "transformers it dequantizes a GGUF file",
             )
         spec = model.read_spec()
-        require_writes(spec)
+        (require_writes if options.writes else require_known_purpose)(spec)
         return LlamaPlanner(spec, options, workload)
 
     def load(self, plan: Plan, options: LoadOptions) -> LlamaSession:

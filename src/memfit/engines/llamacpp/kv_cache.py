@@ -12,24 +12,31 @@ __all__ = ["KvCache"]
 class KvCache:
     """Satisfies scheduler.Cache."""
 
-    def __init__(self, api: Any, model: int, context: int, *, unified: bool) -> None:
-        """`model` and `context` are llama.cpp's pointers; `unified`: all sequences share all cells.
+    def __init__(self, api: Any, model: int, context: int, *, unified: bool, embeds: bool = False) -> None:
+        """`model` and `context` are llama.cpp's pointers; `unified`: all sequences share all cells. A model
+        that `embeds` may have no cache: then there is nothing to clear.
 
         Raises:
             ModelError: there is none, or an encoder before it: the engine would abort the process.
         """
         self._api = api
         self._model = model
-        self._memory: int = api.llama_get_memory(context)
-        if not self._memory or api.llama_model_has_encoder(model):
+        self._memory: int | None = api.llama_get_memory(context)
+        if not (self._memory or embeds) or api.llama_model_has_encoder(model):
             raise ModelError("the engine does not write text with this model: it is an encoder, or has one")
         self._unified = unified
         self.may_hold_nan = False
 
+    @property
+    def is_there(self) -> bool:
+        """An encoder has none."""
+        return bool(self._memory)
+
     def clear(self) -> None:
         """Forget all sequences. Cells are as they were: what is written next is read, what is not is masked.
         But a kernel masks by multiplying with 0, and 0 times NaN is NaN, so that one is wiped out."""
-        self._api.llama_memory_clear(self._memory, self.may_hold_nan)
+        if self._memory:
+            self._api.llama_memory_clear(self._memory, self.may_hold_nan)
         self.may_hold_nan = False
 
     def keep(self, tokens: int) -> bool:

@@ -74,6 +74,7 @@ class Library:
 
     def __init__(self, api: Any) -> None:
         self.api = api
+        self.is_muted = False  # its log, while it is made to fail
         folder = Path(api._base_path)
         # Already loaded as dependencies of libllama: these calls only return their handles.
         self.ggml_base = ctypes.CDLL(str(_library_file(folder, "ggml-base")))
@@ -95,7 +96,7 @@ class Library:
 
     def log(self, *, verbose: bool) -> None:
         def write(level: int, text: bytes, _: object) -> None:
-            if verbose or level == _LOG_ERROR:
+            if (verbose or level == _LOG_ERROR) and not self.is_muted:
                 sys.stderr.buffer.write(text)
                 sys.stderr.buffer.flush()
 
@@ -154,11 +155,11 @@ class Library:
         return int(device) if ggml.ggml_backend_dev_type(device) in _GPU_DEVICES else None
 
     def work_buffer_bytes(
-        self, context: int, *, tokens: int, sequences: int, threads: Sequence[int]
+        self, context: int, *, tokens: int, sequences: int, outputs: int, threads: Sequence[int]
     ) -> list[int]:
         """Bytes that the CPU backend will allocate as scratch for a ubatch of `tokens`, with each of
         these numbers of threads, by the engine's own graph planner."""
-        graph = self._split_graph(context, tokens, sequences)
+        graph = self._split_graph(context, tokens, sequences, outputs)
         return [int(self.ggml_cpu.ggml_graph_plan(graph, one, None).work_size) for one in threads]
 
     def touch_work_buffer(self, context: int, size: int) -> None:
@@ -193,15 +194,16 @@ class Library:
         ggml.ggml_backend_buffer_free(buffer)
         ggml.ggml_free(room)
 
-    def _split_graph(self, context: int, tokens: int, sequences: int) -> int:
-        """The graph of `tokens` over a full context, divided between devices; nothing is allocated.
+    def _split_graph(self, context: int, tokens: int, sequences: int, outputs: int) -> int:
+        """The graph of `tokens`, some of them `outputs`, over a full context, divided between devices;
+        nothing is allocated.
 
         Its scheduler keeps the division until the next graph. Dividing a graph twice would corrupt it: its
         nodes already read from copies, in memory that the second division uses again.
         """
         memory = self.api.llama_get_memory(context)
         full = self._full_memory(memory) if memory else None
-        graph = self._graph_reserve(context, tokens, sequences, sequences, full, True, None)
+        graph = self._graph_reserve(context, tokens, sequences, outputs, full, True, None)
         if full:
             # llama_memory_context_i's deleting destructor is the second entry of its virtual table.
             ctypes.CFUNCTYPE(None, _POINTER)(_virtual(full, 1))(full)
@@ -223,10 +225,10 @@ class Library:
         return room.value
 
     def read_graph(
-        self, context: int, *, tokens: int, sequences: int, devices: Sequence[int]
+        self, context: int, *, tokens: int, sequences: int, outputs: int, devices: Sequence[int]
     ) -> dict[str, Any]:
         """What a pass of `tokens` computes, and on which of `devices` (addresses): see graph.py."""
-        graph = self._split_graph(context, tokens, sequences)
+        graph = self._split_graph(context, tokens, sequences, outputs)
         ggml, scheduler = self.ggml_base, self._scheduler(context)
         numbers: dict[int, int] = {}  # by backend
 
@@ -285,9 +287,9 @@ class Library:
             raise EngineError(f"the engine's model is laid out differently: {list(flags)}")
         flags[1] = 0
 
-    def graph_nodes(self, context: int, *, tokens: int, sequences: int) -> list[Node]:
+    def graph_nodes(self, context: int, *, tokens: int, sequences: int, outputs: int) -> list[Node]:
         """The nodes of a pass, in order of computation. Valid until the next question."""
-        return list(nodes_of(self.ggml_base, self._split_graph(context, tokens, sequences)))
+        return list(nodes_of(self.ggml_base, self._split_graph(context, tokens, sequences, outputs)))
 
 
 def _virtual(instance: int, index: int) -> int:

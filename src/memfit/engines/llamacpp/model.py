@@ -33,6 +33,7 @@ from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.page_cache import cached_bytes, drop_cached
 from memfit.memory.process_memory import process_status
+from memfit.planner.request import POOLINGS
 
 if TYPE_CHECKING:
     from memfit.engines.chat_format import ChatFormat
@@ -224,7 +225,7 @@ class LlamaModel:
                 f"{config.parallel} sequences and KV type {config.kv_type}"
             )
         self._context = context
-        self.cache = KvCache(api, self._pointer, context, unified=config.kv_unified)
+        self.cache = KvCache(api, self._pointer, context, unified=config.kv_unified, embeds=config.embeds)
         self.config = config
         self.ubatch: int = api.llama_n_ubatch(context)
         self.context_tokens: int = api.llama_n_ctx(context)
@@ -236,7 +237,12 @@ class LlamaModel:
             count = 1 if config.kv_unified else config.parallel  # divided caches are used all at once
             # Of all passes devices take over most in the largest one, which is a prompt's.
             for tokens, look in ((self.ubatch, self._weights.require_turns), (count, self._weights.start)):
-                look(self._library.graph_nodes(context, tokens=tokens, sequences=count))
+                outputs = self._outputs(tokens, count)
+                look(self._library.graph_nodes(context, tokens=tokens, sequences=count, outputs=outputs))
+
+    def _outputs(self, tokens: int, sequences: int) -> int:
+        """How many tokens of such a pass are outputs."""
+        return max(tokens, sequences) if self.config.embeds else sequences
 
     def _watchers(self, config: LlamaConfig) -> list[Evaluate]:
         """What is called for each node that is computed."""
@@ -277,15 +283,24 @@ class LlamaModel:
 
     def work_buffer_bytes(self, *threads: int) -> list[int]:
         """With each of these numbers of threads."""
+        tokens, sequences = self.ubatch, self.config.parallel
         return self._library.work_buffer_bytes(
-            self._open_context, tokens=self.ubatch, sequences=self.config.parallel, threads=threads
+            self._open_context,
+            tokens=tokens,
+            sequences=sequences,
+            outputs=self._outputs(tokens, sequences),
+            threads=threads,
         )
 
     def read_graphs(self) -> dict[str, Any]:
         """What a pass of one token and of one ubatch computes, of one sequence, and where: see graph.py."""
         return {
             name: self._library.read_graph(
-                self._open_context, tokens=tokens, sequences=1, devices=self.device_addresses
+                self._open_context,
+                tokens=tokens,
+                sequences=1,
+                outputs=self._outputs(tokens, 1),
+                devices=self.device_addresses,
             )
             for name, tokens in (("generation", 1), ("prompt", self.ubatch))
         }
@@ -316,6 +331,27 @@ class LlamaModel:
         """One pass and one choice, so that what they allocate is there. Whatever comes of it is wiped out."""
         self.decode([0])
         sampler.choose(self._open_context, -1)
+        self.cache.may_hold_nan = True
+        self.cache.clear()
+
+    def reserve_outputs(self, batch: Any) -> None:
+        """Have the engine allocate what comes out of a llama_batch, the largest that there will be: one pass
+        is begun, and ended at its first node, since computing it may take minutes.
+
+        Raises:
+            EngineError: there is no memory for it.
+        """
+        self.decode([0])  # what a pass itself takes at first is there before one is ended
+        self.cache.clear()
+        self._library.is_muted = True
+        self.abort()
+        try:
+            self._decode(batch)
+        except Aborted:
+            pass
+        finally:
+            self.clear_abort()
+            self._library.is_muted = False
         self.cache.may_hold_nan = True
         self.cache.clear()
 
@@ -417,14 +453,39 @@ class LlamaModel:
         best = rows.argmax(axis=1)  # the first NaN, if there is one
         return [-1 if math.isnan(row[token]) else int(token) for row, token in zip(rows, best, strict=True)]
 
+    # -- embeddings ------------------------------------------------------------------------------
+
+    @property
+    def pooling(self) -> str:
+        """How the open context makes one embedding of those of a text's tokens."""
+        return POOLINGS[self._api.llama_pooling_type(self._context)]
+
+    @property
+    def is_causal(self) -> bool:
+        return bool(self._api.llama_get_causal_attn(self._context))
+
+    @property
+    def embedding_width(self) -> int:
+        """Numbers of a token's embedding."""
+        return int(self._api.llama_model_n_embd_out(self._pointer))
+
+    def token_embeddings(self, tokens: int) -> bytes:
+        """Of the last pass, which had so many, without pooling: float32 [tokens, width]."""
+        return _copied(self._api.llama_get_embeddings(self._context), tokens * self.embedding_width)
+
+    def sequence_embedding(self, sequence: int, width: int) -> bytes:
+        """Of one sequence of the last pass: its first `width` numbers, float32. A reranker's score is one."""
+        return _copied(self._api.llama_get_embeddings_seq(self._context, sequence), width)
+
     # -- text ------------------------------------------------------------------------------------
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Tokens of a text; special tokens written in it are recognised."""
+    def tokenize(self, text: str, *, add_special: bool, reads_special: bool = True) -> list[int]:
+        """Tokens of a text; special tokens written in it are recognised, or stay text."""
         data = text.encode("utf-8", errors="surrogateescape")
         room = len(data) + 8  # a token is a byte at least; the rest is for BOS and EOS
         array = (ctypes.c_int32 * room)()
-        count = self._api.llama_tokenize(self.vocabulary, data, len(data), array, room, add_special, True)
+        flags = add_special, reads_special
+        count = self._api.llama_tokenize(self.vocabulary, data, len(data), array, room, *flags)
         if count < 0:
             raise EngineError(f"the engine could not tokenize a text of {len(data)} bytes")
         return list(array[:count])
@@ -471,12 +532,23 @@ class LlamaModel:
         tokens = [kind(vocabulary) for kind in kinds]
         return tokens if min(tokens) >= 0 else []
 
-    def chat_template(self) -> str | None:
-        """The template that was given instead of the model's, or the one in its metadata, or None."""
-        if self.own_template is not None:
+    def chat_template(self, name: str | None = None) -> str | None:
+        """The template that was given instead of the model's, or the one in its metadata, or the one of a
+        name there; None where there is none."""
+        if name is None and self.own_template is not None:
             return self.own_template
-        text = self._api.llama_model_chat_template(self._pointer, None)
+        text = self._api.llama_model_chat_template(self._pointer, name and name.encode())
         return text.decode("utf-8", errors="replace") if text is not None else None
+
+    def added_tokens(self) -> dict[str, list[int]]:
+        """What the vocabulary adds to a text, "bos" before it, "eos" and "sep" after it: a token or none."""
+        api, vocabulary = self._api, self.vocabulary
+        bos, eos, sep = (getattr(api, f"llama_vocab_{name}")(vocabulary) for name in ("bos", "eos", "sep"))
+        return {
+            "bos": [bos] if api.llama_vocab_get_add_bos(vocabulary) else [],
+            "eos": [sep if eos < 0 else eos] if api.llama_vocab_get_add_eos(vocabulary) else [],
+            "sep": [sep] if api.llama_vocab_get_add_sep(vocabulary) else [],
+        }
 
     def special_tokens(self) -> dict[str, str]:
         """`bos_token` and `eos_token` as text, empty where the vocabulary has none."""
@@ -488,6 +560,12 @@ class LlamaModel:
             name: self.piece(token, special=True).decode("utf-8", errors="replace") if token >= 0 else ""
             for name, token in tokens.items()
         }
+
+
+def _copied(numbers: Any, count: int) -> bytes:
+    if not numbers:
+        raise EngineError("the engine gave no embeddings")
+    return ctypes.string_at(numbers, 4 * count)
 
 
 _ALL_CACHED = 0.99  # a share of the file that counts as all of it

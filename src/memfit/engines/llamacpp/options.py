@@ -11,11 +11,13 @@ from typing import Any
 
 from memfit.engines.llamacpp.devices import Devices
 from memfit.memory.estimate import LlamaConfig
+from memfit.planner.request import POOLINGS
 
 __all__ = ["Evaluate", "context_options", "evaluation_callback", "place_tensors"]
 
 _MOST_DEVICES = 16  # llama_max_devices
 _KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml_type
+_OWN_POOLING = -1  # of llama_pooling_type, which has POOLINGS from 0 on
 
 
 def context_options(api: Any, config: LlamaConfig) -> Any:
@@ -26,6 +28,10 @@ def context_options(api: Any, config: LlamaConfig) -> Any:
     options.n_seq_max = config.parallel
     # Unset it would be n_batch: logits for every token of a ubatch, 300 MiB on a 152k vocabulary.
     options.n_outputs_max = max(config.parallel, config.outputs)
+    if config.embeds:
+        options.embeddings = True
+        options.pooling_type = POOLINGS.index(config.pooling) if config.pooling else _OWN_POOLING
+        options.n_outputs_max = options.n_ubatch
     options.kv_unified = config.kv_unified
     options.swa_full = False
     options.type_k = options.type_v = _KV_TYPES[config.kv_type]

@@ -17,6 +17,7 @@ from memfit.engines.llamacpp.process import LlamaWorker
 from memfit.engines.requests import Request
 from memfit.hardware.machine import is_remote
 from memfit.headers.model_spec import ModelSpec
+from memfit.headers.purpose import embeds
 from memfit.memory.estimate import RAM, DeviceBytes, Graph, LlamaConfig, MemoryEstimate, Operation
 from memfit.memory.grammars import grammar_bytes
 from memfit.memory.process_memory import Baseline, ProcessMemory
@@ -124,6 +125,7 @@ class LlamaOracle(Closing):
             scratch_bytes=reply["scratch_bytes"]
             + reply["candidate_bytes"]
             + reply["score_bytes"]
+            + reply["embedding_bytes"]
             + (messages[RAM] if any(remote) else 0),
             process_bytes=self._baseline.with_worker(held) + config.grammar_bytes + config.importance_bytes
             if whole
@@ -175,6 +177,7 @@ def small_config(spec: ModelSpec, repack: bool) -> LlamaConfig:
         threads=1,
         repack=repack,
         load_mode="read",
+        embeds=embeds(spec),
     )
 
 

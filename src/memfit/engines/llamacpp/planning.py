@@ -20,6 +20,7 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.hub.header_only import is_header_only
 from memfit.memory.streaming import DEQUANTIZED, WIDENED, WIDENS
 from memfit.planner.llamacpp.changes import changes, own_choice
+from memfit.planner.llamacpp.embedding import for_model
 from memfit.planner.llamacpp.inputs import PlanInputs, repack_modes
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
@@ -41,6 +42,7 @@ class LlamaPlanner(Closing):
     def __init__(self, spec: ModelSpec, options: PlanOptions, workload: Workload) -> None:
         """Errors as `Engine.planner`."""
         self.spec, self._options = spec, options
+        workload = for_model(workload, spec)
         self._profile = read_profile(options.machine) if options.machine else None
         self._machine = self._profile.to_machine() if self._profile else probe()
         if self._profile:
@@ -102,6 +104,7 @@ class LlamaPlanner(Closing):
 
     def plan(self, workload: Workload) -> LlamaPlan:
         options, profile = self._options, self._profile
+        workload = for_model(workload, self.spec)
         inputs = PlanInputs(
             spec=self.spec,
             machine=self._machine,

@@ -20,6 +20,7 @@ from memfit.engines.allocator import keep_fast, trim
 from memfit.engines.channel import Aborted, Channel, run_worker
 from memfit.engines.llamacpp.decode_batch import compute_text
 from memfit.engines.llamacpp.devices import Devices
+from memfit.engines.llamacpp.embedding_loop import EmbeddingLoop
 from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
 from memfit.engines.llamacpp.library import load_library
@@ -55,7 +56,7 @@ class LlamaCommands:
         self._simulated: LlamaConfig | None = None  # what of its config a loaded model depends on
         self._devices: Devices | None = None
         self._grammars: Grammars  # from here on only of a model that is loaded
-        self._loop: RequestLoop
+        self._loop: RequestLoop | EmbeddingLoop
         self._probe: Probe | None = None
         # Errors are logged always: the parent quotes the last lines when a request fails.
         self.library = load_library(verbose=bool(os.environ.get("MEMFIT_WORKER_VERBOSE")))
@@ -118,8 +119,9 @@ class LlamaCommands:
             "bytes": held,
             "scratch_bytes": scratch,
             "thread_bytes": -(-(more - most) // _MOST_THREADS),  # grows with threads, if at all, ever faster
-            "candidate_bytes": _CANDIDATE_BYTES * model.vocabulary_size,
+            "candidate_bytes": 0 if wanted.embeds else _CANDIDATE_BYTES * model.vocabulary_size,
             "score_bytes": _score_bytes(wanted, model.vocabulary_size),
+            "embedding_bytes": _embedding_bytes(model),
             # Of one sequence, so only where all share the cache.
             **(model.read_graphs() if wanted.kv_unified else {}),
             "ubatch": model.ubatch,
@@ -186,10 +188,7 @@ class LlamaCommands:
             self._grammars.wait()  # before the context is there: it takes more memory for a moment
         self.model.open_resident_context(wanted, more_bytes)
         keep_fast(MIB)  # logits come and go with every token
-        # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
-        with Sampler(self.library.api, self.model, Sampling()) as sampler:
-            self.model.warm_up(sampler)
-        self._loop = RequestLoop(self.model, self.library.api, self.channel, self._grammars)
+        self._loop = self._warm_loop(self.model)
         return {
             "load_seconds": time.monotonic() - started,
             "context": self.model.context_tokens,
@@ -198,6 +197,17 @@ class LlamaCommands:
             "vocabulary": self.model.vocabulary_size,
             "served": find_served(self.model).to_json() if finds_format else None,
         }
+
+    def _warm_loop(self, model: LlamaModel) -> RequestLoop | EmbeddingLoop:
+        """What will answer requests, once a pass of it has taken what a pass takes."""
+        if model.config.embeds:
+            embedding = EmbeddingLoop(model, self.library.api, self.channel)
+            embedding.warm_up()
+            return embedding
+        # The sampler's candidates, one entry per token of the vocabulary, stay as large as here.
+        with Sampler(self.library.api, model, Sampling()) as sampler:
+            model.warm_up(sampler)
+        return RequestLoop(model, self.library.api, self.channel, self._grammars)
 
     def open(self, expected: float) -> dict[str, Any]:
         """Answer the requests that come until the stream ends: see request_loop.py."""
@@ -351,6 +361,8 @@ _CONTEXT_ONLY: dict[str, Any] = {
     "grammar_bytes": 0,
     "outputs": 0,
     "importance_bytes": 0,
+    "embeds": False,
+    "pooling": None,
 }
 
 
@@ -374,6 +386,15 @@ def _score_bytes(config: LlamaConfig, vocabulary: int) -> int:
     if not config.outputs:
         return 0
     return vocabulary * (4 * max(0, config.outputs - config.parallel) + _SCORE_BYTES)
+
+
+def _embedding_bytes(model: LlamaModel) -> int:
+    """The rows of logits and embeddings for the tokens of a pass that one for each sequence leaves out: the
+    engine has room for both, whichever it computes."""
+    if not model.config.embeds:
+        return 0
+    rows = max(0, model.ubatch - model.config.parallel)
+    return 4 * rows * (model.vocabulary_size + model.embedding_width)
 
 
 def _import_for(config: LlamaConfig) -> None:

@@ -137,6 +137,7 @@ class Candidates:
             depth=workload.depth,
             sequences=workload.parallel,
             expert_share=spec.expert_share,
+            embeds=workload.embeds,
         )
         if read := streamed_bytes(spec.tensors, config.streamed):
             tensors, disk = len(config.streamed), self.inputs.disk_speed()
@@ -148,7 +149,7 @@ class Candidates:
             tiers=tiers_of(self.inputs, self.used, config, answer),
             prediction=prediction,
             seconds=workload.prompt_tokens / prediction.prompt.value
-            + workload.generated_tokens / prediction.together.value,
+            + (workload.generated_tokens / prediction.together.value if prediction.together else 0.0),
         )
 
     def _streaming(self, config: LlamaConfig, within: tuple[int, ...]) -> LlamaConfig | None:

@@ -48,9 +48,8 @@ def _without_terms(plan: LlamaPlan) -> Prediction:
 
 
 def _gains(plan: LlamaPlan, other: LlamaPlan) -> bool:
-    before, after = plan.prediction, other.prediction
-    pairs = ((before.prompt, after.prompt), (before.generation, after.generation))
-    return any(new.value / old.value - 1 >= _CLEAR for old, new in pairs)
+    before, after = plan.prediction.rates, other.prediction.rates
+    return any(after[name].value / before[name].value - 1 >= _CLEAR for name in before)
 
 
 def _changed(plan: LlamaPlan, inputs: PlanInputs) -> Iterator[tuple[str, PlanInputs]]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from memfit.hardware.machine import Device, Machine
 from memfit.headers.model_spec import ModelSpec
+from memfit.headers.purpose import has_cache
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.grammars import grammar_bytes
 from memfit.memory.importance import importance_bytes
+from memfit.planner.llamacpp.embedding import longest_text, reads_whole, texts_at_once
 from memfit.planner.request import ASSUMED_DISK, UBATCHES, Budget, Conditions, Workload, context_of
 from memfit.planner.speed import (
     ASSUMED,
@@ -60,13 +62,24 @@ class PlanInputs:
 
     @property
     def context(self) -> int:
+        if self.reads_whole:
+            return longest_text(self.workload, self.spec)
         return context_of(self.workload, self.spec.context_length)
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether texts are embedded that have to fit one pass."""
+        return self.workload.embeds and reads_whole(self.workload, self.spec)
 
     @property
     def ubatches(self) -> tuple[int, ...]:
         if asked := self.conditions.ubatch:
             return (max(min(asked, self.context), self.workload.parallel),)
-        return ubatch_sizes(self.context, self.workload.parallel)
+        return self.ubatches_of(self.context)
+
+    def ubatches_of(self, context: int) -> tuple[int, ...]:
+        """Those worth trying with such a context, the largest first."""
+        return (context,) if self.reads_whole else ubatch_sizes(context, self.workload.parallel)
 
     @property
     def short_ubatches(self) -> tuple[int, ...]:
@@ -76,13 +89,15 @@ class PlanInputs:
     @property
     def long_ubatches(self) -> tuple[int, ...]:
         """Beyond those, for weights that are sent or read for each ubatch: up to what a prompt fills."""
-        if self.conditions.ubatch:
+        if self.conditions.ubatch or self.reads_whole:
             return ()
         longest = min(self.workload.prompt_tokens, self.context)
         return tuple(size for size in _LONG_UBATCHES if size < 2 * longest and size <= self.context)
 
     @property
     def kv_types(self) -> tuple[str, ...]:
+        if not has_cache(self.spec):
+            return ("f16",)
         return ("f16", "q8_0") if self.workload.kv_type == "auto" else (self.workload.kv_type,)
 
     @property
@@ -128,6 +143,8 @@ class PlanInputs:
     def config(self, kv_type: str, ubatch: int, repack: bool) -> LlamaConfig:
         """With everything in RAM."""
         parallel = self.workload.parallel
+        if self.workload.embeds:
+            parallel = texts_at_once(self.workload, ubatch)
         return LlamaConfig(
             paths=self.spec.paths,
             context=self.context,
@@ -145,6 +162,8 @@ class PlanInputs:
             importance_bytes=importance_bytes(
                 self.spec.tensors, collects=self.workload.importance, probes=self.workload.probes
             ),
+            embeds=self.workload.embeds,
+            pooling=self.workload.pooling,
         )
 
 

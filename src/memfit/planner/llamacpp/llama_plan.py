@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from memfit.errors import UsageError
+from memfit.headers.purpose import has_cache
 from memfit.memory.estimate import RAM, LlamaConfig
 from memfit.memory.streaming import DEQUANTIZED, WIDENED, dequantized_bytes, streamed_bytes, widened_bytes
+from memfit.planner.llamacpp.embedding import reads_whole
 from memfit.planner.llamacpp.inputs import PlanInputs
 from memfit.planner.llamacpp.tensor_devices import exceptions_of
 from memfit.planner.plan import Plan
@@ -30,7 +32,14 @@ class LlamaPlan(Plan):
         return self.config.parallel
 
     @property
+    def embeds(self) -> bool:
+        return self.config.embeds
+
+    @property
     def sequence_context(self) -> int:
+        if self.embeds:
+            most = self.ubatch if reads_whole(self.workload, self.spec) else self.context
+            return min(most, self.spec.context_length)
         return self.context if self.config.kv_unified else self.context // self.config.parallel
 
     @property
@@ -71,10 +80,8 @@ class LlamaPlan(Plan):
             repack += f", {len(config.widened)} matrices as {WIDENED}"
         if config.plain:
             repack += f", {len(config.plain)} stay plain"
-        return (
-            f"KV {config.kv_type} · ubatch {config.ubatch} · "
-            f"{config.threads} threads · {repack} · {config.load_mode}"
-        )
+        cache = f"KV {config.kv_type} · " if has_cache(self.spec) else ""
+        return f"{cache}ubatch {config.ubatch} · {config.threads} threads · {repack} · {config.load_mode}"
 
 
 def reasons(
@@ -116,18 +123,27 @@ def _budget_reasons(plan: LlamaPlan, inputs: PlanInputs) -> Iterator[str]:
 
 def _context_reasons(plan: LlamaPlan) -> Iterator[str]:
     context, kv_type = plan.config.context, plan.config.kv_type
-    if plan.workload.context is None:
+    if plan.embeds:
+        yield f"texts of up to {plan.sequence_context} tokens: {_text_reason(plan)}"
+    elif plan.workload.context is None:
         yield f"context {context}: the default; --ctx sets it"
     if context > plan.spec.context_length and plan.config.parallel == 1:
         yield f"the model was trained for {plan.spec.context_length} tokens; beyond that it degrades"
     if not plan.config.kv_unified:
         yield f"each sequence has its own {plan.context // plan.config.parallel} tokens of it"
-    if plan.context != context:
+    if plan.context != context and not plan.embeds:
         yield f"context {context} becomes {plan.context}: the engine rounds up"
-    if plan.workload.kv_type == "auto" and plan.ram.needs_bytes <= plan.ram.limit_bytes:
+    fits = plan.ram.needs_bytes <= plan.ram.limit_bytes
+    if plan.workload.kv_type == "auto" and has_cache(plan.spec) and fits:
         yield f"KV cache {kv_type}: " + (
             "it fits unquantized" if kv_type == "f16" else "f16 does not fit the budget"
         )
+
+
+def _text_reason(plan: LlamaPlan) -> str:
+    if plan.sequence_context == plan.spec.context_length:
+        return "the model was trained for no more"
+    return "as asked" if plan.workload.context else "the default; --ctx sets it"
 
 
 def _repack_reason(plan: LlamaPlan, inputs: PlanInputs, other: Prediction | None) -> str:
@@ -139,12 +155,11 @@ def _repack_reason(plan: LlamaPlan, inputs: PlanInputs, other: Prediction | None
         return "what was measured faster for what lies in RAM"
     if other is None:
         return "the other way does not fit"
-    return (
-        f"prompt {format_rate(plan.prediction.prompt.value)} against "
-        f"{format_rate(other.prompt.value)}, generation "
-        f"{format_rate(plan.prediction.together.value)} against "
-        f"{format_rate(other.together.value)}, by this CPU's kernels"
-    )
+    rates = [("prompt", plan.prediction.prompt, other.prompt)]
+    if plan.prediction.together and other.together:
+        rates.append(("generation", plan.prediction.together, other.together))
+    against = (f"{what} {format_rate(it.value)} against {format_rate(its.value)}" for what, it, its in rates)
+    return f"{', '.join(against)}, by this CPU's kernels"
 
 
 def _form_reasons(plan: LlamaPlan) -> Iterator[str]:
@@ -187,6 +202,8 @@ def _form_reasons(plan: LlamaPlan) -> Iterator[str]:
 
 def _ubatch_reason(plan: LlamaPlan, inputs: PlanInputs) -> str:
     size, full = plan.config.ubatch, inputs.ubatches[0]
+    if inputs.reads_whole and not inputs.conditions.ubatch:
+        return "a pass reads a text as a whole"
     if inputs.conditions.ubatch:
         if size == inputs.conditions.ubatch:
             return "as asked"
@@ -231,7 +248,7 @@ def _device_reasons(
     if alone:
         yield (
             "devices are used because they were asked for: RAM alone would do, at "
-            f"{format_rate(alone.generation.value)} generation"
+            f"{format_rate(alone.main.value)} {'generation' if alone.generation else 'prompt'}"
         )
     for (device, kind), layers in exceptions_of(plan.spec, plan.config).items():
         yield f"{kind} of {_ranges(layers)} in {'RAM' if device == RAM else devices[device - 1]}"

@@ -134,7 +134,7 @@ class _Planner:
 
     def _streaming_instead(self, choice: _Choice, fitting: Sequence[Candidate]) -> list[Candidate]:
         """Where only short ubatches fit, a part of the model on the disk may serve prompts better."""
-        longest, *_ = ubatch_sizes(self._inputs.context, self._inputs.workload.parallel)
+        longest, *_ = self._inputs.ubatches_of(self._inputs.context)
         longest_fits = any(longest <= one.config.ubatch for one in fitting)
         if choice.streams or longest_fits or not self._inputs.may_stream:
             return []
@@ -282,10 +282,15 @@ class _Planner:
         found = bisect_left(counts, True, key=fits)
         return counts[found] if found < len(counts) else None
 
+    def _smallest_ubatch(self, config: LlamaConfig) -> int:
+        if config.embeds:
+            return self._inputs.ubatches_of(config.context)[-1]
+        return ubatch_sizes(config.context, config.parallel)[-1]
+
     def _fits_in(self, config: LlamaConfig, ram_limit: int) -> bool:
         """With the smallest ubatch that its context and sequences allow, and the room it needs."""
         within = (ram_limit - ROOM_FOR_ERROR, *self._safe_limits[1:])
-        one = replace(config, ubatch=ubatch_sizes(config.context, config.parallel)[-1])
+        one = replace(config, ubatch=self._smallest_ubatch(config))
         with contextlib.suppress(EngineError):
             return self._candidates.placed(one, within, streams=self._inputs.may_stream) is not None
         return False

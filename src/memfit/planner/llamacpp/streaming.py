@@ -129,8 +129,8 @@ def slowed(
     return replace(
         prediction,
         prompt=reading(prediction.prompt, prompt_tokens, math.ceil(prompt_tokens / ubatch)),
-        generation=reading(prediction.generation, 1, 1),
-        together=reading(prediction.together, sequences, 1),
+        generation=prediction.generation and reading(prediction.generation, 1, 1),
+        together=prediction.together and reading(prediction.together, sequences, 1),
     )
 
 

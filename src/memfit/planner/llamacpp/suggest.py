@@ -39,7 +39,7 @@ def suggestions(
         if fits(replace(smallest, kv_type=kv_type), limit_bytes):
             yield f"--kv-type {kv_type}"
             break
-    if smallest.parallel > 1 and fits(replace(smallest, parallel=1), limit_bytes):
+    if smallest.parallel > 1 and not smallest.embeds and fits(replace(smallest, parallel=1), limit_bytes):
         yield "--parallel 1"
     enough = _enough_ram(needs_bytes, room_bytes, free_bytes, lambda limit: fits(smallest, limit))
     if enough:

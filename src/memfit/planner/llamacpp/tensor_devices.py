@@ -14,6 +14,7 @@ from itertools import chain
 
 from memfit.hardware.machine import Device
 from memfit.headers.model_spec import ModelSpec, TensorSpec
+from memfit.headers.purpose import is_tied
 from memfit.memory.estimate import RAM, LlamaConfig
 from memfit.planner.llamacpp.placement import Placement
 
@@ -33,7 +34,7 @@ __all__ = [
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _FFN = re.compile(r"blk\.(\d+)\.(ffn_(?:gate|up|gate_up|down)(?:_exps|_chexps)?)\.")
 _KIND = re.compile(r"blk\.(\d+)\.([^.]+)")
-_OUTPUT = re.compile(r"output|token_embd\.")
+_OUTPUT = re.compile(r"output|cls\.|dense_\d|token_embd\.")
 _OUTPUT_PATTERN = r"^(output|token_embd)"
 _ORDER = ("gate", "up", "gate_up", "down")  # of execution
 
@@ -72,8 +73,9 @@ def layer_count(spec: ModelSpec) -> int:
 
 
 def output_tensors(spec: ModelSpec) -> list[TensorSpec]:
-    """The output matrix and what lies with it; the token table, where that is the output too (tied)."""
-    tied = all(tensor.name != "output.weight" for tensor in spec.tensors)
+    """The output matrix and what lies with it, a reranker's head for example; the token table, where that is
+    the output too (tied)."""
+    tied = is_tied(spec)
     return [
         tensor
         for tensor in spec.tensors

@@ -11,8 +11,9 @@ from dataclasses import replace
 from itertools import accumulate
 
 from memfit.headers.model_spec import ModelSpec
+from memfit.headers.purpose import is_tied
 from memfit.memory.estimate import DeviceBytes, LlamaConfig, MemoryEstimate
-from memfit.memory.streaming import SENT_BYTES, TOKEN_TABLE, is_read_by_row, widened_bytes
+from memfit.memory.streaming import SENT_BYTES, TOKEN_TABLE, widened_bytes
 from memfit.planner.llamacpp.inputs import PlanInputs, UsedDevice
 from memfit.planner.llamacpp.streaming import held_bytes, row_bytes
 from memfit.planner.llamacpp.tensor_devices import sent_bytes
@@ -101,7 +102,7 @@ def _rewriting(spec: ModelSpec, config: LlamaConfig, weights_bytes: int) -> int:
     what is read and widened of it lies beside."""
     widened = set(config.widened)
     sizes = {one: widened_bytes(one) if one.name in widened else one.size_bytes for one in spec.tensors}
-    tied = (one for one in spec.tensors if one.name == TOKEN_TABLE and not is_read_by_row(one, spec.tensors))
+    tied = (one for one in spec.tensors if one.name == TOKEN_TABLE and is_tied(spec))
     whole = sum(sizes.values()) + sum(one.size_bytes for one in tied)  # which is there plain as well
     most = there = 0.0
     for tensor, size in sorted(sizes.items(), key=lambda one: -one[1]):

@@ -60,7 +60,7 @@ def plan_checkpoint(
     wanted = replace(config, context=context, outputs=workload.outputs)
     plans = [search.best(wanted) for search in searches]
     if fitting := [plan for plan in plans if plan.fits]:
-        best = max(fitting, key=lambda plan: plan.prediction.generation.value)
+        best = max(fitting, key=lambda plan: plan.prediction.main.value)
         _refuse_shapes(model, best.config, runtimes[plans.index(best)])
         return best
     _refuse_shapes(model, config, runtimes[0])
