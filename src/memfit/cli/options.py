@@ -270,7 +270,8 @@ def take_plan(
 
         def read(source: str | None) -> Plan:
             planned = read_plan(saved, model=source or model, count_parent=True, say=say)
-            planned.require_writes()
+            if not serves:
+                planned.require_writes()
             return planned
 
         return read
@@ -286,7 +287,7 @@ def take_plan(
             "workload": workload,
             "conditions": conditions,
             "count_parent": True,
-            "writes": True,
+            "writes": not serves,
             "say": say,
         }
         choices = choices_of(named)

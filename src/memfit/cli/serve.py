@@ -11,6 +11,7 @@ import click
 from memfit.cli.fetch import ready_plan, yes_option
 from memfit.cli.options import (
     budget_options,
+    embedding_options,
     engine_options,
     hard_cap_option,
     placement_options,
@@ -38,6 +39,8 @@ __all__ = ["command"]
 @workload_options
 @placement_options
 @engine_options
+@embedding_options
+@click.option("--reranking", "--rerank", is_flag=True, help="The same as --embeddings --pooling rank.")
 @plan_option
 @sampling_options
 @yes_option
@@ -45,6 +48,7 @@ __all__ = ["command"]
 def command(
     model: str | None,
     kv_unified: bool,
+    reranking: bool,
     chat_template_file: str | None,
     hard_cap: bool,
     yes: bool,
@@ -65,6 +69,8 @@ def command(
     err = console(stderr=True)
     say = speaker(err)
     settings = _settings(options, verbose=verbose)
+    if reranking:
+        options |= {"embeddings": True, "pooling": "rank"}
     make_plan = take_plan(model, options, say, verbose, serves=True, kv_unified=kv_unified)
     settings = replace(settings, sampling=take_sampling(options))
     template = _template(chat_template_file)

@@ -162,6 +162,17 @@ class Request:
             raise UsageError("an answer follows either a JSON schema or a grammar")
 
     @property
+    def extras(self) -> list[str]:
+        """Of what it asks, the fields that not every engine honours."""
+        own = [name for name in ("names_tokens", "logprobs") if getattr(self, name) not in (False, None)]
+        plain = Sampling()
+        return own + [
+            name
+            for name, value in vars(self.sampling).items()
+            if name not in _EVERYWHERE and value != getattr(plain, name)
+        ]
+
+    @property
     def is_constrained(self) -> bool:
         return self.schema is not None or self.grammar is not None
 
@@ -191,6 +202,10 @@ def _tupled(value: Any) -> Any:
     return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
+# What every engine samples by.
+_EVERYWHERE = frozenset(
+    ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")
+)
 _DEFAULTS = {
     one.name: one.default_factory() if one.default_factory is not MISSING else one.default
     for one in fields(Request)

@@ -40,7 +40,7 @@ def score_rows(rows: Any, tokens: Sequence[int], top: int) -> list[TokenScore]:
 
 
 def _largest(row: Any, count: int) -> Any:
-    """Where the `count` largest are, the largest first; of equal ones the first. Sorting all would be slow."""
+    """Where the `count` largest are, the best first; of equal ones the first. Sorting all would be slow."""
     if not count:
         return ()
     least = np.partition(row, len(row) - count)[len(row) - count]

@@ -20,6 +20,7 @@ class Served:
     sequence_tokens: int = 0  # that one sequence can have
     trained_tokens: int = 0
     template: str | None = None
+    pooling: str | None = None  # where it embeds
     bos: str = ""
     eos: str = ""
     end_tokens: tuple[int, ...] = ()  # those that end an answer

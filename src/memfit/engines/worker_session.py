@@ -137,13 +137,15 @@ class WorkerSession(Closing, Session):
         return self._stream
 
     def _check(self, request: Request) -> None:
-        """Raises UsageError where the plan has no memory for it."""
+        """Raises UsageError where the plan has no memory for it, or the engine cannot do it."""
         if request.embed:
             self.plan.require_embeds()
-        else:
+        elif not request.describes:
             self.plan.require_writes()
-        if request.schema is not None:
+        if request.is_constrained:
             self.plan.require_schemas()
+        if request.extras:
+            self.plan.require_extras(request.extras)
         if request.score:
             self.plan.require_scores()
 

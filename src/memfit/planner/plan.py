@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -202,6 +202,10 @@ class Plan:
     def require_schemas(self) -> None:
         """Raises UsageError where answers cannot be held to a JSON schema."""
         raise UsageError("answers are held to JSON schemas by llama.cpp only; take a GGUF file")
+
+    def require_extras(self, names: Sequence[str]) -> None:
+        """Raises UsageError where answers cannot be shaped by these."""
+        raise UsageError(f"{', '.join(names)}: llama.cpp only; take a GGUF file", field=names[0])
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `plan`, as in docs/json.md."""

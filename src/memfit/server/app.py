@@ -15,6 +15,7 @@ from memfit.engines.session import Session
 from memfit.errors import MemfitError
 from memfit.planner.plan import Plan
 from memfit.server.anthropic_paths import anthropic_routes
+from memfit.server.embedding_paths import embedding_routes
 from memfit.server.failures import RefusedError
 from memfit.server.guard import Guard
 from memfit.server.host import ModelHost
@@ -53,6 +54,7 @@ def make_app(
         *llama_routes(service),
         *openai_routes(service),
         *anthropic_routes(service),
+        *embedding_routes(service),
     ]
     return Starlette(
         routes=routes,

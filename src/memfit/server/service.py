@@ -82,17 +82,18 @@ class Service:
         place: Place | None = None
         try:
             body = await read_body(request, self.settings.limits)
+            self._require_writes()
             ask = self._completed(read(body))
             place = self.admission.enter(ask.choices)
             writes = writer(body, ask)
             answering = Answering(self.host, ask, self.served, self.say)
             if not ask.stream:
                 with place:
-                    answers = await self._unless_left(request, answering.whole())
+                    answers = await self.unless_left(request, answering.whole())
                     self.metrics.count(answers)
                     return json_response(writes.body(answers))
             frames = answering.stream(writes)
-            first = await self._unless_left(request, _first(frames))
+            first = await self.unless_left(request, _first(frames))
         except MemfitError as error:
             if place:
                 place.close()
@@ -164,6 +165,13 @@ class Service:
                         yield _PING if frame is None else encode(frame)
             self.metrics.count(answering.answers)
 
+    def _require_writes(self) -> None:
+        """Raises RefusedError where the model was loaded to embed."""
+        if self.plan.workload.embeds:
+            raise RefusedError(
+                501, "not_supported_error", "this server embeds texts; ask /v1/embeddings, or /v1/rerank"
+            )
+
     def _completed(self, ask: Ask) -> Ask:
         """With what this server adds to every call."""
         settings, template = self.settings, ask.template
@@ -176,7 +184,7 @@ class Service:
             parses_reasoning=ask.parses_reasoning and settings.parses_reasoning,
         )
 
-    async def _unless_left(self, request: Request, work: Awaitable[_T]) -> _T:
+    async def unless_left(self, request: Request, work: Awaitable[_T]) -> _T:
         """What comes of it, unless the client leaves or time is up; then it is cancelled."""
         task = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(_leaving(request))

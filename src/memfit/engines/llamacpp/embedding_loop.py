@@ -19,9 +19,9 @@ from memfit.engines.inbox import Inbox
 from memfit.engines.llamacpp.decode_batch import DecodeBatch
 from memfit.engines.llamacpp.model import LlamaModel
 from memfit.engines.llamacpp.pair import pair_tokens
-from memfit.engines.llamacpp.prompt import prompt_tokens
+from memfit.engines.llamacpp.prompt import describe_prompt, prompt_tokens
 from memfit.engines.requests import Completion, Request, Speed, Status, StreamTotals
-from memfit.engines.results import send_answer, send_embedding, send_failure
+from memfit.engines.results import send_answer, send_embedding, send_failure, send_prompt
 from memfit.errors import EngineError, MemfitError, UsageError
 
 __all__ = ["EmbeddingLoop"]
@@ -129,6 +129,9 @@ class EmbeddingLoop:
 
     def _admit(self, request: Request) -> None:
         try:
+            if request.describes:
+                send_prompt(self._channel, request.number, describe_prompt(self._model, request))
+                return
             tokens = (
                 pair_tokens(self._model, *request.pair)
                 if request.pair
@@ -143,7 +146,7 @@ class EmbeddingLoop:
     def _require_room(self, tokens: int) -> None:
         if tokens > self._longest:
             raise UsageError(
-                f"the input has {tokens} tokens, the model reads at most {self._longest}",
+                f"the input is too large: it has {tokens} tokens, the model reads at most {self._longest}",
                 field="input",
                 got=tokens,
                 needed=f"at most {self._longest} tokens",

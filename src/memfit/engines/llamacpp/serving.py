@@ -43,6 +43,7 @@ def find_served(model: LlamaModel) -> Served:
         sequence_tokens=model.sequence_tokens,
         trained_tokens=model.trained_tokens,
         template=template,
+        pooling=model.pooling if model.config.embeds else None,
         bos=special["bos_token"],
         eos=special["eos_token"],
         end_tokens=tuple(model.end_tokens),

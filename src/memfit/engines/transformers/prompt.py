@@ -8,11 +8,11 @@ from typing import Any
 from jinja2 import TemplateError
 
 from memfit.engines.messages import render_messages, require_tokens
-from memfit.engines.requests import Request
+from memfit.engines.requests import PromptText, Request
 from memfit.engines.transformers.model import CheckpointModel
-from memfit.errors import ModelError, UsageError, readable
+from memfit.errors import ContextExceededError, ModelError, UsageError, readable
 
-__all__ = ["prompt_tokens", "require_room", "tokens_of"]
+__all__ = ["describe_prompt", "prompt_tokens", "require_room", "tokens_of"]
 
 
 def prompt_tokens(model: CheckpointModel, request: Request) -> list[int]:
@@ -50,17 +50,29 @@ def tokens_of(tokenizer: Any, request: Request) -> list[int]:
     return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
+def describe_prompt(model: CheckpointModel, request: Request) -> PromptText:
+    """What the model would read. Errors as `prompt_tokens`."""
+    tokens = prompt_tokens(model, request)
+    decode = model.tokenizer.decode if model.tokenizer else lambda _: ""
+    pieces = tuple(decode([token]).encode() for token in tokens)
+    return PromptText(
+        text=b"".join(pieces).decode("utf-8", errors="replace"), tokens=tuple(tokens), pieces=pieces
+    )
+
+
 def require_room(model: CheckpointModel, tokens: Sequence[int], *, wants: int = 1) -> int:
     """How many tokens the context has left for an answer.
 
     Raises:
-        UsageError: fewer than it `wants`.
+        ContextExceededError: fewer than it `wants`.
     """
     room = model.config.context - len(tokens)
     if room < wants:
-        raise UsageError(
+        raise ContextExceededError(
             f"the prompt has {len(tokens)} tokens, the context {model.config.context}; "
-            f"try --ctx {len(tokens) + 256} or a shorter prompt"
+            f"try --ctx {len(tokens) + 256} or a shorter prompt",
+            got=len(tokens),
+            needed=model.config.context,
         )
     return room
 

@@ -13,11 +13,18 @@ from memfit.engines.allocator import trim
 from memfit.engines.channel import Aborted, Channel
 from memfit.engines.inbox import Inbox
 from memfit.engines.requests import Request, Status, StreamTotals, TokenScore
-from memfit.engines.results import send_answer, send_failure, send_logits, send_scores
+from memfit.engines.results import (
+    send_answer,
+    send_beginning,
+    send_failure,
+    send_logits,
+    send_prompt,
+    send_scores,
+)
 from memfit.engines.text import TextSender
 from memfit.engines.transformers.generation import Generation
 from memfit.engines.transformers.model import CheckpointModel
-from memfit.engines.transformers.prompt import prompt_tokens, require_room
+from memfit.engines.transformers.prompt import describe_prompt, prompt_tokens, require_room
 from memfit.errors import MemfitError
 
 __all__ = ["SequentialLoop"]
@@ -71,7 +78,10 @@ class SequentialLoop:
 
     def _answer(self, request: Request, *, sends_text: bool) -> None:
         try:
-            if request.score:
+            if request.describes:
+                send_prompt(self._channel, request.number, describe_prompt(self._model, request))
+                self._current = None
+            elif request.score:
                 self._score(request)
             else:
                 self._generate(request, sends_text=sends_text)
@@ -84,6 +94,8 @@ class SequentialLoop:
     def _generate(self, request: Request, *, sends_text: bool) -> None:
         tokens = prompt_tokens(self._model, request)
         room = require_room(self._model, tokens)
+        if request.tells_beginning:
+            send_beginning(self._channel, request.number, len(tokens), "")
         text = TextSender(self._channel, request.number, request.sampling.stop, sends=sends_text)
         generation = Generation(
             self._model, request.sampling, text, room=room, is_wanted=lambda: self._is_wanted(request)

@@ -59,6 +59,9 @@ class LlamaPlan(Plan):
             "op_offload": self.config.op_offload,
         }
 
+    def require_extras(self, names: Sequence[str]) -> None:
+        """All that a request has is llama.cpp's."""
+
     def require_schemas(self) -> None:
         if not self.config.grammar_bytes:
             raise UsageError(

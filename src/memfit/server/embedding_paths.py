@@ -1,0 +1,124 @@
+"""Paths of embeddings and rerankings, where the model was loaded for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from memfit.engines.embedding import Embedding
+from memfit.engines.requests import Request as ModelRequest
+from memfit.engines.requests import RequestResult
+from memfit.errors import EngineError, MemfitError
+from memfit.openai.embeddings import (
+    EmbeddingAsk,
+    RerankAsk,
+    embeddings_body,
+    llama_embeddings_body,
+    read_embeddings,
+    read_rerank,
+    rerank_body,
+)
+from memfit.server.bodies import read_body
+from memfit.server.failures import RefusedError, llama_error
+from memfit.server.paths import both
+from memfit.server.service import Dialect, Service, failure, json_response
+
+__all__ = ["embedding_routes", "respond_embedded"]
+
+_Asked = TypeVar("_Asked")
+_LLAMA = Dialect(error=llama_error)
+
+
+def embedding_routes(service: Service) -> list[Route]:
+    async def embeddings(request: Request) -> Response:
+        return await respond_embedded(
+            service,
+            request,
+            read_embeddings,
+            _texts,
+            lambda ask, found: embeddings_body(ask, found, model=service.model),
+        )
+
+    async def llama_embeddings(request: Request) -> Response:
+        return await respond_embedded(service, request, read_embeddings, _texts, llama_embeddings_body)
+
+    async def rerank(request: Request) -> Response:
+        return await respond_embedded(
+            service,
+            request,
+            read_rerank,
+            _pairs,
+            lambda ask, found: rerank_body(ask, found, model=service.model),
+        )
+
+    return [
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/embeddings", llama_embeddings, methods=["POST"]),
+        Route("/embedding", llama_embeddings, methods=["POST"]),
+        *both("/rerank", rerank, "POST"),
+        *both("/reranking", rerank, "POST"),
+    ]
+
+
+async def respond_embedded(
+    service: Service,
+    request: Request,
+    read: Callable[[Mapping[str, Any]], _Asked],
+    asked: Callable[[_Asked], list[ModelRequest]],
+    written: Callable[[_Asked, Sequence[Embedding]], Any],
+    dialect: Dialect = _LLAMA,
+) -> Response:
+    """Embed what a body asks for, and write it."""
+    try:
+        ask = read(await read_body(request, service.settings.limits))
+        requests = asked(ask)
+        _require(service, requests)
+        with service.admission.enter(1):
+            found = await service.unless_left(request, _embedded(service, requests))
+        return json_response(written(ask, found))
+    except MemfitError as error:
+        return failure(error, dialect)
+
+
+def _texts(ask: EmbeddingAsk) -> list[ModelRequest]:
+    return [ModelRequest(prompt=prompt, embed=True) for prompt in ask.prompts]
+
+
+def _pairs(ask: RerankAsk) -> list[ModelRequest]:
+    return [ModelRequest(pair=(ask.query, document), embed=True) for document in ask.documents]
+
+
+def _require(service: Service, requests: Sequence[ModelRequest]) -> None:
+    """Raises RefusedError where the model was loaded for something else."""
+    pooling = service.served.pooling
+    if pooling is None:
+        raise RefusedError(501, "not_supported_error", "this server generates; start it with --embeddings")
+    ranks, wants_ranks = pooling == "rank", any(one.pair for one in requests)
+    if wants_ranks and not ranks:
+        raise RefusedError(
+            501, "not_supported_error", "this server's model is no reranker; start it with --reranking"
+        )
+    if ranks and not wants_ranks:
+        raise RefusedError(501, "not_supported_error", "this server's model is a reranker: ask /v1/rerank")
+
+
+async def _embedded(service: Service, requests: Sequence[ModelRequest]) -> list[Embedding]:
+    """In their order."""
+    found: dict[int, Embedding] = {}
+    call = service.host.ask(requests, sends_text=False)
+    try:
+        async for place, event in call.events():
+            if isinstance(event, RequestResult):
+                if event.error:
+                    raise event.error
+                if event.embedding is None:
+                    raise EngineError("the server is ending")
+                found[place] = event.embedding
+                service.metrics.count_prompt(event.embedding.prompt_tokens)
+    finally:
+        call.close()
+    return [found[place] for place in range(len(requests))]
