@@ -261,7 +261,7 @@ def take_plan(
     names = set(options)
     budget, workload = take_budget(options), take_workload(options, grammars=grammars or serves)
     if serves:
-        workload = replace(workload, kv_unified=kv_unified, outputs=_SCORED)
+        workload = replace(workload, kv_unified=kv_unified, outputs=_SCORED, serves=True)
     engine, conditions = take_engine(options), take_conditions(options)
     names -= set(options)
     if saved is not None:

@@ -65,6 +65,7 @@ def command(
     from memfit.cli.render import console, print_plan, speaker
     from memfit.engines.session import Session
     from memfit.server.listening import open_sockets, serve
+    from memfit.server.settings import Limits
 
     err = console(stderr=True)
     say = speaker(err)
@@ -75,7 +76,8 @@ def command(
     settings = replace(settings, sampling=take_sampling(options))
     template = _template(chat_template_file)
     planned = ready_plan(make_plan, err, yes=yes)
-    settings = settings if settings.names else replace(settings, names=(planned.spec.name,))
+    names = settings.names or (planned.spec.name,)
+    settings = replace(settings, names=names, limits=Limits.of_context(planned.context))
     print_plan(planned, err)
     sockets = open_sockets(settings)
 

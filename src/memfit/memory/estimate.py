@@ -49,6 +49,7 @@ class LlamaConfig:
     kv_unified: bool = True  # any sequence may use all of the context; else each has an equal part of it
     grammar_bytes: int = 0  # what the grammars of JSON schemas may hold together; 0: no answer follows one
     outputs: Annotated[int, Between(0, 65_536)] = 0  # tokens scored per pass (n_outputs_max); 0: none are
+    serving_bytes: int = 0  # what a server's libraries and calls hold; 0: nothing is served
     importance_bytes: int = 0  # what collecting an importance matrix and changing weights hold; 0: neither
     embeds: bool = False  # texts become embeddings or scores: every token of a pass is an output
     # How tokens' embeddings become one; None: in the model's own way.

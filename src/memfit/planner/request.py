@@ -140,6 +140,7 @@ class Workload:
     # Whether sequences share the context's cells; else each has its own equal part, which is faster.
     kv_unified: bool = True
     grammars: bool = False  # whether answers follow JSON schemas, whose grammars take memory
+    serves: bool = False  # whether a server answers, whose libraries and calls take memory
     importance: bool = False  # whether an importance matrix is collected
     probes: bool = False  # whether weights are changed in memory, to see what is lost
     outputs: int = 0  # tokens scored per pass at most, whose logits take memory; 0: no texts are scored

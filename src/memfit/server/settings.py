@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from memfit.engines.requests import Sampling
 from memfit.errors import UsageError, WrongValueError
+from memfit.memory.serving import MOST_VALUES, body_limit_bytes, held_limit_bytes
 from memfit.units import MIB
 
 __all__ = ["Limits", "Settings", "is_loopback"]
@@ -17,6 +18,8 @@ class Limits:
     """What one client may ask of a server."""
 
     body_bytes: int = 32 * MIB
+    held_bytes: int = 64 * MIB  # of all bodies that are held at a time
+    values: int = MOST_VALUES  # numbers, texts, lists and objects of a body
     header_bytes: int = 64 * 1024
     depth: int = 128  # of nested JSON
     connections: int = 1024
@@ -24,6 +27,11 @@ class Limits:
     body_seconds: float = 60.0  # within which a body has to come
     stall_seconds: float = 120.0  # that a client may leave an answer unread
     call_seconds: float = 3600.0  # that an answer may take
+
+    @classmethod
+    def of_context(cls, context: int) -> Limits:
+        """As a plan with this context counts them."""
+        return cls(body_bytes=body_limit_bytes(context), held_bytes=held_limit_bytes(context))
 
 
 @dataclass(frozen=True, kw_only=True)

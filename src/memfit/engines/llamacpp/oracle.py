@@ -127,7 +127,10 @@ class LlamaOracle(Closing):
             + reply["score_bytes"]
             + reply["embedding_bytes"]
             + (messages[RAM] if any(remote) else 0),
-            process_bytes=self._baseline.with_worker(held) + config.grammar_bytes + config.importance_bytes
+            process_bytes=self._baseline.with_worker(held)
+            + config.grammar_bytes
+            + config.serving_bytes
+            + config.importance_bytes
             if whole
             else self.ask(replace(config, repack=self._first)).process_bytes,
             generation=_graph(reply["generation"], 1),

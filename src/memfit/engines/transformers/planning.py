@@ -22,7 +22,8 @@ from memfit.hub.resolve import ResolvedModel
 from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes
 from memfit.memory.precision import LOAD_IN
 from memfit.memory.process_memory import process_memory
-from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devices
+from memfit.memory.serving import serving_bytes
+from memfit.planner.request import ASSUMED_DISK, Budget, Workload, context_of, require_devices
 from memfit.planner.transformers.planner import plan_checkpoint, require_sense
 from memfit.planner.transformers.runtime import Runtime
 from memfit.planner.transformers.transformers_plan import TransformersPlan
@@ -93,8 +94,19 @@ class TransformersPlanner(Closing):
 
     def plan(self, workload: Workload) -> TransformersPlan:
         found, budget = self._found, self._options.budget
+        runtimes = self._runtimes
+        if workload.serves:
+            more = serving_bytes(context_of(workload, found.model.hf_config.max_position_embeddings))
+            runtimes = [
+                replace(
+                    one,
+                    process_bytes=one.process_bytes + more,
+                    loading_process_bytes=one.loading_process_bytes + more,
+                )
+                for one in runtimes
+            ]
         plan = plan_checkpoint(
-            self.spec, found.model, self._config, self._machine, budget, workload, self._runtimes
+            self.spec, found.model, self._config, self._machine, budget, workload, runtimes
         )
         fingerprint = take_fingerprint(
             self.spec,
