@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -88,6 +89,7 @@ class _World:
         channel: Any = SimpleNamespace(
             next_request=lambda _: self.messages.popleft() if self.messages else None,
             send=lambda event, **values: self.sent.append((event, values)),
+            together=nullcontext,
         )
         model: Any = self.model
         self.loop = RequestLoop(model, _Library(), channel, grammars)  # type: ignore[arg-type]

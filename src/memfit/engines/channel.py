@@ -12,6 +12,7 @@ import queue
 import signal
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from memfit.errors import MemfitError
@@ -76,6 +77,10 @@ class Channel:
 
     def send(self, event: str, **values: Any) -> None:
         self._parent.send(event, **values)
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is sent meanwhile goes out at its end, at once."""
+        return self._parent.together()
 
     def _hear(self, request: dict[str, Any]) -> None:
         if request["do"] == "cancel":

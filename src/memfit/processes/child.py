@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -30,6 +31,7 @@ class Parent:
         self._requests, self._events = map(int, sys.argv.pop().split(","))
         for number in (self._requests, self._events):
             os.set_inheritable(number, False)  # a child of ours must not keep them open
+        self._held: list[bytes] | None = None  # what is sent together
         self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._on_message = on_message or self._messages.put
         if listens:
@@ -40,8 +42,26 @@ class Parent:
         while True:
             yield self._messages.get()
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is sent meanwhile goes out at its end, at once: each message wakes the parent, on a core that
+        may be computing."""
+        held: list[bytes] = []
+        self._held = held
+        try:
+            yield
+        finally:
+            self._held = None
+            self._write(b"".join(held))
+
     def send(self, event: str, **values: Any) -> None:
-        left = json.dumps({"event": event, **values}).encode() + b"\n"
+        line = json.dumps({"event": event, **values}).encode() + b"\n"
+        if self._held is None:
+            self._write(line)
+        else:
+            self._held.append(line)
+
+    def _write(self, left: bytes) -> None:
         try:
             while left:
                 left = left[os.write(self._events, left) :]

@@ -20,7 +20,7 @@ from memfit.engines.llamacpp.decode_batch import DecodeBatch
 from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.model import LlamaModel
 from memfit.engines.llamacpp.prompt import describe_prompt, read_prompt, room_after
-from memfit.engines.llamacpp.sampling import Sampler
+from memfit.engines.llamacpp.sampling import Candidates, Sampler
 from memfit.engines.requests import (
     ChosenToken,
     Completion,
@@ -93,6 +93,7 @@ class RequestLoop:
             mixes=bool(config.streamed),
         )
         self._batch = DecodeBatch(api, model.ubatch)
+        self._candidates = Candidates(model.vocabulary_size)
         self._is_end = functools.cache(model.is_end)
         self._inbox = Inbox(channel, lambda: model.is_aborted)
         self._running: dict[int, _Running] = {}  # by number; waiting ones too
@@ -114,7 +115,8 @@ class RequestLoop:
             while self._listen():
                 if work := self._scheduler.next_pass():
                     self._decode(work)
-                    self._choose(work)
+                    with self._channel.together():
+                        self._choose(work)
         except Aborted:
             cancelled = True
             self._cancel()
@@ -230,6 +232,7 @@ class RequestLoop:
                 request.sampling,
                 grammar,
                 alone=self._model.config.parallel == 1,
+                candidates=self._candidates,
                 keeps=request.logprobs if request.probabilities_after else None,
             )
         except BaseException:

@@ -13,9 +13,27 @@ from memfit.engines.requests import Sampling
 if TYPE_CHECKING:
     from memfit.engines.llamacpp.model import LlamaModel
 
-__all__ = ["Sampler"]
+__all__ = ["Candidates", "Sampler"]
 
 _CANDIDATE = [("id", "<i4"), ("logit", "<f4"), ("p", "<f4")]  # llama_token_data
+
+
+class Candidates:
+    """All tokens of a vocabulary as the samplers take them; the same memory for every choice."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._used: Any = None
+
+    def filled(self, logits: Any) -> Any:
+        """With these logits. The samplers change their order."""
+        import numpy as np
+
+        if self._used is None:
+            self._used = np.zeros(self._size, dtype=_CANDIDATE)
+            self._ids = np.arange(self._size, dtype=np.int32)
+        self._used["id"], self._used["logit"] = self._ids, logits
+        return self._used
 
 
 class Sampler(Closing):
@@ -29,10 +47,12 @@ class Sampler(Closing):
         grammar: Grammar | None = None,
         *,
         alone: bool = True,
+        candidates: Candidates | None = None,
         keeps: int | None = None,
     ) -> None:
         """`grammar` is closed with this. Where it is not `alone` it keeps no candidates from token to token:
-        12 bytes for each token of the vocabulary. `keeps` so many of the tokens that sampling left over.
+        12 bytes for each token of the vocabulary; those that it uses are others', too. `keeps` so many of the
+        tokens that sampling left over.
 
         Raises:
             UsageError: a setting names a token that the vocabulary has not.
@@ -48,6 +68,7 @@ class Sampler(Closing):
         # The largest logit is the choice, among those that are allowed, and nothing has to be remembered.
         self.is_greedy = sampling.temperature <= 0 and not self._remembers and keeps is None
         self._draws = sampling.temperature > 0
+        self._candidates = candidates or Candidates(self._size)
         self._chain = build_chain(api, model, sampling)
 
     def choose(self, context: int, entry: int, likeliest: int = -1) -> int:
@@ -123,10 +144,12 @@ class Sampler(Closing):
         import numpy as np
 
         api = self._api
-        count = self._size if allowed is None else len(allowed)
-        candidates = np.zeros(count, dtype=_CANDIDATE)
-        candidates["id"] = np.arange(count) if allowed is None else allowed
-        candidates["logit"] = logits if allowed is None else logits[allowed]
+        if allowed is None:
+            candidates = self._candidates.filled(logits)
+        else:
+            candidates = np.zeros(len(allowed), dtype=_CANDIDATE)
+            candidates["id"], candidates["logit"] = allowed, logits[allowed]
+        count = len(candidates)
         data = ctypes.cast(candidates.ctypes.data, ctypes.POINTER(api.llama_token_data))
         array = api.llama_token_data_array(data, count, -1, False)
         api.llama_sampler_apply(self._chain, array)
