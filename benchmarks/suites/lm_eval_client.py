@@ -27,7 +27,7 @@ def run(server: str, limits: Limits) -> list[Result]:
     python = environment("lm-eval", REQUIREMENT)
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     with running(server, context=CONTEXT, parallel=1) as one:
-        command = [python, _SESSION, one.base, one.alias]
+        command: list[str | Path] = [python, _SESSION, one.base, one.alias]
         done = subprocess.run(command, capture_output=True, text=True, env=offline, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-600:])

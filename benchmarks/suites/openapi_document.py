@@ -42,7 +42,13 @@ def _explored(server: Server, program: Path, seed: int) -> dict[str, Any]:
     phases = "examples,coverage,fuzzing" if seed == 1 else "fuzzing"
     with tempfile.TemporaryDirectory(prefix="memfit-suite-") as folder:
         report = Path(folder) / "report.json"
-        command = [program, "run", f"{server.base}/openapi.json", "--checks", "not_a_server_error"]
+        command: list[str | Path] = [
+            program,
+            "run",
+            f"{server.base}/openapi.json",
+            "--checks",
+            "not_a_server_error",
+        ]
         command += ["--phases", phases, "--max-examples", str(_EACH), "--seed", str(seed), "--no-color"]
         command += ["--request-timeout", str(_SECONDS), "--continue-on-failure", "--no-shrink"]
         command += ["--report-json-path", str(report)]
