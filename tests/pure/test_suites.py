@@ -31,7 +31,9 @@ def test_flags_are_translated() -> None:
     assert _words(*asked) == [*said, "--cors", "*"]
     assert _words("--cors-origins", "localhost") == ["model.gguf", "--cors", "localhost"]
     assert _words("--batch-size", "64", "--ubatch-size", "32")[1:3] == ["--ubatch", "32"]
-    assert _words("--reasoning", "off")[1:3] == ["--reasoning-budget", "0"]
+    assert _words("--host", "127.0.0.1,::1")[1:5] == ["--host", "127.0.0.1", "--host", "::1"]
+    assert Path(_words("--chat-template", "llama3")[2]).is_file()
+    assert _words("--n-predict", "-1") == _words()
 
 
 def test_an_unknown_flag_is_named() -> None:
