@@ -48,6 +48,12 @@ _SWITCHES = {
 _WITHOUT_MEANING = ("--cont-batching", "--backend_sampling", "--jinja", "--no-jinja", "--offline", "-fa")
 _MODEL = ("--model", "--model-url", "--hf-repo", "--hf-file")
 _BATCHES = ("--batch-size", "--ubatch-size")
+# What llama-server does where a flag is absent, and memfit does not.
+_ABSENT = {
+    "--cors-origins": ("--cors", "*"),
+    "--kv-unified": ("--no-kv-unified",),
+    "--metrics": ("--no-metrics",),
+}
 _OTHERS = ("--chat-template", "--host", "--n-predict", "--reasoning-format", "-fa", "--tools")
 _TEMPLATES = Path(__file__).resolve().parent / "chat_templates"
 _STAND_INS = {"bert-bge": "encoder", "reranker": "reranker"}  # part of a name → which; others are causal
@@ -88,8 +94,9 @@ def for_memfit(flags: dict[str, str], file: str) -> list[str]:
     batches = [int(flags[flag]) for flag in _BATCHES if flag in flags]
     if batches:  # tokens of a prompt per pass
         words += ["--ubatch", str(min(batches))]
-    if "--cors-origins" not in flags:  # llama-server's default
-        words += ["--cors", "*"]
+    for flag, default in _ABSENT.items():
+        if flag not in flags:
+            words += default
     return words
 
 

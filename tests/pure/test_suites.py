@@ -28,8 +28,10 @@ def _words(*arguments: str) -> list[str]:
 def test_flags_are_translated() -> None:
     asked = ("--port", "1", "--temp", "0.8", "--ctx-size", "512", "--embedding", "--no-jinja", "-fa", "on")
     said = ["model.gguf", "--port", "1", "--temperature", "0.8", "--ctx", "512", "--embeddings"]
-    assert _words(*asked) == [*said, "--cors", "*"]
-    assert _words("--cors-origins", "localhost") == ["model.gguf", "--cors", "localhost"]
+    absent = ["--no-kv-unified", "--no-metrics"]
+    assert _words(*asked) == [*said, "--cors", "*", *absent]
+    assert _words("--cors-origins", "localhost") == ["model.gguf", "--cors", "localhost", *absent]
+    assert _words("--metrics", "--kv-unified") == ["model.gguf", "--metrics", "--kv-unified", "--cors", "*"]
     assert _words("--batch-size", "64", "--ubatch-size", "32")[1:3] == ["--ubatch", "32"]
     assert _words("--host", "127.0.0.1,::1")[1:5] == ["--host", "127.0.0.1", "--host", "::1"]
     assert Path(_words("--chat-template", "llama3")[2]).is_file()
