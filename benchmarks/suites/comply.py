@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 from environments import environment
 from limits import Limits
@@ -31,7 +32,8 @@ def run(server: str, limits: Limits) -> list[Result]:
 
 def _format(server: Server, name: str, options: tuple[str, ...]) -> Result:
     program = environment("llm-comply", REQUIREMENT).parent / "llm-comply"
-    command = [program, "--format", name, "-u", f"{server.base}/v1", "-k", "none", "-m", server.alias]
+    command: list[str | Path] = [program, "--format", name, "-u", f"{server.base}/v1", "-k", "none"]
+    command += ["-m", server.alias]
     done = subprocess.run([*command, *options, "--json"], capture_output=True, text=True, check=False)
     if not done.stdout.strip():
         raise RuntimeError(f"llm-comply said nothing: {done.stderr[-500:]}")

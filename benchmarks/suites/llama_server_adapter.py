@@ -1,7 +1,8 @@
 """llama-server as its own tests start it, with stand-ins for the models that they name.
 
 The suite puts this program where `LLAMA_SERVER_BIN_PATH` points. For llama-server only the model's name is
-replaced; for memfit its flags are translated too. It answers no request, except /health where it is started
+replaced; for memfit its flags are translated too, and a name of its built-in chat templates becomes a file of
+chat_templates/. It answers no request, except /health where it is started
 without a model, which is llama-server's router and not served yet. A flag it does not know ends it by name.
 
 MEMFIT_SUITES_SERVER  memfit or llama-server
@@ -14,24 +15,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 # llama-server's flag → memfit's. Flags of the second table have no value.
 _VALUES = {
-    "--alias": "--alias",
     "--api-key": "--api-key",
-    "--chat-template": "--chat-template",
     "--chat-template-file": "--chat-template-file",
     "--cors-origins": "--cors",
     "--ctx-size": "--ctx",
-    "--host": "--host",
-    "--n-predict": "--max-tokens",
     "--parallel": "--parallel",
     "--pooling": "--pooling",
     "--port": "--port",
     "--reasoning": "--reasoning",
-    "--reasoning-format": "--reasoning-format",
     "--seed": "--seed",
     "--tags": "--tags",
     "--temp": "--temperature",
@@ -46,19 +43,24 @@ _SWITCHES = {
     "--slots": "--slots",
     "--verbose": "--verbose",
 }
-# What llama-server computes with, and memfit always does, never does, or chooses.
-_WITHOUT_MEANING = {"--cont-batching": 0, "--backend_sampling": 0, "--jinja": 0, "--no-jinja": 0, "--offline": 0, "-fa": 1}
+# What llama-server computes with or reads, and memfit always does, never does, or chooses.
+_WITHOUT_MEANING = ("--cont-batching", "--backend_sampling", "--jinja", "--no-jinja", "--offline", "-fa")
 _MODEL = ("--model", "--model-url", "--hf-repo", "--hf-file")
 _BATCHES = ("--batch-size", "--ubatch-size")
-# What llama-server does where a flag is absent.
-_ABSENT = {"--cors-origins": ("--cors", "*"), "--metrics": ("--no-metrics",), "--kv-unified": ("--no-kv-unified",)}
-_UNLIMITED = ("--n-predict", "-1")
+# What llama-server does where a flag is absent, and memfit does not.
+_ABSENT = {
+    "--cors-origins": ("--cors", "*"),
+    "--kv-unified": ("--no-kv-unified",),
+    "--metrics": ("--no-metrics",),
+}
+_OTHERS = ("--alias", "--chat-template", "--host", "--n-predict", "--reasoning-format", "-fa", "--tools")
+_TEMPLATES = Path(__file__).resolve().parent / "chat_templates"
 _STAND_INS = {"bert-bge": "encoder", "reranker": "reranker"}  # part of a name → which; others are causal
 
 
 def parsed(arguments: list[str]) -> Iterator[tuple[str, str]]:
     """Flag and value, "" for a flag without."""
-    with_value = {*_VALUES, *_MODEL, *_BATCHES, "-fa", "--tools"}
+    with_value = {*_VALUES, *_MODEL, *_BATCHES, *_OTHERS}
     rest = iter(arguments)
     for flag in rest:
         yield flag, next(rest) if flag in with_value else ""
@@ -80,12 +82,12 @@ def for_llama_server(arguments: list[str], model: str | None, files: dict[str, s
 def for_memfit(flags: dict[str, str], file: str) -> list[str]:
     words = [file]
     for flag, value in flags.items():
-        if (flag, value) == _UNLIMITED:
-            continue
         if flag in _VALUES:
             words += [_VALUES[flag], value]
         elif flag in _SWITCHES:
             words.append(_SWITCHES[flag])
+        elif flag in _RESPELLED:
+            words += _RESPELLED[flag](value)
         elif flag not in (*_MODEL, *_BATCHES, *_WITHOUT_MEANING):
             sys.exit(f"llama_server_adapter: memfit has nothing for {flag}")
     batches = [int(flags[flag]) for flag in _BATCHES if flag in flags]
@@ -95,6 +97,17 @@ def for_memfit(flags: dict[str, str], file: str) -> list[str]:
         if flag not in flags:
             words += default
     return words
+
+
+# Flags whose value memfit spells in another way.
+_RESPELLED: dict[str, Callable[[str], list[str]]] = {
+    # Where it has several it answers with the first of their alphabet.
+    "--alias": lambda names: ["--alias", ",".join(sorted(names.split(",")))],
+    "--chat-template": lambda name: ["--chat-template-file", str(_TEMPLATES / f"{name}.jinja")],
+    "--host": lambda hosts: [word for host in hosts.split(",") for word in ("--host", host)],
+    "--n-predict": lambda most: [] if most == "-1" else ["--max-tokens", most],
+    "--reasoning-format": lambda form: ["--reasoning-format", "none" if form == "none" else "auto"],
+}
 
 
 class _Healthy(BaseHTTPRequestHandler):

@@ -43,7 +43,15 @@ def run(server: str, limits: Limits) -> list[Result]:
         (folder / "models").symlink_to(sources / "models")
         (folder / "ids.txt").write_text("\n".join(ids))
         report = folder / "report.xml"
-        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command: list[str | Path] = [
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+        ]
         with (CACHE / f"llama-server-tests-{server}.log").open("wb") as log:
             subprocess.run(
                 [*command, f"@{folder / 'ids.txt'}"],

@@ -1,10 +1,15 @@
-"""lm-eval through the server, by the server's own tokenizer, against memfit's scores of the same tokens."""
+"""lm-eval through the server, by the server's own tokenizer, against memfit's scores of the same tokens.
+
+Scores are made by the server's own plan and of all tokens, as an echo is: where a pass of tokens begins decides
+how sums are rounded, by 0.01 on the longest line.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +19,12 @@ from results import Check, Result, of_checks
 from servers import running
 
 import memfit
-from memfit.planner.request import Workload
+from memfit.planner.plan import Plan
+from memfit.saved_plan import read_plan
 
 REQUIREMENT = "lm-eval[api]==0.4.13"
 BOUND = 1e-3  # of the sum of a continuation's log-likelihoods
 CONTEXT = 2048
-OUTPUTS = 256  # tokens that a pass may score
 _SESSION = Path(__file__).resolve().parent / "lm_eval_session.py"
 
 
@@ -27,20 +32,23 @@ def run(server: str, limits: Limits) -> list[Result]:
     python = environment("lm-eval", REQUIREMENT)
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     with running(server, context=CONTEXT, parallel=1) as one:
-        command = [python, _SESSION, one.base, one.alias]
+        command: list[str | Path] = [python, _SESSION, one.base, one.alias]
         done = subprocess.run(command, capture_output=True, text=True, env=offline, check=False)
+        _, plan = one.ask("GET", "/plan")
     if done.returncode:
         raise RuntimeError(done.stderr[-600:])
-    return [compared(json.loads(done.stdout.splitlines()[-1]))]
+    with tempfile.TemporaryDirectory(prefix="memfit-suite-") as folder:
+        saved = Path(folder) / "plan.json"
+        saved.write_text(json.dumps(plan))
+        return [compared(json.loads(done.stdout.splitlines()[-1]), read_plan(saved))]
 
 
-def compared(samples: list[dict[str, Any]]) -> Result:
-    """By the same plan as the server's: other kernels round differently."""
+def compared(samples: list[dict[str, Any]], plan: Plan) -> Result:
     checks, worst = [], 0.0
-    with memfit.load("demo", workload=Workload(context=CONTEXT, outputs=OUTPUTS)) as session:
+    with memfit.load(plan) as session:
         for number, sample in enumerate(samples):
             context, continuation = sample["tokens"]
-            scores = session.score([*context, *continuation], first=len(context))
+            scores = session.score([*context, *continuation])[len(context) - 1 :]
             difference = abs(sum(one.logprob for one in scores) - sample["logprob"])
             problem = "" if difference <= BOUND else f"differs by {difference:.5f}"
             if sample["is_greedy"] != all(one.is_greedy for one in scores):

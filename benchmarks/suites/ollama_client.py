@@ -25,7 +25,7 @@ def run(server: str, limits: Limits) -> list[Result]:
         running(server, context=4096, parallel=1) as one,
         running(server, str(encoder(CACHE / "models")), embeddings=True) as other,
     ):
-        command = [python, _SESSION, one.base, other.base, one.alias]
+        command: list[str | Path] = [python, _SESSION, one.base, other.base, one.alias]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-1000:])

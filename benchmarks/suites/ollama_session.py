@@ -15,7 +15,6 @@ from typing import Any
 
 import ollama
 
-Ask = ollama.Client
 _SHORT = {"temperature": 0, "num_predict": 16, "seed": 1}
 _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 _WEATHER = {
@@ -38,7 +37,7 @@ _CITY = {
 }
 
 
-def chat(ask: Ask, model: str) -> None:
+def chat(ask: ollama.Client, model: str) -> None:
     answer = ask.chat(model, _QUESTION, options=_SHORT)
     assert answer.message.role == "assistant" and answer.message.content, answer
     assert answer.model == model and answer.done and answer.done_reason in ("stop", "length"), answer
@@ -48,7 +47,7 @@ def chat(ask: Ask, model: str) -> None:
     assert answer.eval_count <= 16, answer
 
 
-def chat_stream(ask: Ask, model: str) -> None:
+def chat_stream(ask: ollama.Client, model: str) -> None:
     whole = ask.chat(model, _QUESTION, options=_SHORT)
     parts = list(ask.chat(model, _QUESTION, stream=True, options=_SHORT))
     assert len(parts) > 2, parts
@@ -57,7 +56,7 @@ def chat_stream(ask: Ask, model: str) -> None:
     assert parts[-1].eval_count == whole.eval_count and parts[-1].done_reason == whole.done_reason, parts[-1]
 
 
-def chat_stop(ask: Ask, model: str) -> None:
+def chat_stop(ask: ollama.Client, model: str) -> None:
     whole = ask.chat(model, _QUESTION, options=_SHORT).message.content or ""
     stop = whole.split()[2]
     answer = ask.chat(model, _QUESTION, options=_SHORT | {"stop": [stop]})
@@ -65,14 +64,14 @@ def chat_stop(ask: Ask, model: str) -> None:
     assert whole.startswith(answer.message.content or "-"), answer
 
 
-def chat_logprobs(ask: Ask, model: str) -> None:
+def chat_logprobs(ask: ollama.Client, model: str) -> None:
     answer = ask.chat(model, _QUESTION, options=_SHORT, logprobs=True, top_logprobs=3)
     assert answer.logprobs and len(answer.logprobs) == answer.eval_count, answer
     for one in answer.logprobs:
         assert one.logprob <= 0 and one.top_logprobs and len(one.top_logprobs) == 3, one
 
 
-def tools(ask: Ask, model: str) -> None:
+def tools(ask: ollama.Client, model: str) -> None:
     """The demo may or may not call one: what comes is well formed, and a result is taken back."""
     answer = ask.chat(model, _QUESTION, tools=[_WEATHER], options=_SHORT)
     for call in answer.message.tool_calls or ():
@@ -88,14 +87,14 @@ def tools(ask: Ask, model: str) -> None:
     assert parts[-1].done, parts[-1]
 
 
-def format_schema(ask: Ask, model: str) -> None:
+def format_schema(ask: ollama.Client, model: str) -> None:
     options = _SHORT | {"num_predict": 128}
     value = json.loads(ask.chat(model, _QUESTION, format=_CITY, options=options).message.content or "")
     assert set(value) == {"city", "people"} and isinstance(value["people"], int), value
     assert isinstance(value["city"], str) and value["people"] <= 99, value
 
 
-def format_json(ask: Ask, model: str) -> None:
+def format_json(ask: ollama.Client, model: str) -> None:
     asked = [{"role": "user", "content": 'Answer with the JSON {"a": 1}.'}]
     answer = ask.chat(model, asked, format="json", options=_SHORT | {"num_predict": 256})
     text = answer.message.content or ""
@@ -104,7 +103,7 @@ def format_json(ask: Ask, model: str) -> None:
         json.loads(text)
 
 
-def generate(ask: Ask, model: str) -> None:
+def generate(ask: ollama.Client, model: str) -> None:
     answer = ask.generate(model, "The capital of France is", options=_SHORT)
     assert answer.response and answer.done and answer.eval_count, answer
     parts = list(ask.generate(model, "The capital of France is", options=_SHORT, stream=True))
@@ -112,7 +111,7 @@ def generate(ask: Ask, model: str) -> None:
     assert parts[-1].done and parts[-1].eval_count == answer.eval_count, parts[-1]
 
 
-def generate_raw(ask: Ask, model: str) -> None:
+def generate_raw(ask: ollama.Client, model: str) -> None:
     """`raw` goes without the template, so it reads fewer tokens."""
     plain = ask.generate(model, "The capital of France is", options=_SHORT)
     raw = ask.generate(model, "The capital of France is", raw=True, options=_SHORT)
@@ -121,14 +120,14 @@ def generate_raw(ask: Ask, model: str) -> None:
     assert system.response is not None, system
 
 
-def load_and_unload(ask: Ask, model: str) -> None:
+def load_and_unload(ask: ollama.Client, model: str) -> None:
     """A request without a prompt only loads; keep_alive is read."""
     answer = ask.generate(model, keep_alive="5m")
     assert answer.done and answer.done_reason == "load" and answer.response == "", answer
     assert ask.chat(model, [], keep_alive=300).done, "not done"
 
 
-def listed(ask: Ask, model: str) -> None:
+def listed(ask: ollama.Client, model: str) -> None:
     names = [one.model for one in ask.list().models]
     assert model in [(name or "").removesuffix(":latest") for name in names], names
     for one in ask.list().models:
@@ -136,14 +135,14 @@ def listed(ask: Ask, model: str) -> None:
         assert one.details.format == "gguf" and one.details.quantization_level, one
 
 
-def show(ask: Ask, model: str) -> None:
+def show(ask: ollama.Client, model: str) -> None:
     answer = ask.show(model)
     assert answer.template and answer.details and answer.details.family, answer
     assert answer.modelinfo and answer.modelinfo["general.architecture"] == answer.details.family, answer
     assert answer.capabilities and "completion" in answer.capabilities, answer.capabilities
 
 
-def processes(ask: Ask, model: str) -> None:
+def processes(ask: ollama.Client, model: str) -> None:
     ask.generate(model, "x", options={"num_predict": 1})
     running = ask.ps().models
     assert [(one.model or "").removesuffix(":latest") for one in running] == [model], running
@@ -152,13 +151,13 @@ def processes(ask: Ask, model: str) -> None:
     assert one.context_length, one
 
 
-def pull(ask: Ask, model: str) -> None:
+def pull(ask: ollama.Client, model: str) -> None:
     """Of what is there already: nothing is fetched."""
     assert ask.pull(model).status == "success"
     assert [part.status for part in ask.pull(model, stream=True)][-1] == "success"
 
 
-def unknown_model(ask: Ask, model: str) -> None:
+def unknown_model(ask: ollama.Client, model: str) -> None:
     for call in (
         lambda: ask.chat("no-such-model", _QUESTION),
         lambda: ask.show("no-such-model"),
@@ -172,7 +171,7 @@ def unknown_model(ask: Ask, model: str) -> None:
             raise AssertionError("an unknown model was answered")
 
 
-def embed(ask: Ask, model: str) -> None:
+def embed(ask: ollama.Client, model: str) -> None:
     one = ask.embed(model, "This is a test")
     two = ask.embed(model, ["This is a test", "Paris lies on the Seine"])
     assert len(one.embeddings) == 1 and len(two.embeddings) == 2, (len(one.embeddings), len(two.embeddings))
@@ -183,7 +182,7 @@ def embed(ask: Ask, model: str) -> None:
     assert len(old.embedding) == len(one.embeddings[0]), len(old.embedding)
 
 
-GENERATING: tuple[Callable[[Ask, str], None], ...] = (
+GENERATING: tuple[Callable[[ollama.Client, str], None], ...] = (
     *(chat, chat_stream, chat_stop, chat_logprobs, tools, format_schema, format_json, generate, generate_raw),
     *(load_and_unload, listed, show, processes, pull, unknown_model),
 )
