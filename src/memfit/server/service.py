@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 
 from memfit.engines.requests import Request as ModelRequest
 from memfit.engines.served import Served
-from memfit.errors import MemfitError, UsageError
+from memfit.errors import EngineError, MemfitError, UsageError
 from memfit.openai.answers import AnswerWriter, Frame
 from memfit.openai.ask import Ask
 from memfit.planner.plan import Plan
@@ -79,9 +79,23 @@ class Service:
         dialect: Dialect = OPENAI,
     ) -> Response:
         """Answer one call of the model."""
-        place: Place | None = None
         try:
             body = await read_body(request, self.settings.limits)
+        except MemfitError as error:
+            return failure(error, dialect)
+        return await self.answer(request, body, read, writer, dialect)
+
+    async def answer(
+        self,
+        request: Request,
+        body: dict[str, Any],
+        read: Callable[[dict[str, Any]], Ask],
+        writer: Callable[[Mapping[str, Any], Ask], AnswerWriter],
+        dialect: Dialect = OPENAI,
+    ) -> Response:
+        """As `respond`, of a body that has come."""
+        place: Place | None = None
+        try:
             ask = self._completed(read(body))
             place = self.admission.enter(ask.choices)
             writes = writer(body, ask)
@@ -120,6 +134,16 @@ class Service:
         except MemfitError as error:
             return failure(error, dialect)
         return json_response(written(len(prompt.tokens)))
+
+    async def loaded(self, request: Request) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            MemfitError: it cannot be, or the client does not wait for it.
+        """
+        state = await self._unless_left(request, self.host.settle())
+        if state != "ready":
+            raise self.host.failure or EngineError("the server is ending")
 
     def filled_in(self, ask: Ask) -> Ask:
         """With the text that is filled in between prefix and suffix, in the model's own tokens.
