@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from conftest import MOST_SECONDS, WAIT_SECONDS
+from hub_server import HubServer
 from memfit.openai.ollama_models import OLLAMA_VERSION
 
 pytestmark = pytest.mark.engine
@@ -20,10 +25,28 @@ _HELLO = [{"role": "user", "content": "Say hello."}]
 _SHORT = {"num_predict": 8, "temperature": 0}
 
 
+_MODEL = random.Random(5).randbytes(300_000)
+
+
 @pytest.fixture(scope="module")
-def client() -> Iterator[httpx2.Client]:
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """A server whose library is empty at first, and whose hub lies on loopback."""
+    folder = tmp_path_factory.mktemp("library")
     command = [sys.executable, "-m", "memfit", "serve", "demo", "--port", "0", "--ctx", "1024"]
-    with subprocess.Popen([*command, "--alias", "small"], stderr=subprocess.PIPE, text=True) as process:
+    hidden = ("HF_", "HUGGING", "TRANSFORMERS_", "http_", "https_", "all_", "HTTP", "ALL_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    with subprocess.Popen(
+        [*command, "--alias", "small"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder)},
+    ) as process:
         try:
             assert process.stderr
             address = next(line.split()[-1] for line in process.stderr if "will listen on" in line)
@@ -99,3 +122,76 @@ def test_the_model_is_listed_and_shown(client: httpx2.Client) -> None:
 def test_somebody_is_at_home(client: httpx2.Client) -> None:
     assert client.head("/").status_code == 200
     assert client.get("/").text == "memfit is running"
+
+
+def _names(client: httpx2.Client) -> list[str]:
+    return [one["name"] for one in client.get("/api/tags").json()["models"]]
+
+
+def _delete(client: httpx2.Client, name: str) -> httpx2.Response:
+    return client.request("DELETE", "/api/delete", json={"model": name})
+
+
+def test_a_model_is_pulled_listed_and_deleted(client: httpx2.Client, hub: HubServer, demo: str) -> None:
+    hub.add_repo("org/m", {"m-Q4_1.gguf": Path(demo), "m-Q8_0.gguf": _MODEL})
+    first, *frames, last = _lines(client, "/api/pull", model="hf.co/org/m:Q4_1")
+    assert first == {"status": "pulling manifest"} and last == {"status": "success"}
+    assert frames.count({"status": "verifying sha256 digest"}) == 1
+    told = [frame for frame in frames if "total" in frame]
+    size = Path(demo).stat().st_size
+    assert told[-1]["completed"] == told[-1]["total"] == size
+    assert len({frame["digest"] for frame in told}) == 1
+    assert _names(client) == ["small", "hf:org/m/m-Q4_1.gguf"]
+    shown = client.post("/api/show", json={"model": "hf:org/m/m-Q4_1.gguf"}).json()
+    assert shown["details"]["quantization_level"] == "Q4_1" and shown["details"]["family"] == "llama"
+    whole = client.post("/api/pull", json={"name": "huggingface.co/org/m:Q8_0", "stream": False})
+    assert (whole.status_code, whole.json()) == (200, {"status": "success"})
+    several = _delete(client, "hf.co/org/m")
+    assert several.status_code == 400 and "hf:org/m/m-Q8_0.gguf" in several.json()["error"]
+    assert _delete(client, "hf.co/org/m:Q4_1").status_code == 200
+    assert _delete(client, "hf:org/m/m-Q8_0.gguf").status_code == 200
+    assert _names(client) == ["small"]
+    assert _delete(client, "hf.co/org/m:Q4_1").json() == {"error": "model 'hf.co/org/m:Q4_1' not found"}
+
+
+def test_what_cannot_be_pulled_is_refused_with_what_to_send(client: httpx2.Client) -> None:
+    for name, status, said in (
+        ("llama3.2:1b", 400, "send hf.co/org/repo:Q4_K_M"),
+        ("org/m", 400, "this one is hf:org/m"),
+        ("http://127.0.0.1/m.gguf", 400, "https://"),
+        ("hf.co/org/none", 404, "org/none"),
+    ):
+        for stream in (True, False):
+            answer = client.post("/api/pull", json={"model": name, "stream": stream})
+            assert answer.status_code == status and said in answer.json()["error"]
+    assert client.post("/api/pull", json={}).status_code == 400
+
+
+def test_the_served_model_stays(client: httpx2.Client) -> None:
+    assert client.post("/api/pull", json={"model": "small", "stream": False}).json() == {"status": "success"}
+    kept = _delete(client, "small:latest")
+    assert kept.status_code == 409 and "is being served" in kept.json()["error"]
+    assert _delete(client, "demo").status_code == 404
+
+
+def test_a_client_that_leaves_ends_its_download(client: httpx2.Client, hub: HubServer) -> None:
+    hub.add_repo("org/slow", {"slow-Q4_0.gguf": random.Random(6).randbytes(3_000_000)})
+    hub.misbehave("stall", 1_000_000, path="/cdn/*")
+    body = {"model": "hf.co/org/slow"}
+    try:
+        with client.stream("POST", "/api/pull", json=body) as answer:
+            lines = answer.iter_lines()  # closed, it would close the stream
+            while not json.loads(next(lines)).get("completed"):
+                pass
+            again = client.post("/api/pull", json=body)
+            assert again.status_code == 409 and "already" in again.json()["error"]
+    finally:
+        hub.behave()
+    deadline = time.monotonic() + WAIT_SECONDS
+    while (again := client.post("/api/pull", json={**body, "stream": False})).status_code == 409:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert again.json() == {"status": "success"}
+    ranges = [one.range for one in hub.requests_of("/cdn/*slow*", "GET")]
+    assert ranges[0] is None and ranges[-1] not in (None, "bytes=0-2999999")  # it went on
+    assert _delete(client, "hf.co/org/slow").status_code == 200

@@ -1,4 +1,4 @@
-"""Ollama's paths: chat and generate, and what it tells of models. One model answers, by whatever name."""
+"""Ollama's paths that ask the model, and who is at home. One model answers, by whatever name."""
 
 from __future__ import annotations
 
@@ -12,24 +12,15 @@ from starlette.routing import Route
 
 from memfit.errors import MemfitError
 from memfit.openai.ask import Ask
-from memfit.openai.ollama import (
-    OllamaForm,
-    loads_only,
-    read_ollama_chat,
-    read_ollama_generate,
-    read_ollama_name,
-)
-from memfit.openai.ollama_answers import OllamaWriter, ollama_error, ollama_loaded
-from memfit.openai.ollama_models import ollama_ps, ollama_show, ollama_tags, ollama_version
+from memfit.openai.ollama import OllamaForm, loads_only, read_ollama_chat, read_ollama_generate
+from memfit.openai.ollama_answers import OllamaWriter, ollama_loaded
+from memfit.openai.ollama_models import ollama_ps, ollama_version
 from memfit.server.bodies import read_body
 from memfit.server.facts import model_facts
-from memfit.server.failures import RefusedError
-from memfit.server.service import Dialect, Service, failure, json_response
+from memfit.server.ollama_library import OLLAMA, ollama_library_routes
+from memfit.server.service import Service, failure, json_response
 
-__all__ = ["OLLAMA", "is_served", "ollama_routes"]
-
-OLLAMA = Dialect(error=ollama_error, lines=True)
-_LATEST = ":latest"  # what clients add to a name without a tag
+__all__ = ["ollama_routes"]
 
 
 def ollama_routes(service: Service) -> list[Route]:
@@ -44,23 +35,10 @@ def ollama_routes(service: Service) -> list[Route]:
 
         return await _answer(service, "generate", request, read)
 
-    async def tags(request: Request) -> Response:
-        del request
-        return json_response(ollama_tags([model_facts(service)]))
-
     async def running(request: Request) -> Response:
         del request
         loaded = [model_facts(service)] if service.host.state == "ready" else []
         return json_response(ollama_ps(loaded))
-
-    async def show(request: Request) -> Response:
-        try:
-            name = read_ollama_name(await read_body(request, service.settings.limits))
-            if not is_served(service, name):
-                raise not_found(name)
-        except MemfitError as error:
-            return failure(error, OLLAMA)
-        return json_response(ollama_show(model_facts(service)))
 
     async def version(request: Request) -> Response:
         del request
@@ -70,21 +48,10 @@ def ollama_routes(service: Service) -> list[Route]:
         Route("/", _greet, methods=["GET"]),
         Route("/api/chat", chat, methods=["POST"]),
         Route("/api/generate", generate, methods=["POST"]),
-        Route("/api/tags", tags, methods=["GET"]),
         Route("/api/ps", running, methods=["GET"]),
-        Route("/api/show", show, methods=["POST"]),
         Route("/api/version", version, methods=["GET"]),
+        *ollama_library_routes(service),
     ]
-
-
-def is_served(service: Service, name: str) -> bool:
-    """Whether it is one of the served model's names."""
-    return name.removesuffix(_LATEST) in service.settings.names
-
-
-def not_found(name: str) -> RefusedError:
-    """In Ollama's words, which its clients look for."""
-    return RefusedError(404, "not_found_error", f"model '{name[:200]}' not found", field="model")
 
 
 async def _answer(
