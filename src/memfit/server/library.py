@@ -7,9 +7,7 @@ Knows no API, but for how clients of Ollama write names.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -18,19 +16,17 @@ from typing import Any
 
 from memfit.errors import UsageError, readable
 from memfit.hub.name_suggestions import hub_name
-from memfit.processes.carried_errors import rebuild_error
-from memfit.processes.helper import Helper
+from memfit.server.asking import Event, helper_answer, helper_events
 from memfit.server.failures import RefusedError
 
 __all__ = ["Library", "library_name"]
 
+_NAME = "the library's process"
 _FRESH_SECONDS = 10.0  # for which a list holds; other programs download too
 _MOST_PULLS = 4
 _LATEST = ":latest"  # what clients add to a name without a tag
 _HUB = re.compile(r"(?:https?://)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
 _FILE = re.compile(r"https://[^?#]+\.gguf(?:[?#].*)?", re.IGNORECASE | re.DOTALL)
-
-_Event = tuple[str, dict[str, Any]]
 
 
 def library_name(name: str) -> str:
@@ -69,11 +65,11 @@ class Library:
         """
         async with self._listing:
             if time.monotonic() - self._listed > _FRESH_SECONDS:
-                self._models = await _answer("models")
+                self._models = await helper_answer("memfit.hub", "models", name=_NAME)
                 self._listed = time.monotonic()
             return self._models
 
-    async def pull(self, model: str) -> AsyncGenerator[_Event]:
+    async def pull(self, model: str) -> AsyncGenerator[Event]:
         """The events of a download (hub/library_work.py), until it is whole. Closed early, it ends, and what
         has come is kept.
 
@@ -87,7 +83,7 @@ class Library:
             raise RefusedError(429, "rate_limit_error", f"{_MOST_PULLS} models are being downloaded already")
         self._pulled.add(model)
         try:
-            async with aclosing(_work("download", model)) as events:
+            async with aclosing(helper_events("memfit.hub", "download", model, name=_NAME)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -101,54 +97,10 @@ class Library:
             MemfitError: as `library_work.delete`.
         """
         try:
-            freed = (await _answer("delete", model, *map(str, kept)))["freed_bytes"]
-            return freed is not None
+            freed = await helper_answer("memfit.hub", "delete", model, *map(str, kept), name=_NAME)
+            return freed["freed_bytes"] is not None
         finally:
             self._forget()
 
     def _forget(self) -> None:
         self._listed = float("-inf")
-
-
-async def _answer(question: str, *arguments: str) -> Any:
-    async with aclosing(_work(question, *arguments)) as events:
-        async for kind, event in events:
-            if kind == "done":
-                return event["answer"]
-    raise AssertionError("its last event is its answer")
-
-
-async def _work(question: str, *arguments: str) -> AsyncGenerator[_Event]:
-    """The events of the hub's process, "done" the last. Closed early, the process is ended.
-
-    Raises:
-        MemfitError: as it was raised there, or the process died.
-    """
-    loop = asyncio.get_running_loop()
-    heard: asyncio.Queue[dict[str, Any] | Exception] = asyncio.Queue()
-
-    def tell(said: dict[str, Any] | Exception) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(heard.put_nowait, said)
-
-    def listen() -> None:
-        with helper:
-            while (event := helper.receive()) is not None:
-                tell(event)
-            tell(helper.obituary())
-
-    helper = Helper("memfit.hub", question, *arguments, name="the library's process", own_session=True)
-    threading.Thread(target=listen, name="library", daemon=True).start()
-    try:
-        while True:
-            event = await heard.get()
-            if isinstance(event, Exception):
-                raise event
-            kind = event.pop("event")
-            if kind == "error":
-                raise rebuild_error(event)
-            yield kind, event
-            if kind == "done":
-                return
-    finally:
-        helper.kill()  # the thread that listens closes it
