@@ -100,6 +100,8 @@ class Service:
         place: Place | None = None
         try:
             ask = self._completed(read(body))
+            for warning in ask.warnings:
+                self.say(warning)
             place = self.admission.enter(ask.choices)
             writes = writer(body, ask)
             answering = Answering(self.host, ask, self.served, self.say)
