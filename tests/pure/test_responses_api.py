@@ -285,7 +285,7 @@ def test_a_stream_and_a_body_say_the_same(parts: Sequence[Part], reason: Any) ->
 def test_a_body_is_whole() -> None:
     writer = _writer(
         instructions="Be kind.",
-        tools=[_TOOL],
+        tools=[{"type": "web_search"}, _TOOL],  # the first is left out
         tool_choice="auto",
         metadata={"a": "b"},
         reasoning={"effort": "low", "summary": "auto"},
