@@ -20,6 +20,7 @@ from memfit.server.failures import RefusedError
 from memfit.server.guard import Guard
 from memfit.server.host import ModelHost
 from memfit.server.llama_paths import LLAMA, llama_routes
+from memfit.server.ollama_paths import ollama_routes
 from memfit.server.openai_paths import openai_routes
 from memfit.server.own_paths import own_routes
 from memfit.server.service import Service, failure
@@ -55,6 +56,7 @@ def make_app(
         *openai_routes(service),
         *anthropic_routes(service),
         *embedding_routes(service),
+        *ollama_routes(service),
     ]
     return Starlette(
         routes=routes,

@@ -11,8 +11,8 @@ from starlette.routing import Route
 from memfit.engines.requests import PromptText
 from memfit.engines.requests import Request as ModelRequest
 from memfit.errors import MemfitError, UsageError
-from memfit.openai.chat import read_chat, read_flag
-from memfit.openai.fields import read_integer
+from memfit.openai.chat import read_chat
+from memfit.openai.fields import read_flag, read_integer
 from memfit.openai.llama_answers import LlamaWriter
 from memfit.openai.llama_asks import read_infill, read_llama_completion, response_fields
 from memfit.server.answering import describe
