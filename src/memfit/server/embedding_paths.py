@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -22,12 +24,14 @@ from memfit.openai.embeddings import (
     read_rerank,
     rerank_body,
 )
+from memfit.openai.ollama import OllamaEmbed
+from memfit.server.answering import describe
 from memfit.server.bodies import read_body
 from memfit.server.failures import RefusedError, llama_error
 from memfit.server.paths import both
 from memfit.server.service import Dialect, Service, failure, json_response
 
-__all__ = ["embedding_routes", "respond_embedded"]
+__all__ = ["embedding_routes", "respond_embedded", "respond_ollama"]
 
 _Asked = TypeVar("_Asked")
 _LLAMA = Dialect(error=llama_error)
@@ -82,6 +86,38 @@ async def respond_embedded(
         return json_response(written(ask, found))
     except MemfitError as error:
         return failure(error, dialect)
+
+
+async def respond_ollama(
+    service: Service,
+    request: Request,
+    read: Callable[[Mapping[str, Any]], OllamaEmbed],
+    written: Callable[[OllamaEmbed, Sequence[Embedding], float], dict[str, Any]],
+    dialect: Dialect,
+) -> Response:
+    """As `respond_embedded`, by Ollama's rules: no text only loads the model, and long ones are cut."""
+    began = time.monotonic()
+    try:
+        ask = read(await read_body(request, service.settings.limits))
+        requests = [ModelRequest(prompt=text, embed=True) for text in ask.texts]
+        _require(service, requests)
+        with service.admission.enter(1):
+            found = await service.unless_left(request, _cut_and_embedded(service, ask, requests))
+        return json_response(written(ask, found, time.monotonic() - began))
+    except MemfitError as error:
+        return failure(error, dialect)
+
+
+async def _cut_and_embedded(
+    service: Service, ask: OllamaEmbed, requests: Sequence[ModelRequest]
+) -> list[Embedding]:
+    longest = service.served.sequence_tokens
+    kept = []
+    for one in requests:
+        tokens = (await describe(service.host, replace(one, embed=False))).tokens
+        cut = ask.truncate and len(tokens) > longest
+        kept.append(replace(one, prompt=tokens[:longest]) if cut else one)
+    return await _embedded(service, kept) if kept else []
 
 
 def _texts(ask: EmbeddingAsk) -> list[ModelRequest]:

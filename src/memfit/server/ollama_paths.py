@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,12 +10,23 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from memfit.engines.embedding import Embedding
 from memfit.errors import MemfitError
 from memfit.openai.ask import Ask
-from memfit.openai.ollama import OllamaForm, loads_only, read_ollama_chat, read_ollama_generate
+from memfit.openai.embeddings import normalised
+from memfit.openai.ollama import (
+    OllamaEmbed,
+    OllamaForm,
+    loads_only,
+    read_ollama_chat,
+    read_ollama_embed,
+    read_ollama_embeddings,
+    read_ollama_generate,
+)
 from memfit.openai.ollama_answers import OllamaWriter, ollama_loaded
-from memfit.openai.ollama_models import ollama_ps, ollama_version
+from memfit.openai.ollama_models import ollama_embed_body, ollama_embeddings_body, ollama_ps, ollama_version
 from memfit.server.bodies import read_body
+from memfit.server.embedding_paths import respond_ollama
 from memfit.server.facts import model_facts
 from memfit.server.ollama_library import OLLAMA, ollama_library_routes
 from memfit.server.service import Service, failure, json_response
@@ -44,10 +55,26 @@ def ollama_routes(service: Service) -> list[Route]:
         del request
         return json_response(ollama_version())
 
+    async def embed(request: Request) -> Response:
+        def written(ask: OllamaEmbed, found: Sequence[Embedding], seconds: float) -> dict[str, Any]:
+            rows = [normalised(one, ask.dimensions) for one in found]
+            tokens = sum(one.prompt_tokens for one in found)
+            return ollama_embed_body(rows, model=service.model, tokens=tokens, seconds=seconds)
+
+        return await respond_ollama(service, request, read_ollama_embed, written, OLLAMA)
+
+    async def embeddings(request: Request) -> Response:
+        def written(_: OllamaEmbed, found: Sequence[Embedding], __: float) -> dict[str, Any]:
+            return ollama_embeddings_body(found[0].vector if found else ())
+
+        return await respond_ollama(service, request, read_ollama_embeddings, written, OLLAMA)
+
     return [
         Route("/", _greet, methods=["GET"]),
         Route("/api/chat", chat, methods=["POST"]),
         Route("/api/generate", generate, methods=["POST"]),
+        Route("/api/embed", embed, methods=["POST"]),
+        Route("/api/embeddings", embeddings, methods=["POST"]),
         Route("/api/ps", running, methods=["GET"]),
         Route("/api/version", version, methods=["GET"]),
         *ollama_library_routes(service),

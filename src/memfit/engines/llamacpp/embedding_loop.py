@@ -48,7 +48,7 @@ class EmbeddingLoop:
         in_parts = model.cache.is_there and model.is_causal and self._pooling in _OF_THE_END
         # Beyond what it was trained for, an encoder may have no positions.
         longest = min(model.sequence_tokens, model.trained_tokens)
-        self._longest = longest if in_parts else min(longest, model.ubatch)
+        self.longest = longest if in_parts else min(longest, model.ubatch)
         self._inbox = Inbox(channel, lambda: model.is_aborted)
         self._waiting: deque[_Text] = deque()
 
@@ -57,7 +57,7 @@ class EmbeddingLoop:
         left = self._model.ubatch
         texts: list[list[int]] = []
         while left and len(texts) < self._model.config.parallel:
-            texts.append([0] * min(left, self._longest))
+            texts.append([0] * min(left, self.longest))
             left -= len(texts[-1])
         self._batch.fill_sequences(texts)
         self._model.reserve_outputs(self._batch.pointer)
@@ -144,12 +144,12 @@ class EmbeddingLoop:
             self._waiting.append(_Text(request.number, tokens))
 
     def _require_room(self, tokens: int) -> None:
-        if tokens > self._longest:
+        if tokens > self.longest:
             raise UsageError(
-                f"the input is too large: it has {tokens} tokens, the model reads at most {self._longest}",
+                f"the input is too large: it has {tokens} tokens, the model reads at most {self.longest}",
                 field="input",
                 got=tokens,
-                needed=f"at most {self._longest} tokens",
+                needed=f"at most {self.longest} tokens",
             )
 
     def _drop(self, number: int) -> None:

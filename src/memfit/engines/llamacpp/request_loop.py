@@ -92,6 +92,7 @@ class RequestLoop:
             outputs=max(config.parallel, config.outputs),
             mixes=bool(config.streamed),
         )
+        self.longest = model.sequence_tokens  # that a prompt and its answer may have
         self._batch = DecodeBatch(api, model.ubatch)
         self._candidates = Candidates(model.vocabulary_size)
         self._is_end = functools.cache(model.is_end)

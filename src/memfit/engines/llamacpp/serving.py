@@ -13,7 +13,8 @@ from memfit.engines.served import Served
 __all__ = ["find_served"]
 
 
-def find_served(model: LlamaModel) -> Served:
+def find_served(model: LlamaModel, longest: int) -> Served:
+    """`longest` is what one request may have, in tokens."""
     template, special = model.chat_template(), model.special_tokens()
     form = ChatFormat()
     if template is not None:
@@ -40,7 +41,7 @@ def find_served(model: LlamaModel) -> Served:
     return Served(
         form=form,
         control_tokens={one: names[one] for one in form.markers if one in names},
-        sequence_tokens=model.sequence_tokens,
+        sequence_tokens=longest,
         trained_tokens=model.trained_tokens,
         template=template,
         pooling=model.pooling if model.config.embeds else None,

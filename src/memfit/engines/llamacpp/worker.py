@@ -189,13 +189,14 @@ class LlamaCommands:
         self.model.open_resident_context(wanted, more_bytes)
         keep_fast(MIB)  # logits come and go with every token
         self._loop = self._warm_loop(self.model)
+        longest = self._loop.longest
         return {
             "load_seconds": time.monotonic() - started,
             "context": self.model.context_tokens,
             "has_chat_template": self.model.chat_template() is not None,
             "locked_bytes": self.model.locked_bytes,
             "vocabulary": self.model.vocabulary_size,
-            "served": find_served(self.model).to_json() if finds_format else None,
+            "served": find_served(self.model, longest).to_json() if finds_format else None,
         }
 
     def _warm_loop(self, model: LlamaModel) -> RequestLoop | EmbeddingLoop:
