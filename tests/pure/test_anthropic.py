@@ -240,7 +240,7 @@ def test_what_is_wrong_is_refused_by_its_path(fields: dict[str, Any], field: str
     ],
 )
 def test_an_image_is_no_fault_of_the_request(block: dict[str, Any]) -> None:
-    with pytest.raises(EngineError, match="image input is not supported"):
+    with pytest.raises(UsageError, match="image input is not supported"):
         _read(messages=[{"role": "user", "content": [block]}])
 
 

@@ -244,9 +244,9 @@ def test_what_is_wrong_in_a_prompt_is_refused_by_its_path(fields: dict[str, Any]
 
 
 def test_images_are_no_fault_of_the_request() -> None:
-    with pytest.raises(EngineError, match=r"^messages\[0\]\.images: image input is not supported"):
+    with pytest.raises(UsageError, match=r"^messages\[0\]\.images: image input is not supported"):
         _chat(messages=[{"role": "user", "content": "What?", "images": ["AAAA"]}])
-    with pytest.raises(EngineError, match=r"^images: image input is not supported"):
+    with pytest.raises(UsageError, match=r"^images: image input is not supported"):
         _generate(images=["AAAA"])
     assert _generate(images=[]) == _generate()
 

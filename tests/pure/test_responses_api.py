@@ -230,7 +230,7 @@ def test_what_is_wrong_is_refused_by_its_path(fields: dict[str, Any], field: str
 
 def test_an_image_is_no_fault_of_the_request() -> None:
     part = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
-    with pytest.raises(EngineError, match="image input is not supported"):
+    with pytest.raises(UsageError, match="image input is not supported"):
         _read(input=[{"role": "user", "content": [part]}])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from memfit.engines.requests import RANDOM_SEED, Sampling
-from memfit.errors import EngineError, UsageError
+from memfit.errors import UsageError
 from memfit.openai.anthropic import read_anthropic
 from memfit.openai.ask import AUTO, REQUIRED, Ask
 from memfit.openai.chat import read_chat
@@ -106,7 +106,7 @@ def test_the_tools_of_a_chat_are_chosen() -> None:
 def test_contents_are_texts_or_parts_of_them() -> None:
     parts = [{"type": "text", "text": "One", "cache_control": {}}, {"type": "text", "text": "two"}]
     assert _chat(messages=[{"role": "user", "content": parts}]).messages[0]["content"] == "One\ntwo"
-    with pytest.raises(EngineError, match="image input is not supported"):
+    with pytest.raises(UsageError, match="image input is not supported"):
         _chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
     with pytest.raises(UsageError) as caught:
         _chat(messages=[{"role": "user", "content": None}])

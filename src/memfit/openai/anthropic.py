@@ -53,7 +53,6 @@ def read_anthropic(body: Mapping[str, Any], *, defaults: Sampling, counts_only: 
 
     Raises:
         UsageError: a field that is wrong, or that memfit does not support.
-        EngineError: an image.
     """
     # Tools that the service itself would call.
     require_harmless("", "mcp_servers", body.get("mcp_servers"), {"mcp_servers": ([],)})

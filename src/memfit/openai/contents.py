@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from memfit.errors import EngineError, UsageError
+from memfit.errors import UsageError
 from memfit.openai.fields import read_object, read_text, require_known
 from memfit.strict_json import refusal, shown
 
@@ -22,7 +22,7 @@ def read_content(value: Any, path: str, texts: Mapping[str, str], *, strict: boo
     empty text, unless it is `strict`: then parts have no other fields either, and an image is a mistake.
 
     Raises:
-        EngineError, UsageError: as `refuse_part`.
+        UsageError: as `refuse_part`.
     """
     if isinstance(value, str):
         return value
@@ -52,12 +52,10 @@ def refuse_part(kind: Any, path: str, known: Mapping[str, Any], *, strict: bool 
     """A part that cannot be read.
 
     Raises:
-        EngineError: it is an image: nothing is wrong with the request, and another model could read it. Not
-            where it is `strict`.
-        UsageError: it is anything else.
+        UsageError: always. Of an image it says, unless it is `strict`, that another model could read it.
     """
     if kind in _IMAGES and not strict:
-        raise EngineError(
+        raise UsageError(
             f"{path}: image input is not supported: this model reads text only", field=f"{path}.type"
         )
     needed = " or ".join(known)

@@ -87,7 +87,6 @@ def read_ollama_chat(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
 
     Raises:
         UsageError: a field that is wrong, or that memfit does not support.
-        EngineError: an image.
     """
     turns = _turns(body)
     tools = read_tools(body.get("tools"), "tools").tools
@@ -105,7 +104,6 @@ def read_ollama_generate(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
 
     Raises:
         UsageError: a field that is wrong, or that memfit does not support.
-        EngineError: an image.
     """
     # Nothing here has another template, and no answer has given a context away.
     for name, harmless in {"template": ("",), "context": ([],)}.items():

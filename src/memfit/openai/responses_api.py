@@ -55,7 +55,6 @@ def read_responses(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
 
     Raises:
         UsageError: a field that is wrong, or that memfit does not support.
-        EngineError: an image.
     """
     for name in _KEPT:
         if body.get(name) is not None:
