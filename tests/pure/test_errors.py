@@ -13,6 +13,7 @@ _EXIT_CODES = {
     "MemfitError": 5,
     "UsageError": 2,
     "WrongValueError": 2,
+    "ContextExceededError": 2,
     "DoesNotFitError": 3,
     "ModelError": 4,
     "ModelNotFoundError": 4,
