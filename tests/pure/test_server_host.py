@@ -155,6 +155,7 @@ def test_a_request_that_the_plan_cannot_serve_fails_alone_though_it_waited() -> 
         call = host.ask([_ASKED], sends_text=False)
         world.may_load.set()
         assert _texts(await _results(call)) == [(0, "no memory for it")]
+        assert await host.settle() == "ready"
         with pytest.raises(UsageError, match="no memory"):
             host.ask([_ASKED, _ASKED], sends_text=False)
         assert host.state == "ready" and not world.failures
@@ -183,7 +184,7 @@ def test_a_death_fails_what_runs_and_the_next_worker_answers_what_waits() -> Non
         waiting = host.ask([_ASKED], sends_text=False)
         world.may_load.set()
         assert _texts(await _results(waiting)) == [(0, "done")]
-        assert host.state == "ready" and host.restarts == 1 and first.is_closed
+        assert await host.settle() == "ready" and host.restarts == 1 and first.is_closed
         assert len(world.said) == 1 and "killed" in world.said[0] and not world.failures
         await host.close()
 

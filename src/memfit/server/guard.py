@@ -74,6 +74,7 @@ class Guard:
         if scope["method"] == "OPTIONS":
             return Response(status_code=200)
         try:
+            self._check_size(scope)
             self._check_host(headers.get("host"))
             self._check_origin(headers.get("origin"), headers.get("host"), cors)
             if scope["path"] not in _PUBLIC:
@@ -81,6 +82,12 @@ class Guard:
         except RefusedError as error:
             return JSONResponse(llama_error(error), status_of(error))
         return None
+
+    def _check_size(self, scope: Scope) -> None:
+        """Those that come in one piece are read whatever their size."""
+        size = len(scope["path"]) + sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self._settings.limits.header_bytes:
+            raise RefusedError(431, "invalid_request_error", f"the headers have {size} bytes")
 
     def _check_host(self, host: str | None) -> None:
         """Programs of long ago send none; browsers always do."""

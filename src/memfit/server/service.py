@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from math import inf
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from memfit.engines.requests import Request as ModelRequest
 from memfit.engines.served import Served
@@ -82,6 +83,7 @@ class Service:
         place: Place | None = None
         try:
             body = await read_body(request, self.settings.limits)
+            await self._unless_left(request, self.host.settle())  # before that the model's ways are unknown
             ask = self._completed(read(body))
             place = self.admission.enter(ask.choices)
             writes = writer(body, ask)
@@ -101,9 +103,9 @@ class Service:
             if place:
                 place.close()
             raise
-        stream = self._bytes(first, frames, place, answering, dialect)
+        stream = self._bytes(first, frames, answering, dialect)
         media = "application/x-ndjson" if dialect.lines else "text/event-stream"
-        return StreamingResponse(stream, media_type=media, headers=_STREAM_HEADERS)
+        return _Streamed(stream, frames, place, media_type=media)
 
     async def count(
         self,
@@ -148,21 +150,15 @@ class Service:
         return replace(ask.requests()[0], template=ask.offered)
 
     async def _bytes(
-        self,
-        first: Frame | None,
-        frames: AsyncGenerator[Frame],
-        place: Place,
-        answering: Answering,
-        dialect: Dialect,
-    ) -> AsyncIterator[bytes]:
+        self, first: Frame | None, frames: AsyncGenerator[Frame], answering: Answering, dialect: Dialect
+    ) -> AsyncGenerator[bytes]:
         encode = _line if dialect.lines else _event
-        with place:
-            async with aclosing(frames):
-                if first is not None:
-                    yield encode(first)
-                    async for frame in _with_pings(frames, pings=not dialect.lines):
-                        yield _PING if frame is None else encode(frame)
-            self.metrics.count(answering.answers)
+        if first is not None:
+            yield encode(first)
+            async with aclosing(_with_pings(frames, pings=not dialect.lines)) as pinged:
+                async for frame in pinged:
+                    yield _PING if frame is None else encode(frame)
+        self.metrics.count(answering.answers)
 
     def _completed(self, ask: Ask) -> Ask:
         """With what this server adds to every call."""
@@ -196,6 +192,24 @@ class Service:
             if not task.done():
                 task.cancel()
                 await asyncio.wait((task,))
+
+
+class _Streamed(StreamingResponse):
+    """Gives back what it holds, also where its client left before it began."""
+
+    def __init__(
+        self, stream: AsyncGenerator[bytes], frames: AsyncGenerator[Frame], place: Place, *, media_type: str
+    ) -> None:
+        super().__init__(stream, media_type=media_type, headers=_STREAM_HEADERS)
+        self._generators, self._place = (stream, frames), place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                for one in self._generators:
+                    await one.aclose()
 
 
 def fill_in(prompt: str | tuple[int | str, ...], suffix: str, tokens: Sequence[int]) -> tuple[int | str, ...]:
@@ -236,7 +250,7 @@ async def _first(frames: AsyncGenerator[Frame]) -> Frame | None:
     return await anext(frames, None)
 
 
-async def _with_pings(frames: AsyncGenerator[Frame], *, pings: bool) -> AsyncIterator[Frame | None]:
+async def _with_pings(frames: AsyncGenerator[Frame], *, pings: bool) -> AsyncGenerator[Frame | None]:
     """The frames, and None for each while that nothing came, until an answer flows."""
     for _ in range(_UNTIL_IT_FLOWS if pings else 0):
         task = asyncio.ensure_future(anext(frames, None))
