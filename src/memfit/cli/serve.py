@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,11 +82,12 @@ def command(
     print_plan(planned, err)
     sockets = open_sockets(settings)
 
-    def load_model() -> Session:
+    def load_model(on_progress: Callable[[float], None]) -> Session:
         session = load(
             planned,
             count_parent=True,
             hard_cap=hard_cap,
+            on_progress=on_progress,
             verbose=verbose,
             chat_template=template,
             finds_format=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from memfit.engines.requests import Message
@@ -16,23 +17,39 @@ from memfit.openai.contents import joined
 __all__ = ["Turns", "function_call", "read_arguments"]
 
 
+@dataclass(kw_only=True)
+class _Turn:
+    """A message to come. Its pieces are joined once, as there may be very many."""
+
+    role: str
+    texts: list[str]
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[Mapping[str, Any]] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def message(self) -> Message:
+        found = {"role": self.role, "content": joined(self.texts), **self.more}
+        found |= {"reasoning_content": joined(self.thoughts)} if self.thoughts else {}
+        return {**found, "tool_calls": self.calls} if self.calls else found
+
+
 class Turns:
     """Messages to come, in their order."""
 
     def __init__(self) -> None:
-        self._messages: list[dict[str, Any]] = []
+        self._turns: list[_Turn] = []
         self._names: dict[str, str] = {}  # of functions, by the ids of their calls
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """An empty conversation is a user's message that says nothing: llama-server answers it too."""
-        return tuple(self._messages) or ({"role": "user", "content": ""},)
+        return tuple(one.message for one in self._turns) or ({"role": "user", "content": ""},)
 
     @property
     def is_continued(self) -> bool:
         """Whether the last message is an assistant's text, which the answer continues."""
-        last = self._messages[-1] if self._messages else {}
-        return last.get("role") == "assistant" and "tool_calls" not in last
+        return bool(self._turns) and self._turns[-1].role == "assistant" and not self._turns[-1].calls
 
     def say(self, role: str, text: str) -> None:
         """What a user, or the system, says."""
@@ -42,25 +59,23 @@ class Turns:
         self, text: str = "", *, reasoning: str = "", calls: tuple[Mapping[str, Any], ...] = ()
     ) -> None:
         """A piece of what the assistant said, thought and called."""
-        message = self._add("assistant", text)
+        turn = self._add("assistant", text)
         if reasoning:
-            message["reasoning_content"] = joined((message.get("reasoning_content"), reasoning))
-        if calls:
-            message["tool_calls"] = [*message.get("tool_calls", ()), *calls]
-            self._names |= {call["id"]: call["function"]["name"] for call in calls}
+            turn.thoughts.append(reasoning)
+        turn.calls += calls
+        self._names |= {call["id"]: call["function"]["name"] for call in calls}
 
     def result(self, call: str, text: str, *, name: str | None = None) -> None:
         """What a call gave. Some templates want the function's name."""
-        message: dict[str, Any] = {"role": "tool", "content": text, "tool_call_id": call}
         name = name or self._names.get(call)
-        self._messages.append({**message, "name": name} if name else message)
+        more = {"tool_call_id": call, **({"name": name} if name else {})}
+        self._turns.append(_Turn(role="tool", texts=[text], more=more))
 
-    def _add(self, role: str, text: str) -> dict[str, Any]:
-        if not self._messages or self._messages[-1]["role"] != role:
-            self._messages.append({"role": role, "content": text})
-        else:
-            self._messages[-1]["content"] = joined((self._messages[-1]["content"], text))
-        return self._messages[-1]
+    def _add(self, role: str, text: str) -> _Turn:
+        if not self._turns or self._turns[-1].role != role:
+            self._turns.append(_Turn(role=role, texts=[]))
+        self._turns[-1].texts.append(text)
+        return self._turns[-1]
 
 
 def function_call(call: str | None, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Admission:
             self.refused += 1
             ahead = self.taken + choices - self.running - self.queue
             seconds = math.ceil(self._seconds * ahead / self.running)
-            raise BusyError(self.waiting, min(_MOST_SECONDS, max(1, seconds)))
+            raise BusyError(queued=self.waiting, retry_seconds=min(_MOST_SECONDS, max(1, seconds)))
         self.taken += choices
         return Place(self, choices)
 

@@ -11,14 +11,13 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from memfit.engines.session import Session
 from memfit.errors import MemfitError
 from memfit.planner.plan import Plan
 from memfit.server.anthropic_paths import anthropic_routes
 from memfit.server.embedding_paths import embedding_routes
 from memfit.server.failures import RefusedError
 from memfit.server.guard import Guard
-from memfit.server.host import ModelHost
+from memfit.server.host import Load, ModelHost
 from memfit.server.llama_paths import LLAMA, llama_routes
 from memfit.server.ollama_paths import ollama_routes
 from memfit.server.openai_paths import openai_routes
@@ -31,7 +30,7 @@ __all__ = ["make_app"]
 
 def make_app(
     plan: Plan,
-    load: Callable[[], Session],
+    load: Load,
     settings: Settings,
     say: Callable[[str], None],
     fail: Callable[[MemfitError], None],

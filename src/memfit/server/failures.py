@@ -27,14 +27,11 @@ class RefusedError(MemfitError):
 
 
 class BusyError(RefusedError):
-    """The queue is full; after `retry_seconds` there is likely a place."""
+    """There is no place for a call now; after `retry_seconds` there is likely one."""
 
-    def __init__(self, queued: int, retry_seconds: int) -> None:
-        super().__init__(
-            429,
-            "rate_limit_error",
-            f"the server is busy: {queued} calls are waiting; try again in {retry_seconds} s",
-        )
+    def __init__(self, *, retry_seconds: int, queued: int | None = None) -> None:
+        busy = "the server is busy" if queued is None else f"the server is busy: {queued} calls are waiting"
+        super().__init__(429, "rate_limit_error", f"{busy}; try again in {retry_seconds} s")
         self.retry_seconds = retry_seconds
 
 

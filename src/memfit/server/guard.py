@@ -1,4 +1,5 @@
-"""Who may speak with the server, before a path is looked at: Host, Origin, CORS and API keys.
+"""Who may speak with the server, before a path is looked at: Host, Origin, CORS and API keys; and how many
+bytes of bodies it holds at once.
 
 A page of a stranger's in a browser on this machine must not reach it. Its Origin gives it away, and where a
 name of its own leads here (DNS rebinding), the Host does.
@@ -7,15 +8,15 @@ name of its own leads here (DNS rebinding), the Host does.
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from memfit.server.failures import RefusedError, llama_error, status_of
+from memfit.server.failures import BusyError, RefusedError, llama_error, status_of
 from memfit.server.settings import Settings, is_loopback
 
 __all__ = ["Guard"]
@@ -24,6 +25,7 @@ _PUBLIC = frozenset(("/", "/health", "/v1/health"))
 # Of programs, not of pages that anybody can write.
 _PROGRAM_SCHEMES = frozenset(("app", "tauri", "vscode-file", "vscode-webview"))
 _METHODS = "GET, POST, DELETE, OPTIONS"
+_NETLOC = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?")  # a host, and its port
 
 
 class Guard:
@@ -33,6 +35,7 @@ class Guard:
         self._app, self._settings = app, settings
         self._keys = [key.encode() for key in settings.api_keys]
         self._is_local = all(map(is_loopback, settings.hosts))
+        self._held_bytes = 0  # of the bodies of all calls that have not ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,48 +43,68 @@ class Guard:
             return
         headers = Headers(scope=scope)
         cors = self._cors(headers.get("origin"))
+        body_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal body_bytes
+            message = await receive()
+            size = len(message.get("body", b""))
+            if size and self._held_bytes + size > self._settings.limits.bodies_bytes:
+                raise BusyError(retry_seconds=1)
+            body_bytes += size
+            self._held_bytes += size
+            return message
 
         async def send_with_cors(message: Message) -> None:
             if cors and message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(cors)
-            with anyio.fail_after(self._settings.limits.stall_seconds):
-                await send(message)
+            await send(message)
 
-        try:
-            refused = self._refusal(scope, headers, cors)
-            if refused:
-                await refused(scope, receive, send_with_cors)
-            else:
-                await self._app(scope, receive, send_with_cors)
-        except TimeoutError:  # the client does not read; closing its connection is all that is left
+        refused = self._refusal(scope, headers, cors)
+        if refused:
+            await refused(scope, receive, send_with_cors)
             return
+        try:
+            await self._app(scope, receive_counted, send_with_cors)
+        finally:
+            self._held_bytes -= body_bytes
 
     def _refusal(self, scope: Scope, headers: Headers, cors: Mapping[str, str]) -> Response | None:
         """The answer to whoever is not let in; None for others."""
         if scope["method"] == "OPTIONS":
             return Response(status_code=200)
         try:
-            self._check_host(headers.get("host", ""))
-            self._check_origin(headers.get("origin"), headers.get("host", ""), cors)
+            self._check_size(scope)
+            self._check_host(headers.get("host"))
+            self._check_origin(headers.get("origin"), headers.get("host"), cors)
             if scope["path"] not in _PUBLIC:
-                self._check_key(headers)
+                self._check_keys(headers)
         except RefusedError as error:
             return JSONResponse(llama_error(error), status_of(error))
         return None
 
-    def _check_host(self, host: str) -> None:
-        if self._is_local and not self._settings.insecure and not is_loopback(_host_of(host)):
+    def _check_size(self, scope: Scope) -> None:
+        """Those that come in one piece are read whatever their size."""
+        size = len(scope["path"]) + sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self._settings.limits.header_bytes:
+            raise RefusedError(431, "invalid_request_error", f"the headers have {size} bytes")
+
+    def _check_host(self, host: str | None) -> None:
+        """Programs of long ago send none; browsers always do."""
+        if host is None or not self._is_local or self._settings.insecure:
+            return
+        if not is_loopback(_host_of(host)):
             raise RefusedError(
                 403,
                 "permission_error",
                 f"the Host {host[:100]!r} is not this server's; use 127.0.0.1 or localhost",
             )
 
-    def _check_origin(self, origin: str | None, host: str, cors: Mapping[str, str]) -> None:
+    def _check_origin(self, origin: str | None, host: str | None, cors: Mapping[str, str]) -> None:
         if origin is None or cors:
             return
-        parts = urlsplit(origin)
-        if parts.scheme in _PROGRAM_SCHEMES or parts.netloc == host:
+        parts = _split(origin)
+        if parts.scheme in _PROGRAM_SCHEMES or (parts.netloc and parts.netloc == host):
             return
         if parts.scheme in ("http", "https") and is_loopback(_host_of(parts.netloc)):
             return
@@ -91,14 +114,16 @@ class Guard:
             f"pages of {origin[:100]!r} may not use this server; --cors names those that may",
         )
 
-    def _check_key(self, headers: Headers) -> None:
+    def _check_keys(self, headers: Headers) -> None:
+        """Clients send theirs as OpenAI's or as Anthropic's do."""
         if not self._keys:
             return
-        given = headers.get("x-api-key", "")
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        if not given and scheme.lower() == "bearer":
-            given = token.strip()
-        found = [hmac.compare_digest(given.encode("utf-8", "replace"), key) for key in self._keys]
+        given = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+        # All are compared, so that the time says nothing. A header's bytes come as Latin-1.
+        found = [
+            hmac.compare_digest(one.encode("latin-1", "replace"), key) for one in given for key in self._keys
+        ]
         if not any(found):
             raise RefusedError(401, "authentication_error", "the API key is missing or wrong")
 
@@ -107,7 +132,7 @@ class Guard:
         named = self._settings.cors
         if origin is None or not named:
             return {}
-        local = "localhost" in named and is_loopback(_host_of(urlsplit(origin).netloc))
+        local = "localhost" in named and is_loopback(_host_of(_split(origin).netloc))
         if "*" not in named and origin not in named and not local:
             return {}
         return {
@@ -119,8 +144,15 @@ class Guard:
         }
 
 
+def _split(origin: str) -> SplitResult:
+    """An Origin's parts; none of what is no address."""
+    try:
+        return urlsplit(origin)
+    except ValueError:
+        return urlsplit("")
+
+
 def _host_of(netloc: str) -> str:
-    """Without its port."""
-    if netloc.startswith("["):
-        return netloc.partition("]")[0] + "]"
-    return netloc.rpartition(":")[0] if netloc.count(":") == 1 else netloc
+    """Without its port; nothing where it is none."""
+    found = _NETLOC.fullmatch(netloc)
+    return found[1] if found else ""

@@ -10,21 +10,24 @@ import asyncio
 import contextlib
 import itertools
 import threading
-import time
+import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Literal
 
 from memfit.engines.requests import Idle, Request, RequestResult, Status, StreamTotals
 from memfit.engines.session import RequestStream, Session, StreamEvent
-from memfit.errors import EngineError, MemfitError, WorkerDiedError
+from memfit.errors import DoesNotFitError, EngineError, MemfitError, WorkerDiedError
+from memfit.processes.carried_errors import carry_error, rebuild_error
 
-__all__ = ["Call", "ModelHost"]
+__all__ = ["Call", "Load", "ModelHost"]
 
 _PAUSES_SECONDS = (0.0, 0.5, 2.0, 10.0)  # before a worker is started again, by deaths without an answer
 State = Literal["loading", "ready", "failed", "closed"]
+# Loads a session. It tells how far it is to a function, which raises where the session is wanted no more.
+Load = Callable[[Callable[[float], None]], Session]
 
 
 class Call:
@@ -60,7 +63,7 @@ class ModelHost:
 
     def __init__(
         self,
-        load: Callable[[], Session],
+        load: Load,
         say: Callable[[str], None],
         fail: Callable[[MemfitError], None] = lambda error: None,
     ) -> None:
@@ -70,16 +73,18 @@ class ModelHost:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
         self._calls: dict[int, Call] = {}  # by request
-        self._waiting: list[tuple[Request, bool]] = []  # until there is a stream
         self._arrived: deque[StreamEvent] = deque()
+        self._deaths = 0  # in a row, without an answer
+        self._closing = threading.Event()
         self._lock = threading.Lock()  # of what follows
+        self._waiting: list[tuple[Request, bool]] = []  # until there is a stream
+        self._given: set[int] = set()  # requests that the stream has
         self._stream: RequestStream | None = None
-        self._closing = False
         self.state: State = "loading"
         self.failure: MemfitError | None = None  # why the last worker ended
         self.restarts = 0
         self._earlier = StreamTotals()
-        self.session: Session | None = None
+        self.session: Session | None = None  # the newest
         self._changed = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -93,27 +98,29 @@ class ModelHost:
             MemfitError: the plan has no memory for one, or there is no model and none will come.
         """
         if self.state in ("failed", "closed"):
-            raise self.failure or EngineError("the server is ending")
+            raise self._why()
         numbered = [replace(one, number=next(self._numbers)) for one in requests]
         call = Call(self, [one.number for one in numbered])
         for one in numbered:
             self._calls[one.number] = call
         try:
-            for one in numbered:
-                self._add(one, sends_text)
+            with self._lock:
+                for one in numbered:
+                    self._add(one, sends_text)
         except BaseException:
             call.close()
             raise
         return call
 
-    def drop(self, numbers: set[int]) -> None:
+    def drop(self, numbers: Collection[int]) -> None:
         for number in numbers:
             self._calls.pop(number, None)
         with self._lock:
             self._waiting = [one for one in self._waiting if one[0].number not in numbers]
-            if self._stream:
-                for number in numbers:
-                    with contextlib.suppress(MemfitError):  # its death drops them all
+            for number in self._given.intersection(numbers):
+                self._given.discard(number)
+                with contextlib.suppress(MemfitError):  # its death drops them all
+                    if self._stream:
                         self._stream.drop(number)
 
     def status(self) -> Status:
@@ -122,7 +129,8 @@ class ModelHost:
 
     def totals(self) -> StreamTotals:
         """Of the streams so far."""
-        return self._earlier + (self._stream.totals if self._stream else StreamTotals())
+        stream = self._stream
+        return self._earlier + (stream.totals if stream else StreamTotals())
 
     async def settle(self) -> State:
         """Once the model is loaded, or cannot be."""
@@ -131,22 +139,13 @@ class ModelHost:
         return self.state
 
     async def close(self) -> None:
-        with self._lock:
-            self._closing = True
-            session = self.session
-        if session:
-            await asyncio.to_thread(session.close)
+        """End the model, even while it is loaded, and the thread."""
+        self._closing.set()
+        with self._lock, contextlib.suppress(MemfitError):
+            if self._stream:
+                self._stream.end()  # one that has nothing to do ends at once
         await asyncio.to_thread(self._thread.join)
-
-    def _add(self, request: Request, sends_text: bool) -> None:
-        with self._lock:
-            if self._stream is None:
-                self._waiting.append((request, sends_text))
-                return
-            try:
-                self._stream.add(request, sends_text=sends_text)
-            except WorkerDiedError:  # the next one answers it
-                self._waiting.append((request, sends_text))
+        self._settle_at("closed")
 
     def _deliver(self) -> None:
         while self._arrived:
@@ -154,80 +153,128 @@ class ModelHost:
             assert not isinstance(event, Idle)
             if isinstance(event, RequestResult):
                 call = self._calls.pop(event.number, None)
+                with self._lock:
+                    self._given.discard(event.number)
             else:
                 call = self._calls.get(event.number)
             if call:
                 call.take(event)
 
-    def _fail_all(self, error: MemfitError) -> None:
-        """Of requests that were with a worker that is gone."""
-        waiting = {one.number for one, _ in self._waiting}
-        for number in [one for one in self._calls if one not in waiting]:
-            self._calls.pop(number).take(RequestResult(number=number, error=error))
+    def _lose(self, numbers: Collection[int], error: MemfitError) -> None:
+        """Requests end that were with a worker that is gone."""
+        for number in numbers:
+            if call := self._calls.pop(number, None):
+                call.take(RequestResult(number=number, error=_fresh(error)))
 
-    def _become(self, state: State) -> None:
+    def _settle_at(self, state: State) -> None:
+        if self.state in ("failed", "closed"):
+            return
         self.state = state
         self._changed.set()
         self._changed = asyncio.Event()
-        if state == "failed" and self.failure:
-            self._fail(self.failure)
         if state in ("failed", "closed"):
-            self._waiting.clear()
-            self._fail_all(self.failure or EngineError("the server is ending"))
+            with self._lock:
+                self._waiting.clear()
+                self._given.clear()
+            self._lose(list(self._calls), self._why())
+        if state == "failed":
+            self._fail(self._why())
+
+    def _why(self) -> MemfitError:
+        """Why there is no model."""
+        ending = EngineError("the server is ending")
+        return _fresh(self.failure or ending) if self.state == "failed" else ending
+
+    # -- on either, with the lock --------------------------------------------------------------------
+
+    def _add(self, request: Request, sends_text: bool) -> None:
+        if self._stream:
+            try:
+                self._stream.add(request, sends_text=sends_text)
+            except WorkerDiedError:  # the next one answers it
+                pass
+            else:
+                self._given.add(request.number)
+                return
+        self._waiting.append((request, sends_text))
 
     # -- on the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        deaths = 0
-        while not self._closing:
+        try:
+            self._keep_serving()
+        except Exception as error:  # the edge: whoever waits has to hear of it
+            traceback.print_exc()
+            self.failure = EngineError(f"a fault in memfit itself: {type(error).__name__}")
+            self._on_loop(self._settle_at, "failed")
+
+    def _keep_serving(self) -> None:
+        """Load and serve, again after each death, until the end or until it dies again and again."""
+        while not self._closing.is_set():
             try:
-                with closing(self._load()) as session:
-                    deaths = self._serve(session, deaths)
+                with closing(self._load(self._go_on)) as session:
+                    self._serve(session)
             except MemfitError as error:
                 self.failure = error
-                if not isinstance(error, WorkerDiedError):  # it would fail again
-                    deaths = len(_PAUSES_SECONDS)
-                deaths += 1
-            if self._closing:
+                # What else has failed would fail again.
+                died = isinstance(error, WorkerDiedError)
+                self._deaths = self._deaths + 1 if died else len(_PAUSES_SECONDS)
+            if self._closing.is_set():
                 break
-            if deaths >= len(_PAUSES_SECONDS):
-                self._on_loop(self._become, "failed")
+            if self._deaths >= len(_PAUSES_SECONDS):
+                self._on_loop(self._settle_at, "failed")
                 return
-            time.sleep(_PAUSES_SECONDS[deaths])
-        self._on_loop(self._become, "closed")
+            self._closing.wait(_PAUSES_SECONDS[self._deaths])
+        self._on_loop(self._settle_at, "closed")
 
-    def _serve(self, session: Session, deaths: int) -> int:
-        """Answer until the worker dies; returns deaths in a row without an answer."""
+    def _go_on(self, _fraction: float) -> None:
+        """Called while the model is loaded.
+
+        Raises:
+            EngineError: nobody wants it any more.
+        """
+        if self._closing.is_set():
+            raise EngineError("the server is ending")
+
+    def _serve(self, session: Session) -> None:
+        """Answer until the worker dies, or until the end."""
         with self._lock:
             self.session = session
-            if self._closing:
-                return 0
-        self._on_loop(self._become, "ready")
-        while True:
-            stream = session.open()
-            with self._lock:
-                self._stream = stream
-                for request, sends_text in self._waiting:
-                    with contextlib.suppress(WorkerDiedError):
-                        stream.add(request, sends_text=sends_text)
-                self._waiting.clear()
+        while not self._closing.is_set():
             try:
-                for event in stream.events():
-                    if isinstance(event, Idle):
-                        continue
-                    deaths = 0
-                    self._arrived.append(event)
-                    if len(self._arrived) == 1:
-                        self._on_loop(self._deliver)
-                return 0
-            except WorkerDiedError as error:
+                self._begin(session.open())
+                self._on_loop(self._settle_at, "ready")
+                self._listen()
+            except MemfitError as error:
+                self._deaths += 1
                 self._end(error)
-                return deaths + 1
-            except MemfitError as error:  # the loop's, not the worker's: it goes on
-                self._end(error)
-                deaths += 1
-                if deaths > 1:
-                    return deaths
+                # Another error is the stream's own, and the worker goes on with the next stream.
+                if isinstance(error, WorkerDiedError | DoesNotFitError) or self._deaths > 1:
+                    return
+
+    def _begin(self, stream: RequestStream) -> None:
+        with self._lock:
+            self._stream = stream
+            waiting, self._waiting = self._waiting, []
+            for request, sends_text in waiting:
+                try:
+                    self._add(request, sends_text)
+                except MemfitError as error:  # the plan has no memory for it
+                    self._on_loop(self._lose, (request.number,), error)
+
+    def _listen(self) -> None:
+        """Until the end, or until it is broken."""
+        assert self._stream
+        with closing(self._stream.events()) as events:
+            for event in events:
+                if self._closing.is_set():
+                    return
+                if isinstance(event, Idle):
+                    continue
+                self._deaths = 0
+                self._arrived.append(event)
+                if len(self._arrived) == 1:
+                    self._on_loop(self._deliver)
 
     def _end(self, error: MemfitError) -> None:
         """What ran has failed; what comes waits for the next stream."""
@@ -235,15 +282,21 @@ class ModelHost:
             if self._stream:
                 self._earlier += self._stream.totals
             self._stream = None
-        if self._closing:
+            lost, self._given = self._given, set()
+        if self._closing.is_set():
             return
         self.failure = error
         self.restarts += 1
         self._say(f"{error}; starting again")
         self._on_loop(self._deliver)
-        self._on_loop(self._fail_all, error)
-        self._on_loop(self._become, "loading")
+        self._on_loop(self._settle_at, "loading")
+        self._on_loop(self._lose, lost, error)
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _fresh(error: MemfitError) -> MemfitError:
+    """The same error for another place to raise it: a raised one holds on to what it came through."""
+    return rebuild_error(carry_error(error))

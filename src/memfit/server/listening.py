@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import uvicorn
 
-from memfit.engines.session import Session
 from memfit.errors import MemfitError, UsageError
 from memfit.planner.plan import Plan
 from memfit.server.app import make_app
+from memfit.server.connection import connection_class
+from memfit.server.host import Load
 from memfit.server.settings import Settings
 
 __all__ = ["open_sockets", "serve"]
@@ -48,7 +49,7 @@ def open_sockets(settings: Settings) -> list[socket.socket]:
 
 def serve(
     plan: Plan,
-    load: Callable[[], Session],
+    load: Load,
     settings: Settings,
     sockets: list[socket.socket],
     say: Callable[[str], None],
@@ -68,9 +69,10 @@ def serve(
         uvicorn.Config(
             make_app(plan, load, settings, say, fail),
             loop="asyncio",
-            http="h11",
+            http=connection_class(settings.limits),
             ws="none",
             log_config=None,
+            log_level="error",  # what a client does wrong is told to it
             access_log=False,
             server_header=False,
             proxy_headers=False,

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from memfit.engines.requests import Request as ModelRequest
 from memfit.engines.served import Served
@@ -42,6 +43,11 @@ class Dialect:
 
     error: Callable[[MemfitError], Any] = openai_error
     lines: bool = False  # streams are lines of JSON, not server-sent events
+
+    @property
+    def media(self) -> str:
+        """The type of a stream."""
+        return "application/x-ndjson" if self.lines else "text/event-stream"
 
 
 OPENAI = Dialect()
@@ -100,6 +106,7 @@ class Service:
         place: Place | None = None
         try:
             self._require_writes()
+            await self.loaded(request)  # before that the model's ways are unknown
             ask = self._completed(read(body))
             for warning in ask.warnings:
                 self.say(warning)
@@ -121,7 +128,8 @@ class Service:
             if place:
                 place.close()
             raise
-        return streamed(self._bytes(first, frames, place, answering, dialect), dialect)
+        stream = self._bytes(first, frames, answering, dialect)
+        return _Streamed(stream, frames, place, media_type=dialect.media)
 
     async def count(
         self,
@@ -145,7 +153,9 @@ class Service:
         Raises:
             MemfitError: it cannot be, or the client does not wait for it.
         """
-        state = await self.unless_left(request, self.host.settle())
+        state = self.host.state
+        if state == "loading":
+            state = await self.unless_left(request, self.host.settle())
         if state != "ready":
             raise self.host.failure or EngineError("the server is ending")
 
@@ -201,21 +211,15 @@ class Service:
         return replace(ask.requests()[0], template=ask.offered)
 
     async def _bytes(
-        self,
-        first: Frame | None,
-        frames: AsyncGenerator[Frame],
-        place: Place,
-        answering: Answering,
-        dialect: Dialect,
-    ) -> AsyncIterator[bytes]:
+        self, first: Frame | None, frames: AsyncGenerator[Frame], answering: Answering, dialect: Dialect
+    ) -> AsyncGenerator[bytes]:
         encode = line if dialect.lines else _event
-        with place:
-            async with aclosing(frames):
-                if first is not None:
-                    yield encode(first)
-                    async for frame in _with_pings(frames, pings=not dialect.lines):
-                        yield _PING if frame is None else encode(frame)
-            self.metrics.count(answering.answers)
+        if first is not None:
+            yield encode(first)
+            async with aclosing(_with_pings(frames, pings=not dialect.lines)) as pinged:
+                async for frame in pinged:
+                    yield _PING if frame is None else encode(frame)
+        self.metrics.count(answering.answers)
 
     def _require_writes(self) -> None:
         """Raises RefusedError where the model was loaded to embed."""
@@ -237,6 +241,24 @@ class Service:
         )
 
 
+class _Streamed(StreamingResponse):
+    """Gives back what it holds, also where its client left before it began."""
+
+    def __init__(
+        self, stream: AsyncGenerator[bytes], frames: AsyncGenerator[Frame], place: Place, *, media_type: str
+    ) -> None:
+        super().__init__(stream, media_type=media_type, headers=_STREAM_HEADERS)
+        self._generators, self._place = (stream, frames), place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                for one in self._generators:
+                    await one.aclose()
+
+
 def fill_in(prompt: str | tuple[int | str, ...], suffix: str, tokens: Sequence[int]) -> tuple[int | str, ...]:
     """As models are trained: prefix, suffix, and then what lies between; `tokens` mark the three."""
     before, after, between = tokens
@@ -251,8 +273,7 @@ def failure(error: MemfitError, dialect: Dialect = OPENAI) -> Response:
 
 
 def streamed(frames: AsyncIterator[bytes], dialect: Dialect) -> Response:
-    media = "application/x-ndjson" if dialect.lines else "text/event-stream"
-    return StreamingResponse(frames, media_type=media, headers=_STREAM_HEADERS)
+    return StreamingResponse(frames, media_type=dialect.media, headers=_STREAM_HEADERS)
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -280,7 +301,7 @@ async def _first(frames: AsyncGenerator[Frame]) -> Frame | None:
     return await anext(frames, None)
 
 
-async def _with_pings(frames: AsyncGenerator[Frame], *, pings: bool) -> AsyncIterator[Frame | None]:
+async def _with_pings(frames: AsyncGenerator[Frame], *, pings: bool) -> AsyncGenerator[Frame | None]:
     """The frames, and None for each while that nothing came, until an answer flows."""
     for _ in range(_UNTIL_IT_FLOWS if pings else 0):
         task = asyncio.ensure_future(anext(frames, None))

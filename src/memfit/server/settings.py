@@ -18,12 +18,13 @@ class Limits:
     """What one client may ask of a server."""
 
     body_bytes: int = 32 * MIB
-    held_bytes: int = 64 * MIB  # of all bodies that are held at a time
-    values: int = MOST_VALUES  # numbers, texts, lists and objects of a body
+    bodies_bytes: int = 64 * MIB  # of all calls together
+    body_values: int = MOST_VALUES  # of JSON: each takes up to a hundred times what it is written with
     header_bytes: int = 64 * 1024
     depth: int = 128  # of nested JSON
     connections: int = 1024
     queue: int = 128  # calls that wait beside those that run
+    header_seconds: float = 30.0  # within which a call's headers have to come
     body_seconds: float = 60.0  # within which a body has to come
     stall_seconds: float = 120.0  # that a client may leave an answer unread
     call_seconds: float = 3600.0  # that an answer may take
@@ -31,7 +32,7 @@ class Limits:
     @classmethod
     def of_context(cls, context: int) -> Limits:
         """As a plan with this context counts them."""
-        return cls(body_bytes=body_limit_bytes(context), held_bytes=held_limit_bytes(context))
+        return cls(body_bytes=body_limit_bytes(context), bodies_bytes=held_limit_bytes(context))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise WrongValueError("port", f" is {self.port}; it must be between 0 and 65535", got=self.port)
+        if not all(key.strip() for key in self.api_keys):
+            raise WrongValueError("api_key", " is empty: everybody has that one", got="")
         outside = [one for one in self.hosts if not is_loopback(one)]
         if outside and not self.api_keys and not self.insecure:
             raise UsageError(
@@ -67,6 +70,7 @@ class Settings:
 
 def is_loopback(host: str) -> bool:
     """Whether an address is this machine's own."""
+    host = host.lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
