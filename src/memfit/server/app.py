@@ -67,7 +67,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     said = f"{request.method} {request.url.path[:200]} is not here"
-    return failure(RefusedError(error.status_code, kind, said), LLAMA)
+    response = failure(RefusedError(error.status_code, kind, said), LLAMA)
+    response.headers.update(error.headers or {})  # those that a method's refusal has to name
+    return response
 
 
 async def _fault(_: Request, error: Exception) -> Response:

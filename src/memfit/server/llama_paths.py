@@ -107,7 +107,7 @@ async def _described(service: Service, request: Request, read: Any, written: Any
 
 
 def _to_tokenize(body: dict[str, Any]) -> ModelRequest:
-    """llama.cpp calls the text "content", lm-eval's clients "prompt", which have special tokens by default."""
+    """llama.cpp calls the text "content", lm-eval's clients "prompt": with special tokens by default."""
     name = "content" if "content" in body or "prompt" not in body else "prompt"
     text = body.get(name, "")
     if not isinstance(text, str):

@@ -1,6 +1,8 @@
-"""memfit's own paths: health, metrics, the running plan."""
+"""memfit's own paths: health, metrics, the running plan, the document of all paths."""
 
 from __future__ import annotations
+
+import re
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,12 +10,14 @@ from starlette.routing import Route
 
 from memfit.server.failures import RefusedError
 from memfit.server.llama_paths import LLAMA
+from memfit.server.openapi import openapi_document
 from memfit.server.paths import both
 from memfit.server.service import Service, failure, json_response
 
 __all__ = ["own_routes"]
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+_LIMIT = re.compile("[1-9][0-9]{0,8}", re.ASCII)
 
 
 def own_routes(service: Service) -> list[Route]:
@@ -46,8 +50,24 @@ def own_routes(service: Service) -> list[Route]:
             }
         )
 
+    async def openapi(request: Request) -> Response:
+        most = request.query_params.get("max_tokens")
+        if most is not None and not _LIMIT.fullmatch(most):
+            said = "max_tokens: needed a whole number above 0"
+            return failure(RefusedError(400, "invalid_request_error", said, field="max_tokens"), LLAMA)
+        settings = service.settings
+        return json_response(
+            openapi_document(
+                names=settings.names,
+                vocabulary=service.plan.spec.vocabulary,
+                has_keys=bool(settings.api_keys),
+                most_tokens=int(most) if most else None,
+            )
+        )
+
     return [
         *both("/health", health, "GET"),
         Route("/metrics", metrics, methods=["GET"]),
         Route("/plan", plan, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
     ]
