@@ -87,7 +87,7 @@ LLAMA_OPERATIONS = (
         path="/detokenize",
         summary="The text of tokens",
         body="Detokenize",
-        example={"tokens": [19556]},
+        example={"tokens": [1]},
         answer=record({"content": text(), "prompt": text()}),
         errors=_READ,
     ),

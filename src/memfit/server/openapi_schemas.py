@@ -85,6 +85,8 @@ def either(*schemas: Schema) -> Schema:
 def optional(schema: Schema) -> Schema:
     """That, or null."""
     kind = schema.get("type")
+    if kind == "null":
+        return schema
     if isinstance(kind, str):
         return {**schema, "type": [kind, "null"]}
     if "enum" in schema:
