@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -266,9 +267,10 @@ def test_every_reference_leads_somewhere() -> None:
 
 def test_examples_fit_their_bodies() -> None:
     for operation in OPERATIONS:
-        assert (operation.body is None) or operation.example or operation.path == "/infill"
-        if operation.body and operation.example:
-            _validator(operation.body, _document()).validate(operation.example)
+        assert operation.body is None or operation.examples or operation.path == "/infill"
+        for example in operation.examples:
+            assert operation.body
+            _validator(operation.body, _document()).validate(example)
 
 
 def test_a_document_for_testers_limits_answers() -> None:
@@ -349,3 +351,20 @@ def _get(path: str) -> _Response:
     headers = {name.decode(): value.decode() for name, value in start["headers"]}
     text = b"".join(body.get("body", b"") for body in bodies).decode()
     return _Response(status=start["status"], headers=headers, text=text)
+
+
+def test_the_examples_of_the_docs_fit_the_document() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    calls = re.findall(
+        r"^curl (?:-N )?http://127\.0\.0\.1:8080(\S+)(?:[ \\\n]+-d '(.+?)')?$", page, re.M | re.S
+    )
+    assert len(calls) == page.count("\ncurl ")
+    document = _document(vocabulary=49152)
+    for path, body in calls:
+        entry = document["paths"][path]["post" if body else "get"]
+        if body:
+            reference = entry["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+            _validator(reference.rpartition("/")[2], document).validate(json.loads(body))
+    named = set(re.findall(r"`(/[^`?]*?)`", page))
+    known = {path.replace("{name}", "NAME") for path in document["paths"]}
+    assert named - known == {"/v1"}

@@ -169,8 +169,10 @@ def _operation(operation: Operation, *, has_keys: bool) -> dict[str, Any]:
         entry["parameters"] = list(operation.parameters)
     if operation.body is not None:
         media: dict[str, Any] = {"schema": named(operation.body)}
-        if operation.example is not None:
-            media["example"] = operation.example
+        if operation.examples:
+            media["examples"] = {
+                str(number): {"value": value} for number, value in enumerate(operation.examples, 1)
+            }
         entry["requestBody"] = {"required": True, "content": {"application/json": media}}
     if has_keys and not operation.public:
         entry["security"] = [{name: []} for name in _KEYS]

@@ -110,7 +110,7 @@ ANTHROPIC_OPERATIONS = (
         prefixes=_BOTH,
         summary="Answer messages",
         body="Messages",
-        example={"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
+        examples=({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},),
         answer=record(
             {
                 "id": text(),
@@ -134,7 +134,7 @@ ANTHROPIC_OPERATIONS = (
         prefixes=_BOTH,
         summary="How many tokens messages have",
         body="CountedMessages",
-        example={"messages": [{"role": "user", "content": "Hello"}]},
+        examples=({"messages": [{"role": "user", "content": "Hello"}]},),
         answer=record({"input_tokens": integer(0)}),
         errors=(400, 408, 413, 500, 503),
         error="AnthropicError",

@@ -43,7 +43,7 @@ LLAMA_OPERATIONS = (
             path=path,
             summary="Continue prompts, as llama-server does",
             body="LlamaCompletion",
-            example={"prompt": "Once upon a time", "n_predict": 8},
+            examples=({"prompt": "Once upon a time", "n_predict": 8},),
             answer=_COMPLETED,
             stream=_EVENTS,
             errors=_ASKED,
@@ -62,7 +62,7 @@ LLAMA_OPERATIONS = (
         path="/apply-template",
         summary="The prompt that a chat becomes",
         body="Chat",
-        example={"messages": [{"role": "user", "content": "Hello"}]},
+        examples=({"messages": [{"role": "user", "content": "Hello"}], "logprobs": True, "top_logprobs": 2},),
         answer=record({"prompt": text()}),
         errors=_READ,
     ),
@@ -70,7 +70,7 @@ LLAMA_OPERATIONS = (
         path="/tokenize",
         summary="A text's tokens",
         body="Tokenize",
-        example={"content": "Hello"},
+        examples=({"content": "Hello"},),
         answer=record(
             {
                 "tokens": list_of(
@@ -87,7 +87,7 @@ LLAMA_OPERATIONS = (
         path="/detokenize",
         summary="The text of tokens",
         body="Detokenize",
-        example={"tokens": [1]},
+        examples=({"tokens": [1]},),
         answer=record({"content": text(), "prompt": text()}),
         errors=_READ,
     ),

@@ -43,7 +43,7 @@ class Operation:
     summary: str
     answer: Schema  # what 200 brings
     body: str | None = None  # a component; None: a GET without one
-    example: Mapping[str, Any] | None = None  # a body that works
+    examples: tuple[Mapping[str, Any], ...] = ()  # bodies that work
     media: str = "application/json"  # the answer's type
     stream: str | None = None  # its type where the body asks for a stream
     prefixes: tuple[str, ...] = ("",)
