@@ -355,9 +355,8 @@ def _get(path: str) -> _Response:
 
 def test_the_examples_of_the_docs_fit_the_document() -> None:
     page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
-    calls = re.findall(
-        r"^curl (?:-N )?http://127\.0\.0\.1:8080(\S+)(?:[ \\\n]+-d '(.+?)')?$", page, re.M | re.S
-    )
+    call = re.compile(r"^curl (?:-N )?http://127\.0\.0\.1:8080(\S+)(?:[ \\\n]+-d '(.+?)')?$", re.M | re.S)
+    calls = call.findall(page)
     assert len(calls) == page.count("\ncurl ")
     document = _document(vocabulary=49152)
     for path, body in calls:
