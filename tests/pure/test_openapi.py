@@ -280,6 +280,8 @@ def test_a_document_for_testers_limits_answers() -> None:
         assert not limited.is_valid({**body, limit: 17})
         assert not limited.is_valid({**body, limit: None})
         assert limited.is_valid({**body, limit: 16})
+    assert not _validator("Chat", document).is_valid({**_BODIES["Chat"], "n": 128})
+    assert _validator("Chat", _document()).is_valid({**_BODIES["Chat"], "n": 128})
     assert _validator("Chat", _document()).is_valid({**_BODIES["Chat"], "max_tokens": None})
 
 

@@ -31,6 +31,7 @@ from memfit.server.openapi_schemas import (
 __all__ = ["OPERATIONS", "openapi_document"]
 
 _MOST = 2**63 - 1
+_FEW = 4  # answers of a call, for testers
 
 OWN_OPERATIONS = (
     Operation(
@@ -67,8 +68,9 @@ OWN_OPERATIONS = (
             {
                 "name": "max_tokens",
                 "in": "query",
-                "description": "Then bodies must limit their answers, at most to this many tokens: the "
-                "server takes others too, but whoever tests it by the document waits for no long answers.",
+                "description": "Then bodies must limit their answers, at most to this many tokens, and ask "
+                "for few of them. The server takes others too, but whoever tests it by the document waits for "
+                "no long answers.",
                 "schema": integer(1, 999_999_999),
             },
         ),
@@ -151,6 +153,7 @@ def _of_server(names: Sequence[str], vocabulary: int, most_tokens: int | None) -
         # llama-server's -1 and -2 are "until the model ends", 0 is an answer without a token.
         "Limit": integer(-2 if most_tokens is None else 1, most),
         "AnswerLimit": integer(1, most),
+        "Choices": integer(1, 128 if most_tokens is None else _FEW),
         "Token": integer(0, vocabulary - 1),
         "ModelName": words(*names),
         "Error": record(

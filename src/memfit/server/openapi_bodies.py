@@ -66,7 +66,7 @@ _SHARED: dict[str, Schema] = {
     **_SAMPLING,
     **dict.fromkeys(("stream", "return_progress", "timings_per_token", "verbose"), BOOLEAN),
     "model": text(),
-    "n": integer(1, 128),
+    "n": named("Choices"),
     "stream_options": OBJECT,
     "response_format": named("ResponseFormat"),
     "json_schema": OBJECT,
