@@ -69,8 +69,8 @@ OWN_OPERATIONS = (
                 "name": "max_tokens",
                 "in": "query",
                 "description": "Then bodies must limit their answers, at most to this many tokens, and ask "
-                "for few of them. The server takes others too, but whoever tests it by the document waits for "
-                "no long answers.",
+                "for few of them. The server takes others too, but whoever tests it by the document does not "
+                "wait for long answers.",
                 "schema": integer(1, 999_999_999),
             },
         ),
