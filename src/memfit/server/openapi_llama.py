@@ -62,7 +62,14 @@ LLAMA_OPERATIONS = (
         path="/apply-template",
         summary="The prompt that a chat becomes",
         body="Chat",
-        examples=({"messages": [{"role": "user", "content": "Hello"}], "logprobs": True, "top_logprobs": 2},),
+        examples=(
+            {
+                "messages": [{"role": "user", "content": "Hello"}],
+                "max_tokens": 8,
+                "logprobs": True,
+                "top_logprobs": 2,
+            },
+        ),
         answer=record({"prompt": text()}),
         errors=_READ,
     ),
