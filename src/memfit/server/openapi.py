@@ -17,7 +17,7 @@ from memfit.server.openapi_llama import LLAMA_COMPONENTS, LLAMA_OPERATIONS
 from memfit.server.openapi_openai import OPENAI_COMPONENTS, OPENAI_OPERATIONS
 from memfit.server.openapi_schemas import (
     NULL,
-    Operation,
+    ApiOperation,
     Schema,
     either,
     integer,
@@ -34,7 +34,7 @@ _MOST = 2**63 - 1
 _FEW = 4  # answers of a call, for testers
 
 OWN_OPERATIONS = (
-    Operation(
+    ApiOperation(
         path="/health",
         prefixes=("/v1", ""),
         summary="Whether the model is loaded",
@@ -42,14 +42,14 @@ OWN_OPERATIONS = (
         errors=(503,),
         public=True,
     ),
-    Operation(
+    ApiOperation(
         path="/metrics",
         summary="Counts and times for Prometheus",
         answer=text(),
         media="text/plain",
         errors=(501,),
     ),
-    Operation(
+    ApiOperation(
         path="/plan",
         summary="The running plan, with what is held and used now",
         answer=record(
@@ -60,7 +60,7 @@ OWN_OPERATIONS = (
             }
         ),
     ),
-    Operation(
+    ApiOperation(
         path="/openapi.json",
         summary="This document",
         answer=record({"openapi": text(), "info": OBJECT, "paths": OBJECT, "components": OBJECT}),
@@ -78,7 +78,7 @@ OWN_OPERATIONS = (
     ),
 )
 # A new API is a table here.
-OPERATIONS: tuple[Operation, ...] = (
+OPERATIONS: tuple[ApiOperation, ...] = (
     *OWN_OPERATIONS,
     *OPENAI_OPERATIONS,
     *ANTHROPIC_OPERATIONS,
@@ -166,7 +166,7 @@ def _identity(method: str, path: str) -> str:
     return "_".join([method, *(part.strip("{}") for part in path.strip("/").split("/"))])
 
 
-def _operation(operation: Operation, *, has_keys: bool) -> dict[str, Any]:
+def _operation(operation: ApiOperation, *, has_keys: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {"summary": operation.summary, "responses": _responses(operation, has_keys)}
     if operation.parameters:
         entry["parameters"] = list(operation.parameters)
@@ -197,7 +197,7 @@ def _is_limit(schema: Schema) -> bool:
     return schema in limits or any(one in limits for one in schema.get("anyOf", ()))
 
 
-def _responses(operation: Operation, has_keys: bool) -> dict[str, Any]:
+def _responses(operation: ApiOperation, has_keys: bool) -> dict[str, Any]:
     content: dict[str, Any] = {operation.media: {"schema": operation.answer}}
     if operation.stream:
         content[operation.stream] = {"schema": text()}

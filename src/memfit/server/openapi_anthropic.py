@@ -6,7 +6,7 @@ from memfit.server.openapi_bodies import INTEGER, OBJECT
 from memfit.server.openapi_schemas import (
     BOOLEAN,
     NULL,
-    Operation,
+    ApiOperation,
     Schema,
     either,
     integer,
@@ -105,7 +105,7 @@ ANTHROPIC_COMPONENTS: dict[str, Schema] = {
 }
 
 ANTHROPIC_OPERATIONS = (
-    Operation(
+    ApiOperation(
         path="/messages",
         prefixes=_BOTH,
         summary="Answer messages",
@@ -129,7 +129,7 @@ ANTHROPIC_OPERATIONS = (
         errors=(400, 408, 413, 429, 500, 503, 504),
         error="AnthropicError",
     ),
-    Operation(
+    ApiOperation(
         path="/messages/count_tokens",
         prefixes=_BOTH,
         summary="How many tokens messages have",

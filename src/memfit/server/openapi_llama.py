@@ -5,7 +5,7 @@ from __future__ import annotations
 from memfit.server.openapi_bodies import OBJECT
 from memfit.server.openapi_schemas import (
     BOOLEAN,
-    Operation,
+    ApiOperation,
     Schema,
     either,
     integer,
@@ -39,7 +39,7 @@ LLAMA_COMPONENTS: dict[str, Schema] = {
 
 LLAMA_OPERATIONS = (
     *(
-        Operation(
+        ApiOperation(
             path=path,
             summary="Continue prompts, as llama-server does",
             body="LlamaCompletion",
@@ -50,7 +50,7 @@ LLAMA_OPERATIONS = (
         )
         for path in ("/completion", "/completions")
     ),
-    Operation(
+    ApiOperation(
         path="/infill",
         summary="Fill in what stands between two texts, where the model can",
         body="Infill",
@@ -58,7 +58,7 @@ LLAMA_OPERATIONS = (
         stream=_EVENTS,
         errors=_ASKED,
     ),
-    Operation(
+    ApiOperation(
         path="/apply-template",
         summary="The prompt that a chat becomes",
         body="Chat",
@@ -73,7 +73,7 @@ LLAMA_OPERATIONS = (
         answer=record({"prompt": text()}),
         errors=_READ,
     ),
-    Operation(
+    ApiOperation(
         path="/tokenize",
         summary="A text's tokens",
         body="Tokenize",
@@ -90,7 +90,7 @@ LLAMA_OPERATIONS = (
         ),
         errors=_READ,
     ),
-    Operation(
+    ApiOperation(
         path="/detokenize",
         summary="The text of tokens",
         body="Detokenize",
@@ -98,14 +98,14 @@ LLAMA_OPERATIONS = (
         answer=record({"content": text(), "prompt": text()}),
         errors=_READ,
     ),
-    Operation(
+    ApiOperation(
         path="/tokenizer_info",
         summary="The tokenizer's own tokens and the chat template",
         answer=record(
             dict.fromkeys(("bos_token", "eos_token", "pad_token", "chat_template"), optional(text()))
         ),
     ),
-    Operation(
+    ApiOperation(
         path="/props",
         summary="The model and the server's defaults",
         answer=record(
@@ -119,7 +119,7 @@ LLAMA_OPERATIONS = (
             }
         ),
     ),
-    Operation(
+    ApiOperation(
         path="/slots", summary="The sequences, and which of them run", answer=list_of(_SLOT), errors=(501,)
     ),
 )

@@ -6,7 +6,7 @@ from memfit.server.openapi_bodies import INTEGER, OBJECT
 from memfit.server.openapi_schemas import (
     BOOLEAN,
     NULL,
-    Operation,
+    ApiOperation,
     Schema,
     either,
     integer,
@@ -190,7 +190,7 @@ _VERSION: Schema = {
 _MODELS = record({"object": words("list"), "data": list_of(named("Model")), "models": list_of({})})
 
 OPENAI_OPERATIONS = (
-    Operation(
+    ApiOperation(
         path="/chat/completions",
         prefixes=_BOTH,
         summary="Answer a chat",
@@ -203,7 +203,7 @@ OPENAI_OPERATIONS = (
         stream=_EVENTS,
         errors=_ASKED,
     ),
-    Operation(
+    ApiOperation(
         path="/chat/completions/input_tokens",
         prefixes=_BOTH,
         summary="How many tokens a chat has",
@@ -212,7 +212,7 @@ OPENAI_OPERATIONS = (
         answer=_COUNTED,
         errors=_READ,
     ),
-    Operation(
+    ApiOperation(
         path="/completions",
         prefixes=("/v1",),  # llama-server's has the other
         summary="Continue prompts",
@@ -222,7 +222,7 @@ OPENAI_OPERATIONS = (
         stream=_EVENTS,
         errors=_ASKED,
     ),
-    Operation(
+    ApiOperation(
         path="/responses",
         prefixes=_BOTH,
         summary="Answer an input; nothing is kept",
@@ -232,7 +232,7 @@ OPENAI_OPERATIONS = (
         stream=_EVENTS,
         errors=_ASKED,
     ),
-    Operation(
+    ApiOperation(
         path="/responses/input_tokens",
         prefixes=_BOTH,
         summary="How many tokens an input has",
@@ -241,14 +241,14 @@ OPENAI_OPERATIONS = (
         answer=record({"object": text(), "input_tokens": integer(0)}),
         errors=_READ,
     ),
-    Operation(
+    ApiOperation(
         path="/models",
         prefixes=_BOTH,
         summary="The models that are served",
         answer=either(_MODELS, named("AnthropicModels")),
         parameters=(_VERSION,),
     ),
-    Operation(
+    ApiOperation(
         path="/models/{name}",
         prefixes=_BOTH,
         summary="One model",

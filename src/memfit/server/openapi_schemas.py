@@ -14,7 +14,7 @@ __all__ = [
     "ANYTHING",
     "BOOLEAN",
     "NULL",
-    "Operation",
+    "ApiOperation",
     "Schema",
     "either",
     "integer",
@@ -36,7 +36,7 @@ ANYTHING: Schema = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operation:
+class ApiOperation:
     """One method of one path."""
 
     path: str  # without /v1 where clients know it both ways
