@@ -63,7 +63,10 @@ _RESPONSES = {
         {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "1"}]},
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "1"}]},
     ],
-    "tools": [{"type": "function", "name": "f", "description": "F", "parameters": _SCHEMA, "strict": True}],
+    "tools": [
+        {"type": "function", "name": "f", "description": "F", "parameters": _SCHEMA, "strict": True},
+        {"type": "web_search"},
+    ],
     "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
     "parallel_tool_calls": False,
     "reasoning": {"effort": "low", "summary": "auto"},

@@ -411,7 +411,7 @@ def test_a_stream_that_fails_ends_in_an_error() -> None:
     assert list(writer.progress(0, Progress(number=0, total=2, shared=0, processed=1, seconds=1))) == []
     (frame,) = writer.fail(EngineError("the worker died"))
     assert frame == Frame(data={"error": "the worker died"})
-    assert ollama_error("model 'x' not found") == {"error": "model 'x' not found"}
+    assert ollama_error(UsageError("model 'x' not found")) == {"error": "model 'x' not found"}
 
 
 def test_a_time() -> None:

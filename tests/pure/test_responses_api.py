@@ -167,6 +167,17 @@ def test_logprobs(fields: dict[str, Any], logprobs: int | None) -> None:
     assert _read(**fields).logprobs == logprobs
 
 
+def test_tools_of_the_service_itself_are_left_out_with_a_warning() -> None:
+    hosted = [{"type": "web_search"}, {"type": "custom", "name": "patch"}, {"type": "web_search"}]
+    ask = _read(tools=[hosted[0], _TOOL, *hosted[1:]], tool_choice="auto")
+    assert [tool["function"]["name"] for tool in ask.tools] == ["weather"]
+    assert ask.warnings == (
+        'tools of type "web_search" are left out; nothing here runs them',
+        'tools of type "custom" are left out; nothing here runs them',
+    )
+    assert _read(tools=[_TOOL]).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
@@ -187,7 +198,10 @@ def test_logprobs(fields: dict[str, Any], logprobs: int | None) -> None:
         ({"instructions": 5}, "instructions"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": -1}, "temperature"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"name": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": 5}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "all"}, "tool_choice"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice.type"),
@@ -271,7 +285,7 @@ def test_a_stream_and_a_body_say_the_same(parts: Sequence[Part], reason: Any) ->
 def test_a_body_is_whole() -> None:
     writer = _writer(
         instructions="Be kind.",
-        tools=[_TOOL],
+        tools=[{"type": "web_search"}, _TOOL],  # the first is left out
         tool_choice="auto",
         metadata={"a": "b"},
         reasoning={"effort": "low", "summary": "auto"},

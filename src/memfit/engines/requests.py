@@ -313,6 +313,7 @@ class Status:
     running: int = 0
     cells_in_use: int = 0  # of the KV cache, prefixes of earlier requests included
     held_bytes: int = 0  # in RAM, by all of memfit's processes
+    tiers: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # bytes held in each, and at most
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,7 +145,8 @@ class WorkerSession(Closing, Session):
 
     def status(self) -> Status:
         said = self._stream.status if self._stream else Status()
-        return replace(said, held_bytes=self._meter.sample())
+        tiers = self._meter.tiers()
+        return replace(said, held_bytes=tiers["ram"][0], tiers=tiers)
 
     def measure(
         self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1

@@ -52,6 +52,7 @@ class Meter:
         self._on_overrun = on_overrun
         self._gpu_bytes = gpu_bytes
         self._gpu_limits = gpu_limits or {}
+        self._gpu_held: Mapping[str, int] = {}
         self._gpu_peaks: dict[str, int] = {}
         self._cached_before = cached_bytes(self._files) or 0
         self._shared_bytes = 0
@@ -106,6 +107,13 @@ class Meter:
         """The most that the worker held on a GPU of this machine; None where its driver does not say."""
         return self._gpu_peaks.get(tier)
 
+    def tiers(self) -> dict[str, tuple[int, int]]:
+        """By tier of this machine: bytes held now, and at most."""
+        found = {"ram": (self.sample(), self.peak_bytes)}
+        return found | {
+            tier: (self._gpu_held.get(tier, 0), peak) for tier, peak in list(self._gpu_peaks.items())
+        }
+
     def stop(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
@@ -135,7 +143,8 @@ class Meter:
         except ProcessLookupError:
             return 0
         self._worker_peak = max(self._worker_peak, worker.peak_resident_bytes)
-        for tier, held in self._gpu_bytes(self._worker).items() if self._gpu_bytes else ():
+        self._gpu_held = self._gpu_bytes(self._worker) if self._gpu_bytes else {}
+        for tier, held in self._gpu_held.items():
             self._gpu_peaks[tier] = max(self._gpu_peaks.get(tier, 0), held)
         ours = process_status() if self._count_parent else None
         parent, swapped = (ours.resident_bytes, ours.swapped_bytes) if ours else (0, 0)

@@ -17,14 +17,17 @@ from memfit.openai.ask import AUTO, NONE, REQUIRED, Ask
 from memfit.openai.contents import joined, read_content, refuse_part
 from memfit.openai.fields import (
     read_boolean,
+    read_flag,
     read_integer,
     read_list,
     read_object,
+    read_optional_text,
     read_text,
     require_harmless,
 )
-from memfit.openai.function_tools import read_functions, require_function
-from memfit.openai.sampling_fields import integers, numbers, read_sampling, read_stop
+from memfit.openai.sampling import integers, numbers, read_sampling, read_stop
+from memfit.openai.schemas import read_schema
+from memfit.openai.tools import read_tools, require_function
 from memfit.openai.turns import Turns, function_call
 from memfit.strict_json import refusal
 
@@ -56,10 +59,11 @@ def read_anthropic(body: Mapping[str, Any], *, defaults: Sampling, counts_only: 
     require_harmless("", "mcp_servers", body.get("mcp_servers"), {"mcp_servers": ([],)})
     if not counts_only:
         read_integer(body.get("max_tokens"), "max_tokens")
-    tools = read_functions(body.get("tools"), "tools", types=(None, "custom"), parameters="input_schema")
+    tools = read_tools(
+        body.get("tools"), "tools", types=(None, "custom"), parameters="input_schema", nested=False
+    ).tools
     turns = _turns(body)
     choice, function, parallel = _tool_choice(body.get("tool_choice"), tools)
-    model = body.get("model")
     return Ask(
         messages=turns.messages,
         template=TemplateOptions(tools=tools, values=_values(body), continues=turns.is_continued),
@@ -68,8 +72,8 @@ def read_anthropic(body: Mapping[str, Any], *, defaults: Sampling, counts_only: 
         parallel_calls=parallel,
         sampling=read_sampling(body, _SAMPLING, defaults),
         schema=_schema(body),
-        stream=body.get("stream") is not None and read_boolean(body["stream"], "stream"),
-        model=None if model is None else read_text(model, "model"),
+        stream=read_flag(body, "stream"),
+        model=read_optional_text(body, "model"),
     )
 
 
@@ -227,10 +231,8 @@ def _schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if kind != "json_schema":
         raise refusal(f"{path}.type", kind, "json_schema")
     schema = read_object(wanted.get("schema"), f"{path}.schema")
-    from memfit.engines.json_schema import check_schema  # where one is asked for
-    from memfit.engines.json_schema.keywords import ANNOTATIONS, ENFORCED, REFUSED
+    from memfit.engines.json_schema.keywords import ANNOTATIONS, ENFORCED, REFUSED  # where one is asked for
 
     if not schema.keys() & {*ANNOTATIONS, *ENFORCED, *REFUSED}:
         return {}  # any JSON: the API's own examples have schemas without a word of JSON Schema's
-    check_schema(schema, f"{path}.schema")
-    return schema
+    return read_schema(schema, f"{path}.schema")

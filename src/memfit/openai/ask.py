@@ -44,6 +44,7 @@ class Ask:
     names_tokens: bool = False
     suffix: str | None = None  # what follows the text that is filled in
     model: str | None = None  # the name that was asked for
+    warnings: tuple[str, ...] = ()  # what of the body was left out
 
     @property
     def tools(self) -> tuple[Mapping[str, Any], ...]:

@@ -12,22 +12,17 @@ from typing import Any
 from memfit.engines.requests import Message, Sampling, TemplateOptions
 from memfit.errors import UsageError
 from memfit.openai.ask import NONE, Ask
-from memfit.openai.fields import read_integer, read_object
+from memfit.openai.fields import read_flag, read_integer, read_list, read_object, read_optional_text
 from memfit.openai.messages import read_messages
-from memfit.openai.sampling import read_sampling
+from memfit.openai.sampling import SAMPLING, read_sampling
 from memfit.openai.schemas import read_response_format, read_schema
 from memfit.openai.tools import read_tool_choice, read_tools
 from memfit.strict_json import refusal, shown
 
-__all__ = ["SPELLINGS", "Prompt", "read_chat", "read_completion", "read_flag", "read_prompts", "read_shared"]
+__all__ = ["Prompt", "read_chat", "read_completion", "read_prompts", "read_shared"]
 
 Prompt = str | tuple[int | str, ...]
 
-SPELLINGS = {
-    "max_completion_tokens": "max_tokens",
-    "n_predict": "max_tokens",
-    "repetition_penalty": "repeat_penalty",
-}
 _LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 _MOST_CHOICES = 128
 _MOST_LOGPROBS = 1000
@@ -58,10 +53,8 @@ def read_chat(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
     values = _template_values(body)
     generates, continues = _ending(body, messages)
     shared = read_shared(body, defaults=defaults)
-    if choice.tools and choice.choice != NONE and (shared["grammar"] or shared["schema"]):
-        wanted = "grammar" if shared["grammar"] else "response_format"
-        if shared["grammar"]:
-            raise UsageError(f"{wanted} and tools cannot be asked for together", field=wanted)
+    if choice.tools and choice.choice != NONE and shared["grammar"]:
+        raise UsageError("grammar and tools cannot be asked for together", field="grammar")
     return Ask(
         messages=messages,
         template=TemplateOptions(
@@ -82,9 +75,6 @@ def read_completion(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
     if logprobs is not None and logprobs is not False:
         logprobs = _bounded(0 if logprobs is True else logprobs, "logprobs", _MOST_LOGPROBS)
     echo = read_flag(body, "echo")
-    suffix = body.get("suffix")
-    if suffix is not None and not isinstance(suffix, str):
-        raise refusal("suffix", suffix, "a text")
     n, best = body.get("n") or 1, body.get("best_of")
     if best is not None and best != n:
         raise UsageError(f"best_of: {shown(best)} is not supported; leave it out", field="best_of", needed=n)
@@ -92,7 +82,7 @@ def read_completion(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
         prompts=read_prompts(body.get("prompt"), "prompt"),
         echo=echo,
         logprobs=None if logprobs is False else logprobs,
-        suffix=suffix or None,
+        suffix=read_optional_text(body, "suffix") or None,
         **read_shared(body, defaults=defaults),
     )
 
@@ -112,13 +102,10 @@ def read_shared(body: Mapping[str, Any], *, defaults: Sampling) -> dict[str, Any
         raise refusal("grammar", grammar, "a text in GBNF")
     if grammar and schema is not None:
         raise UsageError("grammar and a JSON schema cannot be asked for together", field="grammar")
-    model = body.get("model")
-    if model is not None and not isinstance(model, str):
-        raise refusal("model", model, "a text")
     n = body.get("n")
     limited, generates = _limits(body)
     return {
-        "sampling": read_sampling(limited, defaults, spellings=SPELLINGS),
+        "sampling": read_sampling(limited, SAMPLING, defaults),
         "generates": generates,
         "schema": schema,
         "grammar": grammar or None,
@@ -129,7 +116,7 @@ def read_shared(body: Mapping[str, Any], *, defaults: Sampling) -> dict[str, Any
         "tells_progress": read_flag(body, "return_progress"),
         "tells_timings": read_flag(body, "timings_per_token"),
         "verbose": read_flag(body, "verbose"),
-        "model": model,
+        "model": read_optional_text(body, "model"),
     }
 
 
@@ -140,15 +127,6 @@ def read_prompts(value: Any, path: str) -> tuple[Prompt, ...]:
     if not 0 < len(listed) <= _MOST_PROMPTS:
         raise refusal(path, value, f"a text, tokens, or up to {_MOST_PROMPTS} of these")
     return tuple(_prompt(each, f"{path}[{index}]" if several else path) for index, each in enumerate(listed))
-
-
-def read_flag(body: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise refusal(name, value, "true or false")
-    return value
 
 
 def _prompt(value: Any, path: str) -> Prompt:
@@ -173,14 +151,12 @@ def _is_token(value: Any) -> bool:
 def _tools(body: Mapping[str, Any]) -> tuple[Any, str, Any]:
     """What read_tool_choice takes, of the fields of today or of those that they have replaced."""
     if body.get("tools") is None and body.get("functions") is not None:
-        listed = body["functions"]
-        if not isinstance(listed, list):
-            raise refusal("functions", listed, "a list of functions")
+        listed = read_list(body["functions"], "functions", "a list of functions")
         choice = body.get("function_call")
         if isinstance(choice, dict):
             choice = {"type": "function", "function": choice}
-        return choice, "function_call", read_tools([{"function": one} for one in listed], "functions")
-    tools = () if body.get("tools") is None else read_tools(body["tools"], "tools")
+        return choice, "function_call", read_tools([{"function": one} for one in listed], "functions").tools
+    tools = read_tools(body.get("tools"), "tools").tools
     choice = body.get("tool_choice")
     # Clients send a choice beside no tools.
     return (None if not tools and choice in ("auto", "none") else choice), "tool_choice", tools

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from memfit.errors import EngineError, UsageError
-from memfit.openai.fields import read_object, read_text
+from memfit.openai.fields import read_object, read_text, require_known
 from memfit.strict_json import refusal, shown
 
 __all__ = ["joined", "read_content", "refuse_part"]
@@ -17,15 +17,20 @@ __all__ = ["joined", "read_content", "refuse_part"]
 _IMAGES = ("image", "image_url", "input_image")
 
 
-def read_content(value: Any, path: str, texts: Mapping[str, str]) -> str:
-    """A text, or a list of parts: `texts` has the types of those that hold one, and its field."""
-    if value is None:
-        return ""
+def read_content(value: Any, path: str, texts: Mapping[str, str], *, strict: bool = False) -> str:
+    """A text, or a list of parts: `texts` has the types of those that hold one, and its field. Null is an
+    empty text, unless it is `strict`: then parts have no other fields either, and an image is a mistake.
+
+    Raises:
+        EngineError, UsageError: as `refuse_part`.
+    """
     if isinstance(value, str):
         return value
+    if value is None and not strict:
+        return ""
     if not isinstance(value, list):
         raise refusal(path, value, f"a text, or a list of parts of type {' or '.join(texts)}")
-    return joined(_text(each, f"{path}[{index}]", texts) for index, each in enumerate(value))
+    return joined(_text(each, f"{path}[{index}]", texts, strict) for index, each in enumerate(value))
 
 
 def joined(texts: Iterable[str | None]) -> str:
@@ -33,22 +38,25 @@ def joined(texts: Iterable[str | None]) -> str:
     return "\n".join(text for text in texts if text)
 
 
-def _text(value: Any, path: str, texts: Mapping[str, str]) -> str:
+def _text(value: Any, path: str, texts: Mapping[str, str], strict: bool) -> str:
     part = read_object(value, path, "an object with a type")
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in texts:
-        refuse_part(kind, path, texts)
+        refuse_part(kind, path, texts, strict=strict)
+    if strict:
+        require_known(part, {"type", texts[kind]}, path)
     return read_text(part.get(texts[kind]), f"{path}.{texts[kind]}")
 
 
-def refuse_part(kind: Any, path: str, known: Mapping[str, Any]) -> NoReturn:
+def refuse_part(kind: Any, path: str, known: Mapping[str, Any], *, strict: bool = False) -> NoReturn:
     """A part that cannot be read.
 
     Raises:
-        EngineError: it is an image: nothing is wrong with the request, and another model could read it.
+        EngineError: it is an image: nothing is wrong with the request, and another model could read it. Not
+            where it is `strict`.
         UsageError: it is anything else.
     """
-    if kind in _IMAGES:
+    if kind in _IMAGES and not strict:
         raise EngineError(
             f"{path}: image input is not supported: this model reads text only", field=f"{path}.type"
         )

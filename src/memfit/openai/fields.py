@@ -17,10 +17,12 @@ from memfit.strict_json import refusal, shown
 __all__ = [
     "field_name",
     "read_boolean",
+    "read_flag",
     "read_integer",
     "read_list",
     "read_number",
     "read_object",
+    "read_optional_text",
     "read_text",
     "require_harmless",
     "require_known",
@@ -68,6 +70,16 @@ def read_boolean(value: Any, path: str) -> bool:
     if not isinstance(value, bool):
         raise refusal(path, value, "true or false")
     return value
+
+
+def read_flag(body: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
+    """A field of a whole body's; null is as left out."""
+    return default if body.get(name) is None else read_boolean(body[name], name)
+
+
+def read_optional_text(body: Mapping[str, Any], name: str, prefix: str = "") -> str | None:
+    """`prefix` stands before the name in errors."""
+    return None if body.get(name) is None else read_text(body[name], prefix + name)
 
 
 def require_known(value: Mapping[str, Any], known: Set[str], path: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from memfit.engines.requests import Sampling
 from memfit.errors import UsageError
 from memfit.openai.ask import Ask
-from memfit.openai.chat import read_flag, read_prompts, read_shared
-from memfit.openai.fields import read_integer
+from memfit.openai.chat import read_prompts, read_shared
+from memfit.openai.fields import read_flag, read_integer
 from memfit.strict_json import refusal
 
 __all__ = ["read_infill", "read_llama_completion", "response_fields"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from typing import Any
 
 from memfit.engines.requests import Message
 from memfit.errors import UsageError
-from memfit.openai.fields import read_object, require_harmless, require_known
-from memfit.strict_json import refusal, shown
+from memfit.openai.contents import read_content
+from memfit.openai.fields import read_object, require_harmless
+from memfit.openai.turns import function_call, read_arguments
+from memfit.strict_json import refusal
 
 __all__ = ["read_messages", "read_prompt"]
 
@@ -63,7 +63,8 @@ def _message(value: Any, path: str) -> Message:
         if name not in _OWN:
             require_harmless(f"{path}.", name, field, _HARMLESS)
     role = _role(message, path, _ROLES)
-    return {"role": role, "content": _content(message.get("content"), f"{path}.content", strict=True)}
+    text = read_content(message.get("content"), f"{path}.content", {"text": "text"}, strict=True)
+    return {"role": role, "content": text}
 
 
 def _calling_message(value: Any, path: str) -> Message:
@@ -76,7 +77,9 @@ def _calling_message(value: Any, path: str) -> Message:
     reasoning = next((message[name] for name in ("reasoning_content", "reasoning") if message.get(name)), "")
     if role == "assistant" and (calls or reasoning or message.get("refusal")) and content is None:
         content = message.get("refusal") or ""
-    found["content"] = _content(content, f"{path}.content", strict=False)
+    if content is None:
+        raise refusal(f"{path}.content", content, "a text, or a list of parts of type text")
+    found["content"] = read_content(content, f"{path}.content", _TEXT_PARTS)
     if role == "assistant" and calls:
         found["tool_calls"] = _calls(calls, f"{path}.tool_calls")
     if role == "assistant" and isinstance(reasoning, str) and reasoning:
@@ -104,43 +107,12 @@ def _calls(value: Any, path: str) -> list[dict[str, Any]]:
 def _call(value: Any, path: str) -> dict[str, Any]:
     call = read_object(value, path, "an object with a function")
     function = read_object(call.get("function"), f"{path}.function", "an object with a name and arguments")
-    name, arguments = function.get("name"), function.get("arguments", "{}")
+    name, arguments = function.get("name"), function.get("arguments", "")
     if not isinstance(name, str) or not name:
         raise refusal(f"{path}.function.name", name, "a text")
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError, RecursionError):  # else as the model once wrote it
-            arguments = json.loads(arguments or "{}")
     if not isinstance(arguments, dict | str):
         raise refusal(f"{path}.function.arguments", arguments, "the JSON of an object")
-    identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-    return {**identity, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def _content(value: Any, path: str, *, strict: bool) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise refusal(path, value, "a text, or a list of parts of type text")
-    # Joined as llama.cpp's server and vLLM do for templates that know no parts.
-    return "\n".join(_part(each, f"{path}[{index}]", strict=strict) for index, each in enumerate(value))
-
-
-def _part(value: Any, path: str, *, strict: bool) -> str:
-    part = read_object(value, path, 'an object of type "text"')
-    kind = part.get("type")
-    field = "text" if kind == "text" else None
-    if not strict and isinstance(kind, str):
-        field = _TEXT_PARTS.get(kind)
-    if field is None:
-        raise UsageError(
-            f"{path}: parts of type {shown(kind)} are not supported; only text is",
-            field=f"{path}.type",
-            got=shown(kind),
-            needed="text",
-        )
-    if strict:
-        require_known(part, {"type", "text"}, path)
-    text = part.get(field)
-    if not isinstance(text, str):
-        raise refusal(f"{path}.{field}", text, "a text")
-    return text
+    identity = call["id"] if isinstance(call.get("id"), str) else None
+    return function_call(
+        identity, name, read_arguments(arguments) if isinstance(arguments, str) else arguments
+    )

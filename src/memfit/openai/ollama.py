@@ -18,16 +18,18 @@ from memfit.errors import UsageError
 from memfit.openai.ask import Ask
 from memfit.openai.contents import refuse_part
 from memfit.openai.fields import (
-    read_boolean,
+    read_flag,
     read_integer,
     read_list,
     read_number,
     read_object,
+    read_optional_text,
     read_text,
     require_harmless,
 )
-from memfit.openai.function_tools import read_functions
-from memfit.openai.sampling_fields import numbers, read_sampling, read_stop
+from memfit.openai.sampling import numbers, read_sampling, read_stop
+from memfit.openai.schemas import read_schema
+from memfit.openai.tools import read_tools
 from memfit.openai.turns import Turns, function_call, read_arguments
 from memfit.strict_json import refusal
 
@@ -88,14 +90,12 @@ def read_ollama_chat(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
         EngineError: an image.
     """
     turns = _turns(body)
-    tools = read_functions(
-        body.get("tools"), "tools", types=(None, "function"), parameters="parameters", nested=True
-    )
+    tools = read_tools(body.get("tools"), "tools").tools
     template = TemplateOptions(tools=tools, values=_values(body), continues=turns.is_continued)
     return Ask(
         messages=turns.messages,
         template=template,
-        truncates=_flag(body, "truncate", True),
+        truncates=read_flag(body, "truncate", default=True),
         **_shared(body, defaults),
     )
 
@@ -116,7 +116,7 @@ def read_ollama_generate(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
         for name in ("prompt", "system", "suffix")
     )
     shared = _shared(body, defaults)
-    raw = _flag(body, "raw")
+    raw = read_flag(body, "raw")
     if raw and system:
         raise UsageError("system: a raw prompt has no system message; leave it out", field="system")
     if raw or suffix:
@@ -126,7 +126,12 @@ def read_ollama_generate(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
         turns.say("system", system)
     turns.say("user", prompt)
     template = TemplateOptions(values=_values(body))
-    return Ask(messages=turns.messages, template=template, truncates=_flag(body, "truncate", True), **shared)
+    return Ask(
+        messages=turns.messages,
+        template=template,
+        truncates=read_flag(body, "truncate", default=True),
+        **shared,
+    )
 
 
 def loads_only(body: Mapping[str, Any], form: OllamaForm) -> Literal["load", "unload"] | None:
@@ -178,9 +183,9 @@ def read_ollama_embed(body: Mapping[str, Any]) -> OllamaEmbed:
         raise refusal("dimensions", dimensions, "0 or above")
     return OllamaEmbed(
         texts=tuple(read_text(text, f"input[{index}]") for index, text in enumerate(texts) if text != ""),
-        truncate=_flag(body, "truncate", True),
+        truncate=read_flag(body, "truncate", default=True),
         dimensions=dimensions or None,
-        model=_model(body),
+        model=read_optional_text(body, "model"),
     )
 
 
@@ -188,7 +193,7 @@ def read_ollama_embeddings(body: Mapping[str, Any]) -> OllamaEmbed:
     """The older call, for one text."""
     prompt = body.get("prompt")
     text = "" if prompt is None else read_text(prompt, "prompt")
-    return OllamaEmbed(texts=(text,) if text else (), model=_model(body))
+    return OllamaEmbed(texts=(text,) if text else (), model=read_optional_text(body, "model"))
 
 
 def read_ollama_name(body: Mapping[str, Any]) -> str:
@@ -200,7 +205,7 @@ def read_ollama_name(body: Mapping[str, Any]) -> str:
 
 
 def read_stream(body: Mapping[str, Any]) -> bool:
-    return _flag(body, "stream", True)
+    return read_flag(body, "stream", default=True)
 
 
 def _shared(body: Mapping[str, Any], defaults: Sampling) -> dict[str, Any]:
@@ -212,7 +217,7 @@ def _shared(body: Mapping[str, Any], defaults: Sampling) -> dict[str, Any]:
         "schema": _schema(body.get("format")),
         "logprobs": _logprobs(body),
         "stream": read_stream(body),
-        "model": _model(body),
+        "model": read_optional_text(body, "model"),
     }
 
 
@@ -303,22 +308,11 @@ def _schema(value: Any) -> Mapping[str, Any] | None:
     if value == "json":
         return {"type": "object"}
     schema = read_object(value, "format", '"json", or a JSON schema')
-    from memfit.engines.json_schema import check_schema  # where one is asked for
-
-    check_schema(schema, "format")
-    return schema
+    return read_schema(schema, "format")
 
 
 def _logprobs(body: Mapping[str, Any]) -> int | None:
     top = 0 if body.get("top_logprobs") is None else _whole(body["top_logprobs"], "top_logprobs")
     if not 0 <= top <= _MOST_LOGPROBS:
         raise refusal("top_logprobs", top, f"0 to {_MOST_LOGPROBS}")
-    return top if _flag(body, "logprobs") else None
-
-
-def _model(body: Mapping[str, Any]) -> str | None:
-    return None if body.get("model") is None else read_text(body["model"], "model")
-
-
-def _flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    return default if body.get(name) is None else read_boolean(body[name], name)
+    return top if read_flag(body, "logprobs") else None

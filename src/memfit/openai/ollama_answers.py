@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from memfit.engines.chat_format import CallArguments, CallBegins, Part, ReasoningPart, TextPart
 from memfit.engines.requests import ChosenToken, Progress
-from memfit.errors import MemfitError
+from memfit.errors import MemfitError, readable
 from memfit.openai.answers import Answer, Frame
 from memfit.openai.ask import Ask
 from memfit.openai.logprobs import token_logprobs
@@ -126,8 +126,8 @@ def ollama_loaded(form: OllamaForm, reason: Literal["load", "unload"], *, model:
     }
 
 
-def ollama_error(error: MemfitError | str) -> dict[str, Any]:
-    return {"error": str(error)}
+def ollama_error(error: MemfitError) -> dict[str, Any]:
+    return {"error": readable(str(error))}
 
 
 def ollama_time(nanoseconds: int) -> str:

@@ -20,8 +20,7 @@ __all__ = ["QUESTIONS", "Form", "read_request"]
 Form = Literal["chat", "completion"]
 QUESTIONS: dict[Form, str] = {"chat": "messages", "completion": "prompt"}  # the field that has what is asked
 
-_SPELLINGS = {"max_completion_tokens": "max_tokens"}
-_OWN = {"messages", "prompt", "response_format", *_SPELLINGS, *BASIC}
+_OWN = {"messages", "prompt", "response_format", *BASIC}
 # Accounting and caching of a paid service: nothing that an answer depends on.
 _MEANINGLESS = {
     *("model", "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"),
@@ -62,7 +61,7 @@ def read_request(
         if name not in _OWN and name not in _MEANINGLESS:
             require_harmless(prefix, name, value, _HARMLESS)
     fields = {name: value for name, value in body.items() if value is not None}
-    sampling = read_sampling(body, defaults, prefix=prefix, known=BASIC, spellings=_SPELLINGS)
+    sampling = read_sampling(body, BASIC, defaults, prefix)
     if "response_format" in fields:
         schema = read_response_format(fields["response_format"], f"{prefix}response_format")
     wanted = QUESTIONS[form]

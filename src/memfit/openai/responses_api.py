@@ -12,19 +12,21 @@ from typing import Any, NoReturn
 
 from memfit.engines.requests import Sampling, TemplateOptions
 from memfit.errors import UsageError
-from memfit.openai.ask import AUTO, NONE, REQUIRED, Ask
+from memfit.openai.ask import Ask
 from memfit.openai.contents import read_content
 from memfit.openai.fields import (
     field_name,
-    read_boolean,
+    read_flag,
     read_integer,
     read_list,
     read_object,
+    read_optional_text,
     read_text,
     require_harmless,
 )
-from memfit.openai.function_tools import read_functions, require_function
-from memfit.openai.sampling_fields import integers, numbers, read_sampling, read_stop
+from memfit.openai.sampling import integers, numbers, read_sampling, read_stop
+from memfit.openai.schemas import read_schema
+from memfit.openai.tools import read_tool_choice, read_tools
 from memfit.openai.turns import Turns, function_call, read_arguments
 from memfit.strict_json import refusal, shown
 
@@ -43,7 +45,6 @@ _KEPT = ("previous_response_id", "conversation")
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 _TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 _THOUGHTS = {"content": {"reasoning_text": "text"}, "summary": {"summary_text": "text"}}
-_CHOICES = {"auto": AUTO, "none": NONE, "required": REQUIRED}
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _LOGPROBS = "message.output_text.logprobs"
 _MOST_LOGPROBS = 20
@@ -62,24 +63,25 @@ def read_responses(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
     for name in _HARMLESS:
         require_harmless("", name, body.get(name), _HARMLESS)
     _check_echoed(body)
-    tools = read_functions(body.get("tools"), "tools", types=("function",), parameters="parameters")
-    choice, function, tools = _tool_choice(body.get("tool_choice"), tools)
+    # Those of other types are the service's own, and clients offer them everywhere.
+    offered = read_tools(body.get("tools"), "tools", types=("function",), nested=False, skips=True)
+    choice = read_tool_choice(body.get("tool_choice"), "tool_choice", offered.tools, nested=False)
     turns = _turns(body)
-    model = body.get("model")
     return Ask(
         messages=turns.messages,
-        template=TemplateOptions(tools=tools, values=_values(body)),
-        tool_choice=choice,
-        function=function,
-        parallel_calls=_flag(body, "parallel_tool_calls", True),
+        template=TemplateOptions(tools=choice.tools, values=_values(body)),
+        tool_choice=choice.choice,
+        function=choice.function,
+        parallel_calls=read_flag(body, "parallel_tool_calls", default=True),
         sampling=read_sampling(body, _SAMPLING, defaults),
         schema=_schema(body),
         logprobs=_logprobs(body),
-        stream=_flag(body, "stream"),
+        stream=read_flag(body, "stream"),
         truncates=_truncates(body.get("truncation")),
-        tells_progress=_flag(body, "return_progress"),
-        names_tokens=_flag(body, "timings_per_token"),
-        model=None if model is None else read_text(model, "model"),
+        tells_progress=read_flag(body, "return_progress"),
+        names_tokens=read_flag(body, "timings_per_token"),
+        model=read_optional_text(body, "model"),
+        warnings=offered.warnings,
     )
 
 
@@ -91,17 +93,12 @@ def wants_telemetry(body: Mapping[str, Any]) -> bool:
 def _check_echoed(body: Mapping[str, Any]) -> None:
     """What means nothing here, and is part of the response."""
     for name in ("user", "safety_identifier", "prompt_cache_key"):
-        _optional_text(body, name, name)
+        read_optional_text(body, name)
     if body.get("max_tool_calls") is not None:
         read_integer(body["max_tool_calls"], "max_tool_calls")
     metadata = body.get("metadata")
     for key, value in ({} if metadata is None else read_object(metadata, "metadata")).items():
         read_text(value, f"metadata.{field_name(key)}")
-
-
-def _optional_text(value: Mapping[str, Any], name: str, path: str) -> None:
-    if value.get(name) is not None:
-        read_text(value[name], path)
 
 
 def _turns(body: Mapping[str, Any]) -> Turns:
@@ -174,44 +171,11 @@ _ITEMS: dict[str, Callable[[Turns, Mapping[str, Any], str], None]] = {
 }
 
 
-def _tool_choice(
-    value: Any, tools: tuple[Mapping[str, Any], ...]
-) -> tuple[str, str | None, tuple[Mapping[str, Any], ...]]:
-    """The choice, the function that must be called, and the tools that may be."""
-    function: str | None = None
-    if isinstance(value, dict):
-        kind = value.get("type")
-        if kind == "function":
-            value, function = "required", require_function(value.get("name"), tools, "tool_choice.name")
-        elif kind == "allowed_tools":
-            tools = _allowed(value, tools)
-            value = value.get("mode")
-        else:
-            raise refusal("tool_choice.type", kind, "function or allowed_tools")
-    choice = "auto" if value is None else value
-    if not isinstance(choice, str) or choice not in _CHOICES:
-        raise refusal("tool_choice", value, f"one of {', '.join(_CHOICES)}, or an object")
-    if choice == "required" and not tools:
-        raise UsageError("tool_choice: a tool must be called, and there are no tools", field="tool_choice")
-    return _CHOICES[choice], function, tools
-
-
-def _allowed(
-    choice: Mapping[str, Any], tools: tuple[Mapping[str, Any], ...]
-) -> tuple[Mapping[str, Any], ...]:
-    """Only these are shown to the model, so that it calls no other."""
-    names = []
-    for index, value in enumerate(read_list(choice.get("tools"), "tool_choice.tools")):
-        path = f"tool_choice.tools[{index}]"
-        names.append(require_function(read_object(value, path).get("name"), tools, f"{path}.name"))
-    return tuple(tool for tool in tools if tool["function"]["name"] in names)
-
-
 def _values(body: Mapping[str, Any]) -> dict[str, Any]:
     """What the chat template is told. `chat_template_kwargs` is llama-server's field."""
     values: dict[str, Any] = {}
     reasoning = {} if body.get("reasoning") is None else read_object(body["reasoning"], "reasoning")
-    _optional_text(reasoning, "summary", "reasoning.summary")
+    read_optional_text(reasoning, "summary", "reasoning.")
     effort = reasoning.get("effort")
     if effort is not None:
         if effort not in _EFFORTS:
@@ -234,12 +198,8 @@ def _schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if kind != "json_schema":
         raise refusal("text.format.type", kind, "text, json_object or json_schema")
     for name in ("name", "description"):
-        _optional_text(wanted, name, f"text.format.{name}")
-    schema = read_object(wanted.get("schema"), "text.format.schema")
-    from memfit.engines.json_schema import check_schema  # where one is asked for
-
-    check_schema(schema, "text.format.schema")
-    return schema
+        read_optional_text(wanted, name, "text.format.")
+    return read_schema(wanted.get("schema"), "text.format.schema")
 
 
 def _logprobs(body: Mapping[str, Any]) -> int | None:
@@ -258,7 +218,3 @@ def _truncates(value: Any) -> bool:
     if value not in (None, "auto", "disabled"):
         raise refusal("truncation", value, "auto or disabled")
     return bool(value == "auto")
-
-
-def _flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    return default if body.get(name) is None else read_boolean(body[name], name)

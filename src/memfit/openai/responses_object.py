@@ -39,7 +39,7 @@ def response_fields(body: Mapping[str, Any], ask: Ask, *, model: str) -> dict[st
         **{name: body.get(name) for name in _ECHOED},
         "model": model,
         "metadata": body.get("metadata") or {},
-        "tools": [_tool(tool) for tool in body.get("tools") or ()],
+        "tools": [_tool(tool) for tool in body.get("tools") or () if tool["type"] == "function"],
         "tool_choice": body.get("tool_choice") or "auto",
         "parallel_tool_calls": ask.parallel_calls,
         "text": {"format": _format(body), "verbosity": "medium"},

@@ -1,4 +1,7 @@
-"""The fields of a body that say how tokens are chosen → Sampling. One table for every API's spellings."""
+"""The fields of a body that say how tokens are chosen → Sampling. Each API has its own table of names.
+
+Knows no API: a table says which field is which option, and how its value is read.
+"""
 
 from __future__ import annotations
 
@@ -9,80 +12,75 @@ from typing import Any
 
 from memfit.engines.requests import RANDOM_SEED, Sampling
 from memfit.errors import UsageError, WrongValueError
-from memfit.openai.fields import read_integer, read_number
+from memfit.openai.fields import read_boolean, read_integer, read_number
 from memfit.strict_json import refusal, shown
 
-__all__ = ["BASIC", "SAMPLING", "read_sampling", "read_stop"]
+__all__ = ["BASIC", "SAMPLING", "SamplingFields", "integers", "numbers", "read_sampling", "read_stop"]
 
 _MOST_STOPS = 256
 _MOST_STOP = 4096  # characters of one
 _MOST_BIASES = 65_536
+_DIGITS = 10  # more are no token
 
-# Fields that every edge honours, and those of servers alone.
-BASIC: dict[str, Callable[[Any, str], Any]] = {
-    **dict.fromkeys(("max_tokens", "top_k", "seed"), read_integer),
-    **dict.fromkeys(("temperature", "top_p", "min_p", "repeat_penalty"), read_number),
-    "stop": lambda value, path: read_stop(value, path),
-}
-SAMPLING: dict[str, Callable[[Any, str], Any]] = {
-    **BASIC,
-    **dict.fromkeys(("repeat_last_n", "mirostat", "dry_allowed_length", "dry_penalty_last_n"), read_integer),
-    **dict.fromkeys(
-        (
-            *("typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold"),
-            *("dynatemp_range", "dynatemp_exponent", "mirostat_tau", "mirostat_eta"),
-            *("frequency_penalty", "presence_penalty", "dry_multiplier", "dry_base"),
-        ),
-        read_number,
-    ),
-    "seed": lambda value, path: read_integer(value, path) % (RANDOM_SEED + 1),  # -1 is a random one
-    "dry_sequence_breakers": lambda value, path: read_stop(value, path),
-    "logit_bias": lambda value, path: _bias(value, path),
-    "ignore_eos": lambda value, path: _flag(value, path),
-}
+# A field's name → the option that it is, and what reads its value.
+SamplingFields = Mapping[str, tuple[str, Callable[[Any, str], Any]]]
 
 
 def read_sampling(
-    body: Mapping[str, Any],
-    defaults: Sampling,
-    *,
-    prefix: str = "",
-    known: Mapping[str, Callable[[Any, str], Any]] = SAMPLING,
-    spellings: Mapping[str, str] | None = None,
+    body: Mapping[str, Any], known: SamplingFields, defaults: Sampling, prefix: str = ""
 ) -> Sampling:
-    """What the body says, over `defaults`; null is as left out.
-
-    `spellings` are other names of fields; `prefix` stands before the names in errors.
+    """What a body asks for wins over `defaults`; null is as left out. `prefix` stands before names in errors.
 
     Raises:
-        UsageError: a value that is none, or that is given by two names.
+        UsageError: a value that is none, or that is given by two names; names the field as the API does.
     """
     given: dict[str, Any] = {}
-    names: dict[str, str] = {}  # field → as the body calls it
-    for name, value in body.items():
-        field = (spellings or {}).get(name, name)
-        if value is None or field not in known:
+    names: dict[str, str] = {}  # option → as the body calls it
+    for name, (option, read) in known.items():
+        if body.get(name) is None:
             continue
-        if field in names:
-            one, other = sorted((names[field], name), key=lambda each: each != field)
+        if option in names:
+            one, other = sorted((names[option], name), key=lambda each: each != option)
             raise UsageError(f"{prefix}{one} and {other} are the same; give one of them", field=prefix + one)
-        names[field] = name
-        given[field] = known[field](value, prefix + name)
+        given[option], names[option] = read(body[name], prefix + name), name
     try:
         return replace(defaults, **given)
     except WrongValueError as error:
         raise error.as_field(prefix + names.get(error.name, error.name)) from None
 
 
+def integers(*names: str) -> dict[str, tuple[str, Callable[[Any, str], Any]]]:
+    """Fields that are called as their options are."""
+    return {name: (name, read_integer) for name in names}
+
+
+def numbers(*names: str) -> dict[str, tuple[str, Callable[[Any, str], Any]]]:
+    return {name: (name, read_number) for name in names}
+
+
 def read_stop(value: Any, path: str) -> tuple[str, ...]:
+    """Stop strings: one, or a list of them. Empty ones stop nothing."""
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise refusal(path, value, "a text that is not empty, or a list of such texts")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise refusal(path, value, "a text, or a list of texts")
     if len(texts) > _MOST_STOPS or max(map(len, texts), default=0) > _MOST_STOP:
         raise UsageError(
             f"{path}: at most {_MOST_STOPS} texts of {_MOST_STOP} characters are taken", field=path
         )
-    return tuple(texts)
+    return tuple(filter(None, texts))
+
+
+def _strict_stop(value: Any, path: str) -> tuple[str, ...]:
+    """OpenAI's, where an empty one is a mistake."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise refusal(path, value, "a text that is not empty, or a list of such texts")
+    return read_stop(value, path)
+
+
+def _seed(value: Any, path: str) -> int:
+    """llama-server's -1 is a random one."""
+    return read_integer(value, path) % (RANDOM_SEED + 1)
 
 
 def _bias(value: Any, path: str) -> tuple[tuple[int | str, float], ...]:
@@ -104,10 +102,23 @@ def _bias(value: Any, path: str) -> tuple[tuple[int | str, float], ...]:
     return tuple(found)
 
 
-_DIGITS = 10  # more are no token
-
-
-def _flag(value: Any, path: str) -> bool:
-    if not isinstance(value, bool):
-        raise refusal(path, value, "true or false")
-    return value
+# OpenAI's fields that every edge honours, and those of servers alone.
+BASIC: SamplingFields = {
+    **integers("max_tokens", "top_k", "seed"),
+    **numbers("temperature", "top_p", "min_p", "repeat_penalty"),
+    "stop": ("stop", _strict_stop),
+    "max_completion_tokens": ("max_tokens", read_integer),
+}
+SAMPLING: SamplingFields = {
+    **BASIC,
+    **integers("repeat_last_n", "mirostat", "dry_allowed_length", "dry_penalty_last_n"),
+    **numbers("typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "dynatemp_range"),
+    **numbers("dynatemp_exponent", "mirostat_tau", "mirostat_eta", "frequency_penalty", "presence_penalty"),
+    **numbers("dry_multiplier", "dry_base"),
+    "seed": ("seed", _seed),
+    "dry_sequence_breakers": ("dry_sequence_breakers", _strict_stop),
+    "logit_bias": ("logit_bias", _bias),
+    "ignore_eos": ("ignore_eos", read_boolean),
+    "n_predict": ("max_tokens", read_integer),
+    "repetition_penalty": ("repeat_penalty", read_number),
+}

@@ -1,121 +1,153 @@
-"""The tools that a body offers, and which of them it wants called."""
+"""The functions that a body offers, in the form of OpenAI's chats, and which of them it wants called.
+
+Knows no API: who reads says what types they have, and where their names and parameters lie.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from memfit.errors import UsageError
 from memfit.openai.ask import AUTO, NONE, REQUIRED
-from memfit.openai.fields import read_object
+from memfit.openai.fields import read_list, read_object, read_text
 from memfit.strict_json import refusal, shown
 
-__all__ = ["ToolChoice", "read_tool_choice", "read_tools"]
+__all__ = ["Offered", "ToolChoice", "read_tool_choice", "read_tools", "require_function"]
 
 _MOST_TOOLS = 512
-_MOST_NAME = 256
+_MOST_NAME = 256  # characters
+
+_Tools = tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offered:
+    """What a body offers."""
+
+    tools: _Tools  # functions
+    warnings: tuple[str, ...] = ()  # of those that were left out
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToolChoice:
     """Which tools there are, and which must be called."""
 
-    tools: tuple[Mapping[str, Any], ...]
+    tools: _Tools
     choice: str = AUTO  # or NONE, REQUIRED
     function: str | None = None  # that one, where a call is required
 
 
-def read_tools(value: Any, path: str) -> tuple[Mapping[str, Any], ...]:
-    """Functions in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}.
+def read_tools(
+    value: Any,
+    path: str,
+    *,
+    types: Collection[str | None] = (None, "function"),
+    parameters: str = "parameters",
+    nested: bool = True,
+    skips: bool = False,
+) -> Offered:
+    """Each has a name, a description and `parameters`: in its field function where they are `nested`.
+    Null: there are none. With `skips`, tools of other types are left out, with a warning.
 
     Raises:
-        UsageError: something else is among them.
+        UsageError: a tool of another type: the service behind the API runs it, and nothing here does.
     """
-    if not isinstance(value, list) or len(value) > _MOST_TOOLS:
+    listed = read_list([] if value is None else value, path, "a list of tools")
+    if len(listed) > _MOST_TOOLS:
         raise refusal(path, value, f"a list of at most {_MOST_TOOLS} tools")
-    tools = tuple(_tool(each, f"{path}[{index}]") for index, each in enumerate(value))
-    names = [one["function"]["name"] for one in tools]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"{path}: there are two functions {shown(twice)}", field=path)
-    return tools
+    tools: dict[str, dict[str, Any]] = {}
+    warnings: dict[str, None] = {}
+    for index, each in enumerate(listed):
+        here = f"{path}[{index}]"
+        tool = read_object(each, here, "an object with a function")
+        kind = tool.get("type")
+        if kind not in types and skips and isinstance(kind, str):
+            warnings[f"tools of type {shown(kind)} are left out; nothing here runs them"] = None
+            continue
+        if kind not in types:
+            raise _other_type(kind, f"{here}.type", types)
+        where = f"{here}.function" if nested else here
+        function = _function(tool.get("function") if nested else tool, where, parameters)
+        name = function["function"]["name"]
+        if name in tools:
+            raise UsageError(f"{here}: there is a function {shown(name)} already", field=path, got=name)
+        tools[name] = function
+    return Offered(tools=tuple(tools.values()), warnings=tuple(warnings))
 
 
-def read_tool_choice(value: Any, path: str, tools: Sequence[Mapping[str, Any]]) -> ToolChoice:
-    """OpenAI's tool_choice: a word, a function, or the functions that are allowed. None is as left out.
+def read_tool_choice(value: Any, path: str, tools: _Tools, *, nested: bool = True) -> ToolChoice:
+    """OpenAI's tool_choice: a word, a function, or the functions that are allowed. Null is as left out; a
+    function's name lies in its field function where it is `nested`.
 
     Raises:
         UsageError: it is none, or names a function that is not there.
     """
-    offered = tuple(tools)
-    if value is None:
-        return ToolChoice(tools=offered)
-    if isinstance(value, str):
-        if value not in (AUTO, NONE, REQUIRED):
-            raise refusal(path, value, f"{AUTO}, {NONE}, {REQUIRED} or a function")
-        if value == REQUIRED and not tools:
-            raise UsageError(f"{path}: a call is required, and there are no tools", field=path)
-        return ToolChoice(tools=offered, choice=value)
-    wanted = read_object(value, path, f"{AUTO}, {NONE}, {REQUIRED} or a function")
-    if wanted.get("type") == "allowed_tools":
-        return _allowed(wanted, path, offered)
-    if wanted.get("type") != "function":
-        raise refusal(f"{path}.type", wanted.get("type"), "function")
-    name = _name_of(wanted, path)
-    return ToolChoice(tools=_named(offered, {name}, path), choice=REQUIRED, function=name)
-
-
-def _allowed(wanted: Mapping[str, Any], path: str, tools: tuple[Mapping[str, Any], ...]) -> ToolChoice:
-    described = wanted.get("allowed_tools", wanted)
-    inner = read_object(described, f"{path}.allowed_tools")
-    mode, listed = inner.get("mode", AUTO), inner.get("tools")
-    if mode not in (AUTO, REQUIRED):
+    if not isinstance(value, dict):
+        return ToolChoice(tools=tools, choice=_word(AUTO if value is None else value, path, tools))
+    kind = value.get("type")
+    if kind == "function":
+        return ToolChoice(tools=tools, choice=REQUIRED, function=_named(value, path, tools, nested))
+    if kind != "allowed_tools":
+        raise refusal(f"{path}.type", kind, "function or allowed_tools")
+    if nested:
+        path += ".allowed_tools"
+        value = read_object(value.get("allowed_tools"), path)
+    allowed = [
+        _named(read_object(one, f"{path}.tools[{index}]"), f"{path}.tools[{index}]", tools, nested)
+        for index, one in enumerate(read_list(value.get("tools"), f"{path}.tools"))
+    ]
+    # Only these are shown to the model, so that it calls no other.
+    kept = tuple(tool for tool in tools if tool["function"]["name"] in allowed)
+    mode = value.get("mode")
+    if mode not in (None, AUTO, REQUIRED):
         raise refusal(f"{path}.mode", mode, f"{AUTO} or {REQUIRED}")
-    if not isinstance(listed, list):
-        raise refusal(f"{path}.tools", listed, "a list of functions")
-    names = {_name_of(read_object(one, f"{path}.tools"), f"{path}.tools") for one in listed}
-    return ToolChoice(tools=_named(tools, names, path), choice=mode)
+    return ToolChoice(tools=kept, choice=_word(mode or AUTO, path, kept))
 
 
-def _name_of(wanted: Mapping[str, Any], path: str) -> str:
-    """Of a function as chats have it, or as Responses have it, without the inner object."""
-    inner = wanted.get("function", wanted)
-    name = inner.get("name") if isinstance(inner, dict) else None
-    if not isinstance(name, str) or not name:
-        raise refusal(f"{path}.function.name", name, "a function's name")
-    return name
+def require_function(name: Any, tools: Sequence[Mapping[str, Any]], path: str) -> str:
+    """The name of a function that must be called, which has to be among the tools."""
+    names = [tool["function"]["name"] for tool in tools]
+    if name not in names:
+        raise refusal(path, name, f"one of the tools: {', '.join(names) or 'there are none'}")
+    return str(name)
 
 
-def _named(tools: tuple[Mapping[str, Any], ...], names: set[str], path: str) -> tuple[Mapping[str, Any], ...]:
-    for name in names - {one["function"]["name"] for one in tools}:
-        raise UsageError(f"{path}: there is no function {shown(name)} among the tools", field=path, got=name)
-    return tuple(one for one in tools if one["function"]["name"] in names)
+def _word(value: Any, path: str, tools: _Tools) -> str:
+    if not isinstance(value, str) or value not in (AUTO, NONE, REQUIRED):
+        raise refusal(path, value, f"{AUTO}, {NONE}, {REQUIRED} or a function")
+    if value == REQUIRED and not tools:
+        raise UsageError(f"{path}: a tool must be called, and there are no tools", field=path)
+    return value
 
 
-def _tool(value: Any, path: str) -> Mapping[str, Any]:
-    tool = read_object(value, path, "an object with a function")
-    if tool.get("type", "function") != "function":
-        raise UsageError(
-            f"{path}: tools of type {shown(tool['type'])} are not supported; only function is",
-            field=f"{path}.type",
-            got=shown(tool["type"]),
-            needed="function",
-        )
-    function = read_object(tool.get("function"), f"{path}.function", "an object with a name")
-    name, parameters = function.get("name"), function.get("parameters")
+def _named(value: Mapping[str, Any], path: str, tools: _Tools, nested: bool) -> str:
+    if nested:
+        path += ".function"
+        value = read_object(value.get("function"), path, "an object with a name")
+    return require_function(value.get("name"), tools, f"{path}.name")
+
+
+def _other_type(kind: Any, path: str, types: Collection[str | None]) -> UsageError:
+    needed = " or ".join(filter(None, types))
+    return UsageError(
+        f"{path}: tools of type {shown(kind)} are not supported, only {needed}",
+        field=path,
+        got=shown(kind),
+        needed=needed,
+    )
+
+
+def _function(value: Any, path: str, parameters: str) -> dict[str, Any]:
+    """One function; without parameters it takes any object."""
+    function = read_object(value, path, "an object with a name")
+    name = function.get("name")
     if not isinstance(name, str) or not 0 < len(name) <= _MOST_NAME:
-        raise refusal(f"{path}.function.name", name, f"a text of up to {_MOST_NAME} characters")
-    description = function.get("description")
-    if description is not None and not isinstance(description, str):
-        raise refusal(f"{path}.function.description", description, "a text")
-    if parameters is not None:
-        read_object(parameters, f"{path}.function.parameters", "a JSON schema")
-    return {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": description or "",
-            "parameters": parameters or {"type": "object", "properties": {}},
-        },
-    }
+        raise refusal(f"{path}.name", name, f"a function's name of up to {_MOST_NAME} characters")
+    read: dict[str, Any] = {"name": name}
+    if function.get("description") is not None:
+        read["description"] = read_text(function["description"], f"{path}.description")
+    given = function.get(parameters)
+    read["parameters"] = read_object({"type": "object"} if given is None else given, f"{path}.{parameters}")
+    return {"type": "function", "function": read}

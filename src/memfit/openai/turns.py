@@ -63,8 +63,10 @@ class Turns:
         return self._messages[-1]
 
 
-def function_call(call: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": call, "type": "function", "function": {"name": name, "arguments": arguments}}
+def function_call(call: str | None, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`call` is its id, where it has one."""
+    identity = {} if call is None else {"id": call}
+    return {**identity, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def read_arguments(text: str) -> dict[str, Any]:

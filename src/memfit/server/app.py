@@ -19,7 +19,9 @@ from memfit.server.failures import RefusedError
 from memfit.server.guard import Guard
 from memfit.server.host import ModelHost
 from memfit.server.llama_paths import LLAMA, llama_routes
+from memfit.server.ollama_paths import ollama_routes
 from memfit.server.openai_paths import openai_routes
+from memfit.server.openapi_paths import openapi_routes
 from memfit.server.own_paths import own_routes
 from memfit.server.service import Service, failure
 from memfit.server.settings import Settings
@@ -50,9 +52,11 @@ def make_app(
 
     routes = [
         *own_routes(service),
+        *openapi_routes(service),
         *llama_routes(service),
         *openai_routes(service),
         *anthropic_routes(service),
+        *ollama_routes(service),
     ]
     return Starlette(
         routes=routes,

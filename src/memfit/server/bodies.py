@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import inf
 from typing import Any
 
 import anyio
@@ -30,7 +31,7 @@ async def read_body(request: Request, limits: Limits) -> dict[str, Any]:
     """
     body = await _received(request, limits)
     value = read_object(parse_json(body, "the body"), "the body")
-    _require_shallow(value, limits.depth)
+    _require_plain(value, limits.depth)
     if _SURROGATE.search(body):  # half of a character, which no tokenizer takes
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -63,16 +64,15 @@ async def _received(request: Request, limits: Limits) -> bytes:
     return b"".join(pieces)
 
 
-def _require_shallow(value: Any, depth: int) -> None:
-    """Refuse what is nested so deeply that reading it could overflow a stack."""
+def _require_plain(value: Any, depth: int) -> None:
+    """Refuse what is nested so deeply that reading it could overflow a stack; and 1e999, which is JSON, and
+    becomes what could not be written again."""
     level: list[Any] = [value]
     for _ in range(depth):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
+        inner = [one for outer in level for one in (outer.values() if isinstance(outer, dict) else outer)]
+        if inf in inner or -inf in inner:
+            raise UsageError("the body holds a number beyond all bounds")
+        level = [one for one in inner if isinstance(one, dict | list)]
         if not level:
             return
     raise UsageError(f"the body is nested deeper than {depth} levels", needed=depth)

@@ -27,14 +27,20 @@ def model_facts(service: Service) -> ModelFacts:
     return ModelFacts(
         name=service.model,
         size_bytes=spec.file_bytes,
-        digest=str(plan.identity.get("sha256", "")) or f"{spec.file_bytes:064x}",
+        digest=plan.fingerprint.files[0].sha256 if plan.fingerprint else f"{spec.file_bytes:064x}",
         modified=path.stat().st_mtime if path.exists() else service.started,
         family=spec.architecture,
         parameters=spec.n_params,
         quantization=spec.quantization,
-        context=served.sequence_tokens,
+        context=served.sequence_tokens or plan.sequence_context,
         capabilities=tuple(abilities),
         template=served.template or "",
+        license=str(spec.metadata.get("general.license", "")),
+        header=tuple(
+            (name, value)
+            for name, value in spec.metadata.items()
+            if isinstance(value, str | int | float) and not name.endswith("chat_template")
+        ),
         loaded_bytes=sum(tier.total_bytes for tier in plan.tiers if tier.kind != "disk"),
         vram_bytes=sum(tier.total_bytes for tier in plan.tiers if tier.kind == "vram"),
     )

@@ -13,7 +13,7 @@ from memfit.errors import (
     readable,
 )
 
-__all__ = ["BusyError", "RefusedError", "llama_error", "ollama_error", "openai_error", "status_of"]
+__all__ = ["BusyError", "RefusedError", "llama_error", "openai_error", "status_of"]
 
 _MOST = 4000  # characters of a message
 
@@ -65,10 +65,6 @@ def llama_error(error: MemfitError) -> dict[str, Any]:
     """llama-server's: the code is the status."""
     found = openai_error(error)["error"]
     return {"error": {**found, "code": status_of(error)}}
-
-
-def ollama_error(error: MemfitError) -> dict[str, Any]:
-    return {"error": readable(str(error), most=_MOST)}
 
 
 def _kind(error: MemfitError) -> str:

@@ -11,8 +11,8 @@ from starlette.routing import Route
 from memfit.engines.requests import PromptText
 from memfit.engines.requests import Request as ModelRequest
 from memfit.errors import MemfitError, UsageError
-from memfit.openai.chat import read_chat, read_flag
-from memfit.openai.fields import read_integer
+from memfit.openai.chat import read_chat
+from memfit.openai.fields import read_flag, read_integer
 from memfit.openai.llama_answers import LlamaWriter
 from memfit.openai.llama_asks import read_infill, read_llama_completion, response_fields
 from memfit.server.answering import describe
@@ -107,7 +107,7 @@ async def _described(service: Service, request: Request, read: Any, written: Any
 
 
 def _to_tokenize(body: dict[str, Any]) -> ModelRequest:
-    """llama.cpp calls the text "content", lm-eval's clients "prompt": with special tokens by default."""
+    """llama.cpp calls the text "content", lm-eval "prompt", and wants special tokens unless it says so."""
     name = "content" if "content" in body or "prompt" not in body else "prompt"
     text = body.get(name, "")
     if not isinstance(text, str):

@@ -1,23 +1,26 @@
-"""memfit's own paths: health, metrics, the running plan, the document of all paths."""
+"""memfit's own paths: health, metrics, the running plan, and what another would be."""
 
 from __future__ import annotations
 
-import re
+import asyncio
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from memfit.errors import MemfitError
+from memfit.server.asking import helper_answer
+from memfit.server.bodies import read_body
 from memfit.server.failures import RefusedError
 from memfit.server.llama_paths import LLAMA
-from memfit.server.openapi import openapi_document
 from memfit.server.paths import both
+from memfit.server.pricing import price_question, read_price
 from memfit.server.service import Service, failure, json_response
 
 __all__ = ["own_routes"]
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-_LIMIT = re.compile("[1-9][0-9]{0,8}", re.ASCII)
 
 
 def own_routes(service: Service) -> list[Route]:
@@ -37,37 +40,60 @@ def own_routes(service: Service) -> list[Route]:
 
     async def plan(request: Request) -> Response:
         del request
-        status = service.host.status()
-        return json_response(
-            {
-                **service.plan.to_json(),
-                "state": service.host.state,
-                "restarts": service.host.restarts,
-                "held_bytes": status.held_bytes,
-                "cells_in_use": status.cells_in_use,
-                "running": status.running,
-                "waiting": status.waiting + service.admission.waiting,
-            }
-        )
+        return json_response(_running_plan(service))
 
-    async def openapi(request: Request) -> Response:
-        most = request.query_params.get("max_tokens")
-        if most is not None and not _LIMIT.fullmatch(most):
-            said = "max_tokens: needed a whole number above 0"
-            return failure(RefusedError(400, "invalid_request_error", said, field="max_tokens"), LLAMA)
-        settings = service.settings
-        return json_response(
-            openapi_document(
-                names=settings.names,
-                vocabulary=service.plan.spec.vocabulary,
-                has_keys=bool(settings.api_keys),
-                most_tokens=int(most) if most else None,
-            )
-        )
+    async def price(request: Request) -> Response:
+        try:
+            body = await read_body(request, service.settings.limits)
+            budget, workload = read_price(body, service.plan)
+            question = price_question(service.plan, budget, workload)
+            async with pricing:
+                planned = helper_answer(
+                    "memfit.server.pricing_process", question, name="the process that plans"
+                )
+                return json_response(await service.unless_left(request, planned))
+        except MemfitError as error:
+            return failure(error, LLAMA)
 
+    async def apply(request: Request) -> Response:
+        del request
+        said = "a plan cannot be applied to a running server yet; start memfit serve with its options"
+        return failure(RefusedError(501, "not_supported_error", said), LLAMA)
+
+    pricing = asyncio.Lock()  # a process at a time
     return [
         *both("/health", health, "GET"),
         Route("/metrics", metrics, methods=["GET"]),
         Route("/plan", plan, methods=["GET"]),
-        Route("/openapi.json", openapi, methods=["GET"]),
+        Route("/plan", price, methods=["POST"]),
+        Route("/apply", apply, methods=["POST"]),
     ]
+
+
+def _running_plan(service: Service) -> dict[str, Any]:
+    """The plan's JSON, with what the meter has found so far. A device that nobody here measures has null."""
+    status, plan = service.host.status(), service.plan
+    tiers = []
+    for tier in plan.tiers:
+        held, peak = status.tiers.get(tier.name, (None, None))
+        tiers.append(
+            {
+                "name": tier.name,
+                "kind": tier.kind,
+                "budget_bytes": tier.budget_bytes,
+                "predicted_bytes": tier.total_bytes,
+                "held_bytes": held,
+                "peak_bytes": peak,
+                "error_bytes": None if peak is None else tier.total_bytes - peak,
+            }
+        )
+    return {
+        **plan.to_json(),
+        "state": service.host.state,
+        "restarts": service.host.restarts,
+        "measured": {"tiers": tiers},
+        "held_bytes": status.held_bytes,
+        "cells_in_use": status.cells_in_use,
+        "running": status.running,
+        "waiting": status.waiting + service.admission.waiting,
+    }

@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 
 from memfit.engines.requests import Request as ModelRequest
 from memfit.engines.served import Served
-from memfit.errors import MemfitError, UsageError
+from memfit.errors import EngineError, MemfitError, UsageError
 from memfit.openai.answers import AnswerWriter, Frame
 from memfit.openai.ask import Ask
 from memfit.planner.plan import Plan
@@ -25,10 +25,11 @@ from memfit.server.answering import Answering, describe
 from memfit.server.bodies import read_body
 from memfit.server.failures import BusyError, RefusedError, openai_error, status_of
 from memfit.server.host import ModelHost
+from memfit.server.library import Library
 from memfit.server.metrics import Metrics
 from memfit.server.settings import Settings
 
-__all__ = ["OPENAI", "Dialect", "Service"]
+__all__ = ["OPENAI", "Dialect", "Service", "failure", "json_response", "line", "streamed"]
 
 _PING_SECONDS = 10.0
 _PING = b": still computing\n\n"
@@ -50,6 +51,7 @@ class Service:
     """One server's parts, as its paths share them."""
 
     host: ModelHost  # once the event loop runs
+    library: Library
 
     def __init__(self, *, plan: Plan, settings: Settings, say: Callable[[str], None]) -> None:
         """`say` hears what is worth a line in the log."""
@@ -60,6 +62,7 @@ class Service:
 
     def begin(self, host: ModelHost) -> None:
         self.host = host
+        self.library = Library()
 
     @property
     def served(self) -> Served:
@@ -79,20 +82,36 @@ class Service:
         dialect: Dialect = OPENAI,
     ) -> Response:
         """Answer one call of the model."""
-        place: Place | None = None
         try:
             body = await read_body(request, self.settings.limits)
+        except MemfitError as error:
+            return failure(error, dialect)
+        return await self.answer(request, body, read, writer, dialect)
+
+    async def answer(
+        self,
+        request: Request,
+        body: dict[str, Any],
+        read: Callable[[dict[str, Any]], Ask],
+        writer: Callable[[Mapping[str, Any], Ask], AnswerWriter],
+        dialect: Dialect = OPENAI,
+    ) -> Response:
+        """As `respond`, of a body that has come."""
+        place: Place | None = None
+        try:
             ask = self._completed(read(body))
+            for warning in ask.warnings:
+                self.say(warning)
             place = self.admission.enter(ask.choices)
             writes = writer(body, ask)
             answering = Answering(self.host, ask, self.served, self.say)
             if not ask.stream:
                 with place:
-                    answers = await self._unless_left(request, answering.whole())
+                    answers = await self.unless_left(request, answering.whole())
                     self.metrics.count(answers)
                     return json_response(writes.body(answers))
             frames = answering.stream(writes)
-            first = await self._unless_left(request, _first(frames))
+            first = await self.unless_left(request, _first(frames))
         except MemfitError as error:
             if place:
                 place.close()
@@ -101,9 +120,7 @@ class Service:
             if place:
                 place.close()
             raise
-        stream = self._bytes(first, frames, place, answering, dialect)
-        media = "application/x-ndjson" if dialect.lines else "text/event-stream"
-        return StreamingResponse(stream, media_type=media, headers=_STREAM_HEADERS)
+        return streamed(self._bytes(first, frames, place, answering, dialect), dialect)
 
     async def count(
         self,
@@ -120,6 +137,41 @@ class Service:
         except MemfitError as error:
             return failure(error, dialect)
         return json_response(written(len(prompt.tokens)))
+
+    async def loaded(self, request: Request) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            MemfitError: it cannot be, or the client does not wait for it.
+        """
+        state = await self.unless_left(request, self.host.settle())
+        if state != "ready":
+            raise self.host.failure or EngineError("the server is ending")
+
+    async def unless_left(self, request: Request, work: Awaitable[_T], *, seconds: float | None = None) -> _T:
+        """What comes of it, unless the client leaves or time is up; then it is cancelled.
+
+        Raises:
+            RefusedError: that has happened.
+        """
+        task = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(_leaving(request))
+        try:
+            await asyncio.wait(
+                (task, leaving),
+                timeout=seconds or self.settings.limits.call_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if task.done():
+                return task.result()
+            if leaving.done():
+                raise RefusedError(499, "invalid_request_error", "the client left")
+            raise RefusedError(504, "timeout_error", "the answer took too long")
+        finally:
+            leaving.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
 
     def filled_in(self, ask: Ask) -> Ask:
         """With the text that is filled in between prefix and suffix, in the model's own tokens.
@@ -155,7 +207,7 @@ class Service:
         answering: Answering,
         dialect: Dialect,
     ) -> AsyncIterator[bytes]:
-        encode = _line if dialect.lines else _event
+        encode = line if dialect.lines else _event
         with place:
             async with aclosing(frames):
                 if first is not None:
@@ -176,27 +228,6 @@ class Service:
             parses_reasoning=ask.parses_reasoning and settings.parses_reasoning,
         )
 
-    async def _unless_left(self, request: Request, work: Awaitable[_T]) -> _T:
-        """What comes of it, unless the client leaves or time is up; then it is cancelled."""
-        task = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(_leaving(request))
-        try:
-            await asyncio.wait(
-                (task, leaving),
-                timeout=self.settings.limits.call_seconds,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if task.done():
-                return task.result()
-            if leaving.done():
-                raise RefusedError(499, "invalid_request_error", "the client left")
-            raise RefusedError(504, "timeout_error", "the answer took too long")
-        finally:
-            leaving.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
-
 
 def fill_in(prompt: str | tuple[int | str, ...], suffix: str, tokens: Sequence[int]) -> tuple[int | str, ...]:
     """As models are trained: prefix, suffix, and then what lies between; `tokens` mark the three."""
@@ -209,6 +240,11 @@ def failure(error: MemfitError, dialect: Dialect = OPENAI) -> Response:
     """The response to a call that failed."""
     headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, BusyError) else {}
     return json_response(dialect.error(error), status_of(error), headers)
+
+
+def streamed(frames: AsyncIterator[bytes], dialect: Dialect) -> Response:
+    media = "application/x-ndjson" if dialect.lines else "text/event-stream"
+    return StreamingResponse(frames, media_type=media, headers=_STREAM_HEADERS)
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -228,7 +264,7 @@ def _event(frame: Frame) -> bytes:
     return name + b"data: " + data + b"\n\n"
 
 
-def _line(frame: Frame) -> bytes:
+def line(frame: Frame) -> bytes:
     return _json(frame.data) + b"\n"
 
 

@@ -1,0 +1,106 @@
+"""The library as the server's event loop sees it: models are listed, pulled and deleted by processes of their
+own (hub/library_work.py), whose memory does not count in the budget and ends with them.
+
+Knows no API, but for how clients of Ollama write names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from memfit.errors import UsageError, readable
+from memfit.hub.name_suggestions import hub_name
+from memfit.server.asking import Event, helper_answer, helper_events
+from memfit.server.failures import RefusedError
+
+__all__ = ["Library", "library_name"]
+
+_NAME = "the library's process"
+_FRESH_SECONDS = 10.0  # for which a list holds; other programs download too
+_MOST_PULLS = 4
+_LATEST = ":latest"  # what clients add to a name without a tag
+_HUB = re.compile(r"(?:https?://)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
+_FILE = re.compile(r"https://[^?#]+\.gguf(?:[?#].*)?", re.IGNORECASE | re.DOTALL)
+
+
+def library_name(name: str) -> str:
+    """MODEL as memfit has it, of hf.co/org/repo:TAG, hf:org/repo:TAG or the URL of a file.
+
+    Raises:
+        UsageError: it is something else; says what to send.
+    """
+    name = name.removesuffix(_LATEST)
+    if name.startswith("hf:") or _FILE.fullmatch(name):
+        return name
+    meant = hub_name(name)
+    if meant and _HUB.match(name):
+        return meant
+    raise UsageError(
+        f"{readable(name, most=200, kept='')}: models come from the Hugging Face hub or a URL: send "
+        f"hf.co/org/repo:Q4_K_M or https://…/file.gguf{f'; this one is {meant}' if meant else ''}",
+        field="model",
+    )
+
+
+class Library:
+    """On the event loop."""
+
+    def __init__(self) -> None:
+        self._listing = asyncio.Lock()
+        self._models: list[dict[str, Any]] = []
+        self._listed = float("-inf")  # when
+        self._pulled: set[str] = set()
+
+    async def models(self) -> list[dict[str, Any]]:
+        """The whole ones, as hub/library_work.py describes them. Asked once for all who ask at a time.
+
+        Raises:
+            MemfitError: the cache cannot be read.
+        """
+        async with self._listing:
+            if time.monotonic() - self._listed > _FRESH_SECONDS:
+                self._models = await helper_answer("memfit.hub", "models", name=_NAME)
+                self._listed = time.monotonic()
+            return self._models
+
+    async def pull(self, model: str) -> AsyncGenerator[Event]:
+        """The events of a download (hub/library_work.py), until it is whole. Closed early, it ends, and what
+        has come is kept.
+
+        Raises:
+            RefusedError: it is being pulled, or too many are.
+            MemfitError: as `memfit pull`.
+        """
+        if model in self._pulled:
+            raise RefusedError(409, "conflict_error", f"{model} is being downloaded already", field="model")
+        if len(self._pulled) >= _MOST_PULLS:
+            raise RefusedError(429, "rate_limit_error", f"{_MOST_PULLS} models are being downloaded already")
+        self._pulled.add(model)
+        try:
+            async with aclosing(helper_events("memfit.hub", "download", model, name=_NAME)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._pulled.discard(model)
+            self._forget()
+
+    async def delete(self, model: str, kept: Sequence[Path]) -> bool:
+        """Whether it was deleted: not where it has one of the files that are `kept`.
+
+        Raises:
+            MemfitError: as `library_work.delete`.
+        """
+        try:
+            freed = await helper_answer("memfit.hub", "delete", model, *map(str, kept), name=_NAME)
+            return freed["freed_bytes"] is not None
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._listed = float("-inf")

@@ -1,0 +1,80 @@
+"""Ollama's paths that ask the model, and who is at home. One model answers, by whatever name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from memfit.errors import MemfitError
+from memfit.openai.ask import Ask
+from memfit.openai.ollama import OllamaForm, loads_only, read_ollama_chat, read_ollama_generate
+from memfit.openai.ollama_answers import OllamaWriter, ollama_loaded
+from memfit.openai.ollama_models import ollama_ps, ollama_version
+from memfit.server.bodies import read_body
+from memfit.server.facts import model_facts
+from memfit.server.ollama_library import OLLAMA, ollama_library_routes
+from memfit.server.service import Service, failure, json_response
+
+__all__ = ["ollama_routes"]
+
+
+def ollama_routes(service: Service) -> list[Route]:
+    defaults = service.settings.sampling
+
+    async def chat(request: Request) -> Response:
+        return await _answer(service, "chat", request, partial(read_ollama_chat, defaults=defaults))
+
+    async def generate(request: Request) -> Response:
+        def read(body: dict[str, Any]) -> Ask:
+            return service.filled_in(read_ollama_generate(body, defaults=defaults))
+
+        return await _answer(service, "generate", request, read)
+
+    async def running(request: Request) -> Response:
+        del request
+        loaded = [model_facts(service)] if service.host.state == "ready" else []
+        return json_response(ollama_ps(loaded))
+
+    async def version(request: Request) -> Response:
+        del request
+        return json_response(ollama_version())
+
+    return [
+        Route("/", _greet, methods=["GET"]),
+        Route("/api/chat", chat, methods=["POST"]),
+        Route("/api/generate", generate, methods=["POST"]),
+        Route("/api/ps", running, methods=["GET"]),
+        Route("/api/version", version, methods=["GET"]),
+        *ollama_library_routes(service),
+    ]
+
+
+async def _answer(
+    service: Service, form: OllamaForm, request: Request, read: Callable[[dict[str, Any]], Ask]
+) -> Response:
+    try:
+        body = await read_body(request, service.settings.limits)
+        wanted = loads_only(body, form)
+        if wanted:
+            await service.loaded(request)
+            return json_response(ollama_loaded(form, wanted, model=service.model))
+    except MemfitError as error:
+        return failure(error, OLLAMA)
+    return await service.answer(
+        request,
+        body,
+        read,
+        lambda _, ask: OllamaWriter(form, ask, model=service.model),
+        OLLAMA,
+    )
+
+
+async def _greet(request: Request) -> Response:
+    """Clients ask here whether anybody is at home, by HEAD."""
+    del request
+    return PlainTextResponse("memfit is running")

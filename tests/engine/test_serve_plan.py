@@ -1,0 +1,76 @@
+"""/plan: what was predicted beside what is held, and what another budget or workload would take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from conftest import MOST_SECONDS, WAIT_SECONDS
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx2.Client]:
+    command = [sys.executable, "-m", "memfit", "serve", "demo", "--port", "0", "--ctx", "1024"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            address = next(line.split()[-1] for line in process.stderr if "will listen on" in line)
+            with httpx2.Client(base_url=address, timeout=WAIT_SECONDS, trust_env=False) as client:
+                yield client
+        finally:
+            process.terminate()
+            process.communicate(timeout=WAIT_SECONDS)
+
+
+def test_what_is_held_stands_beside_what_was_predicted(client: httpx2.Client) -> None:
+    client.post("/completion", json={"prompt": "Hello", "n_predict": 2})
+    plan = client.get("/plan").json()
+    (tier,) = plan["measured"]["tiers"]
+    assert plan["state"] == "ready" and plan["held_bytes"] == tier["held_bytes"]
+    assert (
+        plan["tiers"][0]["weights_bytes"] < tier["held_bytes"] <= tier["peak_bytes"] <= tier["budget_bytes"]
+    )
+    assert tier["predicted_bytes"] == plan["tiers"][0]["total_bytes"]
+    assert tier["error_bytes"] == tier["predicted_bytes"] - tier["peak_bytes"]
+
+
+def test_another_workload_is_priced(client: httpx2.Client) -> None:
+    now = client.get("/plan").json()
+    same, longer = (
+        client.post("/plan", json=body, timeout=MOST_SECONDS).json()
+        for body in ({}, {"workload": {"context": 4096, "parallel": 2}})
+    )
+    assert same["fits"]
+    for part in ("budget", "weights", "kv_cache", "compute"):  # what processes take may be measured anew
+        assert same["tiers"][0][f"{part}_bytes"] == now["tiers"][0][f"{part}_bytes"]
+    assert (longer["context"], longer["parallel"]) == (4096, 2)
+    cells = [one["tiers"][0]["kv_cache_bytes"] for one in (same, longer)]
+    assert cells[1] == 4 * cells[0]
+    assert client.get("/plan").json()["context"] == 1024  # nothing else has changed
+
+
+def test_a_budget_that_is_too_small_is_told(client: httpx2.Client) -> None:
+    body = {"budget": {"ram": "150MiB", "disk": False}}
+    refused = client.post("/plan", json=body, timeout=MOST_SECONDS)
+    assert refused.status_code == 200  # of what was asked, it is the answer
+    assert not refused.json()["fits"]
+    assert refused.json()["needs_bytes"] > refused.json()["budget_bytes"] == 150 * 2**20
+    for body, field in (
+        ({"budget": {"ram": "much"}}, "budget.ram"),
+        ({"workload": {"context": "long"}}, "workload.context"),
+        ({"workload": {"parallel": 0}}, "workload.parallel"),
+        ({"weather": {}}, "body.weather"),
+    ):
+        wrong = client.post("/plan", json=body)
+        assert wrong.status_code == 400 and wrong.json()["error"]["param"] == field, wrong.text
+
+
+def test_no_plan_is_applied_yet(client: httpx2.Client) -> None:
+    answer = client.post("/apply", json={})
+    assert answer.status_code == 501 and "start memfit serve" in answer.json()["error"]["message"]
