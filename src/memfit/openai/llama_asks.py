@@ -41,7 +41,7 @@ def read_infill(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
         texts[name] = body.get(name, "" if name == "prompt" else None)
         if not isinstance(texts[name], str):
             raise refusal(name, texts[name], "a text")
-    extra = body.get("input_extra") or []
+    extra = [] if body.get("input_extra") is None else body["input_extra"]
     if not isinstance(extra, list):
         raise refusal("input_extra", extra, "a list of objects with a text")
     before = []
@@ -57,7 +57,7 @@ def read_infill(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
 
 def response_fields(body: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields of the answer that are wanted; (): all."""
-    fields = body.get("response_fields") or []
+    fields = [] if body.get("response_fields") is None else body["response_fields"]
     if not isinstance(fields, list) or not all(isinstance(one, str) for one in fields):
         raise refusal("response_fields", fields, "a list of names")
     return tuple(fields)

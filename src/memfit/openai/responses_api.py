@@ -156,11 +156,10 @@ def _read_result(turns: Turns, item: Mapping[str, Any], path: str) -> None:
 
 def _read_reasoning(turns: Turns, item: Mapping[str, Any], path: str) -> None:
     """Thoughts as they were, or their summary. What is encrypted only its own service can read."""
-    for field, texts in _THOUGHTS.items():
-        text = read_content(item.get(field), f"{path}.{field}", texts)
-        if text:
-            turns.answer(reasoning=text)
-            return
+    found = [read_content(item.get(field), f"{path}.{field}", texts) for field, texts in _THOUGHTS.items()]
+    text = next(filter(None, found), "")
+    if text:
+        turns.answer(reasoning=text)
 
 
 _ITEMS: dict[str, Callable[[Turns, Mapping[str, Any], str], None]] = {

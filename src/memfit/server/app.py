@@ -21,6 +21,7 @@ from memfit.server.host import Load, ModelHost
 from memfit.server.llama_paths import LLAMA, llama_routes
 from memfit.server.ollama_paths import ollama_routes
 from memfit.server.openai_paths import openai_routes
+from memfit.server.openapi_paths import openapi_routes
 from memfit.server.own_paths import own_routes
 from memfit.server.service import Service, failure
 from memfit.server.settings import Settings
@@ -51,6 +52,7 @@ def make_app(
 
     routes = [
         *own_routes(service),
+        *openapi_routes(service),
         *llama_routes(service),
         *openai_routes(service),
         *anthropic_routes(service),
@@ -70,7 +72,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     said = f"{request.method} {request.url.path[:200]} is not here"
-    return failure(RefusedError(error.status_code, kind, said), LLAMA)
+    response = failure(RefusedError(error.status_code, kind, said), LLAMA)
+    response.headers.update(error.headers or {})  # those that a method's refusal has to name
+    return response
 
 
 async def _fault(_: Request, error: Exception) -> Response:
