@@ -9,12 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from memfit.engines.channel import Channel
-from memfit.engines.embedding import Embedding
 from memfit.engines.requests import Completion, StreamTotals, TokenScore
 from memfit.errors import MemfitError
 from memfit.processes.carried_errors import carry_error
 
-__all__ = ["send_answer", "send_embedding", "send_failure", "send_logits", "send_scores"]
+__all__ = ["send_answer", "send_embedding", "send_failure", "send_logits", "send_rows", "send_scores"]
 
 
 def send_answer(
@@ -24,8 +23,23 @@ def send_answer(
     channel.send("answer", number=number, completion=asdict(completion), totals=totals and vars(totals))
 
 
-def send_embedding(channel: Channel, number: int, embedding: Embedding, totals: StreamTotals) -> None:
-    channel.send("embedding", number=number, embedding=embedding.to_json(), totals=vars(totals))
+def send_rows(channel: Channel, number: int, data: bytes) -> None:
+    """Rows of an embedding, float32, others to follow. As base64: decimals would take five times as long."""
+    channel.send("rows", number=number, data=base64.b64encode(data).decode())
+
+
+def send_embedding(
+    channel: Channel, number: int, data: bytes, *, width: int, prompt_tokens: int, totals: StreamTotals
+) -> None:
+    """The last rows, or all of them, of `width` numbers each."""
+    channel.send(
+        "embedding",
+        number=number,
+        data=base64.b64encode(data).decode(),
+        width=width,
+        prompt_tokens=prompt_tokens,
+        totals=vars(totals),
+    )
 
 
 def send_failure(channel: Channel, number: int, error: MemfitError) -> None:
