@@ -8,6 +8,8 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from subjects import peers
 
@@ -17,21 +19,29 @@ def complete_all(
 ) -> tuple[int, float, float]:
     """The tokens it generated for all prompts, the seconds until it was ready, and those from the first
     request to the last answer."""
+    options = ["-t", "2", "-np", str(sequences), "-c", str(512 * sequences)]
+    options += ["--repack" if repack else "--no-repack"]
+    begun = time.perf_counter()
+    with running(path, options) as port:
+        started = time.perf_counter()
+        tokens = _ask_all(port, prompts, most_tokens, sequences)
+        return tokens, started - begun, time.perf_counter() - started
+
+
+@contextmanager
+def running(path: str, options: list[str]) -> Iterator[int]:
+    """The port of a server that is ready for a model, until it is not needed any more."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(peers() / "llama-server"), "-m", path, "-t", "2", "-np", str(sequences)]
-    command += ["-c", str(512 * sequences), "--host", "127.0.0.1", "--port", str(port), "-lv", "0"]
-    command += ["--repack" if repack else "--no-repack"]
-    begun = time.perf_counter()
+    command = [str(peers() / "llama-server"), "-m", path, *options]
+    command += ["--host", "127.0.0.1", "--port", str(port), "-lv", "0"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not _is_ready(port):
             time.sleep(0.05)
             assert server.poll() is None, "llama-server ended"
-        started = time.perf_counter()
-        tokens = _ask_all(port, prompts, most_tokens, sequences)
-        return tokens, started - begun, time.perf_counter() - started
+        yield port
     finally:
         server.terminate()
         server.wait()

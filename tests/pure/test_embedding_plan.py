@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -121,11 +122,10 @@ def test_a_plan_says_what_it_is_not_for() -> None:
     writing.require_writes()
 
 
-def test_an_embedding_travels_as_it_is() -> None:
-    rows = Embedding.of(bytes(memoryview(bytearray(24))), 3, 2)
-    assert rows.values.shape == (2, 3)
-    again = Embedding.from_json(rows.to_json())
-    assert again == rows and again.vector == [0.0, 0.0, 0.0] and again.score == 0.0
+def test_an_embedding_is_read_by_rows() -> None:
+    rows = Embedding.of(array("f", range(6)).tobytes(), 3, 2)
+    assert rows.values.shape == (2, 3) and rows.width == 3
+    assert rows.vector == [0.0, 1.0, 2.0] and rows.score == 0.0
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +32,6 @@ class Embedding:
     def score(self) -> float:
         """How well the document answers the query, where the model is a reranker; unbounded with most."""
         return self.vector[0]
-
-    def to_json(self) -> dict[str, Any]:
-        """Numbers as base64: as decimals they would take five times as long."""
-        data = base64.b64encode(self.values).decode()
-        return {"data": data, "width": self.width, "prompt_tokens": self.prompt_tokens}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Embedding:
-        """What `to_json` gave, after having been JSON."""
-        return cls.of(base64.b64decode(values["data"]), values["width"], values["prompt_tokens"])
 
     @classmethod
     def of(cls, data: bytes, width: int, prompt_tokens: int) -> Embedding:

@@ -56,6 +56,7 @@ class WorkerStream:
         self._worker, self._vocabulary = worker, vocabulary
         self._explaining_death, self._check, self._on_speed = explaining_death, check, on_speed
         self._answers = 0
+        self._rows: dict[int, bytearray] = {}  # of embeddings that come in pieces, by number
         with explaining_death():
             self._conversation = worker.converse("open", expected=expected_tokens)
 
@@ -110,6 +111,10 @@ class WorkerStream:
         if kind == "prompt_progress":
             return Progress(**values)
         number = values["number"]
+        if kind == "rows":
+            self._rows.setdefault(number, bytearray()).extend(base64.b64decode(values["data"]))
+            return None
+        before = bytes(self._rows.pop(number, b""))
         if kind == "failed":
             return RequestResult(number=number, error=rebuild_error(values))
         if kind == "logits":
@@ -126,7 +131,9 @@ class WorkerStream:
         self._answers += 1
         if kind == "embedding":
             self._on_speed(self.totals.speed)
-            return RequestResult(number=number, embedding=Embedding.from_json(values["embedding"]))
+            numbers = before + base64.b64decode(values["data"])
+            embedding = Embedding.of(numbers, values["width"], values["prompt_tokens"])
+            return RequestResult(number=number, embedding=embedding)
         assert kind == "answer", kind
         completion = values["completion"]
         speed = Speed(**{**completion.pop("speed"), "threads": self.totals.threads})

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 from memfit.engines.channel import Channel
-from memfit.engines.embedding import Embedding
 from memfit.engines.requests import (
     ChosenToken,
     Completion,
@@ -29,6 +28,7 @@ __all__ = [
     "send_logits",
     "send_progress",
     "send_prompt",
+    "send_rows",
     "send_scores",
     "send_text",
 ]
@@ -68,8 +68,23 @@ def send_prompt(channel: Channel, number: int, prompt: PromptText) -> None:
     channel.send("prompt", number=number, text=prompt.text, tokens=prompt.tokens, pieces=pieces)
 
 
-def send_embedding(channel: Channel, number: int, embedding: Embedding, totals: StreamTotals) -> None:
-    channel.send("embedding", number=number, embedding=embedding.to_json(), totals=vars(totals))
+def send_rows(channel: Channel, number: int, data: bytes) -> None:
+    """Rows of an embedding, float32, others to follow. As base64: decimals would take five times as long."""
+    channel.send("rows", number=number, data=base64.b64encode(data).decode())
+
+
+def send_embedding(
+    channel: Channel, number: int, data: bytes, *, width: int, prompt_tokens: int, totals: StreamTotals
+) -> None:
+    """The last rows, or all of them, of `width` numbers each."""
+    channel.send(
+        "embedding",
+        number=number,
+        data=base64.b64encode(data).decode(),
+        width=width,
+        prompt_tokens=prompt_tokens,
+        totals=vars(totals),
+    )
 
 
 def send_failure(channel: Channel, number: int, error: MemfitError) -> None:

@@ -68,7 +68,7 @@ class MachineSpeeds:
     disks: Mapping[str, DiskSpeed]  # by where they are mounted
 
 
-_FORMAT = 9  # of what is cached; counted up when measurements are added
+_FORMAT = 10  # of what is cached; counted up when measurements are added
 
 
 class LlamaCalibration:

@@ -9,24 +9,25 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from memfit.engines.channel import Aborted, Channel
-from memfit.engines.embedding import Embedding
 from memfit.engines.inbox import Inbox
 from memfit.engines.llamacpp.decode_batch import DecodeBatch
 from memfit.engines.llamacpp.model import LlamaModel
 from memfit.engines.llamacpp.pair import pair_tokens
 from memfit.engines.llamacpp.prompt import describe_prompt, prompt_tokens
 from memfit.engines.requests import Completion, Request, Speed, Status, StreamTotals
-from memfit.engines.results import send_answer, send_embedding, send_failure, send_prompt
+from memfit.engines.results import send_answer, send_embedding, send_failure, send_prompt, send_rows
 from memfit.errors import EngineError, MemfitError, UsageError
 
-__all__ = ["EmbeddingLoop"]
+__all__ = ["MOST_SENT_BYTES", "EmbeddingLoop"]
 
 _STATUS_SECONDS = 0.5
+_NUMBERS = 65_536  # sent at once, without pooling
+MOST_SENT_BYTES = 5 * 4 * _NUMBERS  # which are there as bytes, as base64 and as JSON meanwhile
 # With these the last pass of a text in parts gives what one pass would; a mean, and a first token, do not.
 _OF_THE_END = ("none", "last", "rank")
 
@@ -169,53 +170,62 @@ class EmbeddingLoop:
             and (room := room - len(self._waiting[0].tokens)) >= 0
         ):
             self._running.append(self._waiting.popleft())
-        for text, data in zip(
-            self._running, self._computed([one.tokens for one in self._running]), strict=True
-        ):
-            self._send(text, data)
+        first, *_ = self._running
+        if len(first.tokens) > self._model.ubatch:
+            self._send(first, self._rows_in_parts(first.tokens))
+        else:
+            self._decode([text.tokens for text in self._running])
+            at = 0
+            for sequence, text in enumerate(self._running):
+                self._send(text, self._rows(sequence, at, len(text.tokens)))
+                at += len(text.tokens)
+        self._model.cache.clear()
         self._running = []
         if time.monotonic() - self._told_at >= _STATUS_SECONDS:
             self._tell()
 
-    def _computed(self, texts: Sequence[Sequence[int]]) -> list[bytes]:
-        """The rows of each text."""
-        if len(texts[0]) <= self._model.ubatch:
-            parts, pieces = [texts], [0]
-        else:
-            (tokens,), step = texts, self._model.ubatch
-            pieces = list(range(0, len(tokens), step))
-            parts = [[tokens[start : start + step]] for start in pieces]
-        found: list[bytes] = []
-        for start, part in zip(pieces, parts, strict=True):
-            self._batch.fill_sequences(part, start)
-            began = time.monotonic()
-            self._model.decode_batch(self._batch.pointer)
-            self._decode_seconds += time.monotonic() - began
-            count = sum(map(len, part))
-            self._tokens += count
-            if self._pooling == "none":
-                found.append(self._model.token_embeddings(count))
-        if self._pooling == "none":
-            rows = _divided(b"".join(found), [4 * self._width * len(one) for one in texts])
-        else:
-            rows = [self._model.sequence_embedding(number, self._width) for number in range(len(texts))]
-        self._model.cache.clear()
-        return rows
+    def _decode(self, texts: Sequence[Sequence[int]], start: int = 0) -> None:
+        self._batch.fill_sequences(texts, start)
+        began = time.monotonic()
+        self._model.decode_batch(self._batch.pointer)
+        self._decode_seconds += time.monotonic() - began
+        self._tokens += sum(map(len, texts))
 
-    def _send(self, text: _Text, data: bytes) -> None:
-        embedding = Embedding.of(data, self._width, len(text.tokens))
-        if not math.isfinite(sum(memoryview(data).cast("f"))):
-            self._model.cache.may_hold_nan = True
-            self._model.cache.clear()
-            error = EngineError("the model computes what is no number for this text: its file is damaged")
-            send_failure(self._channel, text.number, error)
+    def _rows(self, sequence: int, first: int, tokens: int) -> Iterator[bytes]:
+        """What came out of the last pass for one text, whose tokens were there from the `first` on: one row,
+        or without pooling all of them, some at a time."""
+        if self._pooling != "none":
+            yield self._model.sequence_embedding(sequence, self._width)
             return
-        send_embedding(self._channel, text.number, embedding, self._totals())
+        most = max(1, _NUMBERS // self._width)
+        for start in range(first, first + tokens, most):
+            yield self._model.token_embeddings(start, min(most, first + tokens - start))
 
+    def _rows_in_parts(self, tokens: Sequence[int]) -> Iterator[bytes]:
+        """Likewise of a text that is computed in several passes."""
+        step = self._model.ubatch
+        for start in range(0, len(tokens), step):
+            part = tokens[start : start + step]
+            self._decode([part], start)
+            if self._pooling == "none" or start + step >= len(tokens):
+                yield from self._rows(0, 0, len(part))
 
-def _divided(data: bytes, sizes: Sequence[int]) -> list[bytes]:
-    found, at = [], 0
-    for size in sizes:
-        found.append(data[at : at + size])
-        at += size
-    return found
+    def _send(self, text: _Text, rows: Iterator[bytes]) -> None:
+        before = b""
+        for data in rows:
+            if not math.isfinite(sum(memoryview(data).cast("f"))):
+                self._model.cache.may_hold_nan = True
+                error = EngineError("the model computes what is no number for this text: its file is damaged")
+                send_failure(self._channel, text.number, error)
+                return
+            if before:
+                send_rows(self._channel, text.number, before)
+            before = data
+        send_embedding(
+            self._channel,
+            text.number,
+            before,
+            width=self._width,
+            prompt_tokens=len(text.tokens),
+            totals=self._totals(),
+        )

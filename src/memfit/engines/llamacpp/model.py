@@ -469,9 +469,10 @@ class LlamaModel:
         """Numbers of a token's embedding."""
         return int(self._api.llama_model_n_embd_out(self._pointer))
 
-    def token_embeddings(self, tokens: int) -> bytes:
-        """Of the last pass, which had so many, without pooling: float32 [tokens, width]."""
-        return _copied(self._api.llama_get_embeddings(self._context), tokens * self.embedding_width)
+    def token_embeddings(self, first: int, tokens: int) -> bytes:
+        """Without pooling, of some tokens of the last pass from the `first` on: float32 [tokens, width]."""
+        width = self.embedding_width
+        return _copied(self._api.llama_get_embeddings(self._context), tokens * width, first * width)
 
     def sequence_embedding(self, sequence: int, width: int) -> bytes:
         """Of one sequence of the last pass: its first `width` numbers, float32. A reranker's score is one."""
@@ -562,10 +563,10 @@ class LlamaModel:
         }
 
 
-def _copied(numbers: Any, count: int) -> bytes:
+def _copied(numbers: Any, count: int, first: int = 0) -> bytes:
     if not numbers:
         raise EngineError("the engine gave no embeddings")
-    return ctypes.string_at(numbers, 4 * count)
+    return ctypes.string_at(ctypes.addressof(numbers.contents) + 4 * first, 4 * count)
 
 
 _ALL_CACHED = 0.99  # a share of the file that counts as all of it

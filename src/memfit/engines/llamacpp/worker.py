@@ -20,7 +20,7 @@ from memfit.engines.allocator import keep_fast, trim
 from memfit.engines.channel import Aborted, Channel, run_worker
 from memfit.engines.llamacpp.decode_batch import compute_text
 from memfit.engines.llamacpp.devices import Devices
-from memfit.engines.llamacpp.embedding_loop import EmbeddingLoop
+from memfit.engines.llamacpp.embedding_loop import MOST_SENT_BYTES, EmbeddingLoop
 from memfit.engines.llamacpp.grammar import Grammars
 from memfit.engines.llamacpp.kernels import Bench, BusyMachineError
 from memfit.engines.llamacpp.library import load_library
@@ -102,6 +102,8 @@ class LlamaCommands:
         if with_grammar:
             self._begin_grammars(wanted, model.vocabulary)
             self._grammars.warm_up()
+        if wanted.embeds and not without_vocabulary:
+            model.tokenize("a", add_special=True)  # which makes its tables of letters: 2 MiB
         trim()  # earlier questions must not count in this one
         memory = process_memory()
         breakdown = model.memory_breakdown().values()
@@ -391,11 +393,12 @@ def _score_bytes(config: LlamaConfig, vocabulary: int) -> int:
 
 def _embedding_bytes(model: LlamaModel) -> int:
     """The rows of logits and embeddings for the tokens of a pass that one for each sequence leaves out: the
-    engine has room for both, whichever it computes."""
+    engine has room for both, whichever it computes. And what is sent of them."""
     if not model.config.embeds:
         return 0
     rows = max(0, model.ubatch - model.config.parallel)
-    return 4 * rows * (model.vocabulary_size + model.embedding_width)
+    sent = MOST_SENT_BYTES if model.pooling == "none" else 0
+    return 4 * rows * (model.vocabulary_size + model.embedding_width) + sent
 
 
 def _import_for(config: LlamaConfig) -> None:
