@@ -1,7 +1,7 @@
 """lm-eval through the server, by the server's own tokenizer, against memfit's scores of the same tokens.
 
-Scores are made by the server's own plan and of all tokens, as an echo is: where a pass of tokens begins decides
-how sums are rounded, by 0.01 on the longest line.
+Scores are made by the server's own plan and of all tokens, as an echo is: where a pass of tokens begins
+decides how sums are rounded, by 0.01 on the longest line.
 """
 
 from __future__ import annotations
