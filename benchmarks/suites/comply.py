@@ -26,7 +26,7 @@ OUT_OF_REACH = ("image", "reasoning", "thinking", "error-handling", "missing-mod
 
 
 def run(server: str, limits: Limits) -> list[Result]:
-    with running(server, context=8192, parallel=1) as one:
+    with running(server, context=2048, parallel=1) as one:
         return [_format(one, name, options) for name, options in FORMATS.items()]
 
 

@@ -11,17 +11,26 @@ import sys
 import tarfile
 from pathlib import Path
 
+from filelock import FileLock
+
 CACHE = Path.home() / ".cache/memfit/suites"
 
 
 def environment(name: str, *requirements: str) -> Path:
     """The Python of a virtual environment that has these."""
-    folder = CACHE / name
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / f"{name}.lock"):
+        return _made(CACHE / name, requirements)
+
+
+def _made(folder: Path, requirements: tuple[str, ...]) -> Path:
     python, stamp = folder / "bin/python", folder / "requirements.txt"
     wanted = "\n".join(requirements)
     if python.exists() and stamp.is_file() and stamp.read_text() == wanted:
         return python
-    print(f"{name}: installing {len(requirements)} packages into {folder}", file=sys.stderr, flush=True)
+    print(
+        f"{folder.name}: installing {len(requirements)} packages into {folder}", file=sys.stderr, flush=True
+    )
     shutil.rmtree(folder, ignore_errors=True)
     if uv := shutil.which("uv"):
         _run(uv, "venv", "--python", sys.executable, folder)
@@ -36,6 +45,13 @@ def environment(name: str, *requirements: str) -> Path:
 def sources(requirement: str) -> Path:
     """The unpacked source distribution of `name==version`, which has the tests that a wheel leaves out."""
     folder = CACHE / "sources" / requirement.replace("==", "-")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        _unpack(folder, requirement)
+    return folder
+
+
+def _unpack(folder: Path, requirement: str) -> None:
     if not folder.is_dir():
         archives = folder.parent / "archives"
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "download"]
@@ -48,7 +64,6 @@ def sources(requirement: str) -> Path:
         (inner,) = unpacking.iterdir()
         inner.rename(folder)
         unpacking.rmdir()
-    return folder
 
 
 def _run(*command: str | Path) -> None:

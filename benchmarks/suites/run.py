@@ -49,14 +49,22 @@ def main() -> int:
     results: list[Result] = []
     for name in names:
         begun = time.perf_counter()
-        try:
-            results += importlib.import_module(SUITES[name]).run(arguments.server, limits)
-        except Exception as problem:  # the other suites still run
-            why = f"{type(problem).__name__}: {problem}"
-            results.append(Result(suite=name, passed=0, total=1, failures=(why,)))
-        print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+        found = _results(name, arguments.server, limits)
+        told = ", ".join(f"{one.suite} {one.passed} of {one.total}" for one in found)
+        print(f"{told} in {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+        results += found
     print_table(results, arguments.server)
     return int(not all(result.is_whole for result in results))
+
+
+def _results(name: str, server: str, limits: Limits) -> list[Result]:
+    """Of one suite; where it breaks, the others still run."""
+    try:
+        found: list[Result] = importlib.import_module(SUITES[name]).run(server, limits)
+    except Exception as problem:
+        why = f"{type(problem).__name__}: {problem}"
+        found = [Result(suite=name, passed=0, total=1, failures=(why,))]
+    return found
 
 
 if __name__ == "__main__":
