@@ -8,8 +8,8 @@ the same file, texts and longest text; llama-server has eight slots, and gets al
 slots share the KV cache: with one each, as it has them by itself, texts of different lengths are divided over
 passes, and a mean is that of the last part alone (cosines down to 0.75 from those of one slot).
 
-Bars: cosine of every text at least 0.9999, scores within 1e-3 of their spread, RAM within the plan and predicted
-to 4 MiB.
+Bars: cosine of every text at least 0.9999, scores within 1e-3 of their spread, RAM within the plan and
+predicted to 4 MiB.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def main() -> int:
     wheel, *rest = sys.argv[1:]
     texts = list(_texts(int(rest[0]) if rest else 256))
     print(
-        "| model | worst cosine or difference | predicted MiB | peak MiB | ours tok/s | llama-server tok/s | |"
+        "| model | worst cosine or difference | predicted MiB | peak MiB "
+        "| ours tok/s | llama-server tok/s | |"
     )
     print("|" + " --- |" * 7, flush=True)
     failures = 0

@@ -36,6 +36,7 @@ __all__ = [
 # {"role": "system" | "user" | "assistant" | "tool", "content": text}, and as templates know them "name",
 # "tool_calls" (OpenAI's, with arguments as objects), "tool_call_id" and "reasoning_content".
 Message = Mapping[str, Any]
+_MOST_BREAKERS = 16  # for each of them llama.cpp writes every token of the vocabulary
 RANDOM_SEED = 2**32 - 1  # the largest; llama.cpp's word for "a random one"
 
 
@@ -100,6 +101,7 @@ class Sampling:
             "dry_base": (0 <= self.dry_base <= 100, "between 0 and 100"),
             "dry_allowed_length": (0 <= self.dry_allowed_length < 2**31, "0 or above, in 31 bits"),
             "dry_penalty_last_n": (-1 <= self.dry_penalty_last_n < 2**31, "-1 or above, in 31 bits"),
+            "dry_sequence_breakers": (len(self.dry_sequence_breakers) <= _MOST_BREAKERS, "at most 16 texts"),
             "seed": (0 <= self.seed <= RANDOM_SEED, seeds),
         }
         for name, (valid, needed) in checks.items():

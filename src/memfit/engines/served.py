@@ -7,8 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from memfit.engines.chat_format import ChatFormat
+from memfit.engines.requests import Request
+from memfit.errors import ContextExceededError
 
 __all__ = ["Served"]
+
+_SPACES = " \t\n\v\f\r"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +29,33 @@ class Served:
     eos: str = ""
     end_tokens: tuple[int, ...] = ()  # those that end an answer
     fill_tokens: tuple[int, ...] = ()  # before a prefix, before a suffix, before what is filled in
+    longest_piece_bytes: int = 0  # of text that one token stands for at most; 0: any number
 
     @property
     def fills_in(self) -> bool:
         return bool(self.fill_tokens)
+
+    def require_room(self, request: Request) -> None:
+        """Refuse what is too long however well it tokenizes, before anybody reads it.
+
+        Raises:
+            ContextExceededError: it is.
+        """
+        if not self.longest_piece_bytes or not self.sequence_tokens:
+            return
+        prompt = (request.prompt,) if isinstance(request.prompt, str) else request.prompt or ()
+        texts = [one for one in prompt if isinstance(one, str)]
+        texts += [str(one["content"]) for one in request.messages]
+        # White space beside a control token may be no part of any token.
+        letters = sum(len(text) - sum(map(text.count, _SPACES)) for text in texts)
+        least = -(-letters // self.longest_piece_bytes)
+        if least > self.sequence_tokens:
+            raise ContextExceededError(
+                f"the prompt has at least {least} tokens, a sequence {self.sequence_tokens}; "
+                "try a shorter prompt or a larger --ctx",
+                got=least,
+                needed=self.sequence_tokens,
+            )
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "form": self.form.to_json()}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from memfit.engines.requests import Message, Request, Sampling, TemplateOptions
+from memfit.engines.requests import RANDOM_SEED, Message, Request, Sampling, TemplateOptions
 
 __all__ = ["AUTO", "NONE", "REQUIRED", "Ask"]
 
@@ -80,4 +80,6 @@ class Ask:
 
     def _seeded(self, index: int) -> Sampling:
         seed = self.sampling.seed
-        return self.sampling if self.sampling.is_random_seed else replace(self.sampling, seed=seed + index)
+        if self.sampling.is_random_seed:
+            return self.sampling
+        return replace(self.sampling, seed=(seed + index) % RANDOM_SEED)

@@ -73,11 +73,13 @@ class Parent:
 
     def _listen(self) -> None:
         # By os.read: a thread inside a buffered reader aborts the interpreter's orderly end.
-        unread = b""
+        unread: list[bytes] = []  # pieces of a line: joined once, as it may have very many
         while data := os.read(self._requests, 65536):
-            *lines, unread = (unread + data).split(b"\n")
-            for line in lines:
-                self._on_message(json.loads(line))
+            *ends, rest = data.split(b"\n")
+            for end in ends:
+                self._on_message(json.loads(b"".join([*unread, end])))
+                unread.clear()
+            unread.append(rest)
         # The parent has ended or closed us, perhaps in the middle of our work: leave nothing behind.
         os._exit(0)
 

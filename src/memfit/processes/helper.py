@@ -129,15 +129,17 @@ class Helper(Closing):
             TimeoutError: none came in time.
         """
         ends = None if wait_seconds is None else time.monotonic() + wait_seconds
-        while b"\n" not in self._unread:
+        pieces = [self._unread]  # of a line: joined once, as it may have very many
+        while b"\n" not in pieces[-1]:
             if ends is not None and not self.has_message(ends - time.monotonic()):
+                self._unread = b"".join(pieces)
                 raise TimeoutError
             data = b"" if self._events.closed else self._events.read(65536)
             if not data:
                 return None
-            self._unread += data
-        line, self._unread = self._unread.split(b"\n", 1)
-        return dict(json.loads(line))
+            pieces.append(data)
+        end, self._unread = pieces[-1].split(b"\n", 1)
+        return dict(json.loads(b"".join([*pieces[:-1], end])))
 
     def kill(self) -> None:
         """End it at once, from any thread; whoever waits for a message hears that it has ended."""

@@ -28,7 +28,7 @@ from memfit.errors import ContextExceededError, EngineError, MemfitError
 from memfit.openai.answers import Answer, AnswerWriter, Frame
 from memfit.openai.ask import REQUIRED, Ask
 from memfit.server.choice import Choice, Piece
-from memfit.server.host import ModelHost
+from memfit.server.host import Call, ModelHost
 
 __all__ = ["Answering", "describe"]
 
@@ -143,8 +143,11 @@ class Answering:
         self._sends_text = sends_text or self._ask.names_tokens or self._ask.logprobs is not None
         requests = await self._requests()
         while True:
-            call = self._host.ask(requests, sends_text=self._sends_text)
+            call: Call | None = None
             try:
+                for request in requests:
+                    self._served.require_room(request)
+                call = self._host.ask(requests, sends_text=self._sends_text)
                 async for place, event in call.events():
                     if isinstance(event, RequestResult) and event.error:
                         raise event.error
@@ -156,7 +159,8 @@ class Answering:
                     raise
                 requests = shorter
             finally:
-                call.close()
+                if call:
+                    call.close()
 
     async def _requests(self) -> list[Request]:
         """What the model is asked, and what is to be known of prompts before."""

@@ -9,6 +9,7 @@ from memfit.errors import (
     DoesNotFitError,
     EngineError,
     MemfitError,
+    ModelError,
     UsageError,
     readable,
 )
@@ -38,7 +39,7 @@ class BusyError(RefusedError):
 def status_of(error: MemfitError) -> int:
     if isinstance(error, RefusedError):
         return error.status
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | ModelError):  # a template that fails, fails for what it was given
         return 400
     return 503 if isinstance(error, DoesNotFitError) else 500
 
@@ -69,6 +70,6 @@ def _kind(error: MemfitError) -> str:
         return error.kind
     if isinstance(error, ContextExceededError):
         return "exceed_context_size_error"
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | ModelError):
         return "invalid_request_error"
     return "server_error" if isinstance(error, EngineError) else "unavailable_error"

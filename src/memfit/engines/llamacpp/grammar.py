@@ -172,7 +172,10 @@ class Grammars:
         try:
             lark = importlib.import_module("llguidance.gbnf_to_lark").any_to_lark(text)
             matcher = self._deep(lambda: self._of_source(_library().LLMatcher.grammar_from_lark(lark)))
-            problem = matcher.get_error()
+            if not (problem := matcher.get_error()):
+                trial = matcher.deep_copy()
+                trial.compute_bitmask()  # one that no text satisfies fails only here
+                problem = trial.get_error()
         except Exception as error:  # a stranger's grammar may fail in any way
             problem = str(error) or type(error).__name__
         if problem:

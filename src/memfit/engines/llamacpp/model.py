@@ -10,6 +10,7 @@ import ctypes
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from memfit.engines.llamacpp.filling import fill_buffers
 from memfit.engines.llamacpp.forms import Forms
 from memfit.engines.llamacpp.kv_cache import KvCache
 from memfit.engines.llamacpp.library import Breakdown, Library
+from memfit.engines.llamacpp.markers import find_markers, longest_piece, pieces_of
 from memfit.engines.llamacpp.options import (
     Evaluate,
     context_options,
@@ -482,6 +484,13 @@ class LlamaModel:
 
     def tokenize(self, text: str, *, add_special: bool, reads_special: bool = True) -> list[int]:
         """Tokens of a text; special tokens written in it are recognised, or stay text."""
+        tokens: list[int] = []
+        for index, piece in enumerate(pieces_of(text, self._markers)):
+            special = add_special and index == 0
+            tokens += self._tokenize(piece, add_special=special, reads_special=reads_special)
+        return tokens
+
+    def _tokenize(self, text: str, *, add_special: bool, reads_special: bool) -> list[int]:
         data = text.encode("utf-8", errors="surrogateescape")
         room = len(data) + 8  # a token is a byte at least; the rest is for BOS and EOS
         array = (ctypes.c_int32 * room)()
@@ -490,6 +499,15 @@ class LlamaModel:
         if count < 0:
             raise EngineError(f"the engine could not tokenize a text of {len(data)} bytes")
         return list(array[:count])
+
+    @functools.cached_property
+    def _markers(self) -> re.Pattern[str] | None:
+        return find_markers(self._api, self.vocabulary)
+
+    @property
+    def longest_piece(self) -> int:
+        """Bytes of text that one token stands for at most; 0: any number."""
+        return longest_piece(self._api, self.vocabulary)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token; part of a character, perhaps. Control tokens are empty."""

@@ -49,4 +49,5 @@ def find_served(model: LlamaModel, longest: int) -> Served:
         eos=special["eos_token"],
         end_tokens=tuple(model.end_tokens),
         fill_tokens=tuple(model.fill_tokens),
+        longest_piece_bytes=model.longest_piece,
     )
