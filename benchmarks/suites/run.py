@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import time
 from dataclasses import fields
@@ -45,6 +46,8 @@ def main() -> int:
     names = arguments.suites or list(SUITES)
     if unknown := [name for name in names if name not in SUITES]:
         parser.error(f"no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
+    # A request to end goes through the blocks that end servers and tests.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.path.append(str(Path(__file__).resolve().parents[1]))
     results: list[Result] = []
     for name in names:
