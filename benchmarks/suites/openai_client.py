@@ -15,7 +15,7 @@ from stand_ins import encoder
 
 CLIENT = Client(
     requirement="openai==3.57.0",
-    needs=("pytest>=9.0.3", "pytest-asyncio>=1.4.0", "pytest-xdist>=3.6.1", "openai[aiohttp]"),
+    needs=("pytest>=9.0.3", "pytest-asyncio>=1.4.0", "pytest-xdist>=3.6.1", "rich", "openai[aiohttp]"),
 )
 GENERATING = (
     Part(name="openai chat create", path="chat/test_completions.py", total=40, wanted="create"),
