@@ -42,6 +42,7 @@ LLAMA_OPERATIONS = (
         ApiOperation(
             path=path,
             summary="Continue prompts, as llama-server does",
+            method="post",
             body="LlamaCompletion",
             examples=({"prompt": "Once upon a time", "n_predict": 8},),
             answer=_COMPLETED,
@@ -53,6 +54,7 @@ LLAMA_OPERATIONS = (
     ApiOperation(
         path="/infill",
         summary="Fill in what stands between two texts, where the model can",
+        method="post",
         body="Infill",
         answer=_COMPLETED,
         stream=_EVENTS,
@@ -61,6 +63,7 @@ LLAMA_OPERATIONS = (
     ApiOperation(
         path="/apply-template",
         summary="The prompt that a chat becomes",
+        method="post",
         body="Chat",
         examples=(
             {
@@ -76,6 +79,7 @@ LLAMA_OPERATIONS = (
     ApiOperation(
         path="/tokenize",
         summary="A text's tokens",
+        method="post",
         body="Tokenize",
         examples=({"content": "Hello"},),
         answer=record(
@@ -93,6 +97,7 @@ LLAMA_OPERATIONS = (
     ApiOperation(
         path="/detokenize",
         summary="The text of tokens",
+        method="post",
         body="Detokenize",
         examples=({"tokens": [1]},),
         answer=record({"content": text(), "prompt": text()}),

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "ANYTHING",
     "BOOLEAN",
     "NULL",
+    "SHARE",
     "ApiOperation",
     "Schema",
+    "closed",
     "either",
     "integer",
     "list_of",
@@ -32,6 +34,7 @@ Schema = dict[str, Any]
 
 BOOLEAN: Schema = {"type": "boolean"}
 NULL: Schema = {"type": "null"}
+SHARE: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 ANYTHING: Schema = {}
 
 
@@ -41,8 +44,9 @@ class ApiOperation:
 
     path: str  # without /v1 where clients know it both ways
     summary: str
-    answer: Schema  # what 200 brings
-    body: str | None = None  # a component; None: a GET without one
+    answer: Schema | None  # what 200 brings; None: nothing
+    method: Literal["get", "post", "delete"] = "get"
+    body: str | None = None  # a component
     examples: tuple[Mapping[str, Any], ...] = ()  # bodies that work
     media: str = "application/json"  # the answer's type
     stream: str | None = None  # its type where the body asks for a stream
@@ -51,6 +55,7 @@ class ApiOperation:
     errors: tuple[int, ...] = ()
     error: str = "Error"  # the schema of the errors that the path itself writes
     public: bool = False  # no API key is needed
+    refuses: bool = False  # it is not there yet
 
 
 def named(name: str) -> Schema:
@@ -103,6 +108,11 @@ def request(required: Mapping[str, Schema], others: Mapping[str, Schema] | None 
     """An object of a request: of `others` each may be left out or null; what has no name is ignored."""
     properties = {**required, **{name: optional(schema) for name, schema in (others or {}).items()}}
     return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def closed(required: Mapping[str, Schema], others: Mapping[str, Schema] | None = None) -> Schema:
+    """A request's object that refuses what has no name, but for null."""
+    return {**request(required, others), "additionalProperties": NULL}
 
 
 def _bounds(least: float | None, most: float | None) -> Schema:
