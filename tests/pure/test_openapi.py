@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from memfit.engines.requests import Sampling
 from memfit.engines.session import Session
-from memfit.errors import MemfitError
+from memfit.errors import EngineError, MemfitError
 from memfit.openai.anthropic import read_anthropic
 from memfit.openai.chat import read_chat, read_completion
 from memfit.openai.llama_asks import read_infill, read_llama_completion, response_fields
@@ -336,6 +336,12 @@ def test_a_document_for_testers_limits_answers() -> None:
     assert _validator("Chat", _document()).is_valid({**_BODIES["Chat"], "max_tokens": None})
 
 
+def test_testers_see_no_path_that_is_refused() -> None:
+    everything = set(_document()["paths"])
+    able = set(_document(most_tokens=16, abilities={"slots"})["paths"])
+    assert everything - able == {"/apply", "/infill", "/metrics"}
+
+
 def test_keys_are_asked_for_where_the_server_has_some() -> None:
     paths = _document(has_keys=True)["paths"]
     assert "401" in paths["/plan"]["get"]["responses"] and paths["/plan"]["get"]["security"]
@@ -370,7 +376,7 @@ _SETTINGS = Settings(names=("m",))
 
 
 def _no_model() -> Session:
-    raise AssertionError("nobody asks the model")
+    raise EngineError("there is none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,7 +407,12 @@ def _get(path: str) -> _Response:
         "scheme": "http",
         "server": ("localhost", 80),
     }
-    asyncio.run(app(scope, receive, send))
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+
+    asyncio.run(run())
     start, *bodies = sent
     headers = {name.decode(): value.decode() for name, value in start["headers"]}
     text = b"".join(body.get("body", b"") for body in bodies).decode()

@@ -7,7 +7,7 @@ another, or with the model, is told in words beside 400.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from memfit import __version__
@@ -51,6 +51,7 @@ OWN_OPERATIONS = (
     ),
     ApiOperation(
         path="/metrics",
+        needs="metrics",
         summary="Counts and times for Prometheus",
         answer=text(),
         media="text/plain",
@@ -81,7 +82,7 @@ OWN_OPERATIONS = (
         summary="Not there yet",
         method="post",
         answer=None,
-        refuses=True,
+        needs="apply",
         errors=(501,),
     ),
     ApiOperation(
@@ -92,9 +93,9 @@ OWN_OPERATIONS = (
             {
                 "name": "max_tokens",
                 "in": "query",
-                "description": "Then bodies must limit their answers, at most to this many tokens, and ask "
-                "for few of them. The server takes others too, but whoever tests it by the document does not "
-                "wait for long answers.",
+                "description": "For those who test the server by the document: bodies must limit their answers "
+                "to this many tokens, and ask for few of them, and paths that this server refuses with 501 are "
+                "left out. The server takes others all the same.",
                 "schema": integer(1, 999_999_999),
             },
         ),
@@ -149,14 +150,22 @@ _KEYS = {
 
 
 def openapi_document(
-    *, names: Sequence[str], vocabulary: int, has_keys: bool, most_tokens: int | None = None
+    *,
+    names: Sequence[str],
+    vocabulary: int,
+    has_keys: bool,
+    abilities: Collection[str] = (),
+    most_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Of a server whose model has these names and so many tokens.
 
-    With `most_tokens`, bodies must limit their answers to as many: for those who test a server by it.
+    With `most_tokens`, bodies must limit their answers to as many, and what needs other `abilities` is left
+    out: for those who test a server by it.
     """
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
+        if most_tokens is not None and operation.needs not in (None, *abilities):
+            continue
         entry = _operation(operation, has_keys=has_keys)
         for prefix in operation.prefixes:
             path = prefix + operation.path
@@ -193,6 +202,8 @@ def _of_server(names: Sequence[str], vocabulary: int, most_tokens: int | None) -
         "Limit": integer(-2 if most_tokens is None else 1, most),
         "AnswerLimit": integer(1, most),
         "OllamaLimit": integer(-_MOST if most_tokens is None else 1, most),
+        # Some models take an empty one: those that put a token before each text.
+        "PromptText": text() if most_tokens is None else text(minLength=1),
         "Choices": integer(1, 128 if most_tokens is None else _FEW),
         "Token": integer(0, vocabulary - 1),
         "ModelName": words(*names),
@@ -254,7 +265,7 @@ def _responses(operation: ApiOperation, has_keys: bool) -> dict[str, Any]:
     if operation.stream:
         content[operation.stream] = {"schema": text()}
     answer = {"description": "The answer", **({"content": content} if content else {})}
-    found: dict[str, Any] = {} if operation.refuses else {"200": answer}
+    found: dict[str, Any] = {"200": answer}
     guarded = _BY_GUARD if has_keys and not operation.public else (403,)
     for status in sorted({*guarded, *operation.errors}):
         form = "Error" if status in _BY_GUARD else operation.error

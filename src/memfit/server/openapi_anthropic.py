@@ -44,13 +44,15 @@ def _said(role: str, block: Schema) -> Schema:
 _TOOL = request(
     {"name": FUNCTION_NAME}, {"type": words("custom"), "description": text(), "input_schema": OBJECT}
 )
+_SINGLE = {"disable_parallel_tool_use": BOOLEAN}
 _FIELDS: dict[str, Schema] = {
     "model": text(),
     "system": _TEXTS,
     "tools": list_of(_TOOL, maxItems=512),
     "tool_choice": either(
-        request({"type": words("auto", "any", "none")}, {"disable_parallel_tool_use": BOOLEAN}),
-        request({"type": words("tool"), "name": text(minLength=1)}, {"disable_parallel_tool_use": BOOLEAN}),
+        named("AnthropicChoice"),
+        request({"type": words("any")}, _SINGLE),
+        request({"type": words("tool"), "name": text(minLength=1)}, _SINGLE),
     ),
     "thinking": either(
         request({"type": words("adaptive", "between_tools", "disabled")}),
@@ -71,6 +73,12 @@ _FIELDS: dict[str, Schema] = {
     "chat_template_kwargs": OBJECT,
     "mcp_servers": {"type": "array", "maxItems": 0},
 }
+_RULE = {
+    "anyOf": [
+        {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
+        {"properties": {"tool_choice": optional(named("AnthropicChoice"))}},
+    ]
+}
 _MESSAGES = {"messages": list_of(named("AnthropicMessage"))}
 _BLOCK = record({"type": words("text", "thinking", "tool_use")})
 _MODEL = record(
@@ -84,8 +92,9 @@ _MODEL = record(
 )
 
 ANTHROPIC_COMPONENTS: dict[str, Schema] = {
-    "Messages": request({"max_tokens": named("AnswerLimit"), **_MESSAGES}, _FIELDS),
-    "CountedMessages": request(_MESSAGES, {**_FIELDS, "max_tokens": named("AnswerLimit")}),
+    "Messages": {**request({"max_tokens": named("AnswerLimit"), **_MESSAGES}, _FIELDS), **_RULE},
+    "CountedMessages": {**request(_MESSAGES, {**_FIELDS, "max_tokens": named("AnswerLimit")}), **_RULE},
+    "AnthropicChoice": request({"type": words("auto", "none")}, _SINGLE),
     "AnthropicMessage": either(
         _said("system", _TEXT), _said("user", either(_TEXT, _RESULT)), _said("assistant", _ANSWERED)
     ),

@@ -16,6 +16,7 @@ from memfit.server.openapi_schemas import (
     integer,
     list_of,
     named,
+    needs_tools,
     number,
     optional,
     request,
@@ -138,9 +139,12 @@ _ALLOWED = request({"tools": list_of(request({"function": _NAMED}))}, {"mode": w
 _PIECES = list_of(either(named("Token"), text()), minItems=1)
 
 # Where probabilities of the likeliest are asked for, those of the tokens are, too.
-_CHAT["anyOf"] = [
-    {"properties": {"logprobs": words(True)}, "required": ["logprobs"]},
-    {"properties": {"top_logprobs": NULL}},
+_CHAT["allOf"] = [
+    either(
+        {"properties": {"logprobs": words(True)}, "required": ["logprobs"]},
+        {"properties": {"top_logprobs": NULL}},
+    ),
+    needs_tools("auto", "none"),
 ]
 
 COMPONENTS: dict[str, Schema] = {
@@ -175,14 +179,8 @@ COMPONENTS: dict[str, Schema] = {
             }
         ),
     ),
-    "Prompts": either(
-        text(),
-        _PIECES,
-        request({"prompt_string": either(text(), _PIECES)}),
-        list_of(
-            either(text(), _PIECES, request({"prompt_string": either(text(), _PIECES)})),
-            minItems=1,
-            maxItems=4096,
-        ),
+    "Prompt": either(
+        named("PromptText"), _PIECES, request({"prompt_string": either(named("PromptText"), _PIECES)})
     ),
+    "Prompts": either(named("Prompt"), list_of(named("Prompt"), minItems=1, maxItems=4096)),
 }

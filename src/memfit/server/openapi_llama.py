@@ -53,6 +53,7 @@ LLAMA_OPERATIONS = (
     ),
     ApiOperation(
         path="/infill",
+        needs="infill",
         summary="Fill in what stands between two texts, where the model can",
         method="post",
         body="Infill",
@@ -125,6 +126,10 @@ LLAMA_OPERATIONS = (
         ),
     ),
     ApiOperation(
-        path="/slots", summary="The sequences, and which of them run", answer=list_of(_SLOT), errors=(501,)
+        path="/slots",
+        needs="slots",
+        summary="The sequences, and which of them run",
+        answer=list_of(_SLOT),
+        errors=(501,),
     ),
 )

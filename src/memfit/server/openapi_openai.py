@@ -13,6 +13,7 @@ from memfit.server.openapi_schemas import (
     integer,
     list_of,
     named,
+    needs_tools,
     number,
     optional,
     record,
@@ -163,6 +164,7 @@ OPENAI_COMPONENTS: dict[str, Schema] = {
     ),
 }
 
+_RESPONSES["allOf"] = [needs_tools("auto", "none")]
 _RESPONSE = record(
     {
         "id": text(),

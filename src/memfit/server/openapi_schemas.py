@@ -22,6 +22,7 @@ __all__ = [
     "integer",
     "list_of",
     "named",
+    "needs_tools",
     "number",
     "optional",
     "record",
@@ -55,7 +56,7 @@ class ApiOperation:
     errors: tuple[int, ...] = ()
     error: str = "Error"  # the schema of the errors that the path itself writes
     public: bool = False  # no API key is needed
-    refuses: bool = False  # it is not there yet
+    needs: str | None = None  # what not every server can do
 
 
 def named(name: str) -> Schema:
@@ -113,6 +114,14 @@ def request(required: Mapping[str, Schema], others: Mapping[str, Schema] | None 
 def closed(required: Mapping[str, Schema], others: Mapping[str, Schema] | None = None) -> Schema:
     """A request's object that refuses what has no name, but for null."""
     return {**request(required, others), "additionalProperties": NULL}
+
+
+def needs_tools(*others: Any) -> Schema:
+    """A rule of a body: where its tool_choice is none of the `others`, there are tools."""
+    return either(
+        {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
+        {"properties": {"tool_choice": words(*others, None)}},
+    )
 
 
 def _bounds(least: float | None, most: float | None) -> Schema:
