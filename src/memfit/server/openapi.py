@@ -93,9 +93,9 @@ OWN_OPERATIONS = (
             {
                 "name": "max_tokens",
                 "in": "query",
-                "description": "For those who test the server by the document: bodies must limit their answers "
-                "to this many tokens, and ask for few of them, and paths that this server refuses with 501 are "
-                "left out. The server takes others all the same.",
+                "description": "For those who test the server by the document: bodies must limit their "
+                "answers to this many tokens, and ask for few of them, and paths that this server refuses "
+                "with 501 are left out. The server takes others all the same.",
                 "schema": integer(1, 999_999_999),
             },
         ),
