@@ -338,7 +338,7 @@ def test_a_document_for_testers_limits_answers() -> None:
 
 def test_testers_see_no_path_that_is_refused() -> None:
     everything = set(_document()["paths"])
-    able = set(_document(most_tokens=16, abilities={"slots"})["paths"])
+    able = set(_document(most_tokens=16, abilities={"slots", "embeddings", "reranking"})["paths"])
     assert everything - able == {"/apply", "/infill", "/metrics"}
 
 
