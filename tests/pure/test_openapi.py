@@ -63,6 +63,8 @@ _BODIES: dict[str, dict[str, Any]] = {
                 "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": '{"a": 1}'}}],
             },
             {"role": "tool", "content": "1", "tool_call_id": "c"},
+            {"role": "assistant", "content": "1", "tool_calls": []},
+            {"role": "user", "content": "Thanks"},
         ],
         "max_tokens": 9,
         "tools": [{"type": "function", "function": _FUNCTION}],
