@@ -19,10 +19,18 @@ from starlette.routing import Route
 
 from memfit.engines.requests import Sampling
 from memfit.engines.session import Session
-from memfit.errors import MemfitError
+from memfit.errors import EngineError, MemfitError
 from memfit.openai.anthropic import read_anthropic
 from memfit.openai.chat import read_chat, read_completion
+from memfit.openai.embeddings import read_embeddings, read_rerank
 from memfit.openai.llama_asks import read_infill, read_llama_completion, response_fields
+from memfit.openai.ollama import (
+    loads_only,
+    read_ollama_chat,
+    read_ollama_embed,
+    read_ollama_embeddings,
+    read_ollama_generate,
+)
 from memfit.openai.responses_api import read_responses
 from memfit.server.app import make_app
 from memfit.server.openapi import OPERATIONS, openapi_document
@@ -62,6 +70,8 @@ _BODIES: dict[str, dict[str, Any]] = {
                 "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": '{"a": 1}'}}],
             },
             {"role": "tool", "content": "1", "tool_call_id": "c"},
+            {"role": "assistant", "content": "1", "tool_calls": []},
+            {"role": "user", "content": "Thanks"},
         ],
         "max_tokens": 9,
         "tools": [{"type": "function", "function": _FUNCTION}],
@@ -155,7 +165,60 @@ _BODIES: dict[str, dict[str, Any]] = {
         "previous_response_id": None,
         "background": False,
     },
+    "OllamaChat": {
+        "model": "m",
+        "messages": [
+            {"role": "user", "content": "Hello"},
+            {
+                "role": "assistant",
+                "content": "",
+                "thinking": "Hm.",
+                "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}],
+            },
+            {"role": "tool", "content": "1", "tool_name": "f", "tool_call_id": None},
+        ],
+        "tools": [{"type": "function", "function": _FUNCTION}],
+        "options": {"num_predict": 9, "temperature": 0.5, "seed": 1, "stop": ["END"], "num_ctx": 9},
+        "format": _SCHEMA,
+        "think": "low",
+        "keep_alive": "5m",
+        "logprobs": True,
+        "top_logprobs": 2,
+        "stream": False,
+    },
+    "OllamaGenerate": {
+        "model": "m",
+        "prompt": "Hello",
+        "system": "Be kind.",
+        "suffix": "",
+        "template": "",
+        "context": [],
+        "options": {"num_predict": 9, "mirostat": 1},
+        "format": "json",
+        "think": True,
+        "keep_alive": -1,
+    },
+    "Embeddings": {
+        "model": "m",
+        "input": ["a", [1, 2]],
+        "encoding_format": "base64",
+        "dimensions": 2,
+        "embd_normalize": 2,
+    },
+    "Rerank": {"query": "a", "documents": ["b", {"text": "c"}], "top_n": 1, "return_documents": True},
+    "OllamaEmbed": {"model": "m", "input": ["a", "b"], "truncate": True, "dimensions": 2},
+    "OllamaEmbeddings": {"model": "m", "prompt": "a"},
 }
+
+
+def _ollama_chat(body: Mapping[str, Any], *, defaults: Sampling) -> None:
+    if not loads_only(body, "chat"):
+        read_ollama_chat(body, defaults=defaults)
+
+
+def _ollama_generate(body: Mapping[str, Any], *, defaults: Sampling) -> None:
+    if not loads_only(body, "generate"):
+        read_ollama_generate(body, defaults=defaults)
 
 
 def _infill(body: Mapping[str, Any], *, defaults: Sampling) -> None:
@@ -175,6 +238,12 @@ _READERS: dict[str, Callable[..., Any]] = {
     "Infill": _infill,
     "Messages": read_anthropic,
     "Responses": read_responses,
+    "OllamaChat": _ollama_chat,
+    "OllamaGenerate": _ollama_generate,
+    "Embeddings": lambda body, defaults: read_embeddings(body),
+    "Rerank": lambda body, defaults: read_rerank(body),
+    "OllamaEmbed": lambda body, defaults: read_ollama_embed(body),
+    "OllamaEmbeddings": lambda body, defaults: read_ollama_embeddings(body),
 }
 _OTHERS: tuple[Any, ...] = (
     *(None, True, False, 0, -1, -3, 1, 21, 101, 1001, 2**31, 2**63, 0.5, -0.5, "", "a", "x" * 5000),
@@ -183,7 +252,7 @@ _OTHERS: tuple[Any, ...] = (
 )
 # What no schema says: the beginning of a refusal of a body that has the document's form.
 _RULES = re.compile(
-    r"top_logprobs needs logprobs|best_of|tool_choice: (there is no function|a call is required)"
+    r"best_of|format at |system: a raw prompt|tool_choice: (there is no function|a call is required)"
     r"|tool_choice\S*: got .*, needed one of the tools|tool_choice: a tool must be called"
     r"|grammar and |response_format and tools|grammar:|json_schema\b|\S*schema at "
     r"|messages: |continue_final_message|\S*arguments: got .*, needed the JSON of an object|Sampling"
@@ -276,6 +345,10 @@ def test_examples_fit_their_bodies() -> None:
 
 def test_a_document_for_testers_limits_answers() -> None:
     document = _document(most_tokens=16)
+    short = {**_BODIES["OllamaChat"], "options": {"num_predict": 16}}
+    assert _validator("OllamaChat", document).is_valid(short)
+    assert not _validator("OllamaChat", document).is_valid({**short, "options": {}})
+    assert not _validator("OllamaChat", document).is_valid({**short, "options": None})
     for name, limit in (("Chat", "max_tokens"), ("LlamaCompletion", "n_predict"), ("Messages", "max_tokens")):
         limited, body = _validator(name, document), copy.deepcopy(_BODIES[name])
         assert not limited.is_valid({**body, limit: 17})
@@ -286,10 +359,18 @@ def test_a_document_for_testers_limits_answers() -> None:
     assert _validator("Chat", _document()).is_valid({**_BODIES["Chat"], "max_tokens": None})
 
 
+def test_testers_see_no_path_that_is_refused() -> None:
+    everything = set(_document()["paths"])
+    able = set(_document(most_tokens=16, abilities={"slots", "embeddings", "reranking"})["paths"])
+    assert everything - able == {"/apply", "/infill", "/metrics"}
+
+
 def test_keys_are_asked_for_where_the_server_has_some() -> None:
     paths = _document(has_keys=True)["paths"]
     assert "401" in paths["/plan"]["get"]["responses"] and paths["/plan"]["get"]["security"]
     assert "401" not in paths["/health"]["get"]["responses"] and "security" not in paths["/health"]["get"]
+    free = {path for path, methods in paths.items() for one in methods.values() if "security" not in one}
+    assert free == {"/", "/health", "/v1/health"}
     assert "401" not in _document()["paths"]["/plan"]["get"]["responses"]
 
 
@@ -318,7 +399,7 @@ _SETTINGS = Settings(names=("m",))
 
 
 def _no_model() -> Session:
-    raise AssertionError("nobody asks the model")
+    raise EngineError("there is none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,7 +430,12 @@ def _get(path: str) -> _Response:
         "scheme": "http",
         "server": ("localhost", 80),
     }
-    asyncio.run(app(scope, receive, send))
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+
+    asyncio.run(run())
     start, *bodies = sent
     headers = {name.decode(): value.decode() for name, value in start["headers"]}
     text = b"".join(body.get("body", b"") for body in bodies).decode()

@@ -46,9 +46,7 @@ def test_a_body_in_any_pieces() -> None:
     assert _read(b"\xef\xbb\xbf" + text) == whole
 
 
-@pytest.mark.parametrize(
-    "length", ["abc", "-1", "1.5", "0x10", "1e3", "+5", "\xb2", "1 2"]
-)
+@pytest.mark.parametrize("length", ["abc", "-1", "1.5", "0x10", "1e3", "+5", "\xb2", "1 2"])
 def test_a_length_that_is_no_number(length: str) -> None:
     status, said = _refused(b"{}", headers={"content-length": length})
     assert status == 400 and "Content-Length" in said

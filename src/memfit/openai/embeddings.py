@@ -58,7 +58,7 @@ def read_embeddings(body: Mapping[str, Any]) -> EmbeddingAsk:
     """Raises UsageError: a field that is wrong."""
     name = "input" if "input" in body or "content" not in body else "content"
     prompts = read_prompts(_plain(body.get(name), name), name)
-    encoding = body.get("encoding_format") or "float"
+    encoding = "float" if body.get("encoding_format") is None else body["encoding_format"]
     if encoding not in ("float", "base64"):
         raise refusal("encoding_format", encoding, "float or base64")
     dimensions = body.get("dimensions")

@@ -80,8 +80,8 @@ def _calling_message(value: Any, path: str) -> Message:
     if content is None:
         raise refusal(f"{path}.content", content, "a text, or a list of parts of type text")
     found["content"] = read_content(content, f"{path}.content", _TEXT_PARTS)
-    if role == "assistant" and calls:
-        found["tool_calls"] = _calls(calls, f"{path}.tool_calls")
+    if role == "assistant" and calls is not None and (read := _calls(calls, f"{path}.tool_calls")):
+        found["tool_calls"] = read
     if role == "assistant" and isinstance(reasoning, str) and reasoning:
         found["reasoning_content"] = reasoning
     for name in ("tool_call_id", "name"):

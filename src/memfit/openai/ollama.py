@@ -48,6 +48,7 @@ __all__ = [
 
 OllamaForm = Literal["chat", "generate"]
 _QUESTIONS: dict[OllamaForm, str] = {"chat": "messages", "generate": "prompt"}
+_NOTHING: dict[OllamaForm, tuple[Any, ...]] = {"chat": (None, []), "generate": (None, "")}
 _ROLES = ("system", "user", "assistant", "tool")
 _LEVELS = ("low", "medium", "high", "max")
 _MOST_LOGPROBS = 20
@@ -134,7 +135,7 @@ def read_ollama_generate(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
 
 def loads_only(body: Mapping[str, Any], form: OllamaForm) -> Literal["load", "unload"] | None:
     """What a body is for that asks nothing: to load the model or, with `keep_alive` 0, to unload it."""
-    if body.get(_QUESTIONS[form]):
+    if body.get(_QUESTIONS[form]) not in _NOTHING[form]:
         return None
     return "unload" if read_keep_alive(body) == 0 else "load"
 

@@ -7,18 +7,22 @@ another, or with the model, is told in words beside 400.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from memfit import __version__
 from memfit.server.openapi_anthropic import ANTHROPIC_COMPONENTS, ANTHROPIC_OPERATIONS
 from memfit.server.openapi_bodies import COMPONENTS, OBJECT
+from memfit.server.openapi_embeddings import EMBEDDING_COMPONENTS, EMBEDDING_OPERATIONS
 from memfit.server.openapi_llama import LLAMA_COMPONENTS, LLAMA_OPERATIONS
+from memfit.server.openapi_ollama import OLLAMA_COMPONENTS, OLLAMA_OPERATIONS
 from memfit.server.openapi_openai import OPENAI_COMPONENTS, OPENAI_OPERATIONS
 from memfit.server.openapi_schemas import (
+    BOOLEAN,
     NULL,
     ApiOperation,
     Schema,
+    closed,
     either,
     integer,
     named,
@@ -33,6 +37,10 @@ __all__ = ["OPERATIONS", "openapi_document"]
 _MOST = 2**63 - 1
 _FEW = 4  # answers of a call, for testers
 
+_SIZE = either(text(), integer(0, _MOST))
+_SIZES = {"type": "object", "additionalProperties": _SIZE}
+_BUDGET = {"ram": _SIZE, "vram": either(_SIZE, _SIZES), "rpc": _SIZES, "disk": BOOLEAN}
+_PRICE = closed({}, {"budget": closed({}, _BUDGET), "workload": OBJECT})
 OWN_OPERATIONS = (
     ApiOperation(
         path="/health",
@@ -44,6 +52,7 @@ OWN_OPERATIONS = (
     ),
     ApiOperation(
         path="/metrics",
+        needs="metrics",
         summary="Counts and times for Prometheus",
         answer=text(),
         media="text/plain",
@@ -61,6 +70,23 @@ OWN_OPERATIONS = (
         ),
     ),
     ApiOperation(
+        path="/plan",
+        summary="What another budget or workload would take",
+        method="post",
+        body="Price",
+        examples=({"workload": {"context": 1024}},),
+        answer=OBJECT,
+        errors=(400, 408, 413, 500, 503, 504),
+    ),
+    ApiOperation(
+        path="/apply",
+        summary="Not there yet",
+        method="post",
+        answer=None,
+        needs="apply",
+        errors=(501,),
+    ),
+    ApiOperation(
         path="/openapi.json",
         summary="This document",
         answer=record({"openapi": text(), "info": OBJECT, "paths": OBJECT, "components": OBJECT}),
@@ -68,9 +94,9 @@ OWN_OPERATIONS = (
             {
                 "name": "max_tokens",
                 "in": "query",
-                "description": "Then bodies must limit their answers, at most to this many tokens, and ask "
-                "for few of them. The server takes others too, but whoever tests it by the document does not "
-                "wait for long answers.",
+                "description": "For those who test the server by the document: bodies must limit their "
+                "answers to this many tokens, and ask for few of them, and paths that this server refuses "
+                "with 501 are left out. The server takes others all the same.",
                 "schema": integer(1, 999_999_999),
             },
         ),
@@ -83,8 +109,18 @@ OPERATIONS: tuple[ApiOperation, ...] = (
     *OPENAI_OPERATIONS,
     *ANTHROPIC_OPERATIONS,
     *LLAMA_OPERATIONS,
+    *OLLAMA_OPERATIONS,
+    *EMBEDDING_OPERATIONS,
 )
-_COMPONENTS = {**COMPONENTS, **OPENAI_COMPONENTS, **ANTHROPIC_COMPONENTS, **LLAMA_COMPONENTS}
+_COMPONENTS = {
+    **COMPONENTS,
+    **OPENAI_COMPONENTS,
+    **ANTHROPIC_COMPONENTS,
+    **LLAMA_COMPONENTS,
+    **OLLAMA_COMPONENTS,
+    **EMBEDDING_COMPONENTS,
+    "Price": _PRICE,
+}
 
 _ERRORS = {
     400: "The body is not JSON, nested too deeply, or against its schema; or what is asked for cannot be "
@@ -94,14 +130,21 @@ _ERRORS = {
     401: "The API key is missing or wrong.",
     403: "The Host or Origin is a stranger's.",
     404: "There is no such model.",
+    409: "The model is being served.",
     408: "The body did not come in time.",
     413: "The body is too large.",
     429: "The queue is full.",
     500: "The model's worker has died, and is being started again; or the model failed.",
-    501: "The server was told not to show this.",
+    501: "The server was told not to show this, or cannot do it.",
     503: "The model is not loaded, or no budget can serve this.",
     504: "The answer took too long.",
 }
+# What limits tokens → what does in the document for testers.
+_LIMITS = {
+    **dict.fromkeys(("Limit", "AnswerLimit", "OllamaLimit"), "AnswerLimit"),
+    "OllamaOptions": "OllamaOptions",
+}
+_FORMS = ("Error", "AnthropicError", "OllamaError")
 _BY_GUARD = (401, 403)  # before a path, and its API's form of errors, is known
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -110,19 +153,27 @@ _KEYS = {
 
 
 def openapi_document(
-    *, names: Sequence[str], vocabulary: int, has_keys: bool, most_tokens: int | None = None
+    *,
+    names: Sequence[str],
+    vocabulary: int,
+    has_keys: bool,
+    abilities: Collection[str] = (),
+    most_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Of a server whose model has these names and so many tokens.
 
-    With `most_tokens`, bodies must limit their answers to as many: for those who test a server by it.
+    With `most_tokens`, bodies must limit their answers to as many, and what needs other `abilities` is left
+    out: for those who test a server by it.
     """
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
+        if most_tokens is not None and operation.needs not in (None, *abilities):
+            continue
         entry = _operation(operation, has_keys=has_keys)
         for prefix in operation.prefixes:
             path = prefix + operation.path
-            method = "get" if operation.body is None else "post"
-            paths.setdefault(path, {})[method] = {"operationId": _identity(method, path), **entry}
+            identity = _identity(operation.method, path)
+            paths.setdefault(path, {})[operation.method] = {"operationId": identity, **entry}
     schemas = {**_COMPONENTS, **_of_server(names, vocabulary, most_tokens)}
     if most_tokens is not None:
         schemas = {name: _limited(schema) for name, schema in schemas.items()}
@@ -137,7 +188,7 @@ def openapi_document(
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "responses": {**_failures("Error"), **_failures("AnthropicError")},
+            "responses": {name: one for form in _FORMS for name, one in _failures(form).items()},
         },
     }
     if has_keys:
@@ -153,6 +204,9 @@ def _of_server(names: Sequence[str], vocabulary: int, most_tokens: int | None) -
         # llama-server's -1 and -2 are "until the model ends", 0 is an answer without a token.
         "Limit": integer(-2 if most_tokens is None else 1, most),
         "AnswerLimit": integer(1, most),
+        "OllamaLimit": integer(-_MOST if most_tokens is None else 1, most),
+        # Some models take an empty one: those that put a token before each text.
+        "PromptText": text() if most_tokens is None else text(minLength=1),
         "Choices": integer(1, 128 if most_tokens is None else _FEW),
         "Token": integer(0, vocabulary - 1),
         "ModelName": words(*names),
@@ -184,24 +238,37 @@ def _operation(operation: ApiOperation, *, has_keys: bool) -> dict[str, Any]:
 
 def _limited(body: Schema) -> Schema:
     """A body with its limit of tokens as one that must be there, by no other name."""
-    limits = [name for name, schema in body.get("properties", {}).items() if _is_limit(schema)]
+    if "properties" not in body:
+        return {**body, "anyOf": [_limited(one) for one in body["anyOf"]]} if "anyOf" in body else body
+    limits = {name: _LIMITS[of] for name, schema in body["properties"].items() if (of := _limit_of(schema))}
     if not limits:
         return body
-    properties = {name: schema for name, schema in body["properties"].items() if name not in limits}
-    properties[limits[0]] = named("AnswerLimit")
-    return {**body, "properties": properties, "required": sorted({*body["required"], limits[0]})}
+    name, schema = next(iter(limits.items()))
+    properties = {other: one for other, one in body["properties"].items() if other not in limits}
+    return {
+        **body,
+        "properties": {**properties, name: named(schema)},
+        "required": sorted({*body["required"], name}),
+    }
 
 
-def _is_limit(schema: Schema) -> bool:
-    limits = (named("Limit"), named("AnswerLimit"))
-    return schema in limits or any(one in limits for one in schema.get("anyOf", ()))
+def _limit_of(schema: Schema) -> str | None:
+    """The component that limits tokens, where the schema is one."""
+    for one in (schema, *schema.get("anyOf", ())):
+        name = str(one.get("$ref", "")).rpartition("/")[2]
+        if name in _LIMITS:
+            return name
+    return None
 
 
 def _responses(operation: ApiOperation, has_keys: bool) -> dict[str, Any]:
-    content: dict[str, Any] = {operation.media: {"schema": operation.answer}}
+    content: dict[str, Any] = {}
+    if operation.answer is not None:
+        content[operation.media] = {"schema": operation.answer}
     if operation.stream:
         content[operation.stream] = {"schema": text()}
-    found: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
+    answer = {"description": "The answer", **({"content": content} if content else {})}
+    found: dict[str, Any] = {"200": answer}
     guarded = _BY_GUARD if has_keys and not operation.public else (403,)
     for status in sorted({*guarded, *operation.errors}):
         form = "Error" if status in _BY_GUARD else operation.error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from memfit.server.openapi_bodies import INTEGER, OBJECT
+from memfit.server.openapi_bodies import ANY_STOPS, FUNCTION_NAME, INTEGER, OBJECT
 from memfit.server.openapi_schemas import (
     BOOLEAN,
     NULL,
+    SHARE,
     ApiOperation,
     Schema,
     either,
@@ -41,15 +42,17 @@ def _said(role: str, block: Schema) -> Schema:
 
 
 _TOOL = request(
-    {"name": text(minLength=1)}, {"type": words("custom"), "description": text(), "input_schema": OBJECT}
+    {"name": FUNCTION_NAME}, {"type": words("custom"), "description": text(), "input_schema": OBJECT}
 )
+_SINGLE = {"disable_parallel_tool_use": BOOLEAN}
 _FIELDS: dict[str, Schema] = {
     "model": text(),
     "system": _TEXTS,
-    "tools": list_of(_TOOL),
+    "tools": list_of(_TOOL, maxItems=512),
     "tool_choice": either(
-        request({"type": words("auto", "any", "none")}, {"disable_parallel_tool_use": BOOLEAN}),
-        request({"type": words("tool"), "name": text(minLength=1)}, {"disable_parallel_tool_use": BOOLEAN}),
+        named("AnthropicChoice"),
+        request({"type": words("any")}, _SINGLE),
+        request({"type": words("tool"), "name": text(minLength=1)}, _SINGLE),
     ),
     "thinking": either(
         request({"type": words("adaptive", "between_tools", "disabled")}),
@@ -63,12 +66,18 @@ _FIELDS: dict[str, Schema] = {
         },
     ),
     "temperature": number(0, 100),
-    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "top_p": SHARE,
     "top_k": integer(0, 2**31 - 1),
-    "stop_sequences": either(text(), list_of(text())),
+    "stop_sequences": ANY_STOPS,
     "stream": BOOLEAN,
     "chat_template_kwargs": OBJECT,
     "mcp_servers": {"type": "array", "maxItems": 0},
+}
+_RULE = {
+    "anyOf": [
+        {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
+        {"properties": {"tool_choice": optional(named("AnthropicChoice"))}},
+    ]
 }
 _MESSAGES = {"messages": list_of(named("AnthropicMessage"))}
 _BLOCK = record({"type": words("text", "thinking", "tool_use")})
@@ -83,8 +92,9 @@ _MODEL = record(
 )
 
 ANTHROPIC_COMPONENTS: dict[str, Schema] = {
-    "Messages": request({"max_tokens": named("AnswerLimit"), **_MESSAGES}, _FIELDS),
-    "CountedMessages": request(_MESSAGES, {**_FIELDS, "max_tokens": named("AnswerLimit")}),
+    "Messages": {**request({"max_tokens": named("AnswerLimit"), **_MESSAGES}, _FIELDS), **_RULE},
+    "CountedMessages": {**request(_MESSAGES, {**_FIELDS, "max_tokens": named("AnswerLimit")}), **_RULE},
+    "AnthropicChoice": request({"type": words("auto", "none")}, _SINGLE),
     "AnthropicMessage": either(
         _said("system", _TEXT), _said("user", either(_TEXT, _RESULT)), _said("assistant", _ANSWERED)
     ),
@@ -109,6 +119,7 @@ ANTHROPIC_OPERATIONS = (
         path="/messages",
         prefixes=_BOTH,
         summary="Answer messages",
+        method="post",
         body="Messages",
         examples=({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},),
         answer=record(
@@ -133,6 +144,7 @@ ANTHROPIC_OPERATIONS = (
         path="/messages/count_tokens",
         prefixes=_BOTH,
         summary="How many tokens messages have",
+        method="post",
         body="CountedMessages",
         examples=({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},),
         answer=record({"input_tokens": integer(0)}),

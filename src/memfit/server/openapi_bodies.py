@@ -6,13 +6,17 @@ What openai/chat.py and openai/llama_asks.py take, field by field. Rules between
 from __future__ import annotations
 
 from memfit.server.openapi_schemas import (
+    ANYTHING,
     BOOLEAN,
     NULL,
+    SHARE,
     Schema,
+    closed,
     either,
     integer,
     list_of,
     named,
+    needs_tools,
     number,
     optional,
     request,
@@ -20,7 +24,7 @@ from memfit.server.openapi_schemas import (
     words,
 )
 
-__all__ = ["COMPONENTS", "INTEGER", "OBJECT"]
+__all__ = ["ANY_STOPS", "COMPONENTS", "FUNCTION_NAME", "INTEGER", "OBJECT"]
 
 _MOST = 2**63 - 1
 INTEGER: Schema = integer(-_MOST, _MOST)
@@ -28,10 +32,10 @@ OBJECT: Schema = {"type": "object"}
 
 _COUNT = integer(0, 2**31 - 1)
 _LAST = integer(-1, 2**31 - 1)  # -1: all
-_SHARE: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
-_NAME = text(minLength=1, maxLength=256)
+FUNCTION_NAME = text(minLength=1, maxLength=256)
 _STOP = text(minLength=1, maxLength=4096)
 _STOPS = either(_STOP, list_of(_STOP, maxItems=256))
+ANY_STOPS = either(text(maxLength=4096), list_of(text(maxLength=4096), maxItems=256))  # "" stops nothing
 _BIAS = either({"type": "number", "exclusiveMinimum": -(2.0**63), "exclusiveMaximum": 2.0**63}, words(False))
 _BIASES = either(
     {"type": "object", "additionalProperties": _BIAS, "maxProperties": 65_536},
@@ -50,7 +54,7 @@ _SAMPLING: dict[str, Schema] = {
     **dict.fromkeys(("temperature", "dry_multiplier", "dry_base", "mirostat_tau"), number(0, 100)),
     **dict.fromkeys(("dynatemp_range", "dynatemp_exponent", "mirostat_eta"), number(0, 100)),
     **dict.fromkeys(("min_p", "xtc_probability", "xtc_threshold"), number(0, 1)),
-    **dict.fromkeys(("top_p", "typical_p"), _SHARE),
+    **dict.fromkeys(("top_p", "typical_p"), SHARE),
     **dict.fromkeys(("frequency_penalty", "presence_penalty"), number(-100, 100)),
     **dict.fromkeys(("top_k", "dry_allowed_length"), _COUNT),
     **dict.fromkeys(("repeat_last_n", "dry_penalty_last_n"), _LAST),
@@ -62,7 +66,7 @@ _SAMPLING: dict[str, Schema] = {
     "ignore_eos": BOOLEAN,
     "seed": INTEGER,
 }
-_SHARED: dict[str, Schema] = {
+SHARED: dict[str, Schema] = {
     **_SAMPLING,
     **dict.fromkeys(("stream", "return_progress", "timings_per_token", "verbose"), BOOLEAN),
     "model": text(),
@@ -77,7 +81,7 @@ _PROMPT = {"prompt": named("Prompts")}
 _CHAT = request(
     {"messages": list_of(named("Message"), minItems=1, maxItems=65_536)},
     {
-        **_SHARED,
+        **SHARED,
         **dict.fromkeys(("max_tokens", "max_completion_tokens"), named("Limit")),
         **dict.fromkeys(("logprobs", "parallel_tool_calls", "add_generation_prompt"), BOOLEAN),
         "continue_final_message": BOOLEAN,
@@ -93,7 +97,7 @@ _CHAT = request(
 _COMPLETION = request(
     _PROMPT,
     {
-        **_SHARED,
+        **SHARED,
         "max_tokens": named("Limit"),
         "logprobs": either(BOOLEAN, integer(0, 1000)),
         "best_of": integer(1, 128),
@@ -102,7 +106,7 @@ _COMPLETION = request(
     },
 )
 _LLAMA: dict[str, Schema] = {
-    **_SHARED,
+    **SHARED,
     **dict.fromkeys(("post_sampling_probs", "return_tokens"), BOOLEAN),
     "n_predict": named("Limit"),
     "n_probs": either(integer(0, 1000), words(False)),
@@ -114,17 +118,6 @@ _INFILL = request(
     {**_LLAMA, "input_extra": list_of(request({"text": text()}))},
 )
 _INFILL["properties"]["prompt"] = text()  # null is refused
-
-
-def _closed(required: dict[str, Schema], **others: Schema) -> Schema:
-    """What is not named is refused, but for null."""
-    properties = {**required, **others}
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(required),
-        "additionalProperties": NULL,
-    }
 
 
 _CONTENT = either(
@@ -139,12 +132,20 @@ _CONTENT = either(
 _ASSISTANT: dict[str, Schema] = {"role": words("assistant")}
 _CALL = request({"function": request({"name": text(minLength=1)})})
 _CALL["properties"]["function"]["properties"]["arguments"] = either(text(), OBJECT)
-_FUNCTION = request({"name": _NAME}, {"description": text(), "parameters": OBJECT})
+_FUNCTION = request({"name": FUNCTION_NAME}, {"description": text(), "parameters": OBJECT})
 _NAMED = request({"name": text(minLength=1)})
 _CHOICE = {"type": words("function"), "function": _NAMED}
-_ALLOWED = request({"tools": list_of(either(request({"function": _NAMED}), _NAMED))})
-_ALLOWED["properties"]["mode"] = words("auto", "required")
+_ALLOWED = request({"tools": list_of(request({"function": _NAMED}))}, {"mode": words("auto", "required")})
 _PIECES = list_of(either(named("Token"), text()), minItems=1)
+
+# Where probabilities of the likeliest are asked for, those of the tokens are, too.
+_CHAT["allOf"] = [
+    either(
+        {"properties": {"logprobs": words(True)}, "required": ["logprobs"]},
+        {"properties": {"top_logprobs": NULL}},
+    ),
+    needs_tools("auto", "none"),
+]
 
 COMPONENTS: dict[str, Schema] = {
     "Chat": _CHAT,
@@ -160,34 +161,26 @@ COMPONENTS: dict[str, Schema] = {
             {"content": _CONTENT, "tool_calls": list_of(_CALL)},
         ),
     ),
-    "Tool": {
-        "type": "object",
-        "properties": {"type": words("function"), "function": _FUNCTION},
-        "required": ["function"],
-    },
+    "Tool": request({"function": _FUNCTION}, {"type": words("function")}),
     "ToolChoice": either(
         words("auto", "none", "required"),
         request(_CHOICE),
         request({"type": words("allowed_tools"), "allowed_tools": _ALLOWED}),
     ),
     "ResponseFormat": either(
-        _closed({"type": words("text")}),
-        _closed({"type": words("json_object")}, schema=optional(OBJECT)),
-        _closed(
+        closed({"type": words("text")}),
+        closed({"type": words("json_object")}, {"schema": OBJECT}),
+        closed(
             {
                 "type": words("json_schema"),
-                "json_schema": _closed({"schema": OBJECT}, name={}, description={}, strict={}),
+                "json_schema": closed(
+                    {"schema": OBJECT}, dict.fromkeys(("name", "description", "strict"), ANYTHING)
+                ),
             }
         ),
     ),
-    "Prompts": either(
-        text(),
-        _PIECES,
-        request({"prompt_string": either(text(), _PIECES)}),
-        list_of(
-            either(text(), _PIECES, request({"prompt_string": either(text(), _PIECES)})),
-            minItems=1,
-            maxItems=4096,
-        ),
+    "Prompt": either(
+        named("PromptText"), _PIECES, request({"prompt_string": either(named("PromptText"), _PIECES)})
     ),
+    "Prompts": either(named("Prompt"), list_of(named("Prompt"), minItems=1, maxItems=4096)),
 }

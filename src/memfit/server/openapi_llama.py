@@ -42,6 +42,7 @@ LLAMA_OPERATIONS = (
         ApiOperation(
             path=path,
             summary="Continue prompts, as llama-server does",
+            method="post",
             body="LlamaCompletion",
             examples=({"prompt": "Once upon a time", "n_predict": 8},),
             answer=_COMPLETED,
@@ -52,7 +53,9 @@ LLAMA_OPERATIONS = (
     ),
     ApiOperation(
         path="/infill",
+        needs="infill",
         summary="Fill in what stands between two texts, where the model can",
+        method="post",
         body="Infill",
         answer=_COMPLETED,
         stream=_EVENTS,
@@ -61,6 +64,7 @@ LLAMA_OPERATIONS = (
     ApiOperation(
         path="/apply-template",
         summary="The prompt that a chat becomes",
+        method="post",
         body="Chat",
         examples=(
             {
@@ -76,6 +80,7 @@ LLAMA_OPERATIONS = (
     ApiOperation(
         path="/tokenize",
         summary="A text's tokens",
+        method="post",
         body="Tokenize",
         examples=({"content": "Hello"},),
         answer=record(
@@ -93,6 +98,7 @@ LLAMA_OPERATIONS = (
     ApiOperation(
         path="/detokenize",
         summary="The text of tokens",
+        method="post",
         body="Detokenize",
         examples=({"tokens": [1]},),
         answer=record({"content": text(), "prompt": text()}),
@@ -120,6 +126,10 @@ LLAMA_OPERATIONS = (
         ),
     ),
     ApiOperation(
-        path="/slots", summary="The sequences, and which of them run", answer=list_of(_SLOT), errors=(501,)
+        path="/slots",
+        needs="slots",
+        summary="The sequences, and which of them run",
+        answer=list_of(_SLOT),
+        errors=(501,),
     ),
 )

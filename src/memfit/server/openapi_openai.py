@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from memfit.server.openapi_bodies import INTEGER, OBJECT
+from memfit.server.openapi_bodies import ANY_STOPS, FUNCTION_NAME, INTEGER, OBJECT
 from memfit.server.openapi_schemas import (
     BOOLEAN,
     NULL,
+    SHARE,
     ApiOperation,
     Schema,
     either,
     integer,
     list_of,
     named,
+    needs_tools,
     number,
     optional,
     record,
@@ -92,8 +94,13 @@ _SAID = request(
 _SAID["properties"]["type"] = words("message")
 _ALLOWED_TOOLS = request(
     {"type": words("allowed_tools"), "tools": list_of(request({"name": text(minLength=1)}))},
-    {"mode": words("auto", "none", "required")},
+    {"mode": words("auto", "required")},
 )
+_FUNCTION = request(
+    {"type": words("function"), "name": FUNCTION_NAME}, {"description": text(), "parameters": OBJECT}
+)
+# The service's own, which are left out.
+_OTHER_TOOL = request({"type": {"type": "string", "not": words("function")}})
 _EFFORTS = words("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 _RESPONSES = request(
@@ -106,19 +113,14 @@ _RESPONSES = request(
         "max_output_tokens": named("AnswerLimit"),
         "max_tool_calls": INTEGER,
         "temperature": number(0, 100),
-        "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "top_p": SHARE,
         **dict.fromkeys(("presence_penalty", "frequency_penalty"), number(-100, 100)),
         "top_k": integer(0, 2**31 - 1),
         "seed": integer(0, 2**32 - 1),
         "min_p": number(0, 1),
         "repeat_penalty": {"type": "number", "exclusiveMinimum": 0, "maximum": 100},
-        "stop": either(text(), list_of(text())),
-        "tools": list_of(
-            request(
-                {"type": words("function"), "name": text(minLength=1)},
-                {"description": text(), "parameters": OBJECT},
-            )
-        ),
+        "stop": ANY_STOPS,
+        "tools": list_of(either(_FUNCTION, _OTHER_TOOL), maxItems=512),
         "tool_choice": either(words("auto", "none", "required"), _NAMED, _ALLOWED_TOOLS),
         "reasoning": request({}, {"effort": _EFFORTS, "summary": text()}),
         "text": request({}, {"format": _FORMAT}),
@@ -162,6 +164,7 @@ OPENAI_COMPONENTS: dict[str, Schema] = {
     ),
 }
 
+_RESPONSES["allOf"] = [needs_tools("auto", "none")]
 _RESPONSE = record(
     {
         "id": text(),
@@ -194,6 +197,7 @@ OPENAI_OPERATIONS = (
         path="/chat/completions",
         prefixes=_BOTH,
         summary="Answer a chat",
+        method="post",
         body="Chat",
         examples=(
             {"messages": _HELLO, "max_tokens": 8},
@@ -207,6 +211,7 @@ OPENAI_OPERATIONS = (
         path="/chat/completions/input_tokens",
         prefixes=_BOTH,
         summary="How many tokens a chat has",
+        method="post",
         body="Chat",
         examples=({"messages": _HELLO, "max_tokens": 8, "logprobs": True, "top_logprobs": 2},),
         answer=_COUNTED,
@@ -216,6 +221,7 @@ OPENAI_OPERATIONS = (
         path="/completions",
         prefixes=("/v1",),  # llama-server's has the other
         summary="Continue prompts",
+        method="post",
         body="Completion",
         examples=({"prompt": "Once upon a time", "max_tokens": 8},),
         answer=_completed("text_completion", _choices(text=text())),
@@ -226,6 +232,7 @@ OPENAI_OPERATIONS = (
         path="/responses",
         prefixes=_BOTH,
         summary="Answer an input; nothing is kept",
+        method="post",
         body="Responses",
         examples=({"input": "Hello", "max_output_tokens": 8},),
         answer=_RESPONSE,
@@ -236,6 +243,7 @@ OPENAI_OPERATIONS = (
         path="/responses/input_tokens",
         prefixes=_BOTH,
         summary="How many tokens an input has",
+        method="post",
         body="Responses",
         examples=({"input": "Hello", "max_output_tokens": 8},),
         answer=record({"object": text(), "input_tokens": integer(0)}),

@@ -30,8 +30,21 @@ def openapi_routes(service: Service) -> list[Route]:
                 names=settings.names,
                 vocabulary=service.plan.spec.vocabulary,
                 has_keys=bool(settings.api_keys),
+                abilities=_abilities(service),
                 most_tokens=int(most) if most else None,
             )
         )
 
     return [Route("/openapi.json", openapi, methods=["GET"])]
+
+
+def _abilities(service: Service) -> set[str]:
+    """What not every server can do, and this one can."""
+    can = {
+        "infill": service.served.fills_in,
+        "embeddings": service.served.pooling not in (None, "rank"),
+        "reranking": service.served.pooling == "rank",
+        "slots": service.settings.shows_slots,
+        "metrics": service.settings.shows_metrics,
+    }
+    return {name for name, able in can.items() if able}

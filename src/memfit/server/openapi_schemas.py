@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "ANYTHING",
     "BOOLEAN",
     "NULL",
+    "SHARE",
     "ApiOperation",
     "Schema",
+    "closed",
     "either",
     "integer",
     "list_of",
     "named",
+    "needs_tools",
     "number",
     "optional",
     "record",
@@ -32,6 +35,7 @@ Schema = dict[str, Any]
 
 BOOLEAN: Schema = {"type": "boolean"}
 NULL: Schema = {"type": "null"}
+SHARE: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 ANYTHING: Schema = {}
 
 
@@ -41,8 +45,9 @@ class ApiOperation:
 
     path: str  # without /v1 where clients know it both ways
     summary: str
-    answer: Schema  # what 200 brings
-    body: str | None = None  # a component; None: a GET without one
+    answer: Schema | None  # what 200 brings; None: nothing
+    method: Literal["get", "post", "delete"] = "get"
+    body: str | None = None  # a component
     examples: tuple[Mapping[str, Any], ...] = ()  # bodies that work
     media: str = "application/json"  # the answer's type
     stream: str | None = None  # its type where the body asks for a stream
@@ -51,6 +56,7 @@ class ApiOperation:
     errors: tuple[int, ...] = ()
     error: str = "Error"  # the schema of the errors that the path itself writes
     public: bool = False  # no API key is needed
+    needs: str | None = None  # what not every server can do
 
 
 def named(name: str) -> Schema:
@@ -103,6 +109,19 @@ def request(required: Mapping[str, Schema], others: Mapping[str, Schema] | None 
     """An object of a request: of `others` each may be left out or null; what has no name is ignored."""
     properties = {**required, **{name: optional(schema) for name, schema in (others or {}).items()}}
     return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def closed(required: Mapping[str, Schema], others: Mapping[str, Schema] | None = None) -> Schema:
+    """A request's object that refuses what has no name, but for null."""
+    return {**request(required, others), "additionalProperties": NULL}
+
+
+def needs_tools(*others: Any) -> Schema:
+    """A rule of a body: where its tool_choice is none of the `others`, there are tools."""
+    return either(
+        {"properties": {"tools": {"type": "array", "minItems": 1}}, "required": ["tools"]},
+        {"properties": {"tool_choice": words(*others, None)}},
+    )
 
 
 def _bounds(least: float | None, most: float | None) -> Schema:
