@@ -156,7 +156,7 @@ class Request:
     def __post_init__(self) -> None:
         if [self.prompt is not None, bool(self.messages), self.pair is not None].count(True) != 1:
             raise UsageError("a request has either a prompt or messages")
-        if self.embed != bool(self.pair or (self.embed and self.prompt is not None)):
+        if self.messages if self.embed else self.pair:
             raise UsageError("what is embedded is a prompt or a pair, and a pair is only embedded")
         if self.score and not isinstance(self.prompt, tuple):
             raise UsageError("what is scored is given as tokens")

@@ -172,6 +172,12 @@ def _check_llama(reader: JsonReader, plan: LlamaPlan) -> None:
         )
         if not agree:
             reader.refuse("tiers", [], "ram, and one for each of config.devices")
+    for field in ("embeds", "pooling"):
+        if getattr(config, field) != getattr(plan.workload, field):
+            reader.refuse(f"config.{field}", getattr(config, field), "the same as workload's")
+    for field in ("generation", "together"):
+        if (getattr(plan.prediction, field) is None) != config.embeds:
+            reader.refuse(f"prediction.{field}", None, "a rate, or null where config.embeds")
     if names[0] != "ram":
         reader.refuse("tiers[0].name", names[0], "ram")
     for index, (pattern, device) in enumerate(config.overrides):
