@@ -38,6 +38,7 @@ def test_what_may_fit_is_left_to_the_engine(request_: Request) -> None:
         Request(prompt="x" * 41),
         Request(prompt=("x" * 20, 5, "x" * 21)),
         Request(messages=({"role": "user", "content": "x" * 20}, {"role": "user", "content": "x" * 21})),
+        Request(messages=({"role": "user", "content": "x"},) * 11),
     ],
 )
 def test_what_cannot_fit_is_refused_with_both_numbers(request_: Request) -> None:

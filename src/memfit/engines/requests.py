@@ -37,6 +37,7 @@ __all__ = [
 # "tool_calls" (OpenAI's, with arguments as objects), "tool_call_id" and "reasoning_content".
 Message = Mapping[str, Any]
 _MOST_BREAKERS = 16  # for each of them llama.cpp writes every token of the vocabulary
+_MOST_BIASED = 1024  # texts, which have to be tokenized before anything else goes on
 RANDOM_SEED = 2**32 - 1  # the largest; llama.cpp's word for "a random one"
 
 
@@ -101,13 +102,20 @@ class Sampling:
             "dry_base": (0 <= self.dry_base <= 100, "between 0 and 100"),
             "dry_allowed_length": (0 <= self.dry_allowed_length < 2**31, "0 or above, in 31 bits"),
             "dry_penalty_last_n": (-1 <= self.dry_penalty_last_n < 2**31, "-1 or above, in 31 bits"),
-            "dry_sequence_breakers": (len(self.dry_sequence_breakers) <= _MOST_BREAKERS, "at most 16 texts"),
             "seed": (0 <= self.seed <= RANDOM_SEED, seeds),
         }
         for name, (valid, needed) in checks.items():
             if not valid:
                 got = getattr(self, name)
                 raise WrongValueError(name, f" is {got}; it must be {needed}", got=got, needed=needed)
+        biased = [token for token, _ in self.logit_bias if isinstance(token, str)]
+        for name, texts, most in (
+            ("dry_sequence_breakers", self.dry_sequence_breakers, _MOST_BREAKERS),
+            ("logit_bias", biased, _MOST_BIASED),
+        ):
+            if len(texts) > most:
+                said = f" has {len(texts)} texts; at most {most} are taken"
+                raise WrongValueError(name, said, got=len(texts), needed=most)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,9 +46,8 @@ class Served:
         prompt = (request.prompt,) if isinstance(request.prompt, str) else request.prompt or ()
         texts = [one for one in prompt if isinstance(one, str)]
         texts += [str(one["content"]) for one in request.messages]
-        # White space beside a control token may be no part of any token.
-        letters = sum(len(text) - sum(map(text.count, _SPACES)) for text in texts)
-        least = -(-letters // self.longest_piece_bytes)
+        # Templates write something between two messages, so that no token holds parts of both.
+        least = sum(-(-_letters(text) // self.longest_piece_bytes) for text in texts)
         if least > self.sequence_tokens:
             raise ContextExceededError(
                 f"the prompt has at least {least} tokens, a sequence {self.sequence_tokens}; "
@@ -68,3 +67,8 @@ class Served:
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
         return cls(**{**given, "form": ChatFormat.from_json(values["form"])})
+
+
+def _letters(text: str) -> int:
+    """Without white space, which beside a control token may be no part of any token."""
+    return len(text) - sum(map(text.count, _SPACES))

@@ -110,9 +110,9 @@ class Choice:
     def _pieces(self, parts: Sequence[Part]) -> list[Piece]:
         pieces = []
         for part in parts:
-            tokens = tuple(self._pending) if isinstance(part, TextPart | ReasoningPart) else ()
-            if tokens:
-                self._pending = []
+            tokens = tuple(self._pending) if isinstance(part, TextPart) else ()
+            if isinstance(part, TextPart | ReasoningPart):
+                self._pending = []  # those of thoughts are not told, as they are none of the text's
             pieces.append(self._kept(Piece(part=part, tokens=tokens)))
         return pieces
 
