@@ -42,7 +42,7 @@ _FORM = ChatFormat(
     reasoning=ReasoningSyntax(start="<think>", end="</think>"),
     calls=(CallSyntax(kind="json", start="<call>", end=("</call>",)),),
 )
-_SERVED = Served(form=_FORM, control_markers=("<call>",), sequence_tokens=100)
+_SERVED = Served(form=_FORM, control_tokens={"<call>": 7}, sequence_tokens=100)
 _SPEED = Speed(prompt_tokens=3, prompt_seconds=0.5, generated_tokens=2, generation_seconds=0.5)
 _USER = {"role": "user", "content": "Weather?"}
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -56,8 +56,11 @@ class Guard:
             return message
 
         async def send_with_cors(message: Message) -> None:
-            if cors and message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(cors)
+            if message["type"] == "http.response.start":
+                added = [(name.encode(), value.encode("latin-1")) for name, value in cors.items()]
+                given = [*message.get("headers", ()), *added]
+                # In capitals, as most servers have them: some clients look for them so.
+                message["headers"] = [(name.title(), value) for name, value in given]
             await send(message)
 
         refused = self._refusal(scope, headers, cors)

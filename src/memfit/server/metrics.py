@@ -1,10 +1,10 @@
-"""What is counted for /metrics, in Prometheus' text form: llama-server's names, and times that it has not."""
+"""What is counted for /metrics, in Prometheus' text form, by llama-server's names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -13,7 +13,6 @@ from memfit.openai.answers import Answer
 
 __all__ = ["Metrics"]
 
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 # llama-server's, of prompts and answers: the sums beneath, and what is told of them.
 _COUNTERS = {
     "prompt_tokens_total": "Prompt tokens computed.",
@@ -33,26 +32,20 @@ _NOTHING_DRAFTED = {
 
 
 class Metrics(Collector):
-    """One server's. `status` and `totals` are asked whenever it is read."""
+    """One server's. `status`, `totals` and `restarts` are asked whenever it is read."""
 
-    def __init__(self, status: Callable[[], Status], totals: Callable[[], StreamTotals]) -> None:
-        self._status, self._totals = status, totals
+    def __init__(
+        self,
+        status: Callable[[], Status],
+        totals: Callable[[], StreamTotals],
+        restarts: Callable[[], int],
+    ) -> None:
+        self._status, self._totals, self._restarts = status, totals, restarts
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._sums = dict.fromkeys(_COUNTERS, 0.0)
         self._timed_prompt = self._timed_predicted = 0
         self._longest = 0  # tokens of prompt and answer
-        registry = self._registry
-        self.requests = Counter(
-            "memfit_requests", "Calls answered, by status.", ["status"], registry=registry
-        )
-        self.restarts = Gauge("memfit_worker_restarts", "Workers that were started again.", registry=registry)
-        self.first_token = Histogram(
-            "memfit_time_to_first_token_seconds",
-            "Until the first word of an answer.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
 
     def count(self, answers: Sequence[Answer]) -> None:
         for answer in answers:
@@ -97,6 +90,7 @@ class Metrics(Collector):
             ("requests_deferred", "Requests that wait.", status.waiting),
             ("n_busy_slots_per_decode", "Sequences a pass, on average.", _per_pass(totals)),
             ("kv_cache_cells", "Cells of the KV cache in use.", status.cells_in_use),
+            ("worker_restarts", "Workers that were started again.", self._restarts()),
             ("held_bytes", "RAM that all of memfit's processes hold.", status.held_bytes),
         ):
             yield _metric(name, what, value)

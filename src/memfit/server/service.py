@@ -64,7 +64,9 @@ class Service:
         self.plan, self.settings, self.say = plan, settings, say
         self.started = time.time()
         self.admission = Admission(running=plan.parallel, queue=settings.limits.queue)
-        self.metrics = Metrics(lambda: self.host.status(), lambda: self.host.totals())
+        self.metrics = Metrics(
+            lambda: self.host.status(), lambda: self.host.totals(), lambda: self.host.restarts
+        )
 
     def begin(self, host: ModelHost) -> None:
         self.host = host
@@ -231,11 +233,11 @@ class Service:
     def _completed(self, ask: Ask) -> Ask:
         """With what this server adds to every call."""
         settings, template = self.settings, ask.template
-        if settings.thinks is not None and "enable_thinking" not in template.values:
-            values = {"enable_thinking": settings.thinks, **template.values}
-            ask = replace(ask, template=replace(template, values=values))
+        # As llama-server: templates that can be told are told to reason, unless somebody says otherwise.
+        values = {"enable_thinking": settings.thinks is not False, **template.values}
         return replace(
             ask,
+            template=replace(template, values=values),
             verbose=ask.verbose or settings.verbose,
             parses_reasoning=ask.parses_reasoning and settings.parses_reasoning,
         )

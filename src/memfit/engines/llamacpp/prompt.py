@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -70,7 +72,7 @@ def render_prompt(model: LlamaModel, request: Request) -> str:
             special,
             tools=tools or None,
             add_generation_prompt=options.adds_generation_prompt or options.continues,
-            options={**options.values, **values},
+            options={**_told(tools), **options.values, **values},
         )
 
     if not options.continues:
@@ -81,6 +83,13 @@ def render_prompt(model: LlamaModel, request: Request) -> str:
         return text
     *before, last = messages
     return render_messages(render, before) + str(last["content"])
+
+
+def _told(tools: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What llama.cpp tells templates beside, of Llama 3 and of firefunction: the day, and tools as a text."""
+    now = datetime.now()
+    shown = json.dumps(list(tools), ensure_ascii=False, indent=2) if tools else ""
+    return {"date_string": f"{now:%d %b %Y}", "datetime": f"{now:%b %d %Y}", "functions": shown}
 
 
 def describe_prompt(model: LlamaModel, request: Request) -> PromptText:
