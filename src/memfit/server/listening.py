@@ -40,6 +40,9 @@ def open_sockets(settings: Settings) -> list[socket.socket]:
                 raise UsageError(
                     f"cannot listen on {host} port {port}: {said}; try another --port", field="--port"
                 ) from None
+            # Read anew from the descriptor it knows that it is TCP; else asyncio leaves Nagle's algorithm on,
+            # and whatever is written in two parts comes 40 ms late.
+            one = socket.socket(fileno=one.detach())
             opened.callback(one.close)
             found.append(one)
             port = one.getsockname()[1]
