@@ -183,7 +183,7 @@ def test_tools_and_the_choice_among_them() -> None:
     )
     assert _chat(tools=tools, tool_choice=REQUIRED).tool_choice == REQUIRED
     forced = _chat(tools=tools, tool_choice={"type": "function", "function": {"name": "time"}})
-    assert (forced.tool_choice, forced.function, len(forced.tools)) == (REQUIRED, "time", 1)
+    assert (forced.tool_choice, forced.function, len(forced.tools)) == (REQUIRED, "time", 2)
     allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [_tool("time")]}}
     found = _chat(tools=tools, tool_choice=allowed)
     assert (found.tool_choice, found.function, len(found.tools)) == (REQUIRED, None, 1)

@@ -398,7 +398,7 @@ def test_a_method_that_is_refused_names_those_that_are_not() -> None:
 _SETTINGS = Settings(names=("m",))
 
 
-def _no_model() -> Session:
+def _no_model(_: object) -> Session:
     raise EngineError("there is none")
 
 
@@ -437,7 +437,7 @@ def _get(path: str) -> _Response:
 
     asyncio.run(run())
     start, *bodies = sent
-    headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    headers = {name.decode().lower(): value.decode() for name, value in start["headers"]}
     text = b"".join(body.get("body", b"") for body in bodies).decode()
     return _Response(status=start["status"], headers=headers, text=text)
 

@@ -347,7 +347,7 @@ def test_a_call_that_is_required_is_forced_by_a_grammar(
                 "choice": function or "required",
                 "parallel": False,
                 "in_reasoning": False,
-                "special_tokens": ("<call>",),
+                "special_tokens": {"<call>": 7},
             },
         )
     ]
@@ -361,7 +361,7 @@ def test_calls_are_read_with_ids_and_end_the_answer_by_their_reason() -> None:
         (call,) = answer.calls
         assert call.name == "weather" and json.loads(call.arguments) == {"city": "Köln"}
         assert call.id.startswith("call_") and answer.text == "I look." and answer.reason == "tool_calls"
-        assert host.asked[0].shows_special and not warnings
+        assert host.asked[0].shows_markers and not warnings
     one, other = (_whole(_chat(template=tools), text)[0][0].calls[0].id for _ in range(2))
     assert one != other
     cut = _whole(
