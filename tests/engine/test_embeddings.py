@@ -169,3 +169,11 @@ def test_a_dropped_text_is_not_answered(encoders: dict[str, Path]) -> None:
         stream.end()
         numbers = {one.number for one in stream.events() if isinstance(one, RequestResult)}
         assert numbers == set(range(299))
+
+
+def test_a_pass_of_any_length_is_divided_evenly(encoders: dict[str, Path]) -> None:
+    """The engine aborts where its ubatch is no multiple of its sequences."""
+    for longest, at_once in ((60, 60), (62, 62), (100, 50), (127, 1)):
+        plan = memfit.plan(str(encoders["MEAN"]), workload=Workload(context=longest, threads=1, embeds=True))
+        assert (plan.config.ubatch, plan.parallel) == (longest, at_once)  # type: ignore[attr-defined]
+    assert len(_embedded(encoders["MEAN"], _TEXTS, context=100)) == len(_TEXTS)

@@ -40,7 +40,7 @@ def _plan(spec: ModelSpec, workload: Workload, ram: str = "4GiB") -> LlamaPlan:
 def test_an_encoder_reads_a_text_in_one_pass_and_generates_nothing() -> None:
     plan = _plan(_spec(), Workload(context=1000))
     assert plan.fits and plan.embeds
-    assert (plan.config.ubatch, plan.sequence_context, plan.config.parallel) == (1000, 1000, 64)
+    assert (plan.config.ubatch, plan.sequence_context, plan.config.parallel) == (1000, 1000, 50)
     assert plan.prediction.generation is None and plan.prediction.together is None
     document = plan.to_json()["predicted"]
     assert document["generation_tokens_per_second"] is document["together_tokens_per_second"] is None

@@ -53,5 +53,6 @@ def longest_text(workload: Workload, spec: ModelSpec) -> int:
 
 
 def texts_at_once(workload: Workload, ubatch: int) -> int:
-    """Of a pass, at most."""
-    return max(workload.parallel, min(_TEXTS, ubatch))
+    """Of a pass, at most. The engine reserves for a ubatch that is divided evenly, and aborts otherwise."""
+    most = min(ubatch, max(workload.parallel, _TEXTS))
+    return next(count for count in range(most, 0, -1) if ubatch % count == 0)
