@@ -27,7 +27,7 @@ from memfit.server.bodies import read_body
 from memfit.server.failures import BusyError, RefusedError, openai_error, status_of
 from memfit.server.host import ModelHost
 from memfit.server.metrics import Metrics
-from memfit.server.settings import Settings
+from memfit.server.settings import Limits, Settings
 
 __all__ = ["OPENAI", "Dialect", "Service"]
 
@@ -68,6 +68,13 @@ class Service:
         return session.served if session else Served()
 
     @property
+    def limits(self) -> Limits:
+        """Of bodies that come now."""
+        held_bytes = self.host.status().held_bytes
+        spare_bytes = self.plan.ram.limit_bytes - held_bytes if held_bytes else 0  # 0: it is being loaded
+        return self.settings.limits.within(spare_bytes)
+
+    @property
     def model(self) -> str:
         """The name that answers have."""
         return self.settings.names[0]
@@ -82,8 +89,8 @@ class Service:
         """Answer one call of the model."""
         place: Place | None = None
         try:
-            body = await read_body(request, self.settings.limits)
-            await self._unless_left(request, self.host.settle())  # before that the model's ways are unknown
+            await self.host.settle()  # before that the model's ways are unknown, and what memory is left
+            body = await read_body(request, self.limits)
             ask = self._completed(read(body))
             place = self.admission.enter(ask.choices)
             writes = writer(body, ask)
@@ -117,7 +124,7 @@ class Service:
         """How many tokens a call's prompt has."""
         try:
             prompt = await describe(
-                self.host, self.templated(read(await read_body(request, self.settings.limits)))
+                self.host, self.templated(read(await read_body(request, self.limits.of_descriptions)))
             )
         except MemfitError as error:
             return failure(error, dialect)
