@@ -15,6 +15,7 @@ from memfit.errors import MemfitError, UsageError
 from memfit.server.bodies import read_body
 from memfit.server.failures import RefusedError, status_of
 from memfit.server.settings import Limits
+from memfit.units import KIB, MIB
 
 
 def _read(
@@ -129,6 +130,18 @@ def test_a_body_with_too_many_values_is_refused_before_it_is_read() -> None:
         body = json.dumps({"a": text}).encode()
         assert _read(body, body_values=100) == {"a": text}
         assert _refused(body[:-1] + b',"b":' + many + b"}", body_values=100)[0] == 400
+
+
+def test_limits_shrink_with_what_the_budget_has_left() -> None:
+    limits = Limits()
+    assert limits.within(2**40) == limits
+    little = limits.within(16 * MIB)
+    assert (little.body_bytes, little.bodies_bytes) == (2 * MIB, 8 * MIB) and little.body_values < 100_000
+    assert little.of_descriptions.body_bytes == 256 * KIB and limits.of_descriptions.body_bytes == 8 * MIB
+    for nothing in (0, -MIB):
+        least = limits.within(nothing)
+        assert least.body_bytes == 256 * KIB and least.bodies_bytes == MIB and least.body_values == 16_384
+    assert Limits(body_bytes=10).within(0).body_bytes == 10
 
 
 def test_errors_are_of_the_kinds_that_statuses_come_from() -> None:

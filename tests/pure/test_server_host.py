@@ -294,6 +294,22 @@ def test_a_load_that_cannot_succeed_fails_at_once(error: MemfitError) -> None:
     _run(scenario)
 
 
+def test_a_model_that_was_loaded_before_is_loaded_again_though_memory_was_short() -> None:
+    async def scenario() -> None:
+        first, second = ScriptedSession(), ScriptedSession(_at_once)
+        short = DoesNotFitError(tier="RAM", needs_bytes=2, budget_bytes=1)
+        world = _World(first, short, short, second)
+        host = world.host()
+        await host.settle()
+        first.stream_now.die()
+        await _until(lambda: not world.loads)
+        assert _texts(await _results(host.ask([_ASKED], sends_text=False))) == [(0, "done")]
+        assert not world.failures
+        await host.close()
+
+    _run(scenario)
+
+
 def test_a_fault_on_the_thread_is_heard_by_all_who_wait(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario() -> None:
         session = ScriptedSession()

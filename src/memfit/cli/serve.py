@@ -66,7 +66,6 @@ def command(
     from memfit.cli.render import console, print_plan, speaker
     from memfit.engines.session import Session
     from memfit.server.listening import open_sockets, serve
-    from memfit.server.settings import Limits
 
     err = console(stderr=True)
     say = speaker(err)
@@ -78,7 +77,7 @@ def command(
     template = _template(chat_template_file)
     planned = ready_plan(make_plan, err, yes=yes)
     names = settings.names or (planned.spec.name,)
-    settings = replace(settings, names=names, limits=Limits.of_context(planned.context))
+    settings = replace(settings, names=names)
     print_plan(planned, err)
     sockets = open_sockets(settings)
 

@@ -62,7 +62,7 @@ def make_app(
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(Guard, settings=settings)],
+        middleware=[Middleware(Guard, settings=settings, limits=lambda: service.limits)],
         exception_handlers={HTTPException: _refused, Exception: _fault},
     )
 

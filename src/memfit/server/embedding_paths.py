@@ -78,8 +78,9 @@ async def respond_embedded(
 ) -> Response:
     """Embed what a body asks for, and write it."""
     try:
-        ask = read(await read_body(request, service.settings.limits))
+        ask = read(await read_body(request, service.limits))
         requests = asked(ask)
+        await service.loaded(request)
         _require(service, requests)
         with service.admission.enter(1):
             found = await service.unless_left(request, _embedded(service, requests))
@@ -98,8 +99,9 @@ async def respond_ollama(
     """As `respond_embedded`, by Ollama's rules: no text only loads the model, and long ones are cut."""
     began = time.monotonic()
     try:
-        ask = read(await read_body(request, service.settings.limits))
+        ask = read(await read_body(request, service.limits))
         requests = [ModelRequest(prompt=text, embed=True) for text in ask.texts]
+        await service.loaded(request)
         _require(service, requests)
         with service.admission.enter(1):
             found = await service.unless_left(request, _cut_and_embedded(service, ask, requests))

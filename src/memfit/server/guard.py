@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memfit.server.failures import BusyError, RefusedError, llama_error, status_of
-from memfit.server.settings import Settings, is_loopback
+from memfit.server.settings import Limits, Settings, is_loopback
 
 __all__ = ["Guard"]
 
@@ -31,7 +31,9 @@ _NETLOC = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?")  # a host, and its po
 class Guard:
     """An ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, limits: Callable[[], Limits] | None = None) -> None:
+        """`limits` are those of this moment; None: those of the settings."""
+        self._limits = limits or (lambda: settings.limits)
         self._app, self._settings = app, settings
         self._keys = [key.encode() for key in settings.api_keys]
         self._is_local = all(map(is_loopback, settings.hosts))
@@ -49,7 +51,7 @@ class Guard:
             nonlocal body_bytes
             message = await receive()
             size = len(message.get("body", b""))
-            if size and self._held_bytes + size > self._settings.limits.bodies_bytes:
+            if size and self._held_bytes + size > self._limits().bodies_bytes:
                 raise BusyError(retry_seconds=1)
             body_bytes += size
             self._held_bytes += size

@@ -216,9 +216,9 @@ class ModelHost:
                     self._serve(session)
             except MemfitError as error:
                 self.failure = error
-                # What else has failed would fail again.
-                died = isinstance(error, WorkerDiedError)
-                self._deaths = self._deaths + 1 if died else len(_PAUSES_SECONDS)
+                # What else has failed at first would fail again; later, memory may come back.
+                again = isinstance(error, WorkerDiedError) or self.session is not None
+                self._deaths = self._deaths + 1 if again else len(_PAUSES_SECONDS)
             if self._closing.is_set():
                 break
             if self._deaths >= len(_PAUSES_SECONDS):

@@ -99,7 +99,7 @@ def llama_routes(service: Service) -> list[Route]:
 async def _described(service: Service, request: Request, read: Any, written: Any) -> Response:
     """A prompt as the model reads it: `read` makes the request of a body, `written` the answer."""
     try:
-        body = await read_body(request, service.settings.limits)
+        body = await read_body(request, service.limits.of_descriptions)
         prompt = await describe(service.host, read(body))
         return json_response(written(body, prompt))
     except MemfitError as error:

@@ -39,14 +39,14 @@ def ollama_library_routes(service: Service) -> list[Route]:
 
     async def show(request: Request) -> Response:
         try:
-            name = read_ollama_name(await read_body(request, service.settings.limits))
+            name = read_ollama_name(await read_body(request, service.limits))
             return json_response(ollama_show(await _shown(service, name)))
         except MemfitError as error:
             return failure(error, OLLAMA)
 
     async def pull(request: Request) -> Response:
         try:
-            body = await read_body(request, service.settings.limits)
+            body = await read_body(request, service.limits)
             frames = _pulled(service, read_ollama_name(body))
             if not read_stream(body):
                 return json_response(await service.unless_left(request, _last(frames), seconds=inf))
@@ -59,7 +59,7 @@ def ollama_library_routes(service: Service) -> list[Route]:
 
     async def delete(request: Request) -> Response:
         try:
-            await _delete(service, read_ollama_name(await read_body(request, service.settings.limits)))
+            await _delete(service, read_ollama_name(await read_body(request, service.limits)))
         except MemfitError as error:
             return failure(error, OLLAMA)
         return Response()

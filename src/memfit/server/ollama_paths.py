@@ -85,7 +85,7 @@ async def _answer(
     service: Service, form: OllamaForm, request: Request, read: Callable[[dict[str, Any]], Ask]
 ) -> Response:
     try:
-        body = await read_body(request, service.settings.limits)
+        body = await read_body(request, service.limits)
         wanted = loads_only(body, form)
         if wanted:
             await service.loaded(request)

@@ -44,7 +44,7 @@ def own_routes(service: Service) -> list[Route]:
 
     async def price(request: Request) -> Response:
         try:
-            body = await read_body(request, service.settings.limits)
+            body = await read_body(request, service.limits)
             budget, workload = read_price(body, service.plan)
             question = price_question(service.plan, budget, workload)
             async with pricing:

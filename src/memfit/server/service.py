@@ -28,7 +28,7 @@ from memfit.server.failures import BusyError, RefusedError, openai_error, status
 from memfit.server.host import ModelHost
 from memfit.server.library import Library
 from memfit.server.metrics import Metrics
-from memfit.server.settings import Settings
+from memfit.server.settings import Limits, Settings
 
 __all__ = ["OPENAI", "Dialect", "Service", "failure", "json_response", "line", "streamed"]
 
@@ -78,6 +78,13 @@ class Service:
         return session.served if session else Served()
 
     @property
+    def limits(self) -> Limits:
+        """Of bodies that come now."""
+        held_bytes = self.host.status().held_bytes
+        spare_bytes = self.plan.ram.limit_bytes - held_bytes if held_bytes else 0  # 0: it is being loaded
+        return self.settings.limits.within(spare_bytes)
+
+    @property
     def model(self) -> str:
         """The name that answers have."""
         return self.settings.names[0]
@@ -91,7 +98,8 @@ class Service:
     ) -> Response:
         """Answer one call of the model."""
         try:
-            body = await read_body(request, self.settings.limits)
+            await self.host.settle()  # before that its ways are unknown, and what memory is left
+            body = await read_body(request, self.limits)
         except MemfitError as error:
             return failure(error, dialect)
         return await self.answer(request, body, read, writer, dialect)
@@ -108,7 +116,7 @@ class Service:
         place: Place | None = None
         try:
             self._require_writes()
-            await self.loaded(request)  # before that the model's ways are unknown
+            await self.loaded(request)
             ask = self._completed(read(body))
             for warning in ask.warnings:
                 self.say(warning)
@@ -143,7 +151,7 @@ class Service:
         """How many tokens a call's prompt has."""
         try:
             prompt = await describe(
-                self.host, self.templated(read(await read_body(request, self.settings.limits)))
+                self.host, self.templated(read(await read_body(request, self.limits.of_descriptions)))
             )
         except MemfitError as error:
             return failure(error, dialect)

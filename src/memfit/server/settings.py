@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from memfit.engines.requests import Sampling
 from memfit.errors import UsageError, WrongValueError
-from memfit.memory.serving import MOST_VALUES, body_limit_bytes, held_limit_bytes
-from memfit.units import MIB
+from memfit.units import KIB, MIB
 
 __all__ = ["Limits", "Settings", "is_loopback"]
+
+_COPIES = 8  # of a body, while it is read here and in the worker
+_TOLD = 64  # bytes that one of a text takes whose tokens are told
+_VALUE_BYTES = 200  # that one of JSON takes at most, its text aside
+_LEAST_BODY = 256 * KIB
+_LEAST_VALUES = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +24,8 @@ class Limits:
 
     body_bytes: int = 32 * MIB
     bodies_bytes: int = 64 * MIB  # of all calls together
-    body_values: int = MOST_VALUES  # of JSON: each takes up to a hundred times what it is written with
+    described_bytes: int = 8 * MIB  # of a body whose text's tokens are told
+    body_values: int = 2**18  # of JSON: each takes up to a hundred times what it is written with
     header_bytes: int = 64 * 1024
     depth: int = 128  # of nested JSON
     connections: int = 1024
@@ -29,10 +35,20 @@ class Limits:
     stall_seconds: float = 120.0  # that a client may leave an answer unread
     call_seconds: float = 3600.0  # that an answer may take
 
-    @classmethod
-    def of_context(cls, context: int) -> Limits:
-        """As a plan with this context counts them."""
-        return cls(body_bytes=body_limit_bytes(context), bodies_bytes=held_limit_bytes(context))
+    @property
+    def of_descriptions(self) -> Limits:
+        """For calls whose text's tokens are told."""
+        return replace(self, body_bytes=min(self.body_bytes, self.described_bytes))
+
+    def within(self, spare_bytes: int) -> Limits:
+        """No larger than what the budget has left has room for; ordinary calls find room in any."""
+        return replace(
+            self,
+            body_bytes=min(self.body_bytes, max(_LEAST_BODY, spare_bytes // _COPIES)),
+            described_bytes=min(self.described_bytes, max(_LEAST_BODY, spare_bytes // _TOLD)),
+            bodies_bytes=min(self.bodies_bytes, max(4 * _LEAST_BODY, spare_bytes // 2)),
+            body_values=min(self.body_values, max(_LEAST_VALUES, spare_bytes // _VALUE_BYTES)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from memfit.hub.resolve import ResolvedModel
 from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes
 from memfit.memory.precision import LOAD_IN
 from memfit.memory.process_memory import process_memory
-from memfit.memory.serving import serving_bytes
-from memfit.planner.request import ASSUMED_DISK, Budget, Workload, context_of, require_devices
+from memfit.memory.serving import SERVING_BYTES
+from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devices
 from memfit.planner.transformers.planner import plan_checkpoint, require_sense
 from memfit.planner.transformers.runtime import Runtime
 from memfit.planner.transformers.transformers_plan import TransformersPlan
@@ -96,12 +96,11 @@ class TransformersPlanner(Closing):
         found, budget = self._found, self._options.budget
         runtimes = self._runtimes
         if workload.serves:
-            more = serving_bytes(context_of(workload, found.model.hf_config.max_position_embeddings))
             runtimes = [
                 replace(
                     one,
-                    process_bytes=one.process_bytes + more,
-                    loading_process_bytes=one.loading_process_bytes + more,
+                    process_bytes=one.process_bytes + SERVING_BYTES,
+                    loading_process_bytes=one.loading_process_bytes + SERVING_BYTES,
                 )
                 for one in runtimes
             ]

@@ -11,7 +11,7 @@ from memfit.headers.purpose import has_cache
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.grammars import grammar_bytes
 from memfit.memory.importance import importance_bytes
-from memfit.memory.serving import serving_bytes
+from memfit.memory.serving import SERVING_BYTES
 from memfit.planner.llamacpp.embedding import longest_text, reads_whole, texts_at_once
 from memfit.planner.request import ASSUMED_DISK, UBATCHES, Budget, Conditions, Workload, context_of
 from memfit.planner.speed import (
@@ -163,7 +163,7 @@ class PlanInputs:
             importance_bytes=importance_bytes(
                 self.spec.tensors, collects=self.workload.importance, probes=self.workload.probes
             ),
-            serving_bytes=serving_bytes(self.context) if self.workload.serves else 0,
+            serving_bytes=SERVING_BYTES if self.workload.serves else 0,
             embeds=self.workload.embeds,
             pooling=self.workload.pooling,
         )
