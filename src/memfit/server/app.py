@@ -62,7 +62,7 @@ def make_app(
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(Guard, settings=settings, limits=lambda: service.limits)],
+        middleware=[Middleware(Guard, settings=settings, limits=lambda: service.limits, say=say)],
         exception_handlers={HTTPException: _refused, Exception: _fault},
     )
 

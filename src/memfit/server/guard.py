@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import re
+import time
 from collections.abc import Callable, Mapping
 from urllib.parse import SplitResult, urlsplit
 
@@ -16,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from memfit.errors import readable
 from memfit.server.failures import BusyError, RefusedError, llama_error, status_of
 from memfit.server.settings import Limits, Settings, is_loopback
 
@@ -24,6 +26,7 @@ __all__ = ["Guard"]
 _PUBLIC = frozenset(("/", "/health", "/v1/health"))
 # Of programs, not of pages that anybody can write.
 _PROGRAM_SCHEMES = frozenset(("app", "tauri", "vscode-file", "vscode-webview"))
+_QUIET = _PUBLIC | {"/metrics", "/slots", "/props", "/plan"}  # asked again and again
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _NETLOC = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?")  # a host, and its port
 
@@ -31,9 +34,15 @@ _NETLOC = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?")  # a host, and its po
 class Guard:
     """An ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, limits: Callable[[], Limits] | None = None) -> None:
-        """`limits` are those of this moment; None: those of the settings."""
-        self._limits = limits or (lambda: settings.limits)
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        limits: Callable[[], Limits] | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`limits` are those of this moment; None: those of the settings. `say` hears of each call."""
+        self._limits, self._say = limits or (lambda: settings.limits), say
         self._app, self._settings = app, settings
         self._keys = [key.encode() for key in settings.api_keys]
         self._is_local = all(map(is_loopback, settings.hosts))
@@ -45,7 +54,8 @@ class Guard:
             return
         headers = Headers(scope=scope)
         cors = self._cors(headers.get("origin"))
-        body_bytes = 0
+        body_bytes = status = 0
+        began = time.monotonic()
 
         async def receive_counted() -> Message:
             nonlocal body_bytes
@@ -58,7 +68,9 @@ class Guard:
             return message
 
         async def send_with_cors(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 added = [(name.encode(), value.encode("latin-1")) for name, value in cors.items()]
                 given = [*message.get("headers", ()), *added]
                 # In capitals, as most servers have them: some clients look for them so.
@@ -73,6 +85,9 @@ class Guard:
             await self._app(scope, receive_counted, send_with_cors)
         finally:
             self._held_bytes -= body_bytes
+            if scope["path"] not in _QUIET:
+                path = readable(scope["path"], most=200, kept="")
+                self._say(f"{scope['method']} {path} {status or '-'} · {time.monotonic() - began:.2f} s")
 
     def _refusal(self, scope: Scope, headers: Headers, cors: Mapping[str, str]) -> Response | None:
         """The answer to whoever is not let in; None for others."""

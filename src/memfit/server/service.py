@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from memfit.engines.requests import Request as ModelRequest
 from memfit.engines.served import Served
-from memfit.errors import EngineError, MemfitError, UsageError
+from memfit.errors import EngineError, MemfitError, UsageError, readable
 from memfit.openai.answers import AnswerWriter, Frame
 from memfit.openai.ask import Ask
 from memfit.planner.plan import Plan
@@ -122,7 +122,9 @@ class Service:
                 self.say(warning)
             place = self.admission.enter(ask.choices)
             writes = writer(body, ask)
-            answering = Answering(self.host, ask, self.served, self.say)
+            if self.settings.logs_prompts:
+                self.say(readable(json.dumps(body, ensure_ascii=False)))
+            answering = Answering(self.host, ask, self.served, self._warn)
             if not ask.stream:
                 with place:
                     answers = await self.unless_left(request, answering.whole())
@@ -230,6 +232,11 @@ class Service:
                 async for frame in pinged:
                     yield _PING if frame is None else encode(frame)
         self.metrics.count(answering.answers)
+
+    def _warn(self, problem: str) -> None:
+        """A call of a tool that could not be read; what is wrong with it quotes the answer."""
+        told = f": {problem}" if self.settings.logs_prompts else ", and came as text (--log-prompts shows it)"
+        self.say(f"a call of a tool could not be read{told}")
 
     def _require_writes(self) -> None:
         """Raises RefusedError where the model was loaded to embed."""
