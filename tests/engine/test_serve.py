@@ -215,23 +215,29 @@ def test_grammars_that_are_none_are_the_clients_fault(client: httpx2.Client, gra
     assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("grammar")
 
 
-def test_a_call_that_is_required_comes(client: httpx2.Client) -> None:
-    from memfit.engines.chat_format import ChatFormat, call_grammar
-
-    try:
-        call_grammar(ChatFormat(), ())
-    except NotImplementedError:
-        pytest.skip("calls cannot be forced yet")
-    parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_call_that_is_required_comes(client: httpx2.Client, choice: Any) -> None:
+    """The demo's template shows no tools, so they are spelled for it."""
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+    }
     tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
-    answer = client.post(
-        "/v1/chat/completions",
-        json={**_QUICK, "tools": [tool], "tool_choice": "required", "max_tokens": 100},
-    )
-    assert answer.status_code < 500, answer.text
-    if answer.status_code == 200:
-        message = answer.json()["choices"][0]["message"]
-        assert message["tool_calls"][0]["function"]["name"] == "weather"
+    asked = {
+        **_QUICK,
+        "tools": [tool],
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "max_tokens": 100,
+    }
+    answer = client.post("/v1/chat/completions", json=asked)
+    assert answer.status_code == 200, answer.text
+    (choice,) = answer.json()["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+    assert call["function"]["name"] == "weather"
+    jsonschema.validate(json.loads(call["function"]["arguments"]), parameters)
 
 
 def test_a_context_that_is_exceeded_is_told_with_both_numbers(client: httpx2.Client) -> None:
