@@ -22,7 +22,7 @@ from memfit.engines.requests import ChosenToken, PromptText, Request, RequestRes
 from memfit.engines.served import Served
 from memfit.engines.session import Session
 from memfit.errors import ModelError
-from memfit.server import service as service_module
+from memfit.server import streams as streams_module
 from memfit.server.app import make_app
 from memfit.server.settings import Limits, Settings
 
@@ -186,7 +186,7 @@ def test_a_client_that_left_before_its_stream_began_leaves_nothing_behind() -> N
 
 
 def test_a_silent_stream_is_kept_alive_and_may_be_left_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "_PING_SECONDS", 0.01)
+    monkeypatch.setattr(streams_module, "_PING_SECONDS", 0.01)
 
     async def work() -> None:
         world = _World(ScriptedSession(_beginning))

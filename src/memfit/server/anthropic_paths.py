@@ -8,12 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from memfit.errors import MemfitError
 from memfit.openai.anthropic import read_anthropic
-from memfit.openai.anthropic_answers import AnthropicWriter, anthropic_error, anthropic_token_count
-from memfit.server.failures import status_of
+from memfit.openai.anthropic_answers import AnthropicWriter, anthropic_token_count
+from memfit.server.dialects import ANTHROPIC
 from memfit.server.paths import both
-from memfit.server.service import Dialect, Service
+from memfit.server.service import Service
 
 __all__ = ["anthropic_routes"]
 
@@ -41,10 +40,3 @@ def anthropic_routes(service: Service) -> list[Route]:
         *both("/messages", messages, "POST"),
         *both("/messages/count_tokens", count_tokens, "POST"),
     ]
-
-
-def _error(error: MemfitError) -> dict[str, object]:
-    return anthropic_error(error, status_of(error))
-
-
-ANTHROPIC = Dialect(error=_error)

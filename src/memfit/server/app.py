@@ -14,16 +14,17 @@ from starlette.responses import Response
 from memfit.errors import MemfitError
 from memfit.planner.plan import Plan
 from memfit.server.anthropic_paths import anthropic_routes
+from memfit.server.dialects import dialect_of, failure
 from memfit.server.embedding_paths import embedding_routes
 from memfit.server.failures import RefusedError
 from memfit.server.guard import Guard
 from memfit.server.host import Load, ModelHost
-from memfit.server.llama_paths import LLAMA, llama_routes
+from memfit.server.llama_paths import llama_routes
 from memfit.server.ollama_paths import ollama_routes
 from memfit.server.openai_paths import openai_routes
 from memfit.server.openapi_paths import openapi_routes
 from memfit.server.own_paths import own_routes
-from memfit.server.service import Service, failure
+from memfit.server.service import Service
 from memfit.server.settings import Settings
 
 __all__ = ["make_app"]
@@ -72,11 +73,11 @@ async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     said = f"{request.method} {request.url.path[:200]} is not here"
-    response = failure(RefusedError(error.status_code, kind, said), LLAMA)
+    response = failure(RefusedError(error.status_code, kind, said), dialect_of(request.url.path))
     response.headers.update(error.headers or {})  # those that a method's refusal has to name
     return response
 
 
-async def _fault(_: Request, error: Exception) -> Response:
+async def _fault(request: Request, error: Exception) -> Response:
     said = f"a fault in memfit itself: {type(error).__name__}"
-    return failure(RefusedError(500, "server_error", said), LLAMA)
+    return failure(RefusedError(500, "server_error", said), dialect_of(request.url.path))

@@ -27,14 +27,14 @@ from memfit.openai.embeddings import (
 from memfit.openai.ollama import OllamaEmbed
 from memfit.server.answering import describe
 from memfit.server.bodies import read_body
-from memfit.server.failures import RefusedError, llama_error
+from memfit.server.dialects import LLAMA, Dialect, failure, json_response
+from memfit.server.failures import RefusedError
 from memfit.server.paths import both
-from memfit.server.service import Dialect, Service, failure, json_response
+from memfit.server.service import Service
 
 __all__ = ["embedding_routes", "respond_embedded", "respond_ollama"]
 
 _Asked = TypeVar("_Asked")
-_LLAMA = Dialect(error=llama_error)
 
 
 def embedding_routes(service: Service) -> list[Route]:
@@ -74,7 +74,7 @@ async def respond_embedded(
     read: Callable[[Mapping[str, Any]], _Asked],
     asked: Callable[[_Asked], list[ModelRequest]],
     written: Callable[[_Asked, Sequence[Embedding]], Any],
-    dialect: Dialect = _LLAMA,
+    dialect: Dialect = LLAMA,
 ) -> Response:
     """Embed what a body asks for, and write it."""
     try:

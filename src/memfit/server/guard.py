@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memfit.errors import readable
-from memfit.server.failures import BusyError, RefusedError, llama_error, status_of
+from memfit.server.dialects import dialect_of, failure
+from memfit.server.failures import BusyError, RefusedError
 from memfit.server.settings import Limits, Settings, is_loopback
 
 __all__ = ["Guard"]
@@ -100,7 +101,7 @@ class Guard:
             if scope["path"] not in _PUBLIC:
                 self._check_keys(headers)
         except RefusedError as error:
-            return JSONResponse(llama_error(error), status_of(error))
+            return failure(error, dialect_of(scope["path"]))
         return None
 
     def _check_size(self, scope: Scope) -> None:

@@ -17,14 +17,14 @@ from memfit.openai.llama_answers import LlamaWriter
 from memfit.openai.llama_asks import read_infill, read_llama_completion, response_fields
 from memfit.server.answering import describe
 from memfit.server.bodies import read_body
+from memfit.server.dialects import LLAMA, failure, json_response
 from memfit.server.facts import props, slots
-from memfit.server.failures import RefusedError, llama_error
-from memfit.server.service import Dialect, Service, failure, json_response
+from memfit.server.failures import RefusedError
+from memfit.server.service import Service
 from memfit.strict_json import refusal
 
 __all__ = ["llama_routes"]
 
-LLAMA = Dialect(error=llama_error)
 _MOST_TOKENS = 1_000_000
 
 

@@ -20,14 +20,14 @@ from memfit.openai.ollama import read_ollama_name, read_stream
 from memfit.openai.ollama_answers import ollama_error
 from memfit.openai.ollama_models import ollama_show, ollama_tags, pull_progress, pull_status
 from memfit.server.bodies import read_body
+from memfit.server.dialects import OLLAMA, failure, json_response, streamed
 from memfit.server.facts import model_facts
 from memfit.server.failures import RefusedError
 from memfit.server.library import library_name
-from memfit.server.service import Dialect, Service, failure, json_response, line, streamed
+from memfit.server.service import Service
 
-__all__ = ["OLLAMA", "ollama_library_routes"]
+__all__ = ["ollama_library_routes"]
 
-OLLAMA = Dialect(error=ollama_error, lines=True)
 _LATEST = ":latest"  # what clients add to a name without a tag
 _SUCCESS = pull_status("success")
 
@@ -136,11 +136,11 @@ async def _pulled(service: Service, asked: str) -> AsyncGenerator[Frame]:
 async def _lines(first: Frame, frames: AsyncGenerator[Frame]) -> AsyncIterator[bytes]:
     async with aclosing(frames):
         try:
-            yield line(first)
+            yield OLLAMA.encode(first)
             async for frame in frames:
-                yield line(frame)
+                yield OLLAMA.encode(frame)
         except MemfitError as error:
-            yield line(Frame(data=ollama_error(error)))
+            yield OLLAMA.encode(Frame(data=ollama_error(error)))
 
 
 async def _last(frames: AsyncGenerator[Frame]) -> Any:

@@ -26,10 +26,11 @@ from memfit.openai.ollama import (
 from memfit.openai.ollama_answers import OllamaWriter, ollama_loaded
 from memfit.openai.ollama_models import ollama_embed_body, ollama_embeddings_body, ollama_ps, ollama_version
 from memfit.server.bodies import read_body
+from memfit.server.dialects import OLLAMA, failure, json_response
 from memfit.server.embedding_paths import respond_ollama
 from memfit.server.facts import model_facts
-from memfit.server.ollama_library import OLLAMA, ollama_library_routes
-from memfit.server.service import Service, failure, json_response
+from memfit.server.ollama_library import ollama_library_routes
+from memfit.server.service import Service
 
 __all__ = ["ollama_routes"]
 

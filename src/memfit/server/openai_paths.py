@@ -14,10 +14,11 @@ from memfit.openai.chat_writer import ChatWriter
 from memfit.openai.completion_writer import CompletionWriter
 from memfit.openai.responses_answers import ResponsesWriter, responses_token_count
 from memfit.openai.responses_api import read_responses
+from memfit.server.dialects import failure, json_response
 from memfit.server.facts import model_facts, openai_model
 from memfit.server.failures import RefusedError
 from memfit.server.paths import both
-from memfit.server.service import Service, failure, json_response
+from memfit.server.service import Service
 
 __all__ = ["openai_routes"]
 

@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from memfit.server.dialects import LLAMA, failure, json_response
 from memfit.server.failures import RefusedError
-from memfit.server.llama_paths import LLAMA
 from memfit.server.openapi import openapi_document
-from memfit.server.service import Service, failure, json_response
+from memfit.server.service import Service
 
 __all__ = ["openapi_routes"]
 

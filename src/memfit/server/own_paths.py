@@ -12,11 +12,11 @@ from starlette.routing import Route
 from memfit.errors import MemfitError
 from memfit.server.asking import helper_answer
 from memfit.server.bodies import read_body
+from memfit.server.dialects import LLAMA, failure, json_response
 from memfit.server.failures import RefusedError
-from memfit.server.llama_paths import LLAMA
 from memfit.server.paths import both
 from memfit.server.pricing import price_question, read_price
-from memfit.server.service import Service, failure, json_response
+from memfit.server.service import Service
 
 __all__ = ["own_routes"]
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from memfit.engines.requests import Request as ModelRequest
 from memfit.engines.served import Served
@@ -24,33 +23,17 @@ from memfit.planner.plan import Plan
 from memfit.server.admission import Admission, Place
 from memfit.server.answering import Answering, describe
 from memfit.server.bodies import read_body
-from memfit.server.failures import BusyError, RefusedError, openai_error, status_of
+from memfit.server.dialects import OPENAI, Dialect, failure, json_response
+from memfit.server.failures import RefusedError
 from memfit.server.host import ModelHost
 from memfit.server.library import Library
 from memfit.server.metrics import Metrics
 from memfit.server.settings import Limits, Settings
+from memfit.server.streams import PING, HeldStream, with_pings
 
-__all__ = ["OPENAI", "Dialect", "Service", "failure", "json_response", "line", "streamed"]
+__all__ = ["Service"]
 
-_PING_SECONDS = 10.0
-_PING = b": still computing\n\n"
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dialect:
-    """What an API's answers have in common."""
-
-    error: Callable[[MemfitError], Any] = openai_error
-    lines: bool = False  # streams are lines of JSON, not server-sent events
-
-    @property
-    def media(self) -> str:
-        """The type of a stream."""
-        return "application/x-ndjson" if self.lines else "text/event-stream"
-
-
-OPENAI = Dialect()
 
 
 class Service:
@@ -141,7 +124,7 @@ class Service:
                 place.close()
             raise
         stream = self._bytes(first, frames, answering, dialect)
-        return _Streamed(stream, frames, place, media_type=dialect.media)
+        return HeldStream(stream, frames, place, media_type=dialect.media)
 
     async def count(
         self,
@@ -225,12 +208,11 @@ class Service:
     async def _bytes(
         self, first: Frame | None, frames: AsyncGenerator[Frame], answering: Answering, dialect: Dialect
     ) -> AsyncGenerator[bytes]:
-        encode = line if dialect.lines else _event
         if first is not None:
-            yield encode(first)
-            async with aclosing(_with_pings(frames, pings=not dialect.lines)) as pinged:
+            yield dialect.encode(first)
+            async with aclosing(with_pings(frames, pings=not dialect.lines)) as pinged:
                 async for frame in pinged:
-                    yield _PING if frame is None else encode(frame)
+                    yield PING if frame is None else dialect.encode(frame)
         self.metrics.count(answering.answers)
 
     def _warn(self, problem: str) -> None:
@@ -258,24 +240,6 @@ class Service:
         )
 
 
-class _Streamed(StreamingResponse):
-    """Gives back what it holds, also where its client left before it began."""
-
-    def __init__(
-        self, stream: AsyncGenerator[bytes], frames: AsyncGenerator[Frame], place: Place, *, media_type: str
-    ) -> None:
-        super().__init__(stream, media_type=media_type, headers=_STREAM_HEADERS)
-        self._generators, self._place = (stream, frames), place
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._place:
-            try:
-                await super().__call__(scope, receive, send)
-            finally:
-                for one in self._generators:
-                    await one.aclose()
-
-
 def fill_in(prompt: str | tuple[int | str, ...], suffix: str, tokens: Sequence[int]) -> tuple[int | str, ...]:
     """As models are trained: prefix, suffix, and then what lies between; `tokens` mark the three."""
     before, after, between = tokens
@@ -283,61 +247,8 @@ def fill_in(prompt: str | tuple[int | str, ...], suffix: str, tokens: Sequence[i
     return (before, *texts, after, suffix, between)
 
 
-def failure(error: MemfitError, dialect: Dialect = OPENAI) -> Response:
-    """The response to a call that failed."""
-    headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, BusyError) else {}
-    return json_response(dialect.error(error), status_of(error), headers)
-
-
-def streamed(frames: AsyncIterator[bytes], dialect: Dialect) -> Response:
-    return StreamingResponse(frames, media_type=dialect.media, headers=_STREAM_HEADERS)
-
-
-def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(_json(value), status, dict(headers or {}), "application/json")
-
-
-_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _event(frame: Frame) -> bytes:
-    data = frame.data.encode() if isinstance(frame.data, str) else _json(frame.data)
-    name = f"event: {frame.event}\n".encode() if frame.event else b""
-    return name + b"data: " + data + b"\n\n"
-
-
-def line(frame: Frame) -> bytes:
-    return _json(frame.data) + b"\n"
-
-
 async def _first(frames: AsyncGenerator[Frame]) -> Frame | None:
     return await anext(frames, None)
-
-
-async def _with_pings(frames: AsyncGenerator[Frame], *, pings: bool) -> AsyncGenerator[Frame | None]:
-    """The frames, and None for each while that nothing came, until an answer flows."""
-    for _ in range(_UNTIL_IT_FLOWS if pings else 0):
-        task = asyncio.ensure_future(anext(frames, None))
-        try:
-            while not (await asyncio.wait((task,), timeout=_PING_SECONDS))[0]:
-                yield None
-        except BaseException:
-            task.cancel()
-            await asyncio.wait((task,))
-            raise
-        frame = task.result()
-        if frame is None:
-            return
-        yield frame
-    async for frame in frames:
-        yield frame
-
-
-_UNTIL_IT_FLOWS = 3  # frames: those that begin, and the first words
 
 
 async def _leaving(request: Request) -> None:
