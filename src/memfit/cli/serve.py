@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memfit.cli.fetch import ready_plan, yes_option
+from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     budget_options,
     embedding_options,
@@ -45,6 +47,7 @@ __all__ = ["command"]
 @plan_option
 @sampling_options
 @yes_option
+@json_option
 @verbose_option
 def command(
     model: str | None,
@@ -53,6 +56,7 @@ def command(
     chat_template_file: str | None,
     hard_cap: bool,
     yes: bool,
+    as_json: bool,
     verbose: bool,
     **options: Any,
 ) -> None:
@@ -78,8 +82,10 @@ def command(
     planned = ready_plan(make_plan, err, yes=yes)
     names = settings.names or (planned.spec.name,)
     settings = replace(settings, names=names)
-    print_plan(planned, err)
+    if not as_json:
+        print_plan(planned, err)
     sockets = open_sockets(settings)
+    context = click.get_current_context()
 
     def load_model(on_progress: Callable[[float], None]) -> Session:
         session = load(
@@ -91,12 +97,16 @@ def command(
             chat_template=template,
             finds_format=True,
         )
-        say(f"ready: {planned.spec.name} on {addresses}")
+        say(f"ready: {planned.spec.name} on {', '.join(addresses)}")
+        if as_json and not context.obj.written:
+            with context.scope(cleanup=False):  # this is another thread
+                write_json({"addresses": addresses, "model": names[0], "plan": planned.to_json()})
+                sys.stdout.flush()
         return session
 
     port = sockets[0].getsockname()[1]
-    addresses = ", ".join(f"http://{f'[{host}]' if ':' in host else host}:{port}" for host in settings.hosts)
-    say(f"loading; will listen on {addresses}")
+    addresses = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host in settings.hosts]
+    say(f"loading; will listen on {', '.join(addresses)}")
     serve(planned, load_model, settings, sockets, say)
 
 
