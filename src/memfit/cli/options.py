@@ -32,6 +32,7 @@ __all__ = [
     "sampling_options",
     "scoring_options",
     "serving_options",
+    "serving_workload_options",
     "take_budget",
     "take_conditions",
     "take_engine",
@@ -44,6 +45,7 @@ __all__ = [
     "workload_options",
 ]
 
+_SERVED_AT_ONCE = 4  # calls, where nobody says how many
 _SCORED = 32  # tokens a pass whose probabilities a server's calls may ask for
 
 _Options = Callable[[Callable[..., Any]], Callable[..., Any]]  # decorates a command with them
@@ -98,6 +100,8 @@ def _workload(sequences: int | None, context: str, chosen: str = "") -> _Options
 workload_options = _workload(1, "4096 or the model's")
 # Of a job, whose plan chooses how many sequences there are and how much context they share.
 batch_workload_options = _workload(None, "what pays off", "  [what pays off]")
+
+serving_workload_options = _workload(None, "4096 or the model's", "  [4]")
 
 # Of a text that is scored, chunk by chunk.
 scoring_options = _together(
@@ -237,7 +241,12 @@ serving_options = _together(
     click.option("--chat-template-file", metavar="FILE", help="A jinja template instead of the model's own."),
     _choice("--reasoning", ("on", "off"), "Have models that can reason before they answer do so."),
     _choice("--reasoning-format", ("none",), "none leaves reasoning in the text; auto takes it apart."),
-    click.option("--kv-unified/--no-kv-unified", default=True, help="Sequences share the context, or not."),
+    click.option(
+        "--kv-unified/--no-kv-unified",
+        default=None,
+        help="Let each sequence have all of the context, or an equal part of it, which is faster with many.  "
+        "[all, unless --parallel is given]",
+    ),
     click.option("--slots/--no-slots", default=True, help="Show who is answered at /slots."),
     click.option("--metrics/--no-metrics", default=True, help="Show counts at /metrics."),
     click.option("--log-prompts", is_flag=True, help="Let prompts stand in the log."),
@@ -253,14 +262,18 @@ def take_plan(
     *,
     grammars: bool = False,
     serves: bool = False,
-    kv_unified: bool = True,
+    kv_unified: bool | None = None,
 ) -> MakePlan:
     """Remove budget, workload and --plan from a command's keyword arguments; what is returned makes the
     plan, or reads the saved one. Of a repository's quantizations the recommended one is planned."""
     saved = options.pop("plan")
     names = set(options)
+    sequences = options["parallel"]
+    if serves:
+        options["parallel"] = sequences or _SERVED_AT_ONCE
     budget, workload = take_budget(options), take_workload(options, grammars=grammars or serves)
     if serves:
+        kv_unified = sequences is None if kv_unified is None else kv_unified
         workload = replace(workload, kv_unified=kv_unified, outputs=_SCORED, serves=True)
     engine, conditions = take_engine(options), take_conditions(options)
     names -= set(options)

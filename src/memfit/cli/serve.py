@@ -21,10 +21,10 @@ from memfit.cli.options import (
     plan_option,
     sampling_options,
     serving_options,
+    serving_workload_options,
     take_plan,
     take_sampling,
     verbose_option,
-    workload_options,
 )
 from memfit.errors import WrongValueError
 
@@ -39,7 +39,7 @@ __all__ = ["command"]
 @serving_options
 @budget_options
 @hard_cap_option
-@workload_options
+@serving_workload_options
 @placement_options
 @engine_options
 @embedding_options
@@ -51,7 +51,7 @@ __all__ = ["command"]
 @verbose_option
 def command(
     model: str | None,
-    kv_unified: bool,
+    kv_unified: bool | None,
     reranking: bool,
     chat_template_file: str | None,
     hard_cap: bool,
