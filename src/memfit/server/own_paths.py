@@ -72,7 +72,7 @@ def own_routes(service: Service) -> list[Route]:
 
 def _running_plan(service: Service) -> dict[str, Any]:
     """The plan's JSON, with what the meter has found so far. A device that nobody here measures has null."""
-    status, plan = service.host.status(), service.plan
+    status, plan = service.status(), service.plan
     tiers = []
     for tier in plan.tiers:
         held, peak = status.tiers.get(tier.name, (None, None))
@@ -95,5 +95,5 @@ def _running_plan(service: Service) -> dict[str, Any]:
         "held_bytes": status.held_bytes,
         "cells_in_use": status.cells_in_use,
         "running": status.running,
-        "waiting": status.waiting + service.admission.waiting,
+        "waiting": status.waiting,
     }

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from memfit.engines.requests import Request as ModelRequest
+from memfit.engines.requests import Status
 from memfit.engines.served import Served
 from memfit.errors import EngineError, MemfitError, UsageError, readable
 from memfit.openai.answers import AnswerWriter, Frame
@@ -47,13 +48,16 @@ class Service:
         self.plan, self.settings, self.say = plan, settings, say
         self.started = time.time()
         self.admission = Admission(running=plan.parallel, queue=settings.limits.queue)
-        self.metrics = Metrics(
-            lambda: self.host.status(), lambda: self.host.totals(), lambda: self.host.restarts
-        )
+        self.metrics = Metrics(self.status, lambda: self.host.totals(), lambda: self.host.restarts)
 
     def begin(self, host: ModelHost) -> None:
         self.host = host
         self.library = Library()
+
+    def status(self) -> Status:
+        """With the calls that are here now: the worker tells of its requests twice a second only."""
+        taken, running = self.admission.taken, self.admission.running
+        return replace(self.host.status(), running=min(taken, running), waiting=max(0, taken - running))
 
     @property
     def served(self) -> Served:
