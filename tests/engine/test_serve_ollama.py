@@ -77,7 +77,9 @@ def test_a_chat_is_a_stream_of_lines_unless_it_is_wanted_whole(client: httpx2.Cl
     assert [part["done"] for part in parts] == [False] * len(parts)
     assert last["done"] and last["done_reason"] == "length" and last["eval_count"] == 8
     said = "".join(part["message"]["content"] for part in parts)
-    body = {"model": "another", "messages": _HELLO, "options": _SHORT, "stream": False}
+    body = {"model": "small", "messages": _HELLO, "options": _SHORT, "stream": False}
+    other = client.post("/api/chat", json={**body, "model": "another"})
+    assert other.status_code == 404 and "'another' is not served here" in other.json()["error"]
     whole = client.post("/api/chat", json=body).json()
     assert whole["message"] == {"role": "assistant", "content": said}
     assert whole["model"] == "small" and whole["prompt_eval_count"] == last["prompt_eval_count"]

@@ -99,7 +99,7 @@ def test_sampling_in_every_servers_words() -> None:
         *(("parallel_tool_calls", each) for each in (1, "x")),
         *(("chat_template_kwargs", each) for each in ([], "{}", 5, {"enable_thinking": "yes"})),
         *(("reasoning_effort", each) for each in ("very", 5)),
-        *(("audio", {}), ("modalities", ["audio"]), ("prediction", {}), ("web_search_options", {})),
+        ("modalities", ["text", "audio"]),
         *(("add_generation_prompt", 1), ("continue_final_message", "x"), ("echo", None)),
     ],
 )  # fmt: skip

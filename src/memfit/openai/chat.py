@@ -29,12 +29,8 @@ _MOST_LOGPROBS = 1000
 _MOST_PROMPTS = 4096
 _MOST_MESSAGES = 65_536
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-_REFUSED = {  # what would change the answer, and the values that ask for nothing
-    "audio": (),
-    "modalities": (["text"],),
-    "prediction": (),
-    "web_search_options": (),
-}
+# What a service adds, and a model alone has not: an answer without it is what there is.
+_LEFT_OUT = ("prediction", "web_search_options")
 
 
 def read_chat(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
@@ -43,9 +39,8 @@ def read_chat(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
     Raises:
         UsageError: a field that is wrong, or that memfit cannot honour.
     """
-    for name, harmless in _REFUSED.items():
-        if body.get(name) is not None and body[name] not in harmless:
-            raise UsageError(f"{name}: {shown(body[name])} is not supported; leave it out", field=name)
+    if body.get("modalities") not in (None, ["text"]):  # `audio` says how that one sounds
+        raise refusal("modalities", body["modalities"], '["text"]')
     messages = read_messages(body.get("messages"), "messages", calls=True)
     if len(messages) > _MOST_MESSAGES:
         raise UsageError(f"messages: at most {_MOST_MESSAGES} are taken", field="messages")
@@ -55,8 +50,10 @@ def read_chat(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
     shared = read_shared(body, defaults=defaults)
     if choice.tools and choice.choice != NONE and shared["grammar"]:
         raise UsageError("grammar and tools cannot be asked for together", field="grammar")
+    left_out = [name for name in _LEFT_OUT if body.get(name) is not None]
     return Ask(
         messages=messages,
+        warnings=tuple(f"{name} is left out: this server has none" for name in left_out),
         template=TemplateOptions(
             tools=choice.tools, values=values, adds_generation_prompt=generates, continues=continues
         ),
@@ -76,7 +73,7 @@ def read_completion(body: Mapping[str, Any], *, defaults: Sampling) -> Ask:
         logprobs = _bounded(0 if logprobs is True else logprobs, "logprobs", _MOST_LOGPROBS)
     echo = read_flag(body, "echo")
     n, best = body.get("n") or 1, body.get("best_of")
-    if best is not None and best != n:
+    if best not in (None, 0, n):
         raise UsageError(f"best_of: {shown(best)} is not supported; leave it out", field="best_of", needed=n)
     return Ask(
         prompts=read_prompts(body.get("prompt"), "prompt"),

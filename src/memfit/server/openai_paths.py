@@ -34,7 +34,7 @@ def openai_routes(service: Service) -> list[Route]:
     async def completions(request: Request) -> Response:
         return await service.respond(
             request,
-            lambda body: service.filled_in(read_completion(body, defaults=defaults)),
+            lambda body: service.filled_in(read_completion(body, defaults=defaults), must=False),
             lambda _, ask: CompletionWriter(ask, service.model),
         )
 

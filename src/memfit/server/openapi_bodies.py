@@ -91,7 +91,6 @@ _CHAT = request(
         "reasoning_effort": words("none", "minimal", "low", "medium", "high", "xhigh"),
         "chat_template_kwargs": {"type": "object", "properties": {"enable_thinking": optional(BOOLEAN)}},
         "modalities": words(["text"]),
-        **dict.fromkeys(("audio", "prediction", "web_search_options"), NULL),
     },
 )
 _COMPLETION = request(
@@ -100,7 +99,7 @@ _COMPLETION = request(
         **SHARED,
         "max_tokens": named("Limit"),
         "logprobs": either(BOOLEAN, integer(0, 1000)),
-        "best_of": integer(1, 128),
+        "best_of": integer(0, 128),
         "echo": BOOLEAN,
         "suffix": text(),
     },

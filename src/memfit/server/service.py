@@ -76,6 +76,12 @@ class Service:
         """The name that answers have."""
         return self.settings.names[0]
 
+    def is_called(self, name: str) -> bool:
+        """Whether a name is the served model's: one of those it was given, or what it was found by."""
+        spec = self.plan.spec
+        names = {*self.settings.names, spec.source, spec.name, spec.paths[0].stem}
+        return name in names or name.removesuffix(":latest") in names
+
     async def respond(
         self,
         request: Request,
@@ -183,14 +189,16 @@ class Service:
                 task.cancel()
                 await asyncio.wait((task,))
 
-    def filled_in(self, ask: Ask) -> Ask:
+    def filled_in(self, ask: Ask, *, must: bool = True) -> Ask:
         """With the text that is filled in between prefix and suffix, in the model's own tokens.
 
         Raises:
-            UsageError: the model cannot.
+            UsageError: the model cannot, and it `must`; else the suffix is left out with a warning.
         """
         if ask.suffix is None:
             return ask
+        if not self.served.fills_in and not must:
+            return replace(ask, suffix=None, warnings=("suffix is left out: this model cannot fill in",))
         if not self.served.fills_in:
             raise UsageError("this model has no tokens for filling in; leave the suffix out", field="suffix")
         prompts = tuple(fill_in(one, ask.suffix, self.served.fill_tokens) for one in ask.prompts)
