@@ -188,7 +188,7 @@ def test_an_echo_has_the_prompts_probabilities_and_agrees_with_generating_them(c
     ).json()["choices"][0]
     assert echoed["text"] == "The capital of France is" + made["text"]
     logprobs = echoed["logprobs"]["token_logprobs"]
-    assert logprobs[0] is None and len(logprobs) == len(tokens) + 2
+    assert logprobs[0] == 0 and len(logprobs) == len(tokens) + 2
     assert logprobs[-2:] == pytest.approx(made["logprobs"]["token_logprobs"], abs=0.05)
 
 

@@ -219,9 +219,13 @@ def _limits(body: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """The body with limits that Sampling takes, and whether anything is generated.
 
     llama-server's word for "until the model ends" is -1, and -2 for "until the context is full". Nothing is
-    wanted by those who only ask for the prompt's own probabilities, or warm up a cache.
+    wanted by those who only ask for the prompt's own probabilities, or warm up a cache. Of several names, as
+    clients send them to services old and new, the lowest limit holds.
     """
     limits = {name: body[name] for name in _LIMITS if _is_token(body.get(name))}
-    kept = {name: value for name, value in body.items() if limits.get(name) not in (-1, -2)}
-    none = 0 in limits.values()
-    return {**kept, **{name: 1 for name, value in limits.items() if value == 0}}, not none
+    kept = {name: value for name, value in body.items() if name not in limits}
+    wanted = sorted((value, name) for name, value in limits.items() if value not in (-1, -2))
+    if not wanted:
+        return kept, True
+    lowest, name = wanted[0]
+    return {**kept, name: lowest or 1}, lowest != 0

@@ -39,14 +39,15 @@ def llama_probabilities(tokens: Iterable[ChosenToken], *, after: bool) -> list[d
 
 
 def completion_logprobs(tokens: Sequence[ChosenToken], *, offset: int) -> dict[str, Any]:
-    """The legacy form; texts begin at `offset`. The first token of a prompt has no probability."""
+    """The legacy form; texts begin at `offset`. Nothing stands before a prompt's first token: it is given,
+    with a logprob of 0, since OpenAI's own client takes only numbers, and with no others."""
     texts = [_text(one.piece) for one in tokens]
     offsets = [offset]
     for text in texts:
         offsets.append(offsets[-1] + len(text))
     return {
         "tokens": texts,
-        "token_logprobs": [None if one.logprob is None else max(one.logprob, _NEVER) for one in tokens],
+        "token_logprobs": [0.0 if one.logprob is None else max(one.logprob, _NEVER) for one in tokens],
         "top_logprobs": [
             None
             if one.logprob is None
