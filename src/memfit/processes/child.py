@@ -17,6 +17,8 @@ from memfit.processes.carried_errors import carry_error
 
 __all__ = ["Parent", "answer"]
 
+_MOST_HELD = 64 * 1024  # bytes of messages that are sent together
+
 
 class Parent:
     """The parent, as its helper sees it. The numbers of its pipes are on the command line."""
@@ -31,7 +33,7 @@ class Parent:
         self._requests, self._events = map(int, sys.argv.pop().split(","))
         for number in (self._requests, self._events):
             os.set_inheritable(number, False)  # a child of ours must not keep them open
-        self._held: list[bytes] | None = None  # what is sent together
+        self._held: bytearray | None = None  # what is sent together
         self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._on_message = on_message or self._messages.put
         if listens:
@@ -45,23 +47,26 @@ class Parent:
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """What is sent meanwhile goes out at its end, at once: each message wakes the parent, on a core that
-        may be computing."""
-        held: list[bytes] = []
-        self._held = held
+        may be computing. What is large goes out earlier, so that it is not held."""
+        self._held = bytearray()
         try:
             yield
         finally:
-            self._held = None
-            self._write(b"".join(held))
+            held, self._held = self._held, None
+            self._write(held)
 
     def send(self, event: str, **values: Any) -> None:
         line = json.dumps({"event": event, **values}).encode() + b"\n"
         if self._held is None:
             self._write(line)
-        else:
-            self._held.append(line)
+            return
+        self._held += line
+        if len(self._held) >= _MOST_HELD:
+            self._write(self._held)
+            self._held = bytearray()
 
-    def _write(self, left: bytes) -> None:
+    def _write(self, data: bytes | bytearray) -> None:
+        left = memoryview(data)
         try:
             while left:
                 left = left[os.write(self._events, left) :]
