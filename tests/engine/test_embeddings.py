@@ -80,7 +80,7 @@ def test_more_texts_than_a_pass_takes(encoders: dict[str, Path]) -> None:
 
 def test_a_text_that_is_too_long_fails_alone(encoders: dict[str, Path]) -> None:
     with memfit.load(str(encoders["MEAN"]), workload=Workload(threads=1)) as session:
-        with pytest.raises(UsageError, match="the input has 502 tokens, the model reads at most 128"):
+        with pytest.raises(UsageError, match="it has 502 tokens, the model reads at most 128"):
             session.embed(["a" * 500])
         stream = session.open()
         for number, text in enumerate(("fox", "a" * 500, "dog")):

@@ -51,14 +51,14 @@ def test_markers_are_control_tokens_that_take_nothing_before_them() -> None:
 def test_pieces_are_all_of_the_text_and_begin_with_markers() -> None:
     markers = re.compile("<s>")
     text = "".join(f"<s>{'x' * (37 * number % 500)}" for number in range(2000))
-    pieces = list(pieces_of(text, markers))
+    pieces = list(pieces_of(text, lambda: markers))
     assert "".join(pieces) == text and len(pieces) > 10
     assert all(one.startswith("<s>") for one in pieces[1:])
     assert all(len(one) >= 16 * 1024 for one in pieces[:-1])
-    assert list(pieces_of(text, None)) == [text]
-    assert list(pieces_of("<s>a<s>b", markers)) == ["<s>a<s>b"], "it is short"
-    assert list(pieces_of("", markers)) == [""]
-    assert list(pieces_of("x" * 100_000, markers)) == ["x" * 100_000]
+    assert list(pieces_of(text, lambda: None)) == [text]
+    assert list(pieces_of("<s>a<s>b", lambda: markers)) == ["<s>a<s>b"], "it is short"
+    assert list(pieces_of("", lambda: markers)) == [""]
+    assert list(pieces_of("x" * 100_000, lambda: markers)) == ["x" * 100_000]
 
 
 def test_the_longest_piece_is_known_where_tokens_leave_nothing_out() -> None:

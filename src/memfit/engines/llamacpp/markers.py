@@ -8,7 +8,7 @@ text are read in a time that grows with its length.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = ["find_markers", "longest_piece", "pieces_of"]
@@ -17,6 +17,7 @@ _PIECE = 16 * 1024  # characters that a piece has at least
 # llama.cpp's LLAMA_VOCAB_TYPE_SPM and _BPE. Others look at what stands around a special token, or leave text
 # out.
 _PLAIN_TYPES = (1, 2)
+_UNUSED = re.compile("unused|reserved", re.IGNORECASE)  # thousands in some vocabularies: MiB of patterns
 _CONTROL, _STRIPS_LEFT = 1 << 3, 1 << 7  # llama.cpp's LLAMA_TOKEN_ATTR_*
 
 
@@ -29,6 +30,7 @@ def find_markers(api: Any, vocabulary: int) -> re.Pattern[str] | None:
         attributes = api.llama_vocab_get_attr(vocabulary, token)
         if attributes & _CONTROL and not attributes & _STRIPS_LEFT:
             found.append(api.llama_vocab_get_text(vocabulary, token).decode("utf-8", errors="replace"))
+    found = [name for name in found if not _UNUSED.search(name)]
     longest_first = sorted(filter(None, found), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
@@ -44,10 +46,12 @@ def longest_piece(api: Any, vocabulary: int) -> int:
     return max((len(api.llama_vocab_get_text(vocabulary, token)) for token in tokens), default=0)
 
 
-def pieces_of(text: str, markers: re.Pattern[str] | None) -> Iterator[str]:
-    """All of a text, in order; one that is not long, or has no markers, is a piece by itself."""
+def pieces_of(text: str, find: Callable[[], re.Pattern[str] | None]) -> Iterator[str]:
+    """All of a text, in order; one that is not long, or has no markers, is a piece by itself. Markers are
+    asked for only where the text is long."""
     start = 0
-    if markers and len(text) > 2 * _PIECE:
+    markers = find() if len(text) > 2 * _PIECE else None
+    if markers:
         for match in markers.finditer(text):
             if match.start() - start >= _PIECE:
                 yield text[start : match.start()]

@@ -29,7 +29,7 @@ class Vocabulary:
     def tokenize(self, text: str, *, add_special: bool, reads_special: bool = True) -> list[int]:
         """Tokens of a text; special tokens written in it are recognised, or stay text."""
         tokens: list[int] = []
-        for index, piece in enumerate(pieces_of(text, self._markers)):
+        for index, piece in enumerate(pieces_of(text, lambda: self._markers)):
             special = add_special and index == 0
             tokens += self._tokenize(piece, add_special=special, reads_special=reads_special)
         return tokens
