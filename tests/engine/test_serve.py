@@ -104,7 +104,7 @@ def _is_ready(client: httpx2.Client) -> bool:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[_Server]:
-    with _serving("--parallel", "4", "--ctx", "2048", "--api-key", _KEY) as found:
+    with _serving("--parallel", "4", "--kv-unified", "--ctx", "2048", "--api-key", _KEY) as found:
         yield found
 
 
