@@ -659,6 +659,12 @@ def test_budget_and_workload_beside_a_plan_are_refused_by_name(
     assert f"{option[0]} cannot be given beside --plan" in text
 
 
+@pytest.mark.parametrize("option", ["--reranking", "--embeddings", "--no-kv-unified", "--parallel=2"])
+def test_what_a_server_adds_to_them_too(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = option.replace("--no-", "--").partition("=")[0]
+    assert f"{name} cannot be given beside --plan" in _fails(["serve", "--plan", "p.json", option], capsys)
+
+
 def test_those_from_the_environment_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

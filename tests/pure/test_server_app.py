@@ -50,13 +50,17 @@ def _silent(stream: ScriptedStream, request: Request, _: bool) -> None: ...
 
 
 class _World:
-    def __init__(self, session: ScriptedSession, settings: Settings | None = None, **limits: Any) -> None:
+    def __init__(
+        self, session: ScriptedSession, settings: Settings | None = None, source: str = "", **limits: Any
+    ) -> None:
         self.session = session
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.said: list[str] = []
         settings = settings or Settings(names=("toy",), limits=Limits(**limits))
-        self.app = make_app(make_plan_value(), self._load, settings, self.said.append, lambda _: None)
+        plan = make_plan_value()
+        plan = replace(plan, spec=replace(plan.spec, source=source or plan.spec.source))
+        self.app = make_app(plan, self._load, settings, self.said.append, lambda _: None)
 
     def _load(self, go_on: Callable[[float], None]) -> Session:
         while not self.may_load.is_set():
@@ -334,5 +338,19 @@ def test_settings_with_keys_guard_every_path_but_health() -> None:
             await asyncio.sleep(0.02)
             assert (await Client("GET", "/health").through(world.app)).status == 200
             assert not world.session.stream_now.added
+
+    _run(work)
+
+
+def test_one_that_was_pulled_is_asked_by_every_form_of_its_name() -> None:
+    async def work() -> None:
+        world = _World(ScriptedSession(_well), source="hf:org/m:Q4_0")
+        async with world.running():
+            for name in ("toy", "toy:latest", "hf:org/m:Q4_0", "hf.co/org/m:Q4_0"):
+                assert (await world.ask("/api/chat", model=name, stream=False)).status == 200, name
+                assert (await world.ask("/api/show", model=name)).status == 200, name
+                assert (await world.ask("/api/pull", model=name, stream=False)).json == {"status": "success"}
+            for path in ("/api/chat", "/api/embed"):
+                assert (await world.ask(path, model="hf.co/org/m:Q8_0", input="a")).status == 404, path
 
     _run(work)

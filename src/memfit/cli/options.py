@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +22,7 @@ __all__ = [
     "asks_for_transformers",
     "batch_workload_options",
     "budget_options",
+    "choice",
     "embedding_options",
     "engine_options",
     "hard_cap_option",
@@ -31,7 +31,6 @@ __all__ = [
     "plan_option",
     "sampling_options",
     "scoring_options",
-    "serving_options",
     "serving_workload_options",
     "take_budget",
     "take_conditions",
@@ -40,18 +39,18 @@ __all__ = [
     "take_sampling",
     "take_scoring",
     "take_workload",
+    "together",
     "utf8",
     "verbose_option",
     "workload_options",
 ]
 
-_SERVED_AT_ONCE = 4  # calls, where nobody says how many
-_SCORED = 32  # tokens a pass whose probabilities a server's calls may ask for
-
 _Options = Callable[[Callable[..., Any]], Callable[..., Any]]  # decorates a command with them
 
 
-def _together(*options: _Options) -> _Options:
+def together(*options: _Options) -> _Options:
+    """One decorator of several, in their order."""
+
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
             command = option(command)
@@ -64,25 +63,25 @@ def _number(name: str, text: str, *, default: int | None = None) -> _Options:
     return click.option(name, type=int, metavar="N", default=default, show_default=True, help=text)
 
 
-def _choice(name: str, choices: Sequence[str], text: str) -> _Options:
+def choice(name: str, choices: Sequence[str], text: str) -> _Options:
     """`auto`, unless one of the others is chosen."""
     kind = click.Choice(["auto", *choices])
     return click.option(name, type=kind, default="auto", show_default=True, help=text)
 
 
-_computing_options = _together(
-    _choice("--kv-type", KV_TYPES, "Type of the KV cache; auto takes q8_0 only where f16 does not fit."),
+_computing_options = together(
+    choice("--kv-type", KV_TYPES, "Type of the KV cache; auto takes q8_0 only where f16 does not fit."),
     _number("--threads", "Threads at most; fewer compute while others need the cores.  [physical cores]"),
 )
 
 
 def _workload(sequences: int | None, context: str, chosen: str = "") -> _Options:
     """`context` and `chosen` say what --ctx and --parallel are where they are not given."""
-    return _together(
+    return together(
         _number("--ctx", f"Context in tokens, over all sequences.  [{context}]"),
         _number("--parallel", f"Sequences.{chosen}", default=sequences),
         _computing_options,
-        _choice(
+        choice(
             "--repack",
             ("on", "off"),
             "Rewrite weights for this CPU's kernels while loading; auto takes what measures faster, for "
@@ -104,13 +103,13 @@ batch_workload_options = _workload(None, "what pays off", "  [what pays off]")
 serving_workload_options = _workload(None, "4096 or the model's", "  [4]")
 
 # Of a text that is scored, chunk by chunk.
-scoring_options = _together(
+scoring_options = together(
     _number("--ctx", "Tokens of a chunk.", default=512),
     click.option("--chunks", type=click.IntRange(1), metavar="N", help="Only the text's first N chunks."),
     _computing_options,
 )
 
-budget_options = _together(
+budget_options = together(
     click.option(
         "--ram", metavar="SIZE", help="Most RAM to use: 8GiB, 800MiB, 90% of what is free.  [what is free]"
     ),
@@ -128,7 +127,7 @@ budget_options = _together(
     ),
     click.option("--no-disk", is_flag=True, help="Refuse to stream weights from disk."),
 )
-placement_options = _together(
+placement_options = together(
     click.option(
         "--gpu-layers",
         "--n-gpu-layers",
@@ -162,7 +161,7 @@ placement_options = _together(
         help="Tokens of a prompt per pass.  [what is fastest]",
     ),
 )
-sampling_options = _together(
+sampling_options = together(
     _number("--max-tokens", "Most tokens to generate.  [until the model ends]"),
     click.option("--temperature", type=float, default=0.8, show_default=True, help="0 is greedy."),
     click.option("--top-k", type=int, default=40, show_default=True, help="0 is all."),
@@ -172,8 +171,8 @@ sampling_options = _together(
     click.option("--seed", type=int, help="For the same answer again.  [random]"),
     click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
 )
-engine_options = _together(
-    _choice(
+engine_options = together(
+    choice(
         "--engine",
         ("llamacpp", "transformers"),
         "auto: transformers for a checkpoint, llama.cpp for GGUF; transformers dequantizes GGUF.",
@@ -190,7 +189,7 @@ engine_options = _together(
         help="Run the program that comes with the checkpoint; it may do anything you may.",
     ),
 )
-embedding_options = _together(
+embedding_options = together(
     click.option(
         "--embeddings",
         "--embedding",
@@ -218,39 +217,6 @@ plan_option = click.option(
     metavar="FILE",
     help="Take a plan that `memfit plan --json` saved, with its budget and workload; no MODEL needed.",
 )
-serving_options = _together(
-    click.option(
-        "--host",
-        multiple=True,
-        metavar="ADDRESS",
-        help="Where to listen; repeatable. Others than this machine's need --api-key.  [127.0.0.1]",
-    ),
-    click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one."),
-    click.option(
-        "--api-key", multiple=True, metavar="KEY", help="What clients have to send; repeatable, any of them."
-    ),
-    click.option("--insecure", is_flag=True, help="Let in whoever can reach it, without a key."),
-    click.option(
-        "--cors",
-        multiple=True,
-        metavar="ORIGINS",
-        help="Pages that may use it: https://page.org, localhost for this machine's, * for all; with commas.",
-    ),
-    click.option("--alias", multiple=True, metavar="NAMES", help="What the model is called; with commas."),
-    click.option("--tags", multiple=True, metavar="TAGS", help="Shown beside its name; with commas."),
-    click.option("--chat-template-file", metavar="FILE", help="A jinja template instead of the model's own."),
-    _choice("--reasoning", ("on", "off"), "Have models that can reason before they answer do so."),
-    _choice("--reasoning-format", ("none",), "none leaves reasoning in the text; auto takes it apart."),
-    click.option(
-        "--kv-unified/--no-kv-unified",
-        default=None,
-        help="Let each sequence have all of the context, or an equal part of it, which is faster with many.  "
-        "[all, unless --parallel is given]",
-    ),
-    click.option("--slots/--no-slots", default=True, help="Show who is answered at /slots."),
-    click.option("--metrics/--no-metrics", default=True, help="Show counts at /metrics."),
-    click.option("--log-prompts", is_flag=True, help="Let prompts stand in the log."),
-)
 verbose_option = click.option("--verbose", is_flag=True, help="Show the engine's log on stderr.")
 
 
@@ -260,21 +226,15 @@ def take_plan(
     say: Callable[[str], None],
     verbose: bool,
     *,
-    grammars: bool = False,
-    serves: bool = False,
-    kv_unified: bool | None = None,
+    workload_of: Callable[[dict[str, Any]], Workload] | None = None,
+    writes: bool = True,
 ) -> MakePlan:
     """Remove budget, workload and --plan from a command's keyword arguments; what is returned makes the
-    plan, or reads the saved one. Of a repository's quantizations the recommended one is planned."""
+    plan, or reads the saved one. Of a repository's quantizations the recommended one is planned.
+    `workload_of` stands for `take_workload`; `writes`: models that can only embed are refused."""
     saved = options.pop("plan")
     names = set(options)
-    sequences = options["parallel"]
-    if serves:
-        options["parallel"] = sequences or _SERVED_AT_ONCE
-    budget, workload = take_budget(options), take_workload(options, grammars=grammars or serves)
-    if serves:
-        kv_unified = sequences is None if kv_unified is None else kv_unified
-        workload = replace(workload, kv_unified=kv_unified, outputs=_SCORED, serves=True)
+    budget, workload = take_budget(options), (workload_of or take_workload)(options)
     engine, conditions = take_engine(options), take_conditions(options)
     names -= set(options)
     if saved is not None:
@@ -283,7 +243,7 @@ def take_plan(
 
         def read(source: str | None) -> Plan:
             planned = read_plan(saved, model=source or model, count_parent=True, say=say)
-            if not serves:
+            if writes:
                 planned.require_writes()
             return planned
 
@@ -300,7 +260,7 @@ def take_plan(
             "workload": workload,
             "conditions": conditions,
             "count_parent": True,
-            "writes": not serves,
+            "writes": writes,
             "say": say,
         }
         choices = choices_of(named)

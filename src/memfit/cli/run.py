@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from memfit.cli.options import (
     sampling_options,
     take_plan,
     take_sampling,
+    take_workload,
     utf8,
     verbose_option,
     workload_options,
@@ -72,7 +74,9 @@ def command(
     err = console(stderr=True)
     constraint = read_schema(schema)
     grammars = constraint is not None
-    make_plan = take_plan(model, options, speaker(err), verbose, grammars=grammars)
+    make_plan = take_plan(
+        model, options, speaker(err), verbose, workload_of=partial(take_workload, grammars=grammars)
+    )
     sampling = take_sampling(options)
     text, system = _prompt_text(prompt, file), utf8(system or "")
     if raw and system:

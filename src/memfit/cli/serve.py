@@ -14,29 +14,70 @@ from memfit.cli.fetch import ready_plan, yes_option
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
     budget_options,
+    choice,
     embedding_options,
     engine_options,
     hard_cap_option,
     placement_options,
     plan_option,
     sampling_options,
-    serving_options,
     serving_workload_options,
     take_plan,
     take_sampling,
+    take_workload,
+    together,
     verbose_option,
 )
 from memfit.errors import WrongValueError
 
 if TYPE_CHECKING:
+    from memfit.planner.request import Workload
     from memfit.server.settings import Settings
 
 __all__ = ["command"]
 
 
+_AT_ONCE = 4  # calls, where nobody says how many
+_SCORED = 32  # tokens a pass whose probabilities calls may ask for
+
+_server_options = together(
+    click.option(
+        "--host",
+        multiple=True,
+        metavar="ADDRESS",
+        help="Where to listen; repeatable. Others than this machine's need --api-key.  [127.0.0.1]",
+    ),
+    click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one."),
+    click.option(
+        "--api-key", multiple=True, metavar="KEY", help="What clients have to send; repeatable, any of them."
+    ),
+    click.option("--insecure", is_flag=True, help="Let in whoever can reach it, without a key."),
+    click.option(
+        "--cors",
+        multiple=True,
+        metavar="ORIGINS",
+        help="Pages that may use it: https://page.org, localhost for this machine's, * for all; with commas.",
+    ),
+    click.option("--alias", multiple=True, metavar="NAMES", help="What the model is called; with commas."),
+    click.option("--tags", multiple=True, metavar="TAGS", help="Shown beside its name; with commas."),
+    click.option("--chat-template-file", metavar="FILE", help="A jinja template instead of the model's own."),
+    choice("--reasoning", ("on", "off"), "Have models that can reason before they answer do so."),
+    choice("--reasoning-format", ("none",), "none leaves reasoning in the text; auto takes it apart."),
+    click.option(
+        "--kv-unified/--no-kv-unified",
+        default=None,
+        help="Let each sequence have all of the context, or an equal part of it, which is faster with many.  "
+        "[all, unless --parallel is given]",
+    ),
+    click.option("--slots/--no-slots", default=True, help="Show who is answered at /slots."),
+    click.option("--metrics/--no-metrics", default=True, help="Show counts at /metrics."),
+    click.option("--log-prompts", is_flag=True, help="Let prompts stand in the log."),
+)
+
+
 @click.command("serve")
 @click.argument("model", required=False)
-@serving_options
+@_server_options
 @budget_options
 @hard_cap_option
 @serving_workload_options
@@ -51,8 +92,6 @@ __all__ = ["command"]
 @verbose_option
 def command(
     model: str | None,
-    kv_unified: bool | None,
-    reranking: bool,
     chat_template_file: str | None,
     hard_cap: bool,
     yes: bool,
@@ -74,9 +113,7 @@ def command(
     err = console(stderr=True)
     say = speaker(err)
     settings = _settings(options, verbose=verbose)
-    if reranking:
-        options |= {"embeddings": True, "pooling": "rank"}
-    make_plan = take_plan(model, options, say, verbose, serves=True, kv_unified=kv_unified)
+    make_plan = take_plan(model, options, say, verbose, workload_of=_take_workload, writes=False)
     settings = replace(settings, sampling=take_sampling(options))
     template = _template(chat_template_file)
     planned = ready_plan(make_plan, err, yes=yes)
@@ -108,6 +145,21 @@ def command(
     addresses = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host in settings.hosts]
     say(f"loading; will listen on {', '.join(addresses)}")
     serve(planned, load_model, settings, sockets, say)
+
+
+def _take_workload(options: dict[str, Any]) -> Workload:
+    """As `take_workload`, with what a server needs."""
+    sequences, unified = options["parallel"], options.pop("kv_unified")
+    if sequences is None:
+        options["parallel"] = _AT_ONCE
+    if options.pop("reranking"):
+        options |= {"embeddings": True, "pooling": "rank"}
+    return replace(
+        take_workload(options, grammars=True),
+        kv_unified=sequences is None if unified is None else unified,
+        outputs=_SCORED,
+        serves=True,
+    )
 
 
 def _settings(options: dict[str, Any], *, verbose: bool) -> Settings:

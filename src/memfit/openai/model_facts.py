@@ -13,7 +13,7 @@ class ModelFacts:
 
     name: str  # that clients ask for
     size_bytes: int  # of its file or files
-    digest: str  # that tells its contents apart, in hexadecimal
+    digest: str  # that tells its contents apart, in hexadecimal; empty where that is unknown
     modified: float  # seconds since 1970
     family: str  # its architecture, as its header has it: "llama", "gemma3"
     parameters: int  # how many

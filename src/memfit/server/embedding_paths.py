@@ -99,7 +99,9 @@ async def respond_ollama(
     """As `respond_embedded`, by Ollama's rules: no text only loads the model, and long ones are cut."""
     began = time.monotonic()
     try:
-        ask = read(await read_body(request, service.limits))
+        body = await read_body(request, service.limits)
+        service.require_called(body)
+        ask = read(body)
         requests = [ModelRequest(prompt=text, embed=True) for text in ask.texts]
         await service.loaded(request)
         _require(service, requests)

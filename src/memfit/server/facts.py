@@ -27,7 +27,7 @@ def model_facts(service: Service) -> ModelFacts:
     return ModelFacts(
         name=service.model,
         size_bytes=spec.file_bytes,
-        digest=plan.fingerprint.files[0].sha256 if plan.fingerprint else f"{spec.file_bytes:064x}",
+        digest=plan.fingerprint.files[0].sha256 if plan.fingerprint else "",
         modified=path.stat().st_mtime if path.exists() else service.started,
         family=spec.architecture,
         parameters=spec.n_params,
@@ -85,7 +85,7 @@ def props(service: Service) -> dict[str, Any]:
 
 def slots(service: Service) -> list[dict[str, Any]]:
     """As many as sequences. Those of the calls that run are the first."""
-    busy = min(service.admission.taken, service.plan.parallel)
+    busy = service.status().running
     return [
         {
             "id": index,

@@ -19,12 +19,12 @@ from memfit.hub.name_suggestions import hub_name
 from memfit.server.asking import Event, helper_answer, helper_events
 from memfit.server.failures import RefusedError
 
-__all__ = ["Library", "library_name"]
+__all__ = ["LATEST", "Library", "library_name"]
 
 _NAME = "the library's process"
 _FRESH_SECONDS = 10.0  # for which a list holds; other programs download too
 _MOST_PULLS = 4
-_LATEST = ":latest"  # what clients add to a name without a tag
+LATEST = ":latest"  # what clients add to a name without a tag
 _HUB = re.compile(r"(?:https?://)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
 _FILE = re.compile(r"https://[^?#]+\.gguf(?:[?#].*)?", re.IGNORECASE | re.DOTALL)
 
@@ -35,7 +35,7 @@ def library_name(name: str) -> str:
     Raises:
         UsageError: it is something else; says what to send.
     """
-    name = name.removesuffix(_LATEST)
+    name = name.removesuffix(LATEST)
     if name.startswith("hf:") or _FILE.fullmatch(name):
         return name
     meant = hub_name(name)

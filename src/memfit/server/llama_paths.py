@@ -29,7 +29,11 @@ _MOST_TOKENS = 1_000_000
 
 
 def llama_routes(service: Service) -> list[Route]:
-    defaults, settings = service.settings.sampling, service.settings
+    return [*_completing(service), *_describing(service), *_showing(service)]
+
+
+def _completing(service: Service) -> list[Route]:
+    defaults = service.settings.sampling
 
     async def completion(request: Request) -> Response:
         return await service.respond(
@@ -47,6 +51,17 @@ def llama_routes(service: Service) -> list[Route]:
             LLAMA,
         )
 
+    return [
+        Route("/completion", completion, methods=["POST"]),
+        Route("/completions", completion, methods=["POST"]),
+        Route("/infill", infill, methods=["POST"]),
+    ]
+
+
+def _describing(service: Service) -> list[Route]:
+    """What the model reads, without asking it."""
+    defaults = service.settings.sampling
+
     async def apply_template(request: Request) -> Response:
         return await _described(
             service,
@@ -61,6 +76,14 @@ def llama_routes(service: Service) -> list[Route]:
     async def detokenize(request: Request) -> Response:
         return await _described(service, request, _to_detokenize, _text)
 
+    return [
+        Route("/apply-template", apply_template, methods=["POST"]),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+    ]
+
+
+def _showing(service: Service) -> list[Route]:
     async def tokenizer_info(request: Request) -> Response:
         del request
         served = service.served
@@ -79,17 +102,11 @@ def llama_routes(service: Service) -> list[Route]:
 
     async def show_slots(request: Request) -> Response:
         del request
-        if not settings.shows_slots:
+        if not service.settings.shows_slots:
             return failure(RefusedError(501, "not_supported_error", "slots are not shown here"), LLAMA)
         return json_response(slots(service))
 
     return [
-        Route("/completion", completion, methods=["POST"]),
-        Route("/completions", completion, methods=["POST"]),
-        Route("/infill", infill, methods=["POST"]),
-        Route("/apply-template", apply_template, methods=["POST"]),
-        Route("/tokenize", tokenize, methods=["POST"]),
-        Route("/detokenize", detokenize, methods=["POST"]),
         Route("/tokenizer_info", tokenizer_info, methods=["GET"]),
         Route("/props", show_props, methods=["GET"]),
         Route("/slots", show_slots, methods=["GET"]),

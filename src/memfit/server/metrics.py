@@ -1,4 +1,4 @@
-"""What is counted for /metrics, in Prometheus' text form, by llama-server's names."""
+"""What is counted for /metrics, in Prometheus' text form, by llama-server's names where it has one."""
 
 from __future__ import annotations
 
@@ -83,25 +83,25 @@ class Metrics(Collector):
         yield _metric("n_decode_total", "Passes of the model.", totals.passes)
         prompt = self._timed_prompt / (sums["prompt_seconds_total"] or 1)
         predicted = self._timed_predicted / (sums["tokens_predicted_seconds_total"] or 1)
+        busy = totals.generated_tokens / (totals.passes or 1)
         for name, what, value in (
             ("prompt_tokens_seconds", "Prompt tokens computed a second, of each answer.", prompt),
             ("predicted_tokens_seconds", "Tokens generated a second, of each answer.", predicted),
             ("requests_processing", "Requests that run.", status.running),
             ("requests_deferred", "Requests that wait.", status.waiting),
-            ("n_busy_slots_per_decode", "Sequences a pass, on average.", _per_pass(totals)),
+            ("n_busy_slots_per_decode", "Tokens generated a pass, on average.", busy),
+        ):
+            yield _metric(name, what, value)
+        for name, what, value in (
             ("kv_cache_cells", "Cells of the KV cache in use.", status.cells_in_use),
             ("worker_restarts", "Workers that were started again.", self._restarts()),
             ("held_bytes", "RAM that all of memfit's processes hold.", status.held_bytes),
         ):
-            yield _metric(name, what, value)
+            yield _metric(name, what, value, of="memfit")
 
 
-def _metric(name: str, what: str, value: float) -> Metric:
+def _metric(name: str, what: str, value: float, *, of: str = "llamacpp") -> Metric:
     kind = "counter" if name.endswith("_total") else "gauge"
-    metric = Metric(f"llamacpp:{name.removesuffix('_total')}", what, kind)
-    metric.add_sample(f"llamacpp:{name}", {}, value)
+    metric = Metric(f"{of}:{name.removesuffix('_total')}", what, kind)
+    metric.add_sample(f"{of}:{name}", {}, value)
     return metric
-
-
-def _per_pass(totals: StreamTotals) -> float:
-    return (totals.prompt_tokens + totals.generated_tokens) / totals.passes if totals.passes else 0.0

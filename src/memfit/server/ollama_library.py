@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from math import inf
@@ -23,12 +22,11 @@ from memfit.server.bodies import read_body
 from memfit.server.dialects import OLLAMA, failure, json_response, streamed
 from memfit.server.facts import model_facts
 from memfit.server.failures import RefusedError
-from memfit.server.library import library_name
+from memfit.server.library import LATEST, library_name
 from memfit.server.service import Service
 
 __all__ = ["ollama_library_routes"]
 
-_LATEST = ":latest"  # what clients add to a name without a tag
 _SUCCESS = pull_status("success")
 
 
@@ -72,15 +70,6 @@ def ollama_library_routes(service: Service) -> list[Route]:
     ]
 
 
-def _is_served(service: Service, name: str) -> bool:
-    """Whether it names the model that is served."""
-    if name.removesuffix(_LATEST) in service.settings.names:
-        return True
-    with contextlib.suppress(UsageError):
-        return library_name(name) == service.plan.spec.source
-    return False
-
-
 async def _models(service: Service) -> list[ModelFacts]:
     """The served model, and the others that are here."""
     served = model_facts(service)
@@ -94,10 +83,10 @@ async def _models(service: Service) -> list[ModelFacts]:
 
 
 async def _shown(service: Service, name: str) -> ModelFacts:
-    if _is_served(service, name):
+    if service.is_called(name):
         return model_facts(service)
     for one in await _models(service):
-        if one.name == name.removesuffix(_LATEST):
+        if one.name == name.removesuffix(LATEST):
             return one
     raise _not_found(name)
 
@@ -113,7 +102,7 @@ async def _pulled(service: Service, asked: str) -> AsyncGenerator[Frame]:
     Raises:
         MemfitError: as `library_name` and `Library.pull`.
     """
-    if _is_served(service, asked):
+    if service.is_called(asked):
         yield _SUCCESS
         return
     name = library_name(asked)
@@ -155,7 +144,8 @@ async def _delete(service: Service, asked: str) -> None:
     """Raises RefusedError where it is served, or not here; MemfitError as `Library.delete`."""
     kept: list[Path] = list(service.plan.spec.paths)
     try:
-        if _is_served(service, asked) or not await service.library.delete(_deleted_name(asked), kept):
+        listed = asked.removesuffix(LATEST) in service.settings.names
+        if listed or not await service.library.delete(_deleted_name(asked), kept):
             raise RefusedError(409, "conflict_error", f"model '{asked}' is being served", field="model")
     except ModelNotFoundError:
         raise _not_found(asked) from None

@@ -29,7 +29,6 @@ from memfit.server.bodies import read_body
 from memfit.server.dialects import OLLAMA, failure, json_response
 from memfit.server.embedding_paths import respond_ollama
 from memfit.server.facts import model_facts
-from memfit.server.failures import RefusedError
 from memfit.server.ollama_library import ollama_library_routes
 from memfit.server.service import Service
 
@@ -88,7 +87,7 @@ async def _answer(
 ) -> Response:
     try:
         body = await read_body(request, service.limits)
-        _require_served(service, body)
+        service.require_called(body)
         wanted = loads_only(body, form)
         if wanted:
             await service.loaded(request)
@@ -102,18 +101,6 @@ async def _answer(
         lambda _, ask: OllamaWriter(form, ask, model=service.model),
         OLLAMA,
     )
-
-
-def _require_served(service: Service, body: dict[str, Any]) -> None:
-    """As Ollama does: its clients list models that lie here, and ask for one of them.
-
-    Raises:
-        RefusedError: another model is asked for than the one that is served.
-    """
-    name = body.get("model")
-    if isinstance(name, str) and name and not service.is_called(name):
-        said = f"model {name[:200]!r} is not served here, {service.model!r} is"
-        raise RefusedError(404, "not_found_error", said, field="model")
 
 
 async def _greet(request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from memfit.server.bodies import read_body
 from memfit.server.dialects import OPENAI, Dialect, failure, json_response
 from memfit.server.failures import RefusedError
 from memfit.server.host import ModelHost
-from memfit.server.library import Library
+from memfit.server.library import LATEST, Library, library_name
 from memfit.server.metrics import Metrics
 from memfit.server.settings import Limits, Settings
 from memfit.server.streams import PING, HeldStream, with_pings
@@ -80,7 +81,22 @@ class Service:
         """Whether a name is the served model's: one of those it was given, or what it was found by."""
         spec = self.plan.spec
         names = {*self.settings.names, spec.source, spec.name, spec.paths[0].stem}
-        return name in names or name.removesuffix(":latest") in names
+        if name in names or name.removesuffix(LATEST) in names:
+            return True
+        with contextlib.suppress(UsageError):
+            return library_name(name) == spec.source
+        return False
+
+    def require_called(self, body: Mapping[str, Any]) -> None:
+        """As Ollama does: its clients list models that lie here, and ask for one of them.
+
+        Raises:
+            RefusedError: another model is asked for than the one that is served.
+        """
+        name = body.get("model")
+        if isinstance(name, str) and name and not self.is_called(name):
+            said = f"model {name[:200]!r} is not served here, {self.model!r} is"
+            raise RefusedError(404, "not_found_error", said, field="model")
 
     async def respond(
         self,
@@ -124,7 +140,7 @@ class Service:
                     self.metrics.count(answers)
                     return json_response(writes.body(answers))
             frames = answering.stream(writes)
-            first = await self.unless_left(request, _first(frames))
+            first = await self.unless_left(request, anext(frames, None))
         except MemfitError as error:
             if place:
                 place.close()
@@ -198,7 +214,8 @@ class Service:
         if ask.suffix is None:
             return ask
         if not self.served.fills_in and not must:
-            return replace(ask, suffix=None, warnings=("suffix is left out: this model cannot fill in",))
+            warning = "suffix is left out: this model cannot fill in"
+            return replace(ask, suffix=None, warnings=(*ask.warnings, warning))
         if not self.served.fills_in:
             raise UsageError("this model has no tokens for filling in; leave the suffix out", field="suffix")
         prompts = tuple(fill_in(one, ask.suffix, self.served.fill_tokens) for one in ask.prompts)
@@ -257,10 +274,6 @@ def fill_in(prompt: str | tuple[int | str, ...], suffix: str, tokens: Sequence[i
     before, after, between = tokens
     texts = (prompt,) if isinstance(prompt, str) else prompt
     return (before, *texts, after, suffix, between)
-
-
-async def _first(frames: AsyncGenerator[Frame]) -> Frame | None:
-    return await anext(frames, None)
 
 
 async def _leaving(request: Request) -> None:
