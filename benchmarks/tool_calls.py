@@ -19,7 +19,6 @@ import os
 import random
 import re
 import subprocess
-import venv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -131,13 +130,11 @@ def _parsed(form: Any, pieces: Iterable[str], tools: Any, in_reasoning: bool) ->
 
 def canitoolcall(show: str) -> None:
     """Installs the suite, and runs `_judge` inside."""
-    folder = _CACHE / "suites" / "canitoolcall"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", _SUITE], check=True)
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT / "src")}
-    subprocess.run([python, __file__, "judge", "--show", show], check=True, env=environment)
+    from suites.environments import environment  # needs packages that the suite's own has not
+
+    python = environment("canitoolcall", _SUITE)
+    paths = {**os.environ, "PYTHONPATH": str(_ROOT / "src")}
+    subprocess.run([python, __file__, "judge", "--show", show], check=True, env=paths)
 
 
 def _judge(show: str) -> None:
