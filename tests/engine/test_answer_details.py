@@ -111,20 +111,24 @@ def test_an_answer_goes_on_where_the_model_would_end(session: Session) -> None:
     assert (on.finish_reason, on.completion_tokens) == ("length", 60)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"repeat_penalty": 1.3, "frequency_penalty": 0.5, "presence_penalty": 0.5, "repeat_last_n": -1},
-        {"dry_multiplier": 0.8, "typical_p": 0.9, "top_n_sigma": 2.0},
-        {"xtc_probability": 0.5, "dynatemp_range": 0.3},
-        {"mirostat": 1},
-        {"mirostat": 2, "mirostat_tau": 4.0},
-    ],
-)
-def test_every_sampler_chooses_the_same_by_the_same_seed(session: Session, settings: dict[str, Any]) -> None:
-    sampling = Sampling(max_tokens=8, seed=3, **settings)
-    texts = {_completion(_events(session, prompt=_STORY, sampling=sampling)).text for _ in range(2)}
-    assert len(texts) == 1 and texts != {""}
+_SAMPLERS: list[dict[str, Any]] = [
+    {"repeat_penalty": 1.3, "frequency_penalty": 0.5, "presence_penalty": 0.5, "repeat_last_n": -1},
+    {"dry_multiplier": 0.8, "typical_p": 0.9, "top_n_sigma": 2.0},
+    {"xtc_probability": 0.5, "dynatemp_range": 0.3},
+    {"mirostat": 1},
+    {"mirostat": 2, "mirostat_tau": 4.0},
+]
+
+
+def test_every_sampler_chooses_the_same_by_the_same_seed() -> None:
+    """In two sessions: where the cache holds a prompt moves rounding, which may move a choice."""
+    found = []
+    for _ in range(2):
+        with memfit.load("demo", workload=memfit.Workload(context=512)) as session:
+            asked = [Sampling(max_tokens=8, seed=3, **settings) for settings in _SAMPLERS]
+            answers = [_completion(_events(session, prompt=_STORY, sampling=one)) for one in asked]
+        found.append([answer.text for answer in answers])
+    assert found[0] == found[1] and all(found[0])
 
 
 def test_a_prompt_may_mix_texts_and_tokens_and_is_shown_as_it_is_read(session: Session) -> None:

@@ -268,7 +268,7 @@ def test_with_layers_on_a_device(demo: str, resident: tuple[memfit.Plan, list[st
     """The device is sent its tensors by ourselves, too."""
     workload = replace(_SMALL, kv_type="f16", threads=1)
     with rpc_server("70MiB") as worker:
-        budget = memfit.Budget(ram="125MiB", rpc={worker.endpoint: None})
+        budget = memfit.Budget(ram="130MiB", rpc={worker.endpoint: None})
         plan = memfit.plan(demo, budget=budget, workload=workload)
         assert plan.config.load_mode == "own" and plan.streamed_bytes > 0
         assert plan.config.layers[0] > 0

@@ -50,12 +50,16 @@ def test_an_option_has_several_names_and_one_value() -> None:
     for name in ("max_tokens", "max_completion_tokens", "n_predict"):
         assert _chat(**{name: 5}).sampling.max_tokens == 5
     assert _chat(repetition_penalty=1.5, seed=-1).sampling == Sampling(repeat_penalty=1.5, seed=RANDOM_SEED)
-    with pytest.raises(UsageError, match="max_tokens and n_predict are the same") as caught:
-        _chat(n_predict=5, max_tokens=5)
-    assert caught.value.field == "max_tokens"
-    with pytest.raises(UsageError, match="max_completion_tokens and n_predict are the same"):
-        _chat(n_predict=5, max_completion_tokens=5)
+    with pytest.raises(UsageError, match="repeat_penalty and repetition_penalty are the same") as caught:
+        _chat(repetition_penalty=1.5, repeat_penalty=1.5)
+    assert caught.value.field == "repeat_penalty"
+
+
+def test_of_several_limits_the_lowest_holds() -> None:
+    assert _chat(n_predict=5, max_tokens=9, max_completion_tokens=7).sampling.max_tokens == 5
+    assert _chat(n_predict=-1, max_completion_tokens=7).sampling.max_tokens == 7
     assert _chat(max_tokens=None, n_predict=5).sampling.max_tokens == 5
+    assert _chat(n_predict=-2).sampling.max_tokens is None
 
 
 def test_stop_strings_are_few_and_short() -> None:
