@@ -59,15 +59,15 @@ def _plan(
     model: str, kv_type: str, monkeypatch: pytest.MonkeyPatch, *, streamed: bool, offloads: bool
 ) -> LlamaPlan:
     """For Vulkan0, with its limit in RAM lifted: the driver's own memory lies there."""
-    vram, speed = "40MiB" if streamed else "60MiB", _QUICK if offloads else _SLOW
+    vram, speed = "26MiB" if streamed else "60MiB", _QUICK if offloads else _SLOW
     monkeypatch.setattr(LlamaCalibration, "device_speed", lambda *_: speed)
 
     def plan(ram: int | None) -> memfit.Plan:
         budget = memfit.Budget(ram=ram, vram={"Vulkan0": vram})
         return memfit.plan(model, budget=budget, workload=replace(_WORKLOAD, kv_type=kv_type))
 
-    # What does not fit is planned with everything streamed.
-    found = plan(plan(64 * MIB).ram.total_bytes + MIB if streamed else None)
+    # A plan that does not fit says what it needs; everything resident would need twenty MiB more.
+    found = plan(plan(64 * MIB).ram.total_bytes + 4 * MIB if streamed else None)
     assert isinstance(found, LlamaPlan) and found.fits
     assert found.config.devices == ("Vulkan0",)
     assert found.config.layers[0] > 0 or streamed
