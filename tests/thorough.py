@@ -1,10 +1,10 @@
-"""How often random trials are repeated: a few times in `make test`, many times in `make test-all`."""
+"""How often random trials are repeated, and which cases tried: few in `make test`, all in `make test-all`."""
 
 from __future__ import annotations
 
 import os
 
-__all__ = ["THOROUGH", "times"]
+__all__ = ["THOROUGH", "cases", "times"]
 
 THOROUGH = os.environ.get("MEMFIT_THOROUGH", "") not in ("", "0")
 
@@ -12,3 +12,8 @@ THOROUGH = os.environ.get("MEMFIT_THOROUGH", "") not in ("", "0")
 def times(few: int, many: int) -> int:
     """How many trials: `many` with MEMFIT_THOROUGH=1, which `make test-all` sets."""
     return many if THOROUGH else few
+
+
+def cases(few: list[str], *others: str) -> list[str]:
+    """Which cases are tried: `others` too with MEMFIT_THOROUGH=1."""
+    return [*few, *others] if THOROUGH else few

@@ -19,7 +19,7 @@ import pytest
 import memfit
 from conftest import children_of, run_memfit
 from memfit.engines.requests import Request, RequestResult, Sampling, TextDelta
-from thorough import times
+from thorough import cases, times
 
 pytestmark = pytest.mark.engine
 
@@ -227,7 +227,7 @@ def _journal(out: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-@pytest.mark.parametrize("load_in", ["bf16", "nf4"])
+@pytest.mark.parametrize("load_in", cases(["nf4"], "bf16"))
 def test_a_checkpoints_batch_goes_on_after_its_worker_and_itself_are_killed(
     tmp_path: Path, llama: Path, load_in: str
 ) -> None:

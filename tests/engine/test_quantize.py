@@ -23,6 +23,7 @@ from conftest import run_memfit
 from memfit.hub.resolve import resolve
 from memfit.quantize.job import Quantizer, Recipe
 from memfit.units import GIB, MIB
+from thorough import cases
 
 pytestmark = pytest.mark.engine
 
@@ -58,7 +59,7 @@ def _imatrix(folder: Path, name: str, values: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["q4_k_m", "Q8_0", "iq4_xs", "Q5_1", "Q2_K"])
+@pytest.mark.parametrize("kind", cases(["q4_k_m", "Q8_0", "Q5_1", "Q2_K"], "iq4_xs"))
 def test_a_dry_run_knows_the_file_to_the_byte(source: Path, tmp_path: Path, kind: str) -> None:
     output = tmp_path / "out.gguf"
     arguments = ("quantize", str(source), str(output), "--type", kind, "--json")

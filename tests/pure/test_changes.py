@@ -84,7 +84,7 @@ def _asked_by_hand(inputs: PlanInputs, what: str) -> PlanInputs:
     return replace(inputs, devices=[(larger, speed)], budget=replace(budget, vram=capped))
 
 
-@settings(max_examples=times(20, 200), deadline=None)
+@settings(max_examples=times(6, 200), deadline=None)
 @given(
     ram=st.integers(300, 1500),
     vram=st.integers(200, 3000),

@@ -102,8 +102,10 @@ def test_the_engine_lists_it() -> None:
     assert gpu["total_bytes"] >= gpu["free_bytes"] > 0
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
-@pytest.mark.parametrize(("streamed", "offloads"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("streamed", "offloads", "kv_type"),
+    [(False, False, "f16"), (False, False, "q8_0"), (False, True, "f16"), (True, False, "q8_0")],
+)
 def test_the_cpus_text(
     demo: str,
     on_the_cpu: dict[str, list[str]],
