@@ -27,7 +27,7 @@ def test_as_many_as_run_and_wait_are_let_in() -> None:
     admission = Admission(running=2, queue=1)
     places = [admission.enter(1) for _ in range(3)]
     assert admission.taken == 3 and admission.waiting == 1
-    with pytest.raises(BusyError, match="1 calls are waiting; try again in 1 s") as raised:
+    with pytest.raises(BusyError, match="1 answers are waiting; try again in 1 s") as raised:
         admission.enter(1)
     assert status_of(raised.value) == 429 and raised.value.retry_seconds == 1 and admission.refused == 1
     places[0].close()
@@ -46,11 +46,11 @@ def test_a_place_is_given_back_once() -> None:
     assert admission.taken == 0
 
 
-def test_a_call_alone_is_let_in_with_any_number_of_choices() -> None:
+def test_a_call_of_many_choices_keeps_no_other_out() -> None:
     admission = Admission(running=2, queue=1)
     with admission.enter(128):
-        assert admission.waiting == 126
-        with pytest.raises(BusyError):
+        assert (admission.taken, admission.waiting) == (2, 0)
+        with admission.enter(1), pytest.raises(BusyError):
             admission.enter(1)
     assert admission.taken == 0
 
@@ -72,9 +72,17 @@ def test_who_is_sent_away_is_told_how_long_calls_take_here(clock: _Clock) -> Non
     with pytest.raises(BusyError) as raised:
         admission.enter(1)
     assert 29 <= raised.value.retry_seconds <= 30
-    with pytest.raises(BusyError) as raised:
-        admission.enter(100)
-    assert raised.value.retry_seconds == 600, "never longer than ten minutes"
+
+
+def test_nobody_is_told_to_wait_longer_than_ten_minutes(clock: _Clock) -> None:
+    admission = Admission(running=1, queue=0)
+    for _ in range(100):
+        place = admission.enter(1)
+        clock.now += 3000.0
+        place.close()
+    with admission.enter(1), pytest.raises(BusyError) as raised:
+        admission.enter(1)
+    assert raised.value.retry_seconds == 600
 
 
 def test_quick_calls_are_worth_a_second_and_no_less(clock: _Clock) -> None:

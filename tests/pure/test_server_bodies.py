@@ -137,7 +137,7 @@ def test_limits_shrink_with_what_the_budget_has_left() -> None:
     assert limits.within(2**40) == limits
     little = limits.within(16 * MIB)
     assert (little.body_bytes, little.bodies_bytes) == (2 * MIB, 8 * MIB) and little.body_values < 100_000
-    assert little.of_descriptions.body_bytes == 256 * KIB and limits.of_descriptions.body_bytes == 8 * MIB
+    assert little.of_descriptions.body_bytes == 256 * KIB and limits.of_descriptions.body_bytes == MIB
     for nothing in (0, -MIB):
         least = limits.within(nothing)
         assert least.body_bytes == 256 * KIB and least.bodies_bytes == MIB and least.body_values == 16_384

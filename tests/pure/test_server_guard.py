@@ -244,3 +244,21 @@ def test_bodies_of_all_calls_together_are_bounded_and_given_back() -> None:
         assert (await Client(pieces=[b"a" * 100]).through(guard)).status == 200
 
     asyncio.run(scenario())
+
+
+def test_pages_may_send_the_headers_that_they_name() -> None:
+    asked = "authorization,content-type"
+    found = call(_guard(cors=("*",)), method="OPTIONS", origin=_EVIL, access_control_request_headers=asked)
+    assert found.headers["access-control-allow-headers"] == asked
+
+
+@pytest.mark.parametrize("origin", ["foo", "https://page.example/", "https://", "page.example", ""])
+def test_a_page_that_is_none_is_refused(origin: str) -> None:
+    with pytest.raises(WrongValueError, match="needed https"):
+        Settings(cors=(origin,))
+
+
+@pytest.mark.parametrize("key", [" secret", "secret\t"])
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    with pytest.raises(WrongValueError, match="begins or ends with a space"):
+        Settings(api_keys=(key,))

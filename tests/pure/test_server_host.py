@@ -46,8 +46,8 @@ class _World:
         self.loaded.append(found)
         return found
 
-    def host(self) -> ModelHost:
-        return ModelHost(self.load, self.said.append, self.failures.append)
+    def host(self, *, at_once: int | None = None) -> ModelHost:
+        return ModelHost(self.load, self.said.append, self.failures.append, at_once=at_once)
 
 
 def _run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -99,6 +99,62 @@ def test_events_reach_the_call_that_asked_with_their_places() -> None:
         assert not stream.dropped, "what has ended is not dropped"
         await host.close()
         assert session.is_closed and stream.is_closed and host.state == "closed"
+
+    _run(scenario)
+
+
+def test_a_call_of_many_requests_leaves_others_their_turn() -> None:
+    async def scenario() -> None:
+        session = ScriptedSession()
+        host = _World(session).host(at_once=2)
+        await host.settle()
+        stream = session.stream_now
+        many, other = host.ask([_ASKED] * 4, sends_text=False), host.ask([_ASKED], sends_text=False)
+        first, second, others = (one.number for one in stream.added)
+        stream.finish(second, "b")
+        await _until(lambda: len(stream.added) == 4)  # the third is behind the other call's
+        stream.refuses = UsageError("no memory for it")  # the fourth has no room, and fails alone
+        stream.finish(stream.added[3].number, "c")
+        stream.finish(others, "other")
+        stream.finish(first, "a")
+        assert _texts(await _results(many)) == [(1, "b"), (2, "c"), (3, "no memory for it"), (0, "a")]
+        assert _texts(await _results(other)) == [(0, "other")]
+        stream.refuses = None
+        leaving = host.ask([_ASKED] * 4, sends_text=False)
+        leaving.close()
+        assert len(stream.dropped) == 2 and len(stream.added) == 6, "the others were never asked"
+        await host.close()
+
+    _run(scenario)
+
+
+def test_what_a_dead_worker_has_not_got_is_answered_by_the_next_one() -> None:
+    async def scenario() -> None:
+        first, second = ScriptedSession(), ScriptedSession(_at_once)
+        host = _World(first, second).host(at_once=1)
+        await host.settle()
+        call = host.ask([_ASKED] * 3, sends_text=False)
+        first.stream_now.die()
+        found = await _results(call)
+        assert isinstance(found[0][1].error, WorkerDiedError)
+        assert _texts(found[1:]) == [(1, "done"), (2, "done")]
+        await host.close()
+
+    _run(scenario)
+
+
+def test_giving_up_ends_what_runs_and_what_comes() -> None:
+    async def scenario() -> None:
+        session = ScriptedSession()
+        host = _World(session).host(at_once=1)
+        await host.settle()
+        call = host.ask([_ASKED] * 2, sends_text=False)
+        host.give_up()
+        assert _texts(await _results(call)) == [(0, "the server is ending"), (1, "the server is ending")]
+        with pytest.raises(EngineError, match="the server is ending"):
+            host.ask([_ASKED], sends_text=False)
+        await host.close()
+        assert session.is_closed
 
     _run(scenario)
 

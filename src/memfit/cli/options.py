@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from memfit.planner.plan import Plan
 
 __all__ = [
+    "WHOLE_TEXT",
     "asks_for_transformers",
     "batch_workload_options",
     "budget_options",
@@ -46,6 +47,16 @@ __all__ = [
 ]
 
 _Options = Callable[[Callable[..., Any]], Callable[..., Any]]  # decorates a command with them
+
+
+class _WholeText(click.types.StringParamType):
+    """One that is repeated on the command line, and has one value, with its spaces, as a variable."""
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [rv]
+
+
+WHOLE_TEXT = _WholeText()
 
 
 def together(*options: _Options) -> _Options:
@@ -169,7 +180,9 @@ sampling_options = together(
     click.option("--min-p", type=float, default=0.05, show_default=True),
     click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1 is none."),
     click.option("--seed", type=int, help="For the same answer again.  [random]"),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable."),
+    click.option(
+        "--stop", type=WHOLE_TEXT, multiple=True, metavar="TEXT", help="End before this text; repeatable."
+    ),
 )
 engine_options = together(
     choice(

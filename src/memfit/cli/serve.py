@@ -13,6 +13,7 @@ import click
 from memfit.cli.fetch import ready_plan, yes_option
 from memfit.cli.json_output import json_option, write_json
 from memfit.cli.options import (
+    WHOLE_TEXT,
     budget_options,
     choice,
     embedding_options,
@@ -49,7 +50,11 @@ _server_options = together(
     ),
     click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one."),
     click.option(
-        "--api-key", multiple=True, metavar="KEY", help="What clients have to send; repeatable, any of them."
+        "--api-key",
+        type=WHOLE_TEXT,
+        multiple=True,
+        metavar="KEY",
+        help="What clients have to send; repeatable, any of them.",
     ),
     click.option("--insecure", is_flag=True, help="Let in whoever can reach it, without a key."),
     click.option(
@@ -172,7 +177,9 @@ def _settings(options: dict[str, Any], *, verbose: bool) -> Settings:
         port=options.pop("port"),
         api_keys=tuple(options.pop("api_key")),
         insecure=options.pop("insecure"),
-        cors=tuple(one.strip() for text in options.pop("cors") for one in text.split(",") if one.strip()),
+        cors=tuple(
+            one.strip().rstrip("/") for text in options.pop("cors") for one in text.split(",") if one.strip()
+        ),
         names=tuple(names),
         tags=tuple(one for text in options.pop("tags") for one in text.split(",") if one),
         shows_slots=options.pop("slots"),

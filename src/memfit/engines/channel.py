@@ -94,8 +94,10 @@ class Channel:
 
 def run_worker(serve: Callable[[], None]) -> None:
     """What a worker's process is: `serve` until the parent leaves."""
-    # Ctrl-C in a terminal reaches the whole process group; the parent decides what it means for us.
+    # Ctrl-C in a terminal, or a service manager's SIGTERM, reaches the whole process group; the parent
+    # decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         serve()
     except BaseException:

@@ -102,13 +102,15 @@ def normalised(embedding: Embedding, dimensions: int | None = None) -> list[floa
     return [value / length for value in row] if length else row
 
 
-def embeddings_body(ask: EmbeddingAsk, found: Sequence[Embedding], *, model: str) -> dict[str, Any]:
+def embeddings_body(
+    ask: EmbeddingAsk, found: Sequence[Embedding], *, model: str, pools: bool
+) -> dict[str, Any]:
     """OpenAI's.
 
     Raises:
-        UsageError: tokens are not pooled, so that a text has no single row.
+        UsageError: nothing `pools` the tokens, so that a text has no single row.
     """
-    if any(one.values.shape and one.values.shape[0] != 1 for one in found):
+    if not pools:
         raise UsageError("this server does not pool embeddings; ask /embeddings for each token's")
     tokens = sum(one.prompt_tokens for one in found)
     return {

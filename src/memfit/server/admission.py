@@ -15,25 +15,26 @@ _MOST_SECONDS = 600
 
 
 class Admission:
-    """Counts choices, since each takes a sequence. On the event loop."""
+    """Counts the sequences that calls take: one for each choice, up to all. On the event loop."""
 
     def __init__(self, *, running: int, queue: int) -> None:
         self.running, self.queue = running, queue
         self.taken = 0
         self.refused = 0
-        self._seconds = 1.0  # that a choice takes
+        self._seconds = 1.0  # that a call takes
 
     @property
     def waiting(self) -> int:
         return max(0, self.taken - self.running)
 
     def enter(self, choices: int) -> Place:
-        """A place for a call, until it is closed. A call alone is let in, however many choices it has.
+        """A place for a call, until it is closed.
 
         Raises:
             BusyError: the queue is full.
         """
-        if self.taken and self.taken + choices > self.running + self.queue:
+        choices = min(choices, self.running)
+        if self.taken + choices > self.running + self.queue:
             self.refused += 1
             ahead = self.taken + choices - self.running - self.queue
             seconds = math.ceil(self._seconds * ahead / self.running)

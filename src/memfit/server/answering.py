@@ -24,7 +24,7 @@ from memfit.engines.requests import (
 )
 from memfit.engines.served import Served
 from memfit.engines.session import StreamEvent
-from memfit.errors import ContextExceededError, EngineError, MemfitError
+from memfit.errors import ContextExceededError, EngineError, MemfitError, UsageError
 from memfit.openai.answers import Answer, AnswerWriter, Frame
 from memfit.openai.ask import REQUIRED, Ask
 from memfit.server.choice import Choice, Piece
@@ -158,6 +158,11 @@ class Answering:
                 if shorter is None:
                     raise
                 requests = shorter
+            except UsageError as error:
+                if error.field != "grammar" or self._ask.tool_choice != REQUIRED:
+                    raise
+                said = f"tools: a call cannot be held to them: {error}"  # the grammar is ours
+                raise UsageError(said, field="tools") from None
             finally:
                 if call:
                     call.close()
@@ -185,7 +190,7 @@ class Answering:
             self._served.form,
             self._ask.tools,
             choice=self._ask.function or REQUIRED,
-            parallel=self._ask.parallel_calls,
+            parallel=self._ask.parallel_calls and self._ask.function is None,
             in_reasoning=self._served.form.opens_reasoning(ending),
             special_tokens=self._served.control_tokens,
         )

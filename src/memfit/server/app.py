@@ -39,13 +39,16 @@ def make_app(
 ) -> Starlette:
     """An ASGI application that loads the model when it starts, by `load`, and again where its worker dies.
 
-    `fail` hears why there will be no model.
+    `fail` hears why there will be no model. Its `state.host` is the ModelHost, once it has started.
     """
     service = Service(plan=plan, settings=settings, say=say)
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        service.begin(ModelHost(load, say, fail))
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        # Texts to embed are packed into passes; of answers, two for each sequence leave none idle.
+        at_once = None if plan.workload.embeds else 2 * plan.parallel
+        app.state.host = ModelHost(load, say, fail, at_once=at_once)
+        service.begin(app.state.host)
         try:
             yield
         finally:

@@ -44,7 +44,9 @@ def embedding_routes(service: Service) -> list[Route]:
             request,
             read_embeddings,
             _texts,
-            lambda ask, found: embeddings_body(ask, found, model=service.model),
+            lambda ask, found: embeddings_body(
+                ask, found, model=service.model, pools=service.served.pooling != "none"
+            ),
         )
 
     async def llama_embeddings(request: Request) -> Response:

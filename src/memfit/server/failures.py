@@ -31,7 +31,7 @@ class BusyError(RefusedError):
     """There is no place for a call now; after `retry_seconds` there is likely one."""
 
     def __init__(self, *, retry_seconds: int, queued: int | None = None) -> None:
-        busy = "the server is busy" if queued is None else f"the server is busy: {queued} calls are waiting"
+        busy = "the server is busy" if queued is None else f"the server is busy: {queued} answers are waiting"
         super().__init__(429, "rate_limit_error", f"{busy}; try again in {retry_seconds} s")
         self.retry_seconds = retry_seconds
 

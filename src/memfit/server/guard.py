@@ -54,7 +54,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        cors = self._cors(headers.get("origin"))
+        cors = self._cors(headers)
         body_bytes = status = 0
         began = time.monotonic()
 
@@ -148,9 +148,9 @@ class Guard:
         if not any(found):
             raise RefusedError(401, "authentication_error", "the API key is missing or wrong")
 
-    def _cors(self, origin: str | None) -> dict[str, str]:
+    def _cors(self, headers: Headers) -> dict[str, str]:
         """The headers that let a page in; none where it is not named."""
-        named = self._settings.cors
+        origin, named = headers.get("origin"), self._settings.cors
         if origin is None or not named:
             return {}
         local = "localhost" in named and is_loopback(_host_of(_split(origin).netloc))
@@ -160,7 +160,8 @@ class Guard:
             "Access-Control-Allow-Origin": origin,
             "Access-Control-Allow-Credentials": "true",
             "Access-Control-Allow-Methods": _METHODS,
-            "Access-Control-Allow-Headers": "*",
+            # Those that it names, for * is no Authorization.
+            "Access-Control-Allow-Headers": headers.get("access-control-request-headers", "*"),
             "Vary": "Origin",
         }
 

@@ -26,6 +26,7 @@ __all__ = ["Call", "Load", "ModelHost"]
 
 _PAUSES_SECONDS = (0.0, 0.5, 2.0, 10.0)  # before a worker is started again, by deaths without an answer
 State = Literal["loading", "ready", "failed", "closed"]
+_ENDS = ("failed", "closed")
 # Loads a session. It tells how far it is to a function, which raises where the session is wanted no more.
 Load = Callable[[Callable[[float], None]], Session]
 
@@ -35,6 +36,7 @@ class Call:
 
     def __init__(self, host: ModelHost, numbers: Sequence[int]) -> None:
         self._host = host
+        self.later: deque[tuple[Request, bool]] = deque()  # asked as earlier ones end
         self._places = {number: place for place, number in enumerate(numbers)}
         self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
         self._open = set(numbers)
@@ -54,6 +56,7 @@ class Call:
 
     def close(self) -> None:
         """Forget what has not ended. Safe to repeat."""
+        self.later.clear()
         self._host.drop(self._open)
         self._open = set()
 
@@ -66,10 +69,14 @@ class ModelHost:
         load: Load,
         say: Callable[[str], None],
         fail: Callable[[MemfitError], None] = lambda error: None,
+        *,
+        at_once: int | None = None,
     ) -> None:
         """`load` gives a session, again after a death; `say` is told what happens to it, and `fail` on the
-        event loop why there is none any more."""
+        event loop why there is none any more. No call has more than `at_once` requests with the model, so
+        that others get their turn; None: any number."""
         self._load, self._say, self._fail = load, say, fail
+        self._at_once = at_once
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
         self._calls: dict[int, Call] = {}  # by request
@@ -95,17 +102,19 @@ class ModelHost:
         """Let requests wait for their turn.
 
         Raises:
-            MemfitError: the plan has no memory for one, or there is no model and none will come.
+            MemfitError: the plan has no memory for one of the first, or there is no model and none will come.
         """
-        if self.state in ("failed", "closed"):
+        if self.state in _ENDS:
             raise self._why()
         numbered = [replace(one, number=next(self._numbers)) for one in requests]
         call = Call(self, [one.number for one in numbered])
         for one in numbered:
             self._calls[one.number] = call
+        first = numbered[: self._at_once]
+        call.later.extend((one, sends_text) for one in numbered[len(first) :])
         try:
             with self._lock:
-                for one in numbered:
+                for one in first:
                     self._add(one, sends_text)
         except BaseException:
             call.close()
@@ -138,6 +147,10 @@ class ModelHost:
             await self._changed.wait()
         return self.state
 
+    def give_up(self) -> None:
+        """What has not been answered ends with an error, and nothing more is."""
+        self._settle_at("closed")
+
     async def close(self) -> None:
         """End the model, even while it is loaded, and the thread."""
         self._closing.set()
@@ -159,20 +172,35 @@ class ModelHost:
                 call = self._calls.get(event.number)
             if call:
                 call.take(event)
+                if isinstance(event, RequestResult):
+                    self._ask_next(call)
+
+    def _ask_next(self, call: Call) -> None:
+        """One of its requests has ended."""
+        while call.later and self.state not in _ENDS:
+            request, sends_text = call.later.popleft()
+            try:
+                with self._lock:
+                    self._add(request, sends_text)
+                return
+            except MemfitError as error:
+                self._calls.pop(request.number, None)
+                call.take(RequestResult(number=request.number, error=_fresh(error)))
 
     def _lose(self, numbers: Collection[int], error: MemfitError) -> None:
         """Requests end that were with a worker that is gone."""
         for number in numbers:
             if call := self._calls.pop(number, None):
                 call.take(RequestResult(number=number, error=_fresh(error)))
+                self._ask_next(call)
 
     def _settle_at(self, state: State) -> None:
-        if self.state in ("failed", "closed"):
+        if self.state in _ENDS:
             return
         self.state = state
         self._changed.set()
         self._changed = asyncio.Event()
-        if state in ("failed", "closed"):
+        if state in _ENDS:
             with self._lock:
                 self._waiting.clear()
                 self._given.clear()

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
+from starlette.applications import Starlette
 
 from memfit.errors import MemfitError, UsageError
 from memfit.planner.plan import Plan
@@ -20,6 +21,7 @@ __all__ = ["open_sockets", "serve"]
 
 _BACKLOG = 512
 _GRACE_SECONDS = 5  # for answers that run when the server is told to end
+_TELLING_SECONDS = 2  # for telling those that still run
 
 
 def open_sockets(settings: Settings) -> list[socket.socket]:
@@ -50,6 +52,21 @@ def open_sockets(settings: Settings) -> list[socket.socket]:
     return found
 
 
+class _Server(uvicorn.Server):
+    """Answers that run when it is told to end may end; those that take long are told that it does."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        timer = asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._app.state.host.give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+
 def serve(
     plan: Plan,
     load: Load,
@@ -68,9 +85,10 @@ def serve(
         failures.append(error)
         server.should_exit = True
 
-    server = uvicorn.Server(
+    app = make_app(plan, load, settings, say, fail)
+    server = _Server(
         uvicorn.Config(
-            make_app(plan, load, settings, say, fail),
+            app,
             loop="asyncio",
             http=connection_class(settings.limits),
             ws="none",
@@ -81,8 +99,9 @@ def serve(
             proxy_headers=False,
             limit_concurrency=settings.limits.connections,
             h11_max_incomplete_event_size=settings.limits.header_bytes,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
+            timeout_graceful_shutdown=_GRACE_SECONDS + _TELLING_SECONDS,
+        ),
+        app,
     )
     asyncio.run(server.serve(sockets=sockets))
     if failures:

@@ -117,7 +117,7 @@ async def _described(service: Service, request: Request, read: Any, written: Any
     """A prompt as the model reads it: `read` makes the request of a body, `written` the answer."""
     try:
         body = await read_body(request, service.limits.of_descriptions)
-        prompt = await describe(service.host, read(body))
+        prompt = await service.unless_left(request, describe(service.host, read(body)))
         return json_response(written(body, prompt))
     except MemfitError as error:
         return failure(error, LLAMA)

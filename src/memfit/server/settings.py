@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field, replace
 
 from memfit.engines.requests import Sampling
@@ -16,6 +17,7 @@ _TOLD = 64  # bytes that one of a text takes whose tokens are told
 _VALUE_BYTES = 200  # that one of JSON takes at most, its text aside
 _LEAST_BODY = 256 * KIB
 _LEAST_VALUES = 16_384
+_ORIGINS = re.compile(r"\*|localhost|null|[a-z][a-z0-9+.-]*://[^/?#\s]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Limits:
 
     body_bytes: int = 32 * MIB
     bodies_bytes: int = 64 * MIB  # of all calls together
-    described_bytes: int = 8 * MIB  # of a body whose text's tokens are told
+    described_bytes: int = MIB  # of a body whose text's tokens are told
     body_values: int = 2**18  # of JSON: each takes up to a hundred times what it is written with
     header_bytes: int = 64 * 1024
     depth: int = 128  # of nested JSON
@@ -76,6 +78,13 @@ class Settings:
             raise WrongValueError("port", f" is {self.port}; it must be between 0 and 65535", got=self.port)
         if not all(key.strip() for key in self.api_keys):
             raise WrongValueError("api_key", " is empty: everybody has that one", got="")
+        if any(key != key.strip() for key in self.api_keys):
+            raise WrongValueError("api_key", " begins or ends with a space, which headers lose")
+        for origin in self.cors:
+            if not _ORIGINS.fullmatch(origin):
+                raise WrongValueError(
+                    "cors", f" is {origin!r}; needed https://page.org, localhost or *", got=origin
+                )
         outside = [one for one in self.hosts if not is_loopback(one)]
         if outside and not self.api_keys and not self.insecure:
             raise UsageError(

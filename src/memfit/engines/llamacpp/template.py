@@ -31,7 +31,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from memfit.errors import ModelError, UsageError, readable
 from memfit.units import MIB
 
-__all__ = ["render_chat"]
+__all__ = ["render_chat", "require_template"]
 
 _SECONDS_LIMIT = 2.0  # real templates take milliseconds
 _PROCESSOR_SECONDS_LIMIT = 4.0  # of the whole worker, in which then nothing else runs
@@ -111,6 +111,14 @@ def render_chat(
         text = str(error) if isinstance(error, TemplateError) else repr(error)
         problem = f"failed: {readable(text)}"
     raise ModelError(f"the model's chat template {problem}; try --raw")
+
+
+def require_template(template: str) -> None:
+    """Raises ModelError where it is none."""
+    try:
+        _compiled(template)
+    except TemplateError as error:
+        raise ModelError(f"the chat template cannot be read: {readable(str(error))}") from None
 
 
 @functools.lru_cache(maxsize=4)  # compiling takes milliseconds, a batch renders thousands

@@ -29,6 +29,7 @@ from memfit.engines.llamacpp.prompt import prompt_tokens
 from memfit.engines.llamacpp.request_loop import RequestLoop
 from memfit.engines.llamacpp.sampling import Sampler
 from memfit.engines.llamacpp.serving import find_served
+from memfit.engines.llamacpp.template import require_template
 from memfit.engines.requests import Request, Sampling
 from memfit.errors import MemfitError
 from memfit.hardware.cpu_use import CpuMeter
@@ -170,6 +171,8 @@ class LlamaCommands:
     ) -> dict[str, Any]:
         """Load for real; `more_bytes` is what the context will add to the weights, `tensors` are the file's
         where the weights are ours to read."""
+        if chat_template is not None:
+            require_template(chat_template)
         wanted = LlamaConfig.from_json(config)
         started = time.monotonic()
         importing = threading.Thread(target=_import_for, args=(wanted,))  # beside the engine's own work
