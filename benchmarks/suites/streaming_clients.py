@@ -117,7 +117,9 @@ async def _read(reader: asyncio.StreamReader, begun: float) -> Stream:
     status = (await reader.readline()).split()
     if len(status) < 2 or status[1] != b"200":
         return Stream(problem=f"{b' '.join(status)!r} {(await reader.read(4096))[-200:]!r}")
-    text, tokens, first, is_whole = "", 0, None, False
+    text, is_whole = "", False
+    first: float | None = None
+    tokens: int | None = None  # until the usage comes
     async for line in reader:
         if line.strip() == b"data: [DONE]":
             is_whole = True
@@ -130,8 +132,9 @@ async def _read(reader: asyncio.StreamReader, begun: float) -> Stream:
             if delta:
                 first = time.perf_counter() - begun if first is None else first
                 text += delta
-    problem = "" if is_whole and tokens else "a stream without its end"
-    return Stream(text=text, tokens=tokens, first_seconds=first, problem=problem)
+    # A model may end at once: some servers count its end as a token, others count none.
+    problem = "" if is_whole and tokens is not None else "a stream without its end"
+    return Stream(text=text, tokens=tokens or 0, first_seconds=first, problem=problem)
 
 
 def _share(values: tuple[float, ...], share: float) -> float:
