@@ -154,18 +154,3 @@ def test_a_schema_is_one_that_can_be_enforced(
     with pytest.raises(UsageError) as caught:
         read(**fields({"if": {}}))
     assert str(caught.value).startswith(field)
-
-
-@pytest.mark.parametrize(("read", "nested"), _TOOLS)
-def test_a_strict_function_has_to_be_such_as_calls_can_be_held_to(
-    read: Callable[..., Ask], nested: Callable[[Any], dict[str, Any]]
-) -> None:
-    tool = nested("f")
-    key = "input_schema" if read is _anthropic else "parameters"
-    where = tool.get("function", tool)
-    where[key] = {"type": "nope"}
-    read(tools=[tool])  # others may be any
-    where["strict"] = True
-    with pytest.raises(UsageError) as caught:
-        read(tools=[tool])
-    assert caught.value.field and caught.value.field.startswith("tools[0]") and key in caught.value.field

@@ -12,7 +12,6 @@ from typing import Any
 from memfit.errors import UsageError
 from memfit.openai.ask import AUTO, NONE, REQUIRED
 from memfit.openai.fields import read_list, read_object, read_text
-from memfit.openai.schemas import read_schema
 from memfit.strict_json import refusal, shown
 
 __all__ = ["Offered", "ToolChoice", "read_tool_choice", "read_tools", "require_function"]
@@ -150,7 +149,5 @@ def _function(value: Any, path: str, parameters: str) -> dict[str, Any]:
     if function.get("description") is not None:
         read["description"] = read_text(function["description"], f"{path}.description")
     given = function.get(parameters)
-    # A strict one has to be such as calls can be held to; others may be any, as services take them.
-    reads = read_schema if function.get("strict") is True else read_object
-    read["parameters"] = dict(reads({"type": "object"} if given is None else given, f"{path}.{parameters}"))
+    read["parameters"] = read_object({"type": "object"} if given is None else given, f"{path}.{parameters}")
     return {"type": "function", "function": read}
