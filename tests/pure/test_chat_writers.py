@@ -125,7 +125,7 @@ def test_tokens_in_each_apis_words() -> None:
     unscored = (ChosenToken(token=1, piece=b"a"), *_TOKENS)
     echoed = CompletionWriter(replace(_PROMPT, logprobs=1), "toy").body([replace(answer, tokens=unscored)])
     assert echoed["choices"][0]["logprobs"]["token_logprobs"][0] == 0
-    assert echoed["choices"][0]["logprobs"]["top_logprobs"][0] is None
+    assert echoed["choices"][0]["logprobs"]["top_logprobs"][0] == {}
     for after, name in ((False, "logprob"), (True, "prob")):
         ask = replace(_PROMPT, logprobs=2, probabilities_after=after, names_tokens=True)
         found = LlamaWriter(ask, "toy").body([answer])

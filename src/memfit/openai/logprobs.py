@@ -40,7 +40,7 @@ def llama_probabilities(tokens: Iterable[ChosenToken], *, after: bool) -> list[d
 
 def completion_logprobs(tokens: Sequence[ChosenToken], *, offset: int) -> dict[str, Any]:
     """The legacy form; texts begin at `offset`. Nothing stands before a prompt's first token: it is given,
-    with a logprob of 0, since OpenAI's own client takes only numbers, and with no others."""
+    with a logprob of 0 and no others, since OpenAI's own client takes no null in either list."""
     texts = [_text(one.piece) for one in tokens]
     offsets = [offset]
     for text in texts:
@@ -49,10 +49,7 @@ def completion_logprobs(tokens: Sequence[ChosenToken], *, offset: int) -> dict[s
         "tokens": texts,
         "token_logprobs": [0.0 if one.logprob is None else max(one.logprob, _NEVER) for one in tokens],
         "top_logprobs": [
-            None
-            if one.logprob is None
-            else {_text(piece): max(logprob, _NEVER) for _, piece, logprob in reversed(one.top)}
-            for one in tokens
+            {_text(piece): max(logprob, _NEVER) for _, piece, logprob in reversed(one.top)} for one in tokens
         ],
         "text_offset": offsets[:-1],
     }
