@@ -1,6 +1,6 @@
 # make run       set up (the first time: a few minutes) and let the demo model answer inside 512 MiB
 # make test      set up for tests, and run them
-# make test-all  the same, with random trials many times each instead of a few times
+# make test-all  the same, with random trials many times each instead of a few times, and more cases
 # make test-vulkan  tests on a GPU backend without a GPU, with a second build of the engine
 # make check     make test with formatting, lint and types: what has to pass before a commit
 # make clean     remove everything that these made

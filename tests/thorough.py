@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 __all__ = ["THOROUGH", "cases", "times"]
 
+_T = TypeVar("_T")
 THOROUGH = os.environ.get("MEMFIT_THOROUGH", "") not in ("", "0")
 
 
@@ -14,6 +16,6 @@ def times(few: int, many: int) -> int:
     return many if THOROUGH else few
 
 
-def cases(few: list[str], *others: str) -> list[str]:
+def cases(few: list[_T], *others: _T) -> list[_T]:
     """Which cases are tried: `others` too with MEMFIT_THOROUGH=1."""
     return [*few, *others] if THOROUGH else few

@@ -61,12 +61,17 @@ def test_no_queue_at_all() -> None:
         admission.enter(1)
 
 
-def test_who_is_sent_away_is_told_how_long_calls_take_here(clock: _Clock) -> None:
-    admission = Admission(running=1, queue=1)
+def _after_calls_of(seconds: float, clock: _Clock, *, queue: int) -> Admission:
+    admission = Admission(running=1, queue=queue)
     for _ in range(100):
         place = admission.enter(1)
-        clock.now += 30.0
+        clock.now += seconds
         place.close()
+    return admission
+
+
+def test_who_is_sent_away_is_told_how_long_calls_take_here(clock: _Clock) -> None:
+    admission = _after_calls_of(30.0, clock, queue=1)
     admission.enter(1)
     admission.enter(1)
     with pytest.raises(BusyError) as raised:
@@ -75,11 +80,7 @@ def test_who_is_sent_away_is_told_how_long_calls_take_here(clock: _Clock) -> Non
 
 
 def test_nobody_is_told_to_wait_longer_than_ten_minutes(clock: _Clock) -> None:
-    admission = Admission(running=1, queue=0)
-    for _ in range(100):
-        place = admission.enter(1)
-        clock.now += 3000.0
-        place.close()
+    admission = _after_calls_of(3000.0, clock, queue=0)
     with admission.enter(1), pytest.raises(BusyError) as raised:
         admission.enter(1)
     assert raised.value.retry_seconds == 600
