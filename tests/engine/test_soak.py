@@ -117,7 +117,7 @@ def _check(one: OptionSet, done: subprocess.CompletedProcess[str]) -> None:
         assert document.get("fits", True) is True
         print(f"SOAK plan {one.model} fits")
         return
-    assert document["within_budget"] is True
+    assert document["within_budget"] is True, document["measured"]
     assert document["usage"]["completion_tokens"] >= 0
     for tier in document["measured"]["tiers"]:
         _check_tier(one, tier)

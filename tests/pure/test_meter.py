@@ -178,6 +178,19 @@ def test_files_that_the_run_left_in_the_cache_count(worker: _Worker, tmp_path: P
     assert meter.peak_bytes - worker_alone.peak_bytes == pytest.approx(16 * MIB, abs=MIB)
 
 
+def test_what_other_programs_read_is_not_counted_where_the_worker_reads_past_the_cache(
+    worker: _Worker, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.bin"
+    meter = _meter(worker, model_files=(path,))
+    meter.counts_cache = False
+    path.write_bytes(os.urandom(MIB) * 16)
+    worker_alone = _meter(worker)
+    worker_alone.settle()
+    meter.settle()
+    assert meter.peak_bytes - worker_alone.peak_bytes < MIB
+
+
 # --- GPUs ---
 
 

@@ -117,6 +117,7 @@ class WorkerSession(Closing, Session):
                 )
         except OverBudgetError as overrun:
             raise self._does_not_fit(overrun.needs_bytes + self._parent_bytes) from None
+        self._meter.counts_cache = reply["leaves_cache"]
         self._meter.settle()
         self._loaded = reply
         self.has_chat_template: bool = reply["has_chat_template"]

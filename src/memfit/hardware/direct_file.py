@@ -26,7 +26,8 @@ class DirectFile:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         status = os.fstat(self._file)
         self._version = (status.st_size, status.st_mtime_ns)
-        self._drops = not cached and not go_direct(self._file)
+        self.is_direct = not cached and go_direct(self._file)
+        self._drops = not cached and not self.is_direct
         if self._drops:  # or the kernel reads on by itself, which nobody drops again
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
 

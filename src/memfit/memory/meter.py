@@ -55,6 +55,7 @@ class Meter:
         self._gpu_held: Mapping[str, int] = {}
         self._gpu_peaks: dict[str, int] = {}
         self._cached_before = cached_bytes(self._files) or 0
+        self.counts_cache = True  # False: the worker reads past it, so what comes there is other programs'
         self._shared_bytes = 0
         self._parent_peak = 0
         self._worker_peak = 0
@@ -89,6 +90,8 @@ class Meter:
             self.disk_read_bytes = disk_read_bytes(self._worker)
         except ProcessLookupError:
             return  # what was found before stays true
+        if not self.counts_cache:
+            return
         mapped = sum(held.get(str(path), 0) for path in self._files)
         known = max(self._cached_before, mapped)
         # Where the kernel does not say, nothing is left: loading has dropped what it read.

@@ -105,21 +105,20 @@ def fill_buffers(
     config: LlamaConfig,
     tensors: Sequence[TensorSpec],
     used: Sequence[tuple[str, int]],
+    files: Sequence[DirectFile],
     *,
-    are_cached: bool,
     on_progress: Callable[[float], None],
 ) -> None:
     """All of a model that the engine has built without memory (`no_alloc`). Every tensor gets the buffer that
     the engine would give it, so that the oracle's bytes hold; the order and the number of threads are ours.
 
-    `tensors` are the file's, `used` name and address of the engine's. Files that `are_cached` stay so,
-    others are read past the page cache; `on_progress` may raise.
+    `tensors` are the file's, `used` name and address of the engine's, `files` the config's; `on_progress` may
+    raise.
 
     Raises:
         EngineError: the files cannot be read, or there is no room.
     """
     ggml = library.ggml_base
-    files = [DirectFile(path, cached=are_cached) for path in config.paths]
     known = {one.name: one for one in tensors}
     by_kind: dict[int, list[tuple[TensorSpec, int]]] = {}
     for name, address in used:

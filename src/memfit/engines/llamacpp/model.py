@@ -29,6 +29,7 @@ from memfit.engines.llamacpp.vocabulary import Vocabulary
 from memfit.engines.llamacpp.weights import OwnWeights
 from memfit.engines.threads import Threads
 from memfit.errors import EngineError
+from memfit.hardware.direct_file import DirectFile
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.estimate import LlamaConfig
 from memfit.memory.page_cache import cached_bytes, drop_cached
@@ -84,6 +85,7 @@ class LlamaModel(Vocabulary):
         self._abort_flag = ctypes.create_string_buffer(2)
         self._failures: list[Exception] = []  # of what watches the graph
         self._drops_cache = False
+        self.leaves_cache = True  # pages of the files in the page cache, unless all were read past it
         self.threads = Threads(config.threads, self._use_threads)
         self.config = config
         self._tensors = tensors
@@ -153,25 +155,22 @@ class LlamaModel(Vocabulary):
 
     def _read_weights(self, pointer: int, config: LlamaConfig) -> None:
         used = self._library.model_tensors(pointer)
+        stays_cached = config.load_mode != "own" and not self._drops_cache
+        files = [DirectFile(path, cached=stays_cached) for path in config.paths]
+        self.leaves_cache = not all(file.is_direct for file in files)
         if config.load_mode == "own":
             self._weights = OwnWeights(
                 config,
                 self._tensors,
                 used,
+                files,
                 library=self._library,
                 abort=self.abort,
                 is_aborted=lambda: self.is_aborted,
                 on_progress=self._look,
             )
         else:
-            fill_buffers(
-                self._library,
-                config,
-                self._tensors,
-                used,
-                are_cached=not self._drops_cache,
-                on_progress=self._look,
-            )
+            fill_buffers(self._library, config, self._tensors, used, files, on_progress=self._look)
 
     def _look(self, fraction: float) -> None:
         self._on_progress(fraction)

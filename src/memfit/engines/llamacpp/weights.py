@@ -44,6 +44,7 @@ class OwnWeights:
         config: LlamaConfig,
         tensors: Sequence[TensorSpec],
         used: Sequence[tuple[str, int]],
+        files: Sequence[DirectFile],
         *,
         library: Library,
         abort: Callable[[], None],
@@ -51,7 +52,8 @@ class OwnWeights:
         on_progress: Callable[[float], None],
     ) -> None:
         """Read what is pinned, and send devices what is theirs. `tensors` are the file's, `used` name and
-        address of the engine's; `on_progress` may raise.
+        address of the engine's, `files` the
+        config's; `on_progress` may raise.
 
         Raises:
             EngineError: the files cannot be read, or a device has no room.
@@ -66,7 +68,7 @@ class OwnWeights:
         self._kept: list[mmap.mmap] = []  # the engine's tensors point into them
         self._table: mmap.mmap | None = None
         self._table_file = self._table_start = -1
-        self._files = [DirectFile(path) for path in config.paths]
+        self._files = files
         self._streamed: dict[int, Stretch] = {}  # by tensor
         self._giving: Giving | None = None  # None: no tensor is streamed
         self._indices: dict[int, int] = {}  # tensor → its number in the order of computation

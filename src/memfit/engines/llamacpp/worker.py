@@ -200,6 +200,7 @@ class LlamaCommands:
             "context": self.model.context_tokens,
             "has_chat_template": self.model.chat_template() is not None,
             "locked_bytes": self.model.locked_bytes,
+            "leaves_cache": self.model.leaves_cache,
             "vocabulary": self.model.vocabulary_size,
             "served": find_served(self.model, longest).to_json() if finds_format else None,
         }
@@ -407,7 +408,9 @@ def _embedding_bytes(model: LlamaModel) -> int:
 def _import_for(config: LlamaConfig) -> None:
     """What takes memory in a plan as in a run."""
     if config.needs_numpy:
-        importlib.import_module("numpy")
+        numpy = importlib.import_module("numpy")
+        scoring = importlib.import_module("memfit.engines.scoring")
+        scoring.score_rows(numpy.zeros((1, 2), numpy.float32), (0,), 2)  # maps the code that scores
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ class TransformersCommands:
         tokenizer = self.model.tokenizer
         return {
             "load_seconds": time.monotonic() - started,
+            "leaves_cache": True,
             "has_chat_template": bool(tokenizer is not None and tokenizer.chat_template),
             "locked_bytes": 0,
             "vocabulary": self.model.vocabulary_size,
