@@ -282,7 +282,7 @@ def shown(found: Any) -> str:
     if isinstance(found, dict):
         return "an object"
     if isinstance(found, list):
-        return "a list"
+        return "a list" if found else "an empty list"
     if isinstance(found, int) and abs(found) >= 10**30:
         return "a number of more than 30 digits"  # Python refuses to print very long ones
     return readable(json.dumps(found, ensure_ascii=False), most=100, kept="")

@@ -191,7 +191,7 @@ def test_response_formats() -> None:
         ({"stop": ""}, 'body.stop: got "", needed a text that is not empty, or a list of such texts'),
         ({"stop": [1]}, "body.stop: got a list, needed a text that is not empty, or a list of such texts"),
         ({"prompt": "x"}, "body.prompt is not for this url, which takes messages"),
-        ({"messages": []}, "body.messages: got a list, needed a list of messages"),
+        ({"messages": []}, "body.messages: got an empty list, needed a list of messages"),
         ({"messages": None}, "body.messages: got null, needed a list of messages"),
         ({"messages": ["x"]}, 'body.messages[0]: got "x", needed an object with a role and a content'),
         (

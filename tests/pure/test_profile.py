@@ -244,7 +244,7 @@ _REFUSED = [
     ("ram.note", 3, "ram.note: got 3"),
     ("gpus", {}, "gpus: got an object, needed a list of at most 64"),
     ("gpus", [{}] * 65, "gpus: got a list"),
-    ("gpus", [[]], "gpus[0]: got a list, needed an object"),
+    ("gpus", [[]], "gpus[0]: got an empty list, needed an object"),
     ("gpus.0.memory", 8, "gpus[0].memory is not a field"),
     ("gpus.0.reserved_bytes", -1, "gpus[0].reserved_bytes: got -1"),
     ("gpus.0.compute_capability", 8.6, "gpus[0].compute_capability: got 8.6"),
@@ -266,7 +266,7 @@ _REFUSED = [
     ("gpus.0.measured.0.source", "https://a b", "gpus[0].measured[0].source: got"),
     ("gpus.0.measured.0.tokens_per_second", None, "gpus[0].measured[0].tokens_per_second: got null"),
     ("gpus.0.measured.0.what", ["tg"], "gpus[0].measured[0].what: got a list"),
-    ("disk", [], "disk: got a list, needed an object"),
+    ("disk", [], "disk: got an empty list, needed an object"),
     ("disk", {}, "disk.read_bytes_per_second is missing"),
     ("x\x1b[31m", 1, "x\N{REPLACEMENT CHARACTER}[31m is not a field"),
 ]
@@ -289,7 +289,7 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
     ("content", "said"),
     [
         (b"", "Expecting value"),
-        (b"[]", "the whole file: got a list, needed an object"),
+        (b"[]", "the whole file: got an empty list, needed an object"),
         (b'{"name": "\xff"}', "byte 10 is not UTF-8"),
         (b'{"name": 1, "name": 2}', "'name' is there twice in one object"),
         (b'{"name": NaN}', "NaN is not a number that JSON has"),

@@ -79,7 +79,7 @@ def test_a_client_that_leaves_within_its_body() -> None:
     ("body", "said"),
     [
         (b"", "Expecting value"),
-        (b"[]", "got a list, needed an object"),
+        (b"[]", "got an empty list, needed an object"),
         (b'"text"', "needed an object"),
         (b"null", "got null, needed an object"),
         (b'{"a":1}{"b":2}', "Extra data"),
