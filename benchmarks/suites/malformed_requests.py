@@ -101,7 +101,7 @@ def attempts(seed: int, count: int) -> Iterator[Attempt]:
 
 
 def valid() -> Iterator[Attempt]:
-    for path, body in BODIES.items():
+    for path, body in [*BODIES.items(), ("/v1/chat/completions", _SCHEMED)]:
         yield Attempt(kind="valid", pieces=(_post(path, _json(body)),), what=path)
 
 

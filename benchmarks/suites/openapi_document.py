@@ -46,7 +46,7 @@ def _explored(server: Server, program: Path, seed: int) -> dict[str, Any]:
         command: list[str | Path] = [
             program,
             "run",
-            f"{server.base}/openapi.json",
+            f"{server.base}{DOCUMENT}",
             "--checks",
             "not_a_server_error",
         ]

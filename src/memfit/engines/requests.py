@@ -137,7 +137,7 @@ class TemplateOptions:
     continues: bool = False  # the last message is the assistant's, and its text is continued
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """One question: a text or tokens to continue or to embed, messages to answer, or tokens to score."""
 
@@ -222,7 +222,7 @@ _DEFAULTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
     """Tokens processed and the seconds they took; a rate is None where nothing was timed."""
 
@@ -241,7 +241,7 @@ class Speed:
         return self.generated_tokens / self.generation_seconds if self.generation_seconds > 0 else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
     """One answer."""
 
@@ -262,7 +262,7 @@ class TokenScore:
     top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens with their logprobs, the best first
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RequestResult:
     """What came of one request."""
 

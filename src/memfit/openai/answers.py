@@ -35,7 +35,7 @@ class ToolCall:
     arguments: str  # JSON
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
     """Tokens of one choice, or of all."""
 
@@ -45,7 +45,7 @@ class Usage:
     reasoning_tokens: int = 0  # of the completion's
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """One choice, whole."""
 

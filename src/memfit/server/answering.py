@@ -55,7 +55,7 @@ class Answering:
     def __init__(self, host: ModelHost, ask: Ask, served: Served, warn: Callable[[str], None]) -> None:
         """`warn` hears of calls that could not be read."""
         self._host, self._ask, self._served, self._warn = host, ask, served, warn
-        self._choices = [Choice(ask, served.form) for _ in range(ask.choices)]
+        self._choices: dict[int, Choice] = {}  # that have begun: a call may have thousands
         self._answers: dict[int, Answer] = {}
 
     async def whole(self) -> list[Answer]:
@@ -97,7 +97,12 @@ class Answering:
         return list(self._answers.values())
 
     def _in_order(self) -> list[Answer]:
-        return [self._answers[place] for place in range(len(self._choices))]
+        return [self._answers[place] for place in range(self._ask.choices)]
+
+    def _choice(self, place: int) -> Choice:
+        if place not in self._choices:
+            self._choices[place] = Choice(self._ask, self._served.form)
+        return self._choices[place]
 
     def _frames(
         self,
@@ -118,7 +123,7 @@ class Answering:
             yield from writer.finish(place, self._answers[place])
 
     async def _take(self, place: int, event: StreamEvent) -> list[Piece]:
-        choice = self._choices[place]
+        choice = self._choice(place)
         if isinstance(event, Begun):
             choice.begin(event.ending)
             return choice.echo()
@@ -136,6 +141,7 @@ class Answering:
             read = await describe(self._host, Request(prompt=choice.thoughts, adds_special=False))
             thoughts = min(len(read.tokens), completion.completion_tokens)
         self._answers[place] = choice.answer(completion, reasoning_tokens=thoughts)
+        del self._choices[place]
         return pieces
 
     async def _events(self, *, sends_text: bool) -> AsyncGenerator[tuple[int, StreamEvent]]:
@@ -179,7 +185,7 @@ class Answering:
             for place in range(0, len(asked), ask.n):
                 read = await describe(self._host, asked[place])
                 echoed = await self._echo(read) if ask.echo else None
-                for choice in self._choices[place : place + ask.n]:
+                for choice in map(self._choice, range(place, place + ask.n)):
                     choice.prompt_text, choice.echoed = read.text, echoed
         return asked
 

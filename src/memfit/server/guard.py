@@ -17,10 +17,12 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from memfit.engines.allocator import trim
 from memfit.errors import readable
 from memfit.server.dialects import dialect_of, failure
 from memfit.server.failures import BusyError, RefusedError
 from memfit.server.settings import Limits, Settings, is_loopback
+from memfit.units import KIB
 
 __all__ = ["Guard"]
 
@@ -28,6 +30,7 @@ _PUBLIC = frozenset(("/", "/health", "/v1/health"))
 # Of programs, not of pages that anybody can write.
 _PROGRAM_SCHEMES = frozenset(("app", "tauri", "vscode-file", "vscode-webview"))
 _QUIET = _PUBLIC | {"/metrics", "/slots", "/props", "/plan"}  # asked again and again
+_LARGE_BODY = 64 * KIB  # what it was made into leaves holes
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _NETLOC = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?")  # a host, and its port
 
@@ -86,6 +89,8 @@ class Guard:
             await self._app(scope, receive_counted, send_with_cors)
         finally:
             self._held_bytes -= body_bytes
+            if body_bytes >= _LARGE_BODY:
+                trim()
             if scope["path"] not in _QUIET:
                 path = readable(scope["path"], most=200, kept="")
                 self._say(f"{scope['method']} {path} {status or '-'} · {time.monotonic() - began:.2f} s")

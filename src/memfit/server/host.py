@@ -36,7 +36,7 @@ class Call:
 
     def __init__(self, host: ModelHost, numbers: Sequence[int]) -> None:
         self._host = host
-        self.later: deque[tuple[Request, bool]] = deque()  # asked as earlier ones end
+        self.later: deque[tuple[int, Request, bool]] = deque()  # asked as earlier ones end
         self._places = {number: place for place, number in enumerate(numbers)}
         self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
         self._open = set(numbers)
@@ -106,16 +106,15 @@ class ModelHost:
         """
         if self.state in _ENDS:
             raise self._why()
-        numbered = [replace(one, number=next(self._numbers)) for one in requests]
-        call = Call(self, [one.number for one in numbered])
-        for one in numbered:
-            self._calls[one.number] = call
-        first = numbered[: self._at_once]
-        call.later.extend((one, sends_text) for one in numbered[len(first) :])
+        numbers = [next(self._numbers) for _ in requests]
+        call = Call(self, numbers)
+        self._calls.update(dict.fromkeys(numbers, call))
+        call.later.extend((number, one, sends_text) for number, one in zip(numbers, requests, strict=True))
         try:
             with self._lock:
-                for one in first:
-                    self._add(one, sends_text)
+                for _ in range(len(requests) if self._at_once is None else self._at_once):
+                    if call.later:
+                        self._add(*call.later.popleft())
         except BaseException:
             call.close()
             raise
@@ -178,14 +177,14 @@ class ModelHost:
     def _ask_next(self, call: Call) -> None:
         """One of its requests has ended."""
         while call.later and self.state not in _ENDS:
-            request, sends_text = call.later.popleft()
+            number, request, sends_text = call.later.popleft()
             try:
                 with self._lock:
-                    self._add(request, sends_text)
+                    self._add(number, request, sends_text)
                 return
             except MemfitError as error:
-                self._calls.pop(request.number, None)
-                call.take(RequestResult(number=request.number, error=_fresh(error)))
+                self._calls.pop(number, None)
+                call.take(RequestResult(number=number, error=_fresh(error)))
 
     def _lose(self, numbers: Collection[int], error: MemfitError) -> None:
         """Requests end that were with a worker that is gone."""
@@ -215,7 +214,8 @@ class ModelHost:
 
     # -- on either, with the lock --------------------------------------------------------------------
 
-    def _add(self, request: Request, sends_text: bool) -> None:
+    def _add(self, number: int, request: Request, sends_text: bool) -> None:
+        request = replace(request, number=number)
         if self._stream:
             try:
                 self._stream.add(request, sends_text=sends_text)
@@ -286,7 +286,7 @@ class ModelHost:
             waiting, self._waiting = self._waiting, []
             for request, sends_text in waiting:
                 try:
-                    self._add(request, sends_text)
+                    self._add(request.number, request, sends_text)
                 except MemfitError as error:  # the plan has no memory for it
                     self._on_loop(self._lose, (request.number,), error)
 
