@@ -30,7 +30,7 @@ from memfit.planner.request import Budget
 from memfit.planner.saved import named_model, plan_from_json, require_held
 from memfit.strict_json import parse_json, read_bytes, shown
 
-__all__ = ["read_plan", "require_this_machine"]
+__all__ = ["read_plan", "require_this_machine", "restore_plan"]
 
 _Say = Callable[[str], None]
 
@@ -60,6 +60,18 @@ def read_plan(
     """
     where = f"plan {shown(str(path))}"
     values = parse_json(read_bytes(Path(path), where), where)
+    return restore_plan(values, where, model=model, count_parent=count_parent, say=say)
+
+
+def restore_plan(
+    values: Any,
+    where: str,
+    *,
+    model: str | None = None,
+    count_parent: bool = False,
+    say: _Say = lambda text: None,
+) -> Plan:
+    """As `read_plan`, of what `Plan.to_json` gave; `where` is what errors call it."""
     source, config = named_model(values, where)
     if isinstance(config, LlamaConfig):
         found = _find_llama(values, where, source, config, model, say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 from conftest import MOST_SECONDS, WAIT_SECONDS
 
 pytestmark = pytest.mark.engine
+
+_ENDLESS = {"messages": [{"role": "user", "content": "Count."}], "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,28 @@ def test_a_budget_that_is_too_small_is_told(client: httpx2.Client) -> None:
         assert wrong.status_code == 400 and wrong.json()["error"]["param"] == field, wrong.text
 
 
-def test_no_plan_is_applied_yet(client: httpx2.Client) -> None:
-    answer = client.post("/apply", json={})
-    assert answer.status_code == 501 and "start memfit serve" in answer.json()["error"]["message"]
+def test_the_process_that_prices_stays_and_counts(client: httpx2.Client) -> None:
+    client.post("/plan", json={}, timeout=MOST_SECONDS)
+    plan = client.get("/plan").json()
+    room = plan["tiers"][0]["budget_bytes"] - plan["tiers"][0]["total_bytes"]
+    assert 0 < plan["pricing_bytes"] <= room
+
+
+def test_a_plan_is_applied_and_one_that_does_not_fit_is_not(client: httpx2.Client) -> None:
+    body = {"workload": {"context": 2048, "parallel": 2}}
+    priced = client.post("/plan", json=body, timeout=MOST_SECONDS).json()
+    with client.stream("POST", "/v1/chat/completions", json=_ENDLESS) as answer:
+        lines = (line.removeprefix("data: ") for line in answer.iter_lines() if line)
+        next(lines)
+        applied = client.post("/apply", json=body, timeout=MOST_SECONDS).json()
+        *_, error, end = lines
+    assert "another plan" in json.loads(error)["error"]["message"] and end == "[DONE]"
+    assert (applied["context"], applied["parallel"], applied["state"]) == (2048, 2, "ready")
+    for part in ("weights", "kv_cache", "compute"):
+        assert applied["tiers"][0][f"{part}_bytes"] == priced["tiers"][0][f"{part}_bytes"]
+    refused = client.post("/apply", json={"budget": {"ram": "150MiB", "disk": False}}, timeout=MOST_SECONDS)
+    assert refused.status_code == 409 and "does not fit" in refused.json()["error"]["message"]
+    plan = client.get("/plan").json()
+    assert (plan["context"], plan["restarts"]) == (2048, 0)
+    answer = client.post("/completion", json={"prompt": "Hello", "n_predict": 2})
+    assert answer.json()["tokens_predicted"] == 2

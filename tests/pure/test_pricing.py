@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ from fakes import make_plan_value, make_tier
 
 from memfit.errors import UsageError
 from memfit.planner.request import Budget, Workload
-from memfit.server.pricing import price_question, read_price
+from memfit.server.pricing import read_price
 from memfit.units import GIB
 
 _PLAN = make_plan_value(
@@ -66,9 +64,3 @@ def test_what_is_wrong_is_refused_by_its_name(body: dict[str, Any], field: str) 
     with pytest.raises(UsageError) as caught:
         read_price(body, _PLAN)
     assert caught.value.field == field
-
-
-def test_every_field_of_a_workload_is_carried_over() -> None:
-    asked = json.loads(price_question(_PLAN, *_read(workload={"depth": 7})))
-    assert set(asked["workload"]) == {one.name for one in fields(Workload)}
-    assert asked["workload"]["depth"] == 7 and asked["model"] == _PLAN.spec.source

@@ -22,6 +22,7 @@ from memfit.engines.requests import ChosenToken, PromptText, Request, RequestRes
 from memfit.engines.served import Served
 from memfit.engines.session import Session
 from memfit.errors import ModelError
+from memfit.planner.plan import Plan
 from memfit.server import streams as streams_module
 from memfit.server.app import make_app
 from memfit.server.settings import Limits, Settings
@@ -62,7 +63,7 @@ class _World:
         plan = replace(plan, spec=replace(plan.spec, source=source or plan.spec.source))
         self.app = make_app(plan, self._load, settings, self.said.append, lambda _: None)
 
-    def _load(self, go_on: Callable[[float], None]) -> Session:
+    def _load(self, _: Plan, go_on: Callable[[float], None]) -> Session:
         while not self.may_load.is_set():
             go_on(0.0)
         return self.session

@@ -32,6 +32,8 @@ from memfit.cli.options import (
 from memfit.errors import WrongValueError
 
 if TYPE_CHECKING:
+    from memfit.engines.session import Session
+    from memfit.planner.plan import Plan
     from memfit.planner.request import Workload
     from memfit.server.settings import Settings
 
@@ -112,7 +114,6 @@ def command(
     """
     from memfit.api import load
     from memfit.cli.render import console, print_plan, speaker
-    from memfit.engines.session import Session
     from memfit.server.listening import open_sockets, serve
 
     err = console(stderr=True)
@@ -129,9 +130,9 @@ def command(
     sockets = open_sockets(settings)
     context = click.get_current_context()
 
-    def load_model(on_progress: Callable[[float], None]) -> Session:
+    def load_model(plan: Plan, on_progress: Callable[[float], None]) -> Session:
         session = load(
-            planned,
+            plan,
             count_parent=True,
             hard_cap=hard_cap,
             on_progress=on_progress,

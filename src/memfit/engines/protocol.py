@@ -56,8 +56,9 @@ class Planner(Protocol):
     @property
     def spec(self) -> ModelSpec: ...
 
-    def plan(self, workload: Workload) -> Plan:
-        """The plan for a workload with the planner's own threads, repacking and grammars; it may not fit."""
+    def plan(self, workload: Workload, budget: Budget | None = None) -> Plan:
+        """The plan for a workload with the planner's own threads, repacking and grammars; it may not fit.
+        Another `budget` than the planner's has sizes of the same devices."""
 
     def tokenize(self, requests: Sequence[Request]) -> list[list[int] | None]:
         """The tokens of each request's prompt, template included; None where it makes no prompt."""

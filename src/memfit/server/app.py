@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,13 +19,14 @@ from memfit.server.dialects import dialect_of, failure
 from memfit.server.embedding_paths import embedding_routes
 from memfit.server.failures import RefusedError
 from memfit.server.guard import Guard
-from memfit.server.host import Load, ModelHost
+from memfit.server.host import ModelHost
 from memfit.server.llama_paths import llama_routes
 from memfit.server.ollama_paths import ollama_routes
 from memfit.server.openai_paths import openai_routes
 from memfit.server.openapi_paths import openapi_routes
 from memfit.server.own_paths import own_routes
-from memfit.server.service import Service
+from memfit.server.page_paths import page_routes
+from memfit.server.service import LoadPlan, Service, at_once
 from memfit.server.settings import Settings
 
 __all__ = ["make_app"]
@@ -32,7 +34,7 @@ __all__ = ["make_app"]
 
 def make_app(
     plan: Plan,
-    load: Load,
+    load: LoadPlan,
     settings: Settings,
     say: Callable[[str], None],
     fail: Callable[[MemfitError], None],
@@ -41,20 +43,20 @@ def make_app(
 
     `fail` hears why there will be no model. Its `state.host` is the ModelHost, once it has started.
     """
-    service = Service(plan=plan, settings=settings, say=say)
+    service = Service(plan=plan, load=load, settings=settings, say=say)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        # Texts to embed are packed into passes; of answers, two for each sequence leave none idle.
-        at_once = None if plan.workload.embeds else 2 * plan.parallel
-        app.state.host = ModelHost(load, say, fail, at_once=at_once)
+        app.state.host = ModelHost(partial(load, plan), say, fail, at_once=at_once(plan))
         service.begin(app.state.host)
         try:
             yield
         finally:
+            service.pricer.close()
             await service.host.close()
 
     routes = [
+        *page_routes(),
         *own_routes(service),
         *openapi_routes(service),
         *llama_routes(service),

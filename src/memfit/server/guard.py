@@ -27,9 +27,10 @@ from memfit.units import KIB
 __all__ = ["Guard"]
 
 _PUBLIC = frozenset(("/", "/health", "/v1/health"))
+_PAGE = "/page/"  # its files
 # Of programs, not of pages that anybody can write.
 _PROGRAM_SCHEMES = frozenset(("app", "tauri", "vscode-file", "vscode-webview"))
-_QUIET = _PUBLIC | {"/metrics", "/slots", "/props", "/plan"}  # asked again and again
+_QUIET = _PUBLIC | {"/metrics", "/slots", "/props", "/plan", "/activity"}  # asked again and again
 _LARGE_BODY = 64 * KIB  # what it was made into leaves holes
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _NETLOC = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?")  # a host, and its port
@@ -103,7 +104,7 @@ class Guard:
             self._check_size(scope)
             self._check_host(headers.get("host"))
             self._check_origin(headers.get("origin"), headers.get("host"), cors)
-            if scope["path"] not in _PUBLIC:
+            if scope["path"] not in _PUBLIC and not scope["path"].startswith(_PAGE):
                 self._check_keys(headers)
         except RefusedError as error:
             return failure(error, dialect_of(scope["path"]))

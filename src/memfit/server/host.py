@@ -76,7 +76,7 @@ class ModelHost:
         event loop why there is none any more. No call has more than `at_once` requests with the model, so
         that others get their turn; None: any number."""
         self._load, self._say, self._fail = load, say, fail
-        self._at_once = at_once
+        self.at_once = at_once
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count(1)
         self._calls: dict[int, Call] = {}  # by request
@@ -84,6 +84,7 @@ class ModelHost:
         self._deaths = 0  # in a row, without an answer
         self._closing = threading.Event()
         self._lock = threading.Lock()  # of what follows
+        self._next: tuple[Load, asyncio.Future[None]] | None = None  # what is to be loaded instead
         self._waiting: list[tuple[Request, bool]] = []  # until there is a stream
         self._given: set[int] = set()  # requests that the stream has
         self._stream: RequestStream | None = None
@@ -112,7 +113,7 @@ class ModelHost:
         call.later.extend((number, one, sends_text) for number, one in zip(numbers, requests, strict=True))
         try:
             with self._lock:
-                for _ in range(len(requests) if self._at_once is None else self._at_once):
+                for _ in range(len(requests) if self.at_once is None else self.at_once):
                     if call.later:
                         self._add(*call.later.popleft())
         except BaseException:
@@ -145,6 +146,25 @@ class ModelHost:
         while self.state == "loading":
             await self._changed.wait()
         return self.state
+
+    async def reload(self, load: Load) -> None:
+        """Have a session of another `load`. What runs ends with an error, what waits is answered by the new
+        one; where that cannot be had, the earlier `load` gives one again.
+
+        Raises:
+            MemfitError: it cannot be had, or there is no model and none will come.
+        """
+        if self.state in _ENDS:
+            raise self._why()
+        loaded: asyncio.Future[None] = self._loop.create_future()
+        with self._lock:
+            if self._next:
+                raise EngineError("another plan is being applied")
+            self._next = load, loaded
+            with contextlib.suppress(MemfitError):
+                if self._stream:
+                    self._stream.end()  # one that has something to do ends with its next event
+        await loaded
 
     def give_up(self) -> None:
         """What has not been answered ends with an error, and nothing more is."""
@@ -239,10 +259,19 @@ class ModelHost:
     def _keep_serving(self) -> None:
         """Load and serve, again after each death, until the end or until it dies again and again."""
         while not self._closing.is_set():
+            with self._lock:
+                asked, self._next = self._next, None
             try:
-                with closing(self._load(self._go_on)) as session:
+                with closing((asked[0] if asked else self._load)(self._go_on)) as session:
+                    if asked:
+                        self._load, loaded = asked
+                        asked = None
+                        self._on_loop(_settle, loaded, None)
                     self._serve(session)
             except MemfitError as error:
+                if asked:
+                    self._on_loop(_settle, asked[1], error)
+                    continue
                 self.failure = error
                 # What else has failed at first would fail again; later, memory may come back.
                 again = isinstance(error, WorkerDiedError) or self.session is not None
@@ -264,15 +293,22 @@ class ModelHost:
         if self._closing.is_set():
             raise EngineError("the server is ending")
 
+    @property
+    def _is_leaving(self) -> bool:
+        """Whether the session is wanted no more."""
+        return self._closing.is_set() or self._next is not None
+
     def _serve(self, session: Session) -> None:
         """Answer until the worker dies, or until the end."""
         with self._lock:
             self.session = session
-        while not self._closing.is_set():
+        while not self._is_leaving:
             try:
                 self._begin(session.open())
                 self._on_loop(self._settle_at, "ready")
                 self._listen()
+                if self._next:
+                    self._end(WorkerDiedError("the model is being loaded by another plan"))
             except MemfitError as error:
                 self._deaths += 1
                 self._end(error)
@@ -295,7 +331,7 @@ class ModelHost:
         assert self._stream
         with closing(self._stream.events()) as events:
             for event in events:
-                if self._closing.is_set():
+                if self._is_leaving:
                     return
                 if isinstance(event, Idle):
                     continue
@@ -313,9 +349,10 @@ class ModelHost:
             lost, self._given = self._given, set()
         if self._closing.is_set():
             return
-        self.failure = error
-        self.restarts += 1
-        self._say(f"{error}; starting again")
+        if not self._next:
+            self.failure = error
+            self.restarts += 1
+            self._say(f"{error}; starting again")
         self._on_loop(self._deliver)
         self._on_loop(self._settle_at, "loading")
         self._on_loop(self._lose, lost, error)
@@ -323,6 +360,16 @@ class ModelHost:
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _settle(loaded: asyncio.Future[None], error: MemfitError | None) -> None:
+    """On the event loop: tell who asked for another session."""
+    if loaded.done():
+        return  # nobody waits any more
+    if error:
+        loaded.set_exception(_fresh(error))
+    else:
+        loaded.set_result(None)
 
 
 def _fresh(error: MemfitError) -> MemfitError:

@@ -14,7 +14,7 @@ from memfit.errors import MemfitError, UsageError
 from memfit.planner.plan import Plan
 from memfit.server.app import make_app
 from memfit.server.connection import connection_class
-from memfit.server.host import Load
+from memfit.server.service import LoadPlan
 from memfit.server.settings import Settings
 
 __all__ = ["open_sockets", "serve"]
@@ -69,7 +69,7 @@ class _Server(uvicorn.Server):
 
 def serve(
     plan: Plan,
-    load: Load,
+    load: LoadPlan,
     settings: Settings,
     sockets: list[socket.socket],
     say: Callable[[str], None],

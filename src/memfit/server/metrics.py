@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -13,6 +16,7 @@ from memfit.openai.answers import Answer
 
 __all__ = ["Metrics"]
 
+_MOST_RECENT = 50
 # llama-server's, of prompts and answers: the sums beneath, and what is told of them.
 _COUNTERS = {
     "prompt_tokens_total": "Prompt tokens computed.",
@@ -46,6 +50,7 @@ class Metrics(Collector):
         self._sums = dict.fromkeys(_COUNTERS, 0.0)
         self._timed_prompt = self._timed_predicted = 0
         self._longest = 0  # tokens of prompt and answer
+        self._recent: deque[dict[str, Any]] = deque(maxlen=_MOST_RECENT)  # answers, the newest first
 
     def count(self, answers: Sequence[Answer]) -> None:
         for answer in answers:
@@ -61,6 +66,27 @@ class Metrics(Collector):
             self._timed_prompt += speed.prompt_tokens
             self._timed_predicted += speed.generated_tokens
             self._longest = max(self._longest, usage.prompt_tokens + usage.completion_tokens)
+            self._recent.appendleft(
+                {
+                    "ended": time.time(),
+                    "prompt_tokens": usage.prompt_tokens,
+                    "cached_tokens": usage.cached_tokens,
+                    "completion_tokens": usage.completion_tokens,
+                    "prompt_seconds": speed.prompt_seconds,
+                    "generation_seconds": speed.generation_seconds,
+                }
+            )
+
+    def activity(self) -> dict[str, Any]:
+        """Who is answered and who waits, what was computed so far, and the last answers; no texts."""
+        status, totals = self._status(), self._totals()
+        return {
+            "running": status.running,
+            "waiting": status.waiting,
+            "generated_tokens": totals.generated_tokens,
+            "prompt_tokens": self._sums["prompt_tokens_total"],
+            "recent": list(self._recent),
+        }
 
     def count_prompt(self, tokens: int) -> None:
         """Of a text that was embedded."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from memfit.engines.embedding import Embedding
@@ -71,7 +71,6 @@ def ollama_routes(service: Service) -> list[Route]:
         return await respond_ollama(service, request, read_ollama_embeddings, written, OLLAMA)
 
     return [
-        Route("/", _greet, methods=["GET"]),
         Route("/api/chat", chat, methods=["POST"]),
         Route("/api/generate", generate, methods=["POST"]),
         Route("/api/embed", embed, methods=["POST"]),
@@ -101,9 +100,3 @@ async def _answer(
         lambda _, ask: OllamaWriter(form, ask, model=service.model),
         OLLAMA,
     )
-
-
-async def _greet(request: Request) -> Response:
-    """Clients ask here whether anybody is at home, by HEAD."""
-    del request
-    return PlainTextResponse("memfit is running")

@@ -59,6 +59,11 @@ OWN_OPERATIONS = (
         errors=(501,),
     ),
     ApiOperation(
+        path="/activity",
+        summary="Who is answered and who waits, what was computed so far, and the last answers; no texts",
+        answer=OBJECT,
+    ),
+    ApiOperation(
         path="/plan",
         summary="The running plan, with what is held and used now",
         answer=record(
@@ -80,11 +85,13 @@ OWN_OPERATIONS = (
     ),
     ApiOperation(
         path="/apply",
-        summary="Not there yet",
+        summary="Load the model by another plan; what runs ends with an error",
         method="post",
-        answer=None,
-        needs="apply",
-        errors=(501,),
+        body="Price",
+        examples=({"workload": {"context": 1024}},),
+        answer=OBJECT,
+        needs="apply",  # which testers leave alone: each call takes seconds, and everybody's answers with it
+        errors=(400, 408, 409, 413, 500, 503),
     ),
     ApiOperation(
         path="/openapi.json",

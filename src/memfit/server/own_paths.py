@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -10,12 +9,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from memfit.errors import MemfitError
-from memfit.server.asking import helper_answer
 from memfit.server.bodies import read_body
 from memfit.server.dialects import LLAMA, failure, json_response
 from memfit.server.failures import RefusedError
 from memfit.server.paths import both
-from memfit.server.pricing import price_question, read_price
+from memfit.server.pricing import read_price
 from memfit.server.service import Service
 
 __all__ = ["own_routes"]
@@ -38,6 +36,10 @@ def own_routes(service: Service) -> list[Route]:
         headers = {"Process-Start-Time-Unix": str(int(service.started))}
         return Response(service.metrics.text(), 200, headers, _PROMETHEUS)
 
+    async def activity(request: Request) -> Response:
+        del request
+        return json_response(service.metrics.activity())
+
     async def plan(request: Request) -> Response:
         del request
         return json_response(_running_plan(service))
@@ -46,24 +48,26 @@ def own_routes(service: Service) -> list[Route]:
         try:
             body = await read_body(request, service.limits)
             budget, workload = read_price(body, service.plan)
-            question = price_question(service.plan, budget, workload)
-            async with pricing:
-                planned = helper_answer(
-                    "memfit.server.pricing_process", question, name="the process that plans"
-                )
-                return json_response(await service.unless_left(request, planned))
+            return json_response(await service.unless_left(request, service.pricer.price(budget, workload)))
         except MemfitError as error:
             return failure(error, LLAMA)
 
     async def apply(request: Request) -> Response:
-        del request
-        said = "a plan cannot be applied to a running server yet; start memfit serve with its options"
-        return failure(RefusedError(501, "not_supported_error", said), LLAMA)
+        """Answers once the model is loaded; a client that leaves does not stop it."""
+        try:
+            body = await read_body(request, service.limits)
+            planned = await service.pricer.price(*read_price(body, service.plan))
+            if not planned["fits"]:
+                raise RefusedError(409, "conflict_error", planned["error"]["message"])
+            await service.apply(planned)
+        except MemfitError as error:
+            return failure(error, LLAMA)
+        return json_response(_running_plan(service))
 
-    pricing = asyncio.Lock()  # a process at a time
     return [
         *both("/health", health, "GET"),
         Route("/metrics", metrics, methods=["GET"]),
+        Route("/activity", activity, methods=["GET"]),
         Route("/plan", plan, methods=["GET"]),
         Route("/plan", price, methods=["POST"]),
         Route("/apply", apply, methods=["POST"]),
@@ -93,6 +97,7 @@ def _running_plan(service: Service) -> dict[str, Any]:
         "restarts": service.host.restarts,
         "measured": {"tiers": tiers},
         "held_bytes": status.held_bytes,
+        "pricing_bytes": service.pricer.held_bytes,
         "cells_in_use": status.cells_in_use,
         "running": status.running,
         "waiting": status.waiting,

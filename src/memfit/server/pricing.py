@@ -1,12 +1,10 @@
-"""What the served model would take with another budget or workload: planned by a process of its own, whose
-memory does not count in the budget (pricing_process.py).
+"""What a call asks the price of: another budget or workload of the served model (pricer.py prices it).
 
 What is free is what is free now, beside the model that is loaded.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -17,7 +15,7 @@ from memfit.planner.plan import Plan
 from memfit.planner.request import Budget, Workload
 from memfit.strict_json import refusal
 
-__all__ = ["price_question", "read_price"]
+__all__ = ["read_price"]
 
 _READERS = {"int": read_integer, "str": read_text, "bool": read_boolean}
 _WORKLOAD = {one.name: _READERS[str(one.type).partition(" ")[0]] for one in fields(Workload)}
@@ -47,19 +45,6 @@ def read_price(body: Mapping[str, Any], plan: Plan) -> tuple[Budget, Workload]:
     except WrongValueError as error:
         part = "workload" if error.name in _WORKLOAD else "budget"
         raise error.as_field(f"{part}.{error.name.replace(' ', '.')}") from None
-
-
-def price_question(plan: Plan, budget: Budget, workload: Workload) -> str:
-    """What the process is told, as JSON."""
-    return json.dumps(
-        {
-            "model": plan.spec.source,
-            "engine": plan.engine,
-            "budget": asdict(budget),
-            "workload": asdict(workload),
-            **plan.identity,
-        }
-    )
 
 
 def _running(plan: Plan) -> dict[str, Any]:

@@ -1,30 +1,84 @@
-"""The process that plans for pricing.py: its one argument says what, its answer is the plan's JSON."""
+"""The process that plans for pricing.py: its one argument says what model, each message what to plan.
+
+It keeps what it learned of the model, so that every plan but the first takes a fraction of a second.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
-from memfit.api import plan
-from memfit.errors import DoesNotFitError
+import psutil
+
+from memfit.api import open_planner
+from memfit.engines.protocol import Planner, PlanOptions
+from memfit.errors import DoesNotFitError, EngineError, MemfitError
+from memfit.known_losses import with_loss
+from memfit.memory.process_memory import group_bytes, process_memory
 from memfit.planner.request import Budget, Workload
-from memfit.processes.child import Parent, answer
+from memfit.processes.child import Parent
 
 
-def _price(parent: Parent) -> dict[str, Any]:
-    del parent
-    asked = json.loads(sys.argv[1])
-    budget, workload = asked.pop("budget"), asked.pop("workload")
-    if isinstance(budget["vram"], dict):  # numbers of GPUs, which JSON has as texts
-        budget["vram"] = {int(key) if key.isdigit() else key: size for key, size in budget["vram"].items()}
-    planned = plan(budget=Budget(**budget), workload=Workload(**workload), count_parent=True, **asked)
-    try:
-        planned.require_fit()
-    except DoesNotFitError as error:
-        return {"answer": error.to_json()}
-    return {"answer": planned.to_json()}
+class _Prices:
+    """Of one model."""
+
+    def __init__(self, model: str, engine: str, identity: Mapping[str, Any]) -> None:
+        self._model, self._engine, self._identity = model, engine, identity
+        self._opened = ExitStack()
+        self._planner: Planner | None = None
+        self._fixed: tuple[Any, ...] = ()  # what a planner is opened for
+
+    def plan(self, budget: Budget, workload: Workload) -> dict[str, Any]:
+        devices = [*(budget.vram if isinstance(budget.vram, dict) else (budget.vram,)), *budget.rpc]
+        fixed = (workload.threads, workload.repack, workload.grammars, *devices)
+        if self._planner is None or fixed != self._fixed:
+            self._opened.close()
+            options = PlanOptions(budget=budget, many=True, count_parent=True, **self._identity)
+            planner = open_planner(self._model, self._engine, options, workload)
+            self._planner, self._fixed = self._opened.enter_context(planner), fixed
+        planned = with_loss(self._planner.plan(workload, budget))
+        try:
+            planned.require_fit()
+        except DoesNotFitError as error:
+            return error.to_json()
+        return planned.to_json()
+
+
+def main() -> int:
+    parent = Parent()
+    prices = _Prices(**json.loads(sys.argv[1]))
+    for asked in parent.messages():
+        try:
+            answer = prices.plan(_budget(asked["budget"]), Workload(**asked["workload"]))
+            parent.send("priced", answer=answer, held_bytes=_held_bytes())
+        except MemfitError as error:
+            parent.send_error(error)
+        except Exception as error:  # the edge of this process
+            traceback.print_exc()
+            parent.send_error(EngineError(f"{type(error).__name__}: {error}"))
+    return 0
+
+
+def _budget(values: dict[str, Any]) -> Budget:
+    if isinstance(values["vram"], dict):  # numbers of GPUs, which JSON has as texts
+        values["vram"] = {int(key) if key.isdigit() else key: size for key, size in values["vram"].items()}
+    return Budget(**values)
+
+
+def _held_bytes() -> int:
+    """By this process and those that it asks."""
+    processes = [process_memory()]
+    for child in psutil.Process().children(recursive=True):
+        try:
+            processes.append(process_memory(child.pid))
+        except ProcessLookupError:
+            continue
+    return group_bytes(processes)
 
 
 if __name__ == "__main__":
-    sys.exit(answer(_price))
+    sys.exit(main())

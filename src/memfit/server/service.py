@@ -18,10 +18,12 @@ from starlette.responses import Response
 from memfit.engines.requests import Request as ModelRequest
 from memfit.engines.requests import Status
 from memfit.engines.served import Served
+from memfit.engines.session import Session
 from memfit.errors import EngineError, MemfitError, UsageError, readable
 from memfit.openai.answers import AnswerWriter, Frame
 from memfit.openai.ask import Ask
 from memfit.planner.plan import Plan
+from memfit.saved_plan import restore_plan
 from memfit.server.admission import Admission, Place
 from memfit.server.answering import Answering, describe
 from memfit.server.bodies import read_body
@@ -30,12 +32,20 @@ from memfit.server.failures import RefusedError
 from memfit.server.host import ModelHost
 from memfit.server.library import LATEST, Library, library_name
 from memfit.server.metrics import Metrics
+from memfit.server.pricer import Pricer
 from memfit.server.settings import Limits, Settings
 from memfit.server.streams import PING, HeldStream, with_pings
 
-__all__ = ["Service"]
+__all__ = ["LoadPlan", "Service", "at_once"]
 
 _T = TypeVar("_T")
+LoadPlan = Callable[[Plan, Callable[[float], None]], Session]  # host.Load, of a plan
+
+
+def at_once(plan: Plan) -> int | None:
+    """How many requests of one call are with the model: texts to embed are packed into passes; of answers,
+    two for each sequence leave none idle."""
+    return None if plan.workload.embeds else 2 * plan.parallel
 
 
 class Service:
@@ -43,10 +53,12 @@ class Service:
 
     host: ModelHost  # once the event loop runs
     library: Library
+    pricer: Pricer
 
-    def __init__(self, *, plan: Plan, settings: Settings, say: Callable[[str], None]) -> None:
+    def __init__(self, *, plan: Plan, load: LoadPlan, settings: Settings, say: Callable[[str], None]) -> None:
         """`say` hears what is worth a line in the log."""
         self.plan, self.settings, self.say = plan, settings, say
+        self._load = load
         self.started = time.time()
         self.admission = Admission(running=plan.parallel, queue=settings.limits.queue)
         self.metrics = Metrics(self.status, lambda: self.host.totals(), lambda: self.host.restarts)
@@ -54,6 +66,30 @@ class Service:
     def begin(self, host: ModelHost) -> None:
         self.host = host
         self.library = Library()
+        self.pricer = Pricer(self.plan)
+
+    async def apply(self, values: Mapping[str, Any]) -> None:
+        """Load the model by another plan, of which `values` are the JSON. What runs ends with an error; where
+        it cannot be loaded, the running plan is loaded again.
+
+        Raises:
+            MemfitError: it cannot be.
+        """
+        loop = asyncio.get_running_loop()
+
+        def load(go_on: Callable[[float], None]) -> Session:
+            plan = restore_plan(values, "the plan", count_parent=True, say=self.say)
+            session = self._load(plan, go_on)
+            loop.call_soon_threadsafe(self._take, plan)
+            return session
+
+        self.pricer.close()  # its memory was measured against the running plan
+        await self.host.reload(load)
+
+    def _take(self, plan: Plan) -> None:
+        self.plan = plan
+        self.admission.running, self.host.at_once = plan.parallel, at_once(plan)
+        self.pricer = Pricer(plan)
 
     def status(self) -> Status:
         """With the calls that are here now: the worker tells of its requests twice a second only."""

@@ -26,7 +26,7 @@ from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
 from memfit.planner.llamacpp.profile_speed import profile_speeds
 from memfit.planner.llamacpp.solver_process import SolverProcess
-from memfit.planner.request import ASSUMED_DISK, Workload, require_devices
+from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devices
 from memfit.planner.speed import DeviceSpeed, needed_rates
 
 __all__ = ["LlamaPlanner"]
@@ -102,13 +102,13 @@ class LlamaPlanner(Closing):
             return ASSUMED_DISK
         return measure_file(max(self.spec.paths, key=lambda path: path.stat().st_size))
 
-    def plan(self, workload: Workload) -> LlamaPlan:
+    def plan(self, workload: Workload, budget: Budget | None = None) -> LlamaPlan:
         options, profile = self._options, self._profile
         workload = for_model(workload, self.spec)
         inputs = PlanInputs(
             spec=self.spec,
             machine=self._machine,
-            budget=options.budget,
+            budget=budget or options.budget,
             workload=workload,
             conditions=options.conditions,
             speeds=self._speeds,

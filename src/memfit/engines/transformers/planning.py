@@ -92,8 +92,8 @@ class TransformersPlanner(Closing):
             runtimes = [replace(one, converting_bytes=converting) for one in runtimes]
         return runtimes
 
-    def plan(self, workload: Workload) -> TransformersPlan:
-        found, budget = self._found, self._options.budget
+    def plan(self, workload: Workload, budget: Budget | None = None) -> TransformersPlan:
+        found, budget = self._found, budget or self._options.budget
         runtimes = self._runtimes
         if workload.serves:
             runtimes = [

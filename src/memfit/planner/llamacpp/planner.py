@@ -61,6 +61,7 @@ class _Planner:
         none = inputs.conditions.gpu_layers == 0 and not inputs.conditions.overrides
         self._used = () if none else inputs.used_devices
         self._candidates = Candidates(inputs, oracle, solver, self._used)
+        self._found: dict[_Choice, list[Candidate]] = {}
         self._too_small: list[str] = []  # devices without room for anything but compute buffers
         if self._used:
             self._leave_out_small_devices()
@@ -70,7 +71,7 @@ class _Planner:
     def plan(self) -> LlamaPlan:
         for choice in self._choices():
             if fitting := self._fitting(choice):
-                fitting += self._streaming_instead(choice, fitting)
+                fitting = [*fitting, *self._streaming_instead(choice, fitting)]
                 return self._build(self._fastest(fitting), fitting, choice.within)
         smallest = self._smallest()
         return replace(
@@ -142,14 +143,15 @@ class _Planner:
 
     def _fitting(self, choice: _Choice) -> list[Candidate]:
         """Of one choice, the configurations that fit."""
-        try:
-            found = list(self._configured(choice))
-        except EngineError:
-            # A quantized KV cache needs heads of a multiple of 32; the first KV type always works.
-            if choice.kv_type == self._inputs.kv_types[0] and not choice.streams:
-                raise
-            return []
-        return [one for one in found if one is not None]
+        if choice not in self._found:
+            try:
+                self._found[choice] = [one for one in self._configured(choice) if one is not None]
+            except EngineError:
+                # A quantized KV cache needs heads of a multiple of 32; the first KV type always works.
+                if choice.kv_type == self._inputs.kv_types[0] and not choice.streams:
+                    raise
+                self._found[choice] = []
+        return self._found[choice]
 
     def _configured(self, choice: _Choice) -> Iterator[Candidate | None]:
         workload = self._inputs.workload

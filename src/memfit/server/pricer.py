@@ -1,0 +1,88 @@
+"""Prices other plans of the served model, by a process (pricing_process.py) that stays for a while after the
+last one, where the budget has room for it: the first price takes seconds, the next ones a fraction of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from typing import Any
+
+from memfit.planner.plan import Plan
+from memfit.planner.request import Budget, Workload
+from memfit.processes.carried_errors import rebuild_error
+from memfit.processes.helper import Helper
+
+__all__ = ["Pricer"]
+
+_REST_SECONDS = 60.0
+
+
+class Pricer:
+    """Used on the event loop; one price at a time, in the order in which they are asked for."""
+
+    def __init__(self, plan: Plan, *, rest_seconds: float = _REST_SECONDS) -> None:
+        self._plan, self._rest_seconds = plan, rest_seconds
+        self._turn = asyncio.Lock()
+        self._helper: Helper | None = None
+        self._ending: asyncio.TimerHandle | None = None
+        self.held_bytes = 0  # by the process, while it stays
+
+    async def price(self, budget: Budget, workload: Workload) -> dict[str, Any]:
+        """The JSON of a plan, or of why none fits. Whoever stops waiting leaves the process to finish.
+
+        Raises:
+            MemfitError: as `memfit.plan` does; WorkerDiedError where the process died, of which the next
+                question starts another.
+        """
+        async with self._turn:
+            if self._ending:
+                self._ending.cancel()
+            asked = {"budget": asdict(budget), "workload": asdict(workload)}
+            work = asyncio.ensure_future(asyncio.to_thread(self._ask, asked))
+            try:
+                event = await asyncio.shield(work)
+            finally:
+                await asyncio.wait((work,))
+                if work.exception():
+                    self.close()
+                self._rest()
+        if event["event"] == "error":
+            raise rebuild_error(event)
+        answer: dict[str, Any] = event["answer"]
+        return answer
+
+    def close(self) -> None:
+        if self._ending:
+            self._ending.cancel()
+            self._ending = None
+        if self._helper:
+            self._helper.kill()  # it holds nothing worth an orderly end
+            self._helper.close()
+            self._helper = None
+        self.held_bytes = 0
+
+    def _ask(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """On a thread."""
+        plan = self._plan
+        if self._helper is None:
+            told = {"model": plan.spec.source, "engine": plan.engine, "identity": plan.identity}
+            name = "the process that plans"
+            self._helper = Helper(
+                "memfit.server.pricing_process", json.dumps(told), name=name, own_session=True
+            )
+        self._helper.send(asked)
+        event = self._helper.receive()
+        if event is None:
+            raise self._helper.obituary()
+        self.held_bytes = event.get("held_bytes", self.held_bytes)
+        return event
+
+    def _rest(self) -> None:
+        """Stay for a while; where there is no room, or nobody is there, not at all."""
+        ram = self._plan.ram
+        if not 0 < self.held_bytes <= ram.limit_bytes - ram.total_bytes:
+            self.close()
+            return
+        self._ending = asyncio.get_running_loop().call_later(self._rest_seconds, self.close)
