@@ -87,7 +87,9 @@ def test_a_seed_repeats() -> None:
 def test_valid_requests_are_whole() -> None:
     from malformed_requests import BODIES, valid
 
-    for attempt, body in zip(valid(), BODIES.values(), strict=True):
+    *plain, schemed = valid()
+    assert b"json_schema" in schemed.pieces[0]
+    for attempt, body in zip(plain, BODIES.values(), strict=True):
         head, sent = attempt.pieces[0].split(b"\r\n\r\n", 1)
         assert json.loads(sent) == body
         assert f"Content-Length: {len(sent)}".encode() in head

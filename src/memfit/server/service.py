@@ -85,6 +85,7 @@ class Service:
 
         self.pricer.close()  # its memory was measured against the running plan
         await self.host.reload(load)
+        await self.host.settle()  # it opens its stream
 
     def _take(self, plan: Plan) -> None:
         self.plan = plan
