@@ -143,6 +143,43 @@ def test_what_a_dead_worker_has_not_got_is_answered_by_the_next_one() -> None:
     _run(scenario)
 
 
+def test_another_session_answers_what_waits_and_what_runs_fails() -> None:
+    async def scenario() -> None:
+        first, second = ScriptedSession(), ScriptedSession(_at_once)
+        host = _World(first).host(at_once=1)
+        await host.settle()
+        call = host.ask([_ASKED] * 2, sends_text=False)
+        await host.reload(lambda _: second)
+        found = await _results(call)
+        assert "another plan" in str(found[0][1].error) and _texts(found[1:]) == [(1, "done")]
+        assert first.is_closed and host.session is second and host.restarts == 0
+        await host.close()
+
+    _run(scenario)
+
+
+def test_where_another_session_cannot_be_had_the_earlier_one_is_loaded_again() -> None:
+    async def scenario() -> None:
+        first, again = ScriptedSession(), ScriptedSession(_at_once)
+        world = _World(first, again)
+        host = world.host()
+        await host.settle()
+
+        def load(_: Callable[[float], None]) -> ScriptedSession:
+            raise DoesNotFitError(tier="RAM", needs_bytes=2, budget_bytes=1)
+
+        with pytest.raises(DoesNotFitError):
+            await host.reload(load)
+        call = host.ask([_ASKED], sends_text=False)
+        assert _texts(await _results(call)) == [(0, "done")]
+        assert world.loaded == [first, again] and host.state == "ready" and not world.failures
+        await host.close()
+        with pytest.raises(EngineError):
+            await host.reload(load)
+
+    _run(scenario)
+
+
 def test_giving_up_ends_what_runs_and_what_comes() -> None:
     async def scenario() -> None:
         session = ScriptedSession()
