@@ -22,8 +22,8 @@ _REST_SECONDS = 60.0
 class Pricer:
     """Used on the event loop; one price at a time, in the order in which they are asked for."""
 
-    def __init__(self, plan: Plan, *, rest_seconds: float = _REST_SECONDS) -> None:
-        self._plan, self._rest_seconds = plan, rest_seconds
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._turn = asyncio.Lock()
         self._helper: Helper | None = None
         self._ending: asyncio.TimerHandle | None = None
@@ -47,7 +47,8 @@ class Pricer:
                 await asyncio.wait((work,))
                 if work.exception():
                     self.close()
-                self._rest()
+                else:
+                    self._rest()
         if event["event"] == "error":
             raise rebuild_error(event)
         answer: dict[str, Any] = event["answer"]
@@ -80,9 +81,9 @@ class Pricer:
         return event
 
     def _rest(self) -> None:
-        """Stay for a while; where there is no room, or nobody is there, not at all."""
+        """Stay for a while; where there is no room, or nothing was planned yet, not at all."""
         ram = self._plan.ram
         if not 0 < self.held_bytes <= ram.limit_bytes - ram.total_bytes:
             self.close()
             return
-        self._ending = asyncio.get_running_loop().call_later(self._rest_seconds, self.close)
+        self._ending = asyncio.get_running_loop().call_later(_REST_SECONDS, self.close)

@@ -1,4 +1,4 @@
-"""The process that plans for pricing.py: its one argument says what model, each message what to plan.
+"""The process that plans for pricer.py: its one argument says what model, each message what to plan.
 
 It keeps what it learned of the model, so that every plan but the first takes a fraction of a second.
 """

@@ -76,10 +76,15 @@ class Service:
             MemfitError: it cannot be.
         """
         loop = asyncio.get_running_loop()
+        restored: Plan | None = None
 
         def load(go_on: Callable[[float], None]) -> Session:
+            nonlocal restored
+            if restored:  # its worker died
+                return self._load(restored, go_on)
             plan = restore_plan(values, "the plan", count_parent=True, say=self.say)
             session = self._load(plan, go_on)
+            restored = plan
             loop.call_soon_threadsafe(self._take, plan)
             return session
 
@@ -90,6 +95,7 @@ class Service:
     def _take(self, plan: Plan) -> None:
         self.plan = plan
         self.admission.running, self.host.at_once = plan.parallel, at_once(plan)
+        self.pricer.close()
         self.pricer = Pricer(plan)
 
     def status(self) -> Status:

@@ -52,8 +52,7 @@ class OwnWeights:
         on_progress: Callable[[float], None],
     ) -> None:
         """Read what is pinned, and send devices what is theirs. `tensors` are the file's, `used` name and
-        address of the engine's, `files` the
-        config's; `on_progress` may raise.
+        address of the engine's, `files` the config's; `on_progress` may raise.
 
         Raises:
             EngineError: the files cannot be read, or a device has no room.

@@ -1,5 +1,5 @@
 // The room for conversations.
-import { batch, computed, effect, html, signal, useEffect, useLayoutEffect, useRef } from "./vendor/core.js";
+import { batch, computed, html, signal, useEffect, useLayoutEffect, useRef } from "./vendor/core.js";
 import {
   branch, conversations, current, exported, forget, importText, keep, newConversation, versions, withMessage, withVersion,
 } from "./conversations.js";
@@ -310,6 +310,6 @@ async function answer(parent) {
   } catch (error) {
     if (error.name !== "AbortError") done.error = error.message;
   }
-  batch(() => { writing.value = null; });
+  writing.value = null;
   await keep({ ...conversation, messages: { ...conversation.messages, [done.id]: done } });
 }

@@ -83,7 +83,7 @@ export function exported() {
   return JSON.stringify({ format: FORMAT, conversations: conversations.value }, null, 1);
 }
 
-// How many came in. Throws SyntaxError where the text is none of ours; nothing is lost of those that are here.
+// Throws SyntaxError where the text is none of ours; nothing is lost of those that are here.
 export async function importText(text) {
   const read = JSON.parse(text);
   if (read?.format !== FORMAT || !Array.isArray(read.conversations) || !read.conversations.every(isConversation)) {
@@ -94,7 +94,6 @@ export async function importText(text) {
     const { title, system, sampling = {}, messages: kept, leaf } = one;
     await keep({ id: isHere ? crypto.randomUUID() : one.id, title, system, sampling, messages: kept, leaf });
   }
-  return read.conversations.length;
 }
 
 function isConversation(one) {

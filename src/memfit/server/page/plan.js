@@ -6,6 +6,7 @@ import { askJson } from "./server.js";
 import { Figure, sizeText, t } from "./words.js";
 
 const MIB = 2 ** 20;
+const MOST_CONTEXT = 131072;
 const STEPS = 200; // of a size's slider
 const PARALLEL = [1, 2, 4, 8, 16];
 const KV_TYPES = ["f16", "q8_0"];
@@ -91,8 +92,7 @@ export function Plan() {
   if (!start) return html`<p class="empty">${t("loading")}</p>`;
   const values = { ...start, ...moved.value };
   const plan = running.value;
-  const machine = plan.machine?.tiers ?? {};
-  const sizes = plan.context_length ? contexts(plan.context_length) : contexts(Math.max(131072, start.context));
+  const sizes = contexts(Math.max(MOST_CONTEXT, start.context));
   const result = priced.value ?? plan;
   const tiers = plan.tiers.filter((one) => one.kind !== "disk");
   return html`
@@ -100,7 +100,7 @@ export function Plan() {
       <h2>${t("room.plan")}</h2>
       <form class="sliders" onSubmit=${(event) => event.preventDefault()}>
         ${tiers.map(({ name, budget_bytes: now }) => {
-          const most = machine[name] ?? 2 * now;
+          const most = 2 * now;
           return html`<${Slider} key=${name} label=${name === "ram" ? t("tier.ram") : name} shown=${sizeText(values[name])}
             min=${1} max=${STEPS} value=${Math.round((values[name] / most) * STEPS)}
             onInput=${(event) => move(name, Math.round((event.target.value / STEPS) * most / MIB) * MIB)} />`;
