@@ -84,6 +84,21 @@ def test_what_it_answered_it_need_not_ask_again(
     assert len(answers("build 2")) == 3  # another build is asked
 
 
+def test_how_weights_are_read_is_asked_about_once(demo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _oracle(demo) as asked, LlamaWorker() as worker:
+        answers = [asked.ask(_config(demo, load_mode=mode)) for mode in ("mmap", "read", "own")]
+        with monkeypatch.context() as no_worker:
+            no_worker.setattr(asked, "_simulate", None)
+            assert asked.ask(_config(demo, load_mode="own")) == answers[0]
+        told = [
+            worker.ask("simulate", config=_config(demo, load_mode=mode).to_json())
+            for mode in ("mmap", "read", "own")
+        ]
+    assert answers[0] == answers[1] == answers[2]
+    assert told[0]["bytes"] == told[1]["bytes"] == told[2]["bytes"]
+    assert told[0]["prompt"] == told[1]["prompt"] == told[2]["prompt"]
+
+
 def test_what_more_than_a_plain_worker_answers_is_not_kept(demo: str, tmp_path: Path) -> None:
     """numpy, which several sequences need, stays in the worker's memory."""
     kept = KeptAnswers(tmp_path, "build 1")

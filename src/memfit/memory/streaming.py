@@ -7,7 +7,7 @@ lies on, and neighbours share them. Pure arithmetic on the header's offsets.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memfit.headers.model_spec import TensorSpec
 
@@ -51,18 +51,26 @@ class Stretch:
 
 def stretches(tensors: Iterable[TensorSpec]) -> list[Stretch]:
     """Tensors that lie on neighbouring pages together, by file and offset."""
-    found: list[Stretch] = []
+    together: list[list[TensorSpec]] = []
+    ends: list[int] = []
     for tensor in sorted(tensors, key=lambda one: (one.file_index, one.offset_bytes)):
         start = tensor.offset_bytes // PAGE_BYTES * PAGE_BYTES
         end = -(-(tensor.offset_bytes + tensor.size_bytes) // PAGE_BYTES) * PAGE_BYTES
-        last = found[-1] if found else None
-        if last and last.file_index == tensor.file_index and start <= last.end_bytes:
-            found[-1] = replace(last, end_bytes=max(end, last.end_bytes), tensors=(*last.tensors, tensor))
+        if together and together[-1][0].file_index == tensor.file_index and start <= ends[-1]:
+            together[-1].append(tensor)
+            ends[-1] = max(end, ends[-1])
         else:
-            found.append(
-                Stretch(file_index=tensor.file_index, start_bytes=start, end_bytes=end, tensors=(tensor,))
-            )
-    return found
+            together.append([tensor])
+            ends.append(end)
+    return [
+        Stretch(
+            file_index=part[0].file_index,
+            start_bytes=part[0].offset_bytes // PAGE_BYTES * PAGE_BYTES,
+            end_bytes=end,
+            tensors=tuple(part),
+        )
+        for part, end in zip(together, ends, strict=True)
+    ]
 
 
 def is_read_by_row(tensor: TensorSpec, tensors: Iterable[TensorSpec]) -> bool:

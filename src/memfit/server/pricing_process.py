@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ from memfit.known_losses import with_loss
 from memfit.memory.process_memory import group_bytes, process_memory
 from memfit.planner.request import Budget, Workload
 from memfit.processes.child import Parent
+
+_MEASURED_SECONDS = 1.0  # measuring takes as long as a price
 
 
 class _Prices:
@@ -51,10 +54,13 @@ class _Prices:
 def main() -> int:
     parent = Parent()
     prices = _Prices(**json.loads(sys.argv[1]))
+    held_bytes, measured = 0, float("-inf")
     for asked in parent.messages():
         try:
             answer = prices.plan(_budget(asked["budget"]), Workload(**asked["workload"]))
-            parent.send("priced", answer=answer, held_bytes=_held_bytes())
+            if time.monotonic() - measured > _MEASURED_SECONDS:
+                held_bytes, measured = _held_bytes(), time.monotonic()
+            parent.send("priced", answer=answer, held_bytes=held_bytes)
         except MemfitError as error:
             parent.send_error(error)
         except Exception as error:  # the edge of this process

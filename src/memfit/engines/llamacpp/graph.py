@@ -99,7 +99,8 @@ class _Reader:
             self._splits[device] += 1
             self._here = device
             self._run = 0
-        self._describe(node)
+        if device != RAM:
+            self._describe(node)
         if name in _EMPTY:
             return
         addresses = [address for address in node.src if address]

@@ -58,6 +58,8 @@ class LlamaOracle(Closing):
         self._answers: dict[LlamaConfig, MemoryEstimate] = {}
 
     def ask(self, config: LlamaConfig) -> MemoryEstimate:
+        if not config.op_offload:  # else how weights are read decides what devices compute
+            config = replace(config, load_mode="read")
         if config not in self._answers:
             self._answers[config] = self._ask(config)
         return self._answers[config]
