@@ -75,10 +75,10 @@ def test_a_budget_that_is_too_small_is_told(client: httpx2.Client) -> None:
 
 
 def test_the_process_that_prices_stays_and_counts(client: httpx2.Client) -> None:
-    client.post("/plan", json={}, timeout=MOST_SECONDS)
+    priced = client.post("/plan", json={}, timeout=MOST_SECONDS).json()
     plan = client.get("/plan").json()
     room = plan["tiers"][0]["budget_bytes"] - plan["tiers"][0]["total_bytes"]
-    assert 0 < plan["pricing_bytes"] <= room
+    assert 0 < plan["pricing_bytes"] == priced["pricing_bytes"] <= room
 
 
 def test_a_plan_is_applied_and_one_that_does_not_fit_is_not(client: httpx2.Client) -> None:

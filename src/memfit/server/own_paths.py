@@ -48,7 +48,8 @@ def own_routes(service: Service) -> list[Route]:
         try:
             body = await read_body(request, service.limits)
             budget, workload = read_price(body, service.plan)
-            return json_response(await service.unless_left(request, service.pricer.price(budget, workload)))
+            priced = await service.unless_left(request, service.pricer.price(budget, workload))
+            return json_response({**priced, "pricing_bytes": service.pricer.held_bytes})
         except MemfitError as error:
             return failure(error, LLAMA)
 

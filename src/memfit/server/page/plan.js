@@ -9,7 +9,7 @@ const MIB = 2 ** 20;
 const MOST_CONTEXT = 131072;
 const STEPS = 200; // of a size's slider
 const PARALLEL = [1, 2, 4, 8, 16];
-const KV_TYPES = ["f16", "q8_0"];
+const KV_TYPES = ["f16", "q8_0", "q4_0"];
 
 const moved = signal({}); // what differs from the running plan: ram, a GPU's name, context, parallel, kv_type
 const priced = signal(null); // the latest answer
@@ -17,6 +17,10 @@ const problem = signal("");
 const isPricing = signal(false);
 const isApplying = signal(false);
 let wanted = null; // what is to be priced once the running question is answered: the latest wins
+
+// Where the budget has no room for the process that prices, each price takes seconds: one is asked for at the end
+// of a slider's way.
+const isPatient = computed(() => priced.value?.pricing_bytes === 0);
 
 const starting = computed(() => {
   const plan = running.value;
@@ -52,6 +56,10 @@ async function price() {
 
 function move(name, value) {
   moved.value = { ...moved.value, [name]: value };
+  if (!isPatient.value) release();
+}
+
+function release() {
   wanted = { ...starting.value, ...moved.value };
   price();
 }
@@ -83,7 +91,7 @@ function nearest(values, value) {
 function Slider({ label, shown, ...bounds }) {
   return html`
     <label class="slider"><span>${label}</span> <output><${Figure}>${shown}<//></output>
-      <input type="range" ...${bounds} aria-valuetext=${shown} /></label>
+      <input type="range" ...${bounds} aria-valuetext=${shown} onChange=${() => isPatient.value && release()} /></label>
   `;
 }
 
@@ -110,11 +118,12 @@ export function Plan() {
         <${Slider} label=${t("parallel")} shown=${values.parallel} min=${0} max=${PARALLEL.length - 1}
           value=${nearest(PARALLEL, values.parallel)} onInput=${(event) => move("parallel", PARALLEL[event.target.value])} />
         <label class="slider"><span>${t("kv-type")}</span>
-          <select value=${values.kv_type} onChange=${(event) => move("kv_type", event.target.value)}>
+          <select value=${values.kv_type} onChange=${(event) => { move("kv_type", event.target.value); release(); }}>
             ${KV_TYPES.map((one) => html`<option key=${one} value=${one}>${one}</option>`)}
           </select></label>
       </form>
       <div aria-live="polite" aria-busy=${isPricing.value}>
+        ${isPatient.value ? html`<p class="note">${t("plan.patient")}</p>` : null}
         ${problem.value ? html`<p class="error" role="alert" dir="auto">${problem.value}</p>` : null}
         ${result.fits === false ? html`<p class="error" role="alert">${tips(result)}</p>` : null}
         ${(result.tiers ?? []).filter((tier) => tier.kind !== "disk").map((tier) => html`<${TierBar} key=${tier.name} tier=${tier} />`)}
