@@ -1,4 +1,5 @@
-"""Documents and code agree: generated pages, the commands and options of the contract, the README's rooms."""
+"""Documents and code agree: generated pages, the commands and options of the contract, the README's rooms.
+The README in two languages: prose is not compared, all that stays the same in a translation is."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from memfit import errors
 from memfit.cli.main import cli
 
 _ROOT = Path(__file__).resolve().parents[2]
+_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"`([^`\n]+)`|<code dir=\"ltr\">(.+?)</code>")
 
 
 @pytest.mark.parametrize("script", ["cli_docs.py", "files_docs.py"])
@@ -47,10 +50,58 @@ def _contract() -> str:
 
 
 def test_the_readme_names_every_room() -> None:
-    table = (_ROOT / "README.md").read_text(encoding="utf-8").split("## The rooms", 1)[1]
+    table = _readme("README.md").split("## The rooms", 1)[1]
     named = set(re.findall(r"^\| (.+?) \|", table, re.MULTILINE)) - {"room", "---"}
     listed = {name for row in named for name in re.findall(r"`([\w.]+)/?`", row)}
     package = _ROOT / "src" / "memfit"
     rooms = {path.name for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
     modules = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
     assert listed == rooms | modules
+
+
+def test_both_readmes_have_the_same_code_blocks() -> None:
+    assert _BLOCK.findall(_readme("README.md")) == _BLOCK.findall(_readme("README.ar.md"))
+
+
+def test_both_readmes_have_the_same_headings_by_level() -> None:
+    english, arabic = (
+        re.findall(r"^(#+) ", _prose(name), re.MULTILINE) for name in ("README.md", "README.ar.md")
+    )
+    assert english == arabic
+
+
+def test_both_readmes_link_to_the_same_targets_and_to_each_other() -> None:
+    english, arabic = (
+        sorted(re.findall(r"\]\(([^)]+)\)", _prose(name))) for name in ("README.md", "README.ar.md")
+    )
+    english.remove("README.ar.md")
+    arabic.remove("README.md")
+    assert english == arabic
+    for target in english:
+        assert (_ROOT / target).exists(), target
+
+
+def test_both_readmes_name_the_same_commands_options_and_files() -> None:
+    english, arabic = (
+        {one or other for one, other in _SPAN.findall(_prose(name))} for name in ("README.md", "README.ar.md")
+    )
+    assert english - arabic == set()
+    # The Arabic one also explains what comments in the blocks say in English.
+    assert [span for span in arabic if span not in _readme("README.md")] == []
+
+
+def test_code_reads_left_to_right_in_the_arabic_readme() -> None:
+    text = _readme("README.ar.md")
+    wrapped = re.findall(r"^<div dir=\"ltr\">\n\n(```.*?^```)\n\n</div>$", text, re.MULTILINE | re.DOTALL)
+    assert wrapped == _BLOCK.findall(text)
+    # A hyphen, dot or slash at a span's end has no direction: without one of its own, `cli/` shows as /cli.
+    plain = [one for one, _ in _SPAN.findall(_prose("README.ar.md")) if one]
+    assert [span for span in plain if not re.fullmatch(r"[A-Za-z0-9](.*[A-Za-z0-9])?", span)] == []
+
+
+def _readme(name: str) -> str:
+    return (_ROOT / name).read_text(encoding="utf-8")
+
+
+def _prose(name: str) -> str:
+    return _BLOCK.sub("", _readme(name))
