@@ -56,9 +56,10 @@ def require_free(output: Path, sources: Sequence[Path], *, overwrite: bool) -> N
     """For those who work long before they write. Errors as in `whole_file`."""
     try:
         target = output.resolve()
-        is_there = target.exists()
-    except RuntimeError:
+    except (OSError, RuntimeError):
         raise OutputError(f"{output}: a link that leads to itself") from None
+    try:
+        is_there = target.exists()
     except OSError as error:
         raise OutputError(f"{output}: {error.strerror}") from None
     if is_there and any(_is_same(target, source) for source in sources):
