@@ -225,7 +225,7 @@ def test_a_saved_plan_is_drawn(planned: list[LlamaPlan], capsys: pytest.CaptureF
     ("options", "code", "said"),
     [
         (["--html", "none/plan.html"], 6, "there is no folder"),
-        (["--html", "x" * 300], 6, "too long"),
+        (["--html", "x" * 300], 2, "too long"),
         (["--html", "."], 2, "is a folder"),
         (["--html", "-"], 2, "name a file"),
         (["--html", "/dev/null"], 2, "no plain file"),

@@ -85,7 +85,10 @@ def command(
     from memfit.hub.resolve import resolve
 
     if model is None:
-        raise click.UsageError("Missing argument 'MODEL', or --plan FILE.", click.get_current_context())
+        context = click.get_current_context()
+        raise click.MissingParameter(
+            "A saved plan is taken by --plan FILE.", context, context.command.params[0], param_type="argument"
+        )
     request: dict[str, Any] = {
         "budget": take_budget(options),
         "workload": take_workload(options, grammars=read_schema(schema) is not None),

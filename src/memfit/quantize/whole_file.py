@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -61,7 +62,8 @@ def require_free(output: Path, sources: Sequence[Path], *, overwrite: bool) -> N
     try:
         is_there = target.exists()
     except OSError as error:
-        raise OutputError(f"{output}: {error.strerror}") from None
+        kind = UsageError if error.errno == errno.ENAMETOOLONG else OutputError
+        raise kind(f"{output}: {error.strerror}") from None
     if is_there and any(_is_same(target, source) for source in sources):
         raise UsageError(f"{output} is read while this is written; choose another name")
     if target.is_dir():
