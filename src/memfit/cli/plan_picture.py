@@ -43,7 +43,6 @@ _OPTIONS = (
 )
 _SECONDS = 60.0
 _WIDTH, _HEIGHT = 800, 600  # CSS pixels; the height is found out
-_MOST_HEIGHT = 8000  # twice that in pixels is near the most that Chromium draws
 _POLICY = "default-src 'none'"
 _MEASURED = "Math.ceil(document.querySelector('footer').getBoundingClientRect().bottom)"
 _SAID_BYTES = 1000  # of what a failing browser printed last
@@ -91,7 +90,7 @@ def _height(page: str, browser: str, folder: Path) -> int:
     found = re.search(r'<i id="height">.*</script>(\d+)</i>', said)
     if found is None:
         raise _failed(browser, said)
-    return min(int(found[1]), _MOST_HEIGHT)
+    return int(found[1])
 
 
 def _run(browser: str, folder: Path, page: Path, *options: str) -> str:
