@@ -47,7 +47,7 @@ _COMMANDS = {
 _SIZES = ("--ram", "--vram", "--memory")
 _LAYERS = "--gpu-layers"  # a number, or a word
 _TEXTS = ("--override-tensor", "--prompt", "--system", "--stop", "--host", "--machine", "--rpc")
-_FILES = ("--file", "--input", "--output", "--plan", "--schema")
+_FILES = ("--file", "--html", "--input", "--output", "--plan", "--png", "--schema")
 
 
 class _ReachedError(EngineError):

@@ -30,6 +30,7 @@ __all__ = [
     "machine_option",
     "placement_options",
     "plan_option",
+    "refuse_beside_plan",
     "sampling_options",
     "scoring_options",
     "serving_workload_options",
@@ -251,7 +252,7 @@ def take_plan(
     engine, conditions = take_engine(options), take_conditions(options)
     names -= set(options)
     if saved is not None:
-        _refuse_beside_plan(names)
+        refuse_beside_plan(names)
         from memfit.saved_plan import read_plan
 
         def read(source: str | None) -> Plan:
@@ -291,7 +292,8 @@ def take_plan(
     return make
 
 
-def _refuse_beside_plan(names: set[str]) -> None:
+def refuse_beside_plan(names: set[str]) -> None:
+    """Raises UsageError where one of these parameters was given: the saved plan has its own."""
     context = click.get_current_context()
     given = [
         parameter.opts[0] if source is ParameterSource.COMMANDLINE else str(parameter.envvar)

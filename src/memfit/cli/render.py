@@ -28,7 +28,9 @@ if TYPE_CHECKING:  # commands without a plan start without the planner
 __all__ = [
     "PIPE_WIDTH",
     "console",
+    "facts_of",
     "loading_progress",
+    "own_choice_of",
     "plain",
     "print_advice",
     "print_machine",
@@ -37,8 +39,10 @@ __all__ = [
     "print_report",
     "print_slow",
     "print_why",
+    "rates_of",
     "speaker",
     "table",
+    "why_of",
     "write",
 ]
 
@@ -91,16 +95,11 @@ def write(text: str) -> None:
 def print_plan(plan: Plan, out: Console) -> None:
     """What lies where, against the budget, and how fast it will run."""
     spec = plan.spec
-    facts = f"{spec.architecture} · {spec.n_params / 1e6:,.0f} M parameters · {spec.quantization}"
-    title = Text().append(plain(spec.name)).append("  ").append(plain(facts))
+    first, *others = facts_of(plan)
+    title = Text().append(plain(spec.name)).append("  ").append(plain(first))
     title.stylize("bold", 0, len(plain(spec.name)))
-    out.print(title.append(f" · {format_bytes(spec.file_bytes)}"))
-    sequences = f"context {plan.context} · {plan.parallel} sequence{'s' * (plan.parallel > 1)}"
-    if plan.embeds:
-        sequences = f"texts of up to {plan.sequence_context} tokens, {plan.parallel} at once"
-    out.print(f"{sequences} · {plan.settings}")
-    if plan.loss and plan.loss.mean_kl:
-        out.print(plain(f"{spec.quantization} loses {plan.loss.in_words}"))
+    for line in (title, *map(plain, others)):
+        out.print(line)
     out.print()
     for tier in plan.tiers:
         _print_tier(tier, out)
@@ -109,14 +108,41 @@ def print_plan(plan: Plan, out: Console) -> None:
             f"[bold]DISK[/]  {format_bytes(plan.streamed_bytes)} of the weights are read for every pass"
         )
     out.print()
-    predicted = plan.prediction
-    rates = [f"{name} {_range(rate)}" for name, rate in predicted.rates.items()]
-    if predicted.together and plan.parallel > 1:
-        rates.append(f"all sequences {_range(predicted.together)}")
-    out.print(f"predicted  {' · '.join(rates)}  ({predicted.basis})")
-    if own := plan.own_choice:
-        chosen = " · ".join(f"{name} {format_rate(rate.value)}" for name, rate in own.rates.items())
-        out.print(f"the planner's own choice, without what was asked: {chosen}")
+    rates = [f"{name} {_range(rate)}" for name, rate in rates_of(plan).items()]
+    out.print(f"predicted  {' · '.join(rates)}  ({plan.prediction.basis})")
+    if own := own_choice_of(plan):
+        out.print(own)
+
+
+def facts_of(plan: Plan) -> list[str]:
+    """A line of the model, one of what the engine is told, and one of what the quantization loses, where
+    that is known."""
+    spec = plan.spec
+    sequences = f"context {plan.context} · {plan.parallel} sequence{'s' * (plan.parallel > 1)}"
+    if plan.embeds:
+        sequences = f"texts of up to {plan.sequence_context} tokens, {plan.parallel} at once"
+    facts = [
+        f"{spec.architecture} · {spec.n_params / 1e6:,.0f} M parameters · {spec.quantization} · "
+        f"{format_bytes(spec.file_bytes)}",
+        f"{sequences} · {plan.settings}",
+    ]
+    if plan.loss and plan.loss.mean_kl:
+        facts.append(f"{spec.quantization} loses {plan.loss.in_words}")
+    return facts
+
+
+def rates_of(plan: Plan) -> dict[str, Rate]:
+    """The predicted speeds by what people call them."""
+    rates, together = dict(plan.prediction.rates), plan.prediction.together
+    return rates | {"all sequences": together} if together and plan.parallel > 1 else rates
+
+
+def own_choice_of(plan: Plan) -> str | None:
+    """What the user's conditions cost; None where there are none."""
+    if plan.own_choice is None:
+        return None
+    chosen = " · ".join(f"{name} {format_rate(rate.value)}" for name, rate in plan.own_choice.rates.items())
+    return f"the planner's own choice, without what was asked: {chosen}"
 
 
 def print_machine(name_or_path: str, out: Console) -> None:
@@ -129,12 +155,8 @@ def print_machine(name_or_path: str, out: Console) -> None:
 
 def print_why(plan: Plan, out: Console) -> None:
     """Each choice with its reason."""
-    for reason in plan.why:
+    for reason in why_of(plan):
         out.print(Text("  · "), plain(reason), sep="")
-    for line in limits(plan):
-        out.print(Text("  · "), plain(f"what takes the time: {line}"), sep="")
-    for change in plan.changes:
-        out.print(Text("  · "), plain(_gain(plan, change)), sep="")
     names = [_tier_name(tier.name) for tier in plan.tiers]
     for what, terms in (
         (
@@ -154,6 +176,13 @@ def print_why(plan: Plan, out: Console) -> None:
             seconds[key] = seconds.get(key, 0.0) + term.seconds
         for (device, kind), taken in sorted(seconds.items(), key=lambda one: -one[1]):
             out.print(f"      {1000 * taken:8.3g} ms  {names[device]}: {kind}")
+
+
+def why_of(plan: Plan) -> Iterator[str]:
+    """Each choice with its reason, what takes the time, and what a change would give."""
+    yield from plan.why
+    yield from (f"what takes the time: {line}" for line in limits(plan))
+    yield from (_gain(plan, change) for change in plan.changes)
 
 
 def print_slow(plan: Plan, out: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -58,8 +59,12 @@ def require_free(output: Path, sources: Sequence[Path], *, overwrite: bool) -> N
         target = output.resolve()
     except (OSError, RuntimeError):
         raise OutputError(f"{output}: a link that leads to itself") from None
-    is_there = target.exists()
-    if is_there and any(source.exists() and target.samefile(source) for source in sources):
+    try:
+        is_there = target.exists()
+    except OSError as error:
+        kind = UsageError if error.errno == errno.ENAMETOOLONG else OutputError
+        raise kind(f"{output}: {error.strerror}") from None
+    if is_there and any(_is_same(target, source) for source in sources):
         raise UsageError(f"{output} is read while this is written; choose another name")
     if target.is_dir():
         raise UsageError(f"{output} is a folder; the output is a file")
@@ -77,6 +82,13 @@ def start_writing(path: Path) -> None:
     """Have the disk write what is there so far: the wait for the rest at the end is short."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _is_same(target: Path, source: Path) -> bool:
+    try:
+        return target.samefile(source)
+    except OSError:  # no file is there, or none can be
+        return False
 
 
 def _lock(descriptor: int, partial: Path, output: Path) -> None:
