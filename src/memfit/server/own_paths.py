@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -42,7 +43,7 @@ def own_routes(service: Service) -> list[Route]:
 
     async def plan(request: Request) -> Response:
         del request
-        return json_response(_running_plan(service))
+        return json_response(await _running_plan(service))
 
     async def price(request: Request) -> Response:
         try:
@@ -62,7 +63,7 @@ def own_routes(service: Service) -> list[Route]:
             await service.apply(planned)
         except MemfitError as error:
             return failure(error, LLAMA)
-        return json_response(_running_plan(service))
+        return json_response(await _running_plan(service))
 
     return [
         *both("/health", health, "GET"),
@@ -74,12 +75,14 @@ def own_routes(service: Service) -> list[Route]:
     ]
 
 
-def _running_plan(service: Service) -> dict[str, Any]:
+async def _running_plan(service: Service) -> dict[str, Any]:
     """The plan's JSON, with what the meter has found so far. A device that nobody here measures has null."""
+    shared = await asyncio.to_thread(service.host.shared)
     status, plan = service.status(), service.plan
     tiers = []
     for tier in plan.tiers:
         held, peak = status.tiers.get(tier.name, (None, None))
+        beside = shared.get(tier.name)
         tiers.append(
             {
                 "name": tier.name,
@@ -89,6 +92,8 @@ def _running_plan(service: Service) -> dict[str, Any]:
                 "held_bytes": held,
                 "peak_bytes": peak,
                 "error_bytes": None if peak is None else tier.total_bytes - peak,
+                "others_bytes": beside and beside.others_bytes,
+                "capacity_bytes": beside and beside.capacity_bytes,
             }
         )
     return {
