@@ -26,7 +26,7 @@ class Shared:
 
 
 def ram_shared(pids: Iterable[int]) -> Shared:
-    """RAM, where these processes are memfit's. What the kernel itself needs is others', page cache nobody's."""
+    """RAM, where these processes are memfit's. What the kernel needs is others', page cache is nobody's."""
     ours = 0
     for pid in pids:
         with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""memfit's own paths: health, metrics, the running plan, and what another would be."""
+"""memfit's own paths: health, metrics, the running plan, what another would be, and what a repository holds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from memfit.errors import MemfitError
+from memfit.openai.fields import read_text
 from memfit.server.bodies import read_body
 from memfit.server.dialects import LLAMA, failure, json_response
 from memfit.server.failures import RefusedError
+from memfit.server.library import library_name
 from memfit.server.paths import both
 from memfit.server.pricing import read_price
 from memfit.server.service import Service
@@ -48,10 +50,23 @@ def own_routes(service: Service) -> list[Route]:
     async def price(request: Request) -> Response:
         try:
             body = await read_body(request, service.limits)
+            model = _other_model(service, body.pop("model", None))
             budget, workload = read_price(body, service.plan)
-            return json_response(await service.unless_left(request, service.pricer.price(budget, workload)))
+            if model is None:
+                priced = service.pricer.price(budget, workload)
+            else:
+                priced = service.library.plan(model, budget, workload)
+            return json_response(await service.unless_left(request, priced))
         except MemfitError as error:
             return failure(error, LLAMA)
+
+    async def quantizations(request: Request) -> Response:
+        try:
+            listed = service.library.choices(request.query_params.get("model", ""))
+            found = await service.unless_left(request, listed)
+        except MemfitError as error:
+            return failure(error, LLAMA)
+        return json_response({"quantizations": found["variants"], "smaller_models": found["smaller_models"]})
 
     async def apply(request: Request) -> Response:
         """Answers once the model is loaded; a client that leaves does not stop it."""
@@ -71,8 +86,20 @@ def own_routes(service: Service) -> list[Route]:
         Route("/activity", activity, methods=["GET"]),
         Route("/plan", plan, methods=["GET"]),
         Route("/plan", price, methods=["POST"]),
+        Route("/quantizations", quantizations, methods=["GET"]),
         Route("/apply", apply, methods=["POST"]),
     ]
+
+
+def _other_model(service: Service, named: Any) -> str | None:
+    """Which one a call asks about, if it is not the one that is served.
+
+    Raises:
+        UsageError: it is not named as the library knows models.
+    """
+    if named is None or service.is_called(read_text(named, "model")):
+        return None
+    return library_name(named)
 
 
 async def _running_plan(service: Service) -> dict[str, Any]:

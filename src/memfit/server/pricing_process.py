@@ -53,7 +53,7 @@ def main() -> int:
     prices = _Prices(**json.loads(sys.argv[1]))
     for asked in parent.messages():
         try:
-            answer = prices.plan(_budget(asked["budget"]), Workload(**asked["workload"]))
+            answer = prices.plan(read_budget(asked["budget"]), Workload(**asked["workload"]))
             parent.send("priced", answer=answer, held_bytes=_held_bytes())
         except MemfitError as error:
             parent.send_error(error)
@@ -63,7 +63,8 @@ def main() -> int:
     return 0
 
 
-def _budget(values: dict[str, Any]) -> Budget:
+def read_budget(values: dict[str, Any]) -> Budget:
+    """Of its fields, as JSON has them."""
     if isinstance(values["vram"], dict):  # numbers of GPUs, which JSON has as texts
         values["vram"] = {int(key) if key.isdigit() else key: size for key, size in values["vram"].items()}
     return Budget(**values)
