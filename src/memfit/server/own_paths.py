@@ -1,4 +1,4 @@
-"""memfit's own paths: health, metrics, the running plan, what another would be, and what a repository holds."""
+"""memfit's own paths: health, metrics, the running plan, what another would be, what a repository holds."""
 
 from __future__ import annotations
 
