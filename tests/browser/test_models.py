@@ -72,7 +72,7 @@ def test_a_repository_is_compared_by_headers_alone(
 ) -> None:
     _compare(models, "hf.co/org/several")
     good = _row(models, "Q4_1")
-    good.locator(".fits").wait_for(timeout=_WAIT_MS)
+    good.locator("p.fits").wait_for(timeout=_WAIT_MS)
     plan = models.evaluate(
         "(model) => fetch('plan', {method: 'POST', body: JSON.stringify({model})}).then((one) => one.json())",
         f"{_SEVERAL}/s-Q4_1.gguf",
@@ -107,7 +107,7 @@ def test_a_model_is_pulled_listed_planned_and_removed(
     )
     assert progress.get_attribute("aria-label") == f"Download of {_SEVERAL}/s-Q8_0.gguf"
     assert float(progress.get_attribute("max")) == len(_BYTES)
-    assert "iB/s" in models.locator("li:has(progress)").inner_text()
+    models.wait_for_selector("li:has(progress) >> text=iB/s")
     here = _here(models, f"{_SEVERAL}/s-Q8_0.gguf")
     here.wait_for(timeout=_WAIT_MS)
     assert progress.count() == 0 and "is here" in row.inner_text()
@@ -164,7 +164,7 @@ def test_a_full_room_keeps_nobody_out(models: Any, complaints: list[str], langua
     models.select_option("header select", language)
     models.wait_for_selector(f"html[lang={language}]")
     _compare(models, "hf:org/several")
-    _row(models, "Q4_1").locator(".fits").wait_for(timeout=_WAIT_MS)
+    _row(models, "Q4_1").locator("p.fits").wait_for(timeout=_WAIT_MS)
     _row(models, "<img").locator(".error").wait_for(timeout=_WAIT_MS)
     found = axe.run(models)
     assert found.violations_count == 0, found.generate_report()

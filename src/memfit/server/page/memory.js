@@ -36,13 +36,17 @@ export function TierBar({ tier, measured = null, used = null, pricing = 0 }) {
         ${pricing ? html`<div><dt><span class="swatch pricing"></span>${t("part.pricing")}</dt><dd><${Size} bytes=${pricing} /></dd></div>` : null}
         <div><dt><span class="swatch free"></span>${t(free < 0 ? "part.missing" : "part.free")}</dt>
           <dd><${Size} bytes=${Math.abs(free)} /></dd></div>
-        ${held === null ? null : html`<div><dt><span class="swatch held"></span>${t("measured.held")}</dt><dd><${Size} bytes=${held} /></dd></div>`}
+        ${held === null || measured.capacity_bytes ? null : html`<${Held} bytes=${held} />`}
         ${peak === null ? null : html`<div><dt><span class="swatch peak"></span>${t("measured.peak")}</dt><dd><${Size} bytes=${peak} /></dd></div>`}
         ${peak === null ? null : html`<div><dt>${t("measured.error")}</dt><dd><${Size} bytes=${tier.total_bytes - peak} /></dd></div>`}
       </dl>
       ${held === null || !measured.capacity_bytes ? null : html`<${Whole} ...${measured} />`}
     </section>
   `;
+}
+
+function Held({ bytes }) {
+  return html`<div><dt><span class="swatch held"></span>${t("measured.held")}</dt><dd><${Size} bytes=${bytes} /></dd></div>`;
 }
 
 // All there is of a tier: what memfit holds, what other programs hold, and the rest.
@@ -54,6 +58,7 @@ function Whole({ held_bytes: held, others_bytes: others, capacity_bytes: capacit
       <span class="part others" style=${{ inlineSize: share(others) }}></span>
     </div>
     <dl class="legend">
+      <${Held} bytes=${held} />
       <div><dt><span class="swatch others"></span>${t("part.others")}</dt><dd><${Size} bytes=${others} /></dd></div>
       <div><dt><span class="swatch free"></span>${t("part.nobody")}</dt><dd><${Size} bytes=${Math.max(0, capacity - others - held)} /></dd></div>
       <div><dt>${t("tier.capacity")}</dt><dd><${Size} bytes=${capacity} /></dd></div>

@@ -152,8 +152,7 @@ function Here() {
       <${Model} key="" model=${served} isServed />
       ${others.map((one) => html`<${Model} key=${one.name} model=${one} />`)}
     </ul>
-    ${others.length ? html`<p class="row"><button onClick=${() => price(others.map((one) => one.name))}>
-      <${Icon} name="gauge" />${t("models.fit-all")}</button></p>` : html`<p class="dim">${t("models.none")}</p>`}
+    ${others.length ? html`<${Pricing} names=${others.map((one) => one.name)} />` : html`<p class="dim">${t("models.none")}</p>`}
   `;
 }
 
@@ -165,8 +164,8 @@ function Model({ model, isServed = false }) {
     <li>
       <div class="about">
         <strong><bdi dir="ltr">${name}</bdi></strong> ${isServed ? html` <span class="served">${t("models.served")}</span>` : null}
-        <p><${Size} bytes=${size} />${facts.map((one) => html` · <bdi key=${one} dir="ltr">${one}</bdi>`)}${" "}
-          <${Loss} loss=${plan?.model?.loss} /></p>
+        <p><${Size} bytes=${size} />${facts.map((one) => html` · <bdi key=${one} dir="ltr">${one}</bdi>`)}
+          ${plan?.model?.loss ? html` · <small>${t("models.loss")}</small> <${Loss} loss=${plan.model.loss} />` : null}</p>
       </div>
       ${isServed ? null : html`
         <div class="row">
@@ -202,20 +201,20 @@ function Fit({ price: found }) {
   if (found.problem) return html`<p class="error" dir="auto">${found.problem}</p>`;
   const { fits, short_bytes: short, streamed_bytes_per_pass: streamed, tiers = [] } = found.plan;
   return html`
-    <p class=${fits ? "fits" : "fits not"}><${Icon} name=${fits ? "check" : "x"} />
-      ${fits ? t("fit.fits") : html`${t("fit.short")} <${Size} bytes=${short} />`}</p>
-    ${tiers.filter((tier) => tier.kind !== "disk").map((tier) => html`
-      <p key=${tier.name} class="taken"><small><bdi>${tier.name === "ram" ? t("tier.ram") : tier.name}</bdi>${" "}
-        <${Size} bytes=${tier.total_bytes} /> ${t("of")} <${Size} bytes=${tier.budget_bytes} /></small></p>`)}
-    ${streamed ? html`<p class="taken"><small>${t("fit.streams")} <${Size} bytes=${streamed} /></small></p>` : null}
+    <p class=${fits ? "fits" : "fits not"}>
+      <span><${Icon} name=${fits ? "check" : "x"} /> ${fits ? t("fit.fits") : html`${t("fit.short")} <${Size} bytes=${short} />`}</span>
+      ${tiers.filter((tier) => tier.kind !== "disk").map((tier) => html`
+        <small key=${tier.name}><bdi>${tier.name === "ram" ? t("tier.ram") : tier.name}</bdi>${" "}
+          <${Size} bytes=${tier.total_bytes} /> ${t("of")} <${Size} bytes=${tier.budget_bytes} /></small>`)}
+      ${streamed ? html`<small>${t("fit.streams")} <${Size} bytes=${streamed} /></small>` : null}
+    </p>
   `;
 }
 
 function Loss({ loss }) {
-  if (!loss) return null;
   const isMeasured = loss.basis === "measured";
   const figure = loss.mean_kl ? `${isMeasured ? "" : "≈ "}${loss.mean_kl.toPrecision(2)}` : "0";
-  return html`<small>${t("models.loss")}</small> <${Figure}>${figure}<//> <small>(${t(`loss.${loss.basis}`)})</small>`;
+  return html`<${Figure}>${figure}<//> <small>(${t(`loss.${loss.basis}`)})</small>`;
 }
 
 function Search() {
@@ -255,15 +254,24 @@ function Download({ name, state, done, whole, speed, problem: said, abort }) {
       <div class="fit">
         ${comes || whole ? html`<progress aria-label=${t("pull.progress", { name })} max=${whole || 1} value=${whole ? done : undefined}></progress>` : null}
         <p>${whole ? html`<${Size} bytes=${done} /> ${t("of")} <${Size} bytes=${whole} />${" "}` : null}
-          ${state === "comes" ? html`<small><${Figure}>${sizeText(speed)}/s<//></small>` : state === "failed" ? null : t(`pull.${state}`)}</p>
+          ${["comes", "failed"].includes(state) ? null : t(`pull.${state}`)}
+          ${state === "comes" && speed ? html`<small><${Figure}>${sizeText(speed)}/s<//></small>` : null}</p>
         ${said ? html`<p class="error" role="alert" dir="auto">${said}</p>` : null}
       </div>
     </li>
   `;
 }
 
+// Asks the prices of all that have none, or stops it.
+function Pricing({ names }) {
+  const left = names.filter((name) => !priceOf(name));
+  const isPricing = names.some((name) => ["waits", "running"].includes(prices.value[name]?.state));
+  if (isPricing) return html`<p class="row"><button onClick=${stopPricing}><${Icon} name="circle-stop" />${t("stop")}</button></p>`;
+  if (!left.length) return null;
+  return html`<p class="row"><button onClick=${() => price(left)}><${Icon} name="gauge" />${t("models.fit-all")}</button></p>`;
+}
+
 function Repository({ name, quantizations, smaller_models: smaller }) {
-  const isPricing = quantizations.some((one) => ["waits", "running"].includes(prices.value[one.model]?.state));
   return html`
     <h4><bdi dir="ltr">${name}</bdi></h4>
     ${quantizations.length ? html`
@@ -276,9 +284,7 @@ function Repository({ name, quantizations, smaller_models: smaller }) {
           <tbody>${quantizations.map((one) => html`<${Quantization} key=${one.model} one=${one} />`)}</tbody>
         </table>
       </div>
-      <p class="row">${isPricing
-        ? html`<button onClick=${stopPricing}><${Icon} name="circle-stop" />${t("stop")}</button>`
-        : html`<button onClick=${() => price(quantizations.map((one) => one.model))}><${Icon} name="gauge" />${t("models.fit-all")}</button>`}</p>
+      <${Pricing} names=${quantizations.map((one) => one.model)} />
       <p class="dim">${t("models.loss-unit")}</p>` : html`<p class="empty">${t("models.no-gguf")}</p>`}
     ${smaller.length ? html`<p>${t("models.smaller")}</p>
       <p class="row">${smaller.map((one) => html`<button key=${one} onClick=${() => list(one)}><bdi dir="ltr">${one}</bdi></button>`)}</p>` : null}
@@ -297,7 +303,7 @@ function Quantization({ one }) {
       ${["prompt", "generation"].map((name) => html`
         <td key=${name}>${plan?.predicted ? html`<${Speed} rate=${plan.predicted[`${name}_tokens_per_second`]} />` : "–"}</td>`)}
       <td>${plan?.model?.loss ? html`<${Loss} loss=${plan.model.loss} />` : "–"}</td>
-      <td>${isHere ? html`<${Icon} name="check" /> ${t("models.is-here")}` : html`
+      <td>${isHere ? html`<span class="is-here"><${Icon} name="check" /> ${t("models.is-here")}</span>` : html`
         <button aria-label=${t("models.download-of", { name: one.name })} title=${t("models.download")}
           disabled=${isComing(downloads.value[one.model])} onClick=${() => download(one.model)}><${Icon} name="download" /></button>`}</td>
     </tr>
