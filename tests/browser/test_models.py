@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,29 @@ def test_a_repository_is_compared_by_headers_alone(
     assert models.locator("main img").count() == 0 and models.title() == "Models · memfit"
     assert sum(sent for path, sent in hub.bytes_sent.items() if "Q4_1" in path) < ram["weights_bytes"] // 4
     _expected(complaints, 400)
+
+
+def test_what_does_not_fit_says_what_it_lacks(models: Any, hub: HubServer) -> None:
+    hub.add_repo("org/large", {"l-Q4_1.gguf": Path(local_path("demo"))})
+    answers: list[Any] = []
+
+    def with_less(route: Any) -> None:
+        """The page asks for the running budget, which has room enough."""
+        if route.request.method != "POST":
+            route.continue_()
+            return
+        body = {**route.request.post_data_json, "budget": {"ram": "150MiB", "disk": False}}
+        answer = route.fetch(post_data=json.dumps(body), timeout=_WAIT_MS)
+        answers.append(answer.json())
+        route.fulfill(response=answer)
+
+    models.route("**/plan", with_less)
+    _compare(models, "hf.co/org/large")
+    row = _row(models, "Q4_1")
+    row.locator("p.fits.not").wait_for(timeout=_WAIT_MS)
+    models.unroute("**/plan")
+    assert f"Lacks {answers[0]['short_bytes'] / 2**20:.0f} MiB" in row.inner_text()
+    assert "of 150 MiB" in row.inner_text()
 
 
 def test_a_model_is_pulled_listed_planned_and_removed(
