@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,8 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="there is no chromium here"))
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+@contextmanager
+def serving(**environment: str) -> Iterator[str]:
+    """The address of a server, once its model is loaded."""
     command = [
         sys.executable,
         "-m",
@@ -39,7 +42,9 @@ def address() -> Iterator[str]:
         "--ram",
         "1GiB",
     ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    ) as process:
         try:
             assert process.stderr
             found = ""
@@ -54,6 +59,12 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         found = driver.chromium.launch(executable_path=_CHROMIUM, args=_OPTIONS)
@@ -62,13 +73,18 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
+def complaints() -> list[str]:
+    """Of the page. A test takes out those that it expects."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Any, address: str, complaints: list[str]) -> Iterator[Any]:
     """A page of a new user's; whatever it complains of fails the test."""
     context = browser.new_context(
         locale="en-US", viewport={"width": 1200, "height": 800}, reduced_motion="reduce"
     )
     found = context.new_page()
-    complaints: list[str] = []
     found.on(
         "console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None
     )

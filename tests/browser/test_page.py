@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rooms import enter
 
 pytestmark = pytest.mark.engine
 
-_ROOMS = ("chat", "memory", "plan", "activity")
+_ROOMS = ("chat", "models", "memory", "plan", "activity")
 _HOSTILE = """# <script>document.title = 'taken'</script>
 
 <img src=x onerror="document.title='taken'"> ![a picture](https://outside.example/pixel.png)
@@ -41,11 +42,6 @@ def _answered(page: Any, number: int) -> None:
     page.wait_for_function(
         "count => document.querySelectorAll('.message .tools').length === count", arg=number, timeout=60_000
     )
-
-
-def _enter(page: Any, room: str) -> None:
-    page.click(f"nav a[href='#{room}']")
-    page.wait_for_selector(f"nav a[href='#{room}'][aria-current=page]")
 
 
 def test_a_chat_streams_and_can_be_stopped_repeated_and_branched(page: Any) -> None:
@@ -128,7 +124,7 @@ def test_what_a_model_writes_is_text_and_fetches_nothing(page: Any) -> None:
 
 
 def test_the_memory_room_shows_the_plan_to_the_byte(page: Any) -> None:
-    _enter(page, "memory")
+    enter(page, "memory")
     page.wait_for_selector(".tier")
     plan = page.evaluate("() => fetch('plan').then((one) => one.json())")
     (ram, *_) = plan["tiers"]
@@ -139,8 +135,32 @@ def test_the_memory_room_shows_the_plan_to_the_byte(page: Any) -> None:
         assert width == pytest.approx(whole * ram[f"{part}_bytes"] / ram["budget_bytes"], abs=1.5)
 
 
+def test_the_memory_room_shows_what_is_in_use_and_what_others_hold(page: Any) -> None:
+    _say(page, "Say one word.")
+    _answered(page, 2)
+    enter(page, "memory")
+    page.wait_for_selector(".kv_cache .used")
+    plan = page.evaluate("() => fetch('plan').then((one) => one.json())")
+
+    def share(part: str, whole: str) -> float:
+        widths = [
+            page.evaluate(f"() => document.querySelector('{one}').getBoundingClientRect().width")
+            for one in (part, whole)
+        ]
+        return float(widths[0] / widths[1])
+
+    assert 0 < plan["cells_in_use"] < plan["context"]
+    used = plan["cells_in_use"] / plan["context"]
+    assert share(".kv_cache .used", ".part.kv_cache") == pytest.approx(used, abs=0.05)
+    (ram,) = plan["measured"]["tiers"]
+    others = ram["others_bytes"] / ram["capacity_bytes"]
+    assert share(".part.others", ".bar.thin") == pytest.approx(others, abs=0.1)  # they move
+    held = ram["held_bytes"] / ram["capacity_bytes"]
+    assert share(".part.held", ".bar.thin") == pytest.approx(held, abs=0.02)
+
+
 def test_a_moved_slider_is_priced_as_plan_prices_it(page: Any) -> None:
-    _enter(page, "plan")
+    enter(page, "plan")
     with page.expect_response(
         lambda answer: answer.url.endswith("/plan") and answer.request.method == "POST"
     ) as found:
@@ -148,6 +168,9 @@ def test_a_moved_slider_is_priced_as_plan_prices_it(page: Any) -> None:
         page.keyboard.press("ArrowRight")
     priced = found.value.json()
     assert priced["context"] == 3072
+    enter(page, "memory")
+    page.wait_for_selector(".part.pricing")  # the process stays, as the budget has room for it
+    enter(page, "plan")
     page.wait_for_selector("[aria-busy=false] .tier")
     width = page.evaluate("() => document.querySelector('.part.kv_cache').getBoundingClientRect().width")
     whole = page.evaluate("() => document.querySelector('.bar').clientWidth")
@@ -159,7 +182,7 @@ def test_a_plan_is_applied_and_conversations_are_kept(page: Any) -> None:
     _say(page, "Say one word.")
     _answered(page, 2)
     text = page.inner_text(".markdown")
-    _enter(page, "plan")
+    enter(page, "plan")
     page.focus("input[type=range] >> nth=1")
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector("button.primary:enabled")
@@ -167,9 +190,9 @@ def test_a_plan_is_applied_and_conversations_are_kept(page: Any) -> None:
     with page.expect_response("**/apply") as applied:
         page.click("button.primary")
     assert applied.value.json()["context"] == 1536
-    _enter(page, "memory")
+    enter(page, "memory")
     page.wait_for_selector("text=1536")
-    _enter(page, "chat")
+    enter(page, "chat")
     assert page.inner_text(".markdown") == text
     _say(page, "Say another word.")
     _answered(page, 4)
@@ -178,7 +201,7 @@ def test_a_plan_is_applied_and_conversations_are_kept(page: Any) -> None:
 def test_answers_are_listed_while_speeds_are_drawn(page: Any) -> None:
     _say(page, "Say one word.")
     _answered(page, 2)
-    _enter(page, "activity")
+    enter(page, "activity")
     page.wait_for_selector(".chart canvas")
     newest = page.evaluate("() => fetch('activity').then((one) => one.json())")["recent"][0]
     assert page.inner_text("tbody tr:first-child td:nth-child(4)") == str(newest["completion_tokens"])
@@ -194,8 +217,8 @@ def test_no_room_keeps_anybody_out(page: Any, language: str, theme: str) -> None
     assert page.get_attribute("html", "dir") == ("rtl" if language == "ar" else "ltr")
     _told(page, _HOSTILE)
     for room in _ROOMS:
-        _enter(page, room)
-        page.wait_for_selector(".chat, .tier, .chart canvas")
+        enter(page, room)
+        page.wait_for_selector(".chat, .models, .tier, .chart canvas")
         found = axe.run(page)
         assert found.violations_count == 0, found.generate_report()
 
@@ -206,7 +229,7 @@ def test_a_phone_has_no_sideways_scrolling(page: Any, language: str) -> None:
     page.select_option("header select", language)
     _told(page, _HOSTILE)
     for room in _ROOMS:
-        _enter(page, room)
-        page.wait_for_selector(".chat, .tier, .chart canvas")
+        enter(page, room)
+        page.wait_for_selector(".chat, .models, .tier, .chart canvas")
         assert page.evaluate("() => document.scrollingElement.scrollWidth <= innerWidth"), room
         assert page.evaluate("() => document.querySelector('main').scrollWidth <= innerWidth"), room

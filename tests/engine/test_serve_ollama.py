@@ -158,6 +158,54 @@ def test_a_model_is_pulled_listed_and_deleted(client: httpx2.Client, hub: HubSer
     assert _delete(client, "hf.co/org/m:Q4_1").json() == {"error": "model 'hf.co/org/m:Q4_1' not found"}
 
 
+def test_a_repositorys_quantizations_are_listed_and_planned(
+    client: httpx2.Client, hub: HubServer, demo: str
+) -> None:
+    size = Path(demo).stat().st_size
+    hub.add_repo("org/several", {"s-Q4_1.gguf": Path(demo), "s-Q8_0.gguf": _MODEL, "mmproj.gguf": b"GGUF"})
+    large, small = client.get("/quantizations", params={"model": "hf.co/org/several"}).json()["quantizations"]
+    assert large == {
+        "label": "Q4_1",
+        "name": "Q4_1",
+        "model": "hf:org/several/s-Q4_1.gguf",
+        "size_bytes": size,
+    }
+    body = {"model": large["model"], "workload": {"context": 512}}
+    other = client.post("/plan", json=body, timeout=MOST_SECONDS).json()
+    now = client.get("/plan").json()
+    assert other["fits"] and other["context"] == 512
+    assert other["tiers"][0]["weights_bytes"] == now["tiers"][0]["weights_bytes"]  # it is the same file
+    assert other["tiers"][0]["budget_bytes"] == now["tiers"][0]["budget_bytes"]
+    assert other["model"]["loss"]["basis"] == "published" and other["predicted"]
+    body["budget"] = {"ram": "150MiB", "disk": False}
+    refused = client.post("/plan", json=body, timeout=MOST_SECONDS).json()
+    assert not refused["fits"] and refused["needs_bytes"] > refused["budget_bytes"]
+    damaged = client.post("/plan", json={"model": small["model"]}, timeout=MOST_SECONDS)
+    assert damaged.status_code == 400 and "s-Q8_0.gguf" in damaged.json()["error"]["message"]
+    assert sum(sent for path, sent in hub.bytes_sent.items() if "several" in path) < size // 4
+    assert "hf:org/several/s-Q4_1.gguf" not in _names(client)
+
+
+def test_what_is_no_repository_is_told(client: httpx2.Client, hub: HubServer) -> None:
+    for name, status, said in (
+        ("hf.co/org/none", 404, "org/none"),
+        ("llama3.2", 400, "send hf.co/org/repo"),
+        ("https://example.org/m.gguf", 400, "send hf.co/org/repo"),
+        ("", 400, "send hf.co/org/repo"),
+    ):
+        refused = client.get("/quantizations", params={"model": name})
+        assert refused.status_code == status and said in refused.json()["error"]["message"]
+    for model, status in (("hf.co/org/none:Q4_0", 404), ("/etc/passwd", 400), (7, 400)):
+        refused = client.post("/plan", json={"model": model})
+        assert refused.status_code == status, refused.text
+    hub.misbehave("status", 500, path="/api/models/org/ill")
+    try:
+        failed = client.get("/quantizations", params={"model": "hf.co/org/ill"})
+        assert failed.status_code == 400 and "answers: " in failed.json()["error"]["message"]
+    finally:
+        hub.behave()
+
+
 def test_what_cannot_be_pulled_is_refused_with_what_to_send(client: httpx2.Client) -> None:
     for name, status, said in (
         ("llama3.2:1b", 400, "send hf.co/org/repo:Q4_K_M"),

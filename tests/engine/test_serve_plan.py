@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import httpx2
+import psutil
 import pytest
 
 from conftest import MOST_SECONDS, WAIT_SECONDS
@@ -41,6 +42,9 @@ def test_what_is_held_stands_beside_what_was_predicted(client: httpx2.Client) ->
     )
     assert tier["predicted_bytes"] == plan["tiers"][0]["total_bytes"]
     assert tier["error_bytes"] == tier["predicted_bytes"] - tier["peak_bytes"]
+    memory = psutil.virtual_memory()
+    assert 0 < tier["others_bytes"] < tier["capacity_bytes"] <= memory.total
+    assert tier["others_bytes"] < memory.total - memory.available  # what the server holds is not among it
 
 
 def test_another_workload_is_priced(client: httpx2.Client) -> None:

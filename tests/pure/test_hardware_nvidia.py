@@ -194,6 +194,15 @@ def test_what_a_process_holds_is_the_tiers_by_its_pci_id(monkeypatch: pytest.Mon
     assert _bytes_of(7, nvml, monkeypatch, pci_id=None) == {}
 
 
+def test_what_all_hold_is_the_tiers_by_its_pci_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = _FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    memory = nvml.answers["nvmlDeviceGetMemoryInfo"]
+    assert GpuBytes({"gpu3": "0000:0a:00.0", "gpu4": None}).used() == {"gpu3": (memory.used, memory.total)}
+    nvml.faults["nvmlDeviceGetMemoryInfo"] = "Not Supported"
+    assert GpuBytes({"gpu3": "0000:0a:00.0"}).used() == {}
+
+
 @pytest.mark.parametrize(
     "fault", ["nvmlInit", "nvmlDeviceGetHandleByPciBusId", "nvmlDeviceGetComputeRunningProcesses"]
 )

@@ -17,6 +17,7 @@ import pytest
 from fakes import make_graph
 
 from memfit.memory.estimate import DeviceBytes, LlamaConfig, MemoryEstimate
+from memfit.memory.others import process_tree, ram_shared
 from memfit.memory.process_memory import (
     Baseline,
     ProcessMemory,
@@ -130,6 +131,17 @@ def test_this_process_against_psutil() -> None:
     assert status.resident_bytes == pytest.approx(theirs.rss, rel=0.03)
     assert status.peak_resident_bytes >= 0.97 * theirs.rss
     assert status.swapped_bytes == pytest.approx(theirs.swap, abs=MIB)
+    assert status.kept_bytes == pytest.approx(theirs.rss - theirs.shared, rel=0.03)
+
+
+def test_what_a_tree_of_processes_holds_is_not_others() -> None:
+    with _child("data = bytearray(300 << 20)") as pid:
+        assert {os.getpid(), pid} <= set(process_tree(os.getpid()))
+        assert list(process_tree(pid)) == [pid]
+        without, counted = ram_shared([]), ram_shared([pid])
+    assert without.others_bytes - counted.others_bytes == pytest.approx(300 * MIB, rel=0.3)
+    assert 0 <= counted.others_bytes < counted.capacity_bytes <= psutil.virtual_memory().total
+    assert list(process_tree(pid)) == []  # it has ended
 
 
 def test_a_child_against_psutil() -> None:

@@ -446,7 +446,8 @@ def _get(path: str) -> _Response:
 
 def test_the_examples_of_the_docs_fit_the_document() -> None:
     page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
-    call = re.compile(r"^curl (?:-N )?http://127\.0\.0\.1:8080(\S+)(?:[ \\\n]+-d '(.+?)')?$", re.M | re.S)
+    address = r"'?http://127\.0\.0\.1:8080([^\s?']+)(?:\?[^\s']+)?'?"
+    call = re.compile(rf"^curl (?:-N )?{address}(?:[ \\\n]+-d '(.+?)')?$", re.M | re.S)
     calls = call.findall(page)
     assert len(calls) == page.count("\ncurl ")
     document = _document(vocabulary=49152)

@@ -35,6 +35,7 @@ from memfit.planner.plan import Plan
 if TYPE_CHECKING:
     from memfit.engines.report import Report
     from memfit.engines.served import Served
+    from memfit.memory.others import Shared
 
 __all__ = ["RequestStream", "Session", "StreamEvent"]
 
@@ -96,6 +97,11 @@ class Session(Protocol):
     @abstractmethod
     def status(self) -> Status:
         """How busy the model is, and what is held now."""
+
+    def shared(self) -> Mapping[str, Shared]:
+        """By tier of this machine, what there is and what other programs hold; without those that nobody
+        measures. Looks closely, so not for each request."""
+        return {}
 
     @abstractmethod
     def report(self) -> Report:

@@ -4,6 +4,7 @@ answers, measures, reports. What only one engine does, its own session adds (eng
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
@@ -23,6 +24,7 @@ from memfit.hardware.nvidia import GpuBytes
 from memfit.hub.header_only import is_header_only
 from memfit.memory.hard_cap import HardCap
 from memfit.memory.meter import Meter
+from memfit.memory.others import Shared, process_tree, ram_shared
 from memfit.memory.process_memory import process_memory
 from memfit.planner.plan import Plan
 from memfit.units import MIB
@@ -69,13 +71,14 @@ class WorkerSession(Closing, Session):
             opened.callback(self._worker.close)
             if self._cap:
                 self._cap.enter(self._worker.pid)
+            self._gpus = GpuBytes(gpus) if (gpus := self._gpu_ids()) else None
             self._meter = Meter(
                 self._worker.pid,
                 count_parent=count_parent,
                 model_files=plan.spec.paths,
                 limit_bytes=plan.ram.limit_bytes,
                 on_overrun=self._worker.kill,
-                gpu_bytes=GpuBytes(gpus) if (gpus := self._gpu_ids()) else None,
+                gpu_bytes=self._gpus,
                 gpu_limits={
                     tier.name: tier.limit_bytes + _POOL_BYTES for tier in plan.tiers if tier.kind == "vram"
                 },
@@ -154,6 +157,19 @@ class WorkerSession(Closing, Session):
         said = self._stream.status if self._stream else Status()
         tiers = self._meter.tiers()
         return replace(said, held_bytes=tiers["ram"][0], tiers=tiers)
+
+    def shared(self) -> dict[str, Shared]:
+        held = self._meter.tiers()
+        used = self._gpus.used() if self._gpus else {}
+        ours = process_tree(os.getpid() if self._options.count_parent else self._worker.pid)
+        return {
+            "ram": ram_shared(ours),
+            **{
+                tier: Shared(capacity_bytes=whole, others_bytes=max(0, all_bytes - held[tier][0]))
+                for tier, (all_bytes, whole) in used.items()
+                if tier in held
+            },
+        }
 
     def measure(
         self, prompt_tokens: int, generated_tokens: int, *, depth: int = 0, repetitions: int = 1

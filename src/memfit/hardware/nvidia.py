@@ -52,6 +52,14 @@ class GpuBytes:
             if pci_id and (handle := _optional(pynvml, pynvml.nvmlDeviceGetHandleByPciBusId, pci_id)):
                 self._handles[tier] = handle
 
+    def used(self) -> dict[str, tuple[int, int]]:
+        """By tier, bytes that all programs hold, and what there is."""
+        found = {}
+        for tier, handle in self._handles.items():
+            if memory := _optional(self._nvml, self._nvml.nvmlDeviceGetMemoryInfo, handle):
+                found[tier] = (memory.used, memory.total)
+        return found
+
     def __call__(self, pid: int) -> dict[str, int]:
         """Bytes by tier; without those whose driver does not say."""
         found = {}

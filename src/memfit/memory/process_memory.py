@@ -116,6 +116,7 @@ class ProcessStatus:
     peak_resident_bytes: int  # VmHWM, the high-water mark
     swapped_bytes: int  # VmSwap
     locked_bytes: int  # VmLck
+    kept_bytes: int  # RssAnon and RssShmem: what the kernel cannot drop, unlike pages of files
 
 
 def process_status(pid: int | str = "self") -> ProcessStatus:
@@ -123,11 +124,16 @@ def process_status(pid: int | str = "self") -> ProcessStatus:
     values = dict(line.split(":", 1) for line in _read(pid, "status").splitlines())
     if "VmRSS" not in values:
         raise ProcessLookupError(f"process {pid} has ended")  # a zombie has no memory lines
-    resident, peak, swapped, locked = (
-        int(values[name].split()[0]) * KIB for name in ("VmRSS", "VmHWM", "VmSwap", "VmLck")
+    resident, peak, swapped, locked, anonymous, shared = (
+        int(values[name].split()[0]) * KIB
+        for name in ("VmRSS", "VmHWM", "VmSwap", "VmLck", "RssAnon", "RssShmem")
     )
     return ProcessStatus(
-        resident_bytes=resident, peak_resident_bytes=peak, swapped_bytes=swapped, locked_bytes=locked
+        resident_bytes=resident,
+        peak_resident_bytes=peak,
+        swapped_bytes=swapped,
+        locked_bytes=locked,
+        kept_bytes=anonymous + shared,
     )
 
 

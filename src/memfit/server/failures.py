@@ -10,6 +10,7 @@ from memfit.errors import (
     EngineError,
     MemfitError,
     ModelError,
+    ModelNotFoundError,
     UsageError,
     readable,
 )
@@ -39,6 +40,8 @@ class BusyError(RefusedError):
 def status_of(error: MemfitError) -> int:
     if isinstance(error, RefusedError):
         return error.status
+    if isinstance(error, ModelNotFoundError):
+        return 404
     if isinstance(error, UsageError | ModelError):  # a template that fails, fails for what it was given
         return 400
     return 503 if isinstance(error, DoesNotFitError) else 500
@@ -70,6 +73,8 @@ def _kind(error: MemfitError) -> str:
         return error.kind
     if isinstance(error, ContextExceededError):
         return "exceed_context_size_error"
+    if isinstance(error, ModelNotFoundError):
+        return "not_found_error"
     if isinstance(error, UsageError | ModelError):
         return "invalid_request_error"
     return "server_error" if isinstance(error, EngineError) else "unavailable_error"

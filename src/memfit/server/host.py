@@ -12,15 +12,18 @@ import itertools
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from memfit.engines.requests import Idle, Request, RequestResult, Status, StreamTotals
 from memfit.engines.session import RequestStream, Session, StreamEvent
 from memfit.errors import DoesNotFitError, EngineError, MemfitError, WorkerDiedError
 from memfit.processes.carried_errors import carry_error, rebuild_error
+
+if TYPE_CHECKING:
+    from memfit.memory.others import Shared
 
 __all__ = ["Call", "Load", "ModelHost"]
 
@@ -135,6 +138,11 @@ class ModelHost:
     def status(self) -> Status:
         session = self.session
         return session.status() if session and self.state == "ready" else Status()
+
+    def shared(self) -> Mapping[str, Shared]:
+        """As the session's; from any thread."""
+        session = self.session
+        return session.shared() if session and self.state == "ready" else {}
 
     def totals(self) -> StreamTotals:
         """Of the streams so far."""

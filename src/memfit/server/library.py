@@ -1,5 +1,6 @@
 """The library as the server's event loop sees it: models are listed, pulled and deleted by processes of their
-own (hub/library_work.py), whose memory does not count in the budget and ends with them.
+own (hub/library_work.py), and planned by others (planning_process.py), whose memory does not count in the
+budget and ends with them.
 
 Knows no API, but for how clients of Ollama write names.
 """
@@ -7,15 +8,18 @@ Knows no API, but for how clients of Ollama write names.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from memfit.errors import UsageError, readable
 from memfit.hub.name_suggestions import hub_name
+from memfit.planner.request import Budget, Workload
 from memfit.server.asking import Event, helper_answer, helper_events
 from memfit.server.failures import RefusedError
 
@@ -25,6 +29,7 @@ _NAME = "the library's process"
 _FRESH_SECONDS = 10.0  # for which a list holds; other programs download too
 _MOST_PULLS = 4
 LATEST = ":latest"  # what clients add to a name without a tag
+_REPOSITORY = re.compile(r"hf:([^/:]+/[^/:]+)(?:[/:].*)?", re.DOTALL)
 _HUB = re.compile(r"(?:https?://)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
 _FILE = re.compile(r"https://[^?#]+\.gguf(?:[?#].*)?", re.IGNORECASE | re.DOTALL)
 
@@ -53,6 +58,7 @@ class Library:
 
     def __init__(self) -> None:
         self._listing = asyncio.Lock()
+        self._planning = asyncio.Lock()
         self._models: list[dict[str, Any]] = []
         self._listed = float("-inf")  # when
         self._pulled: set[str] = set()
@@ -68,6 +74,39 @@ class Library:
                 self._models = await helper_answer("memfit.hub", "models", name=_NAME)
                 self._listed = time.monotonic()
             return self._models
+
+    async def choices(self, name: str) -> dict[str, Any]:
+        """The quantizations that a repository on the hub holds, and smaller models of its owner, as
+        hub/remote_model.py lists them. `name` is a client's, of the repository or of a model in it.
+
+        Raises:
+            UsageError: it names no repository.
+            MemfitError: the hub has none of that name, or fails.
+        """
+        found = _REPOSITORY.fullmatch(library_name(name))
+        if not found:
+            raise UsageError(
+                f"{readable(name, most=200, kept='')}: the quantizations of a repository on the hub are "
+                "listed: send hf.co/org/repo",
+                field="model",
+            )
+        listed: dict[str, Any] = await helper_answer("memfit.hub", "choices", found[1], name=_NAME)
+        return listed
+
+    async def plan(self, model: str, budget: Budget, workload: Workload) -> dict[str, Any]:
+        """The JSON of another model's plan, also of one that is not here. One at a time, in the order of the
+        questions; whoever leaves ends it.
+
+        Raises:
+            MemfitError: as `memfit.plan`.
+        """
+        asked = {"model": model, "budget": asdict(budget), "workload": asdict(workload)}
+        module = "memfit.server.planning_process"
+        async with self._planning:
+            planned: dict[str, Any] = await helper_answer(
+                module, json.dumps(asked), name="the process that plans"
+            )
+            return planned
 
     async def pull(self, model: str) -> AsyncGenerator[Event]:
         """The events of a download (hub/library_work.py), until it is whole. Closed early, it ends, and what

@@ -50,8 +50,6 @@ def ollama_library_routes(service: Service) -> list[Route]:
                 return json_response(await service.unless_left(request, _last(frames), seconds=inf))
             first = await service.unless_left(request, anext(frames), seconds=inf)
             return streamed(_lines(first, frames), OLLAMA)
-        except ModelNotFoundError as error:
-            return failure(RefusedError(404, "not_found_error", str(error), field="model"), OLLAMA)
         except MemfitError as error:
             return failure(error, OLLAMA)
 

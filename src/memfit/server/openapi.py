@@ -25,6 +25,7 @@ from memfit.server.openapi_schemas import (
     closed,
     either,
     integer,
+    list_of,
     named,
     optional,
     record,
@@ -40,7 +41,8 @@ _FEW = 4  # answers of a call, for testers
 _SIZE = either(text(), integer(0, _MOST))
 _SIZES = {"type": "object", "additionalProperties": _SIZE}
 _BUDGET = {"ram": _SIZE, "vram": either(_SIZE, _SIZES), "rpc": _SIZES, "disk": BOOLEAN}
-_PRICE = closed({}, {"budget": closed({}, _BUDGET), "workload": OBJECT})
+_APPLIED: dict[str, Schema] = {"budget": closed({}, _BUDGET), "workload": OBJECT}
+_QUANTIZATION = record({**dict.fromkeys(("label", "name", "model"), text()), "size_bytes": integer(0)})
 OWN_OPERATIONS = (
     ApiOperation(
         path="/health",
@@ -76,18 +78,33 @@ OWN_OPERATIONS = (
     ),
     ApiOperation(
         path="/plan",
-        summary="What another budget or workload would take",
+        summary="What another budget or workload would take, or another model, also before its download",
         method="post",
         body="Price",
         examples=({"workload": {"context": 1024}},),
         answer=OBJECT,
-        errors=(400, 408, 413, 500, 503, 504),
+        errors=(400, 404, 408, 413, 500, 503, 504),
+    ),
+    ApiOperation(
+        path="/quantizations",
+        summary="Of a repository on the hub, the largest first, and smaller models of its owner",
+        answer=record({"quantizations": list_of(_QUANTIZATION), "smaller_models": list_of(text())}),
+        parameters=(
+            {
+                "name": "model",
+                "in": "query",
+                "required": True,
+                "description": "hf.co/org/repo",
+                "schema": text(minLength=1),
+            },
+        ),
+        errors=(400, 404, 500, 504),
     ),
     ApiOperation(
         path="/apply",
         summary="Load the model by another plan; what runs ends with an error",
         method="post",
-        body="Price",
+        body="Apply",
         examples=({"workload": {"context": 1024}},),
         answer=OBJECT,
         needs="apply",  # which testers leave alone: each call takes seconds, and everybody's answers with it
@@ -126,7 +143,8 @@ _COMPONENTS = {
     **LLAMA_COMPONENTS,
     **OLLAMA_COMPONENTS,
     **EMBEDDING_COMPONENTS,
-    "Price": _PRICE,
+    "Apply": closed({}, _APPLIED),
+    "Price": closed({}, {**_APPLIED, "model": text()}),
 }
 
 _ERRORS = {

@@ -1,7 +1,8 @@
-"""memfit's own paths: health, metrics, the running plan, and what another would be."""
+"""memfit's own paths: health, metrics, the running plan, what another would be, what a repository holds."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -9,9 +10,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from memfit.errors import MemfitError
+from memfit.openai.fields import read_text
 from memfit.server.bodies import read_body
 from memfit.server.dialects import LLAMA, failure, json_response
 from memfit.server.failures import RefusedError
+from memfit.server.library import library_name
 from memfit.server.paths import both
 from memfit.server.pricing import read_price
 from memfit.server.service import Service
@@ -42,16 +45,28 @@ def own_routes(service: Service) -> list[Route]:
 
     async def plan(request: Request) -> Response:
         del request
-        return json_response(_running_plan(service))
+        return json_response(await _running_plan(service))
 
     async def price(request: Request) -> Response:
         try:
             body = await read_body(request, service.limits)
+            model = _other_model(service, body.pop("model", None))
             budget, workload = read_price(body, service.plan)
-            priced = await service.unless_left(request, service.pricer.price(budget, workload))
-            return json_response({**priced, "pricing_bytes": service.pricer.held_bytes})
+            if model is None:
+                priced = await service.unless_left(request, service.pricer.price(budget, workload))
+                return json_response({**priced, "pricing_bytes": service.pricer.held_bytes})
+            planned = service.library.plan(model, budget, workload)
+            return json_response(await service.unless_left(request, planned))
         except MemfitError as error:
             return failure(error, LLAMA)
+
+    async def quantizations(request: Request) -> Response:
+        try:
+            listed = service.library.choices(request.query_params.get("model", ""))
+            found = await service.unless_left(request, listed)
+        except MemfitError as error:
+            return failure(error, LLAMA)
+        return json_response({"quantizations": found["variants"], "smaller_models": found["smaller_models"]})
 
     async def apply(request: Request) -> Response:
         """Answers once the model is loaded; a client that leaves does not stop it."""
@@ -63,7 +78,7 @@ def own_routes(service: Service) -> list[Route]:
             await service.apply(planned)
         except MemfitError as error:
             return failure(error, LLAMA)
-        return json_response(_running_plan(service))
+        return json_response(await _running_plan(service))
 
     return [
         *both("/health", health, "GET"),
@@ -71,16 +86,30 @@ def own_routes(service: Service) -> list[Route]:
         Route("/activity", activity, methods=["GET"]),
         Route("/plan", plan, methods=["GET"]),
         Route("/plan", price, methods=["POST"]),
+        Route("/quantizations", quantizations, methods=["GET"]),
         Route("/apply", apply, methods=["POST"]),
     ]
 
 
-def _running_plan(service: Service) -> dict[str, Any]:
+def _other_model(service: Service, named: Any) -> str | None:
+    """Which one a call asks about, if it is not the one that is served.
+
+    Raises:
+        UsageError: it is not named as the library knows models.
+    """
+    if named is None or service.is_called(read_text(named, "model")):
+        return None
+    return library_name(named)
+
+
+async def _running_plan(service: Service) -> dict[str, Any]:
     """The plan's JSON, with what the meter has found so far. A device that nobody here measures has null."""
+    shared = await asyncio.to_thread(service.host.shared)
     status, plan = service.status(), service.plan
     tiers = []
     for tier in plan.tiers:
         held, peak = status.tiers.get(tier.name, (None, None))
+        beside = shared.get(tier.name)
         tiers.append(
             {
                 "name": tier.name,
@@ -90,6 +119,8 @@ def _running_plan(service: Service) -> dict[str, Any]:
                 "held_bytes": held,
                 "peak_bytes": peak,
                 "error_bytes": None if peak is None else tier.total_bytes - peak,
+                "others_bytes": beside and beside.others_bytes,
+                "capacity_bytes": beside and beside.capacity_bytes,
             }
         )
     return {

@@ -57,7 +57,7 @@ def main() -> int:
     held_bytes, measured = 0, float("-inf")
     for asked in parent.messages():
         try:
-            answer = prices.plan(_budget(asked["budget"]), Workload(**asked["workload"]))
+            answer = prices.plan(read_budget(asked["budget"]), Workload(**asked["workload"]))
             if time.monotonic() - measured > _MEASURED_SECONDS:
                 held_bytes, measured = _held_bytes(), time.monotonic()
             parent.send("priced", answer=answer, held_bytes=held_bytes)
@@ -69,7 +69,8 @@ def main() -> int:
     return 0
 
 
-def _budget(values: dict[str, Any]) -> Budget:
+def read_budget(values: dict[str, Any]) -> Budget:
+    """Of its fields, as JSON has them."""
     if isinstance(values["vram"], dict):  # numbers of GPUs, which JSON has as texts
         values["vram"] = {int(key) if key.isdigit() else key: size for key, size in values["vram"].items()}
     return Budget(**values)

@@ -9,6 +9,7 @@ import { LANGUAGES, language, preferredLanguage, t, useLanguage } from "./words.
 
 const ROOMS = {
   chat: { icon: "message-square", open: async () => Chat },
+  models: { icon: "package", open: async () => (await import("./models.js")).Models },
   memory: { icon: "memory-stick", open: async () => (await import("./memory.js")).Memory },
   plan: { icon: "gauge", open: async () => (await import("./plan.js")).Plan },
   activity: { icon: "activity", open: async () => (await import("./activity.js")).Activity },

@@ -19,11 +19,12 @@ export function giveKey(key) {
   wantsKey.value = false;
 }
 
-// A response that is well; `body` makes it a POST. Throws ServerError, or AbortError where `abort` fires.
-export async function ask(path, body, abort) {
+// A response that is well; `body` makes it a POST, or another `method`. Throws ServerError, or AbortError where
+// `abort` fires.
+export async function ask(path, body, abort, method = "POST") {
   const key = sessionStorage.getItem(KEY);
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+  const options = body === undefined ? {} : { method, body: JSON.stringify(body) };
   let response;
   try {
     response = await fetch(path, { headers, signal: abort, ...options });
@@ -45,7 +46,22 @@ export async function askJson(path, body, abort) {
 
 // What a stream of server-sent events says, in order.
 export async function* askEvents(path, body, abort) {
-  const response = await ask(path, body, abort);
+  for await (const line of linesOf(await ask(path, body, abort))) {
+    if (!line.startsWith("data: ")) continue;
+    const data = line.slice(6);
+    if (data === "[DONE]") return;
+    yield wellSaid(data);
+  }
+}
+
+// What a stream of lines of JSON says, in order.
+export async function* askLines(path, body, abort) {
+  for await (const line of linesOf(await ask(path, body, abort))) {
+    if (line) yield wellSaid(line);
+  }
+}
+
+async function* linesOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let unread = "";
   for (;;) {
@@ -53,15 +69,14 @@ export async function* askEvents(path, body, abort) {
     if (done) return;
     const lines = (unread + value).split("\n");
     unread = lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith("data: ")) continue;
-      const data = line.slice(6);
-      if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new ServerError(messageOf(event), 0, event);
-      yield event;
-    }
+    yield* lines;
   }
+}
+
+function wellSaid(text) {
+  const event = JSON.parse(text);
+  if (event.error) throw new ServerError(messageOf(event), 0, event);
+  return event;
 }
 
 function messageOf(said) {
