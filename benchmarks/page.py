@@ -273,9 +273,9 @@ def answers(browser: Any, address: str) -> Iterator[tuple[str, str, str, bool]]:
             say(page, f"{shape} {RATE * SECONDS} {RATE}")
             page.wait_for_timeout(1000 * SECONDS)
             share, after = cores.share(), metrics(session)
-            script, layout = (after[name] - before[name] for name in ("ScriptDuration", "LayoutDuration"))
+            script, layout, task = (after[name] - before[name] for name in ("ScriptDuration", "LayoutDuration", "TaskDuration"))
             answered(page, 1)
-            said = f"{share:.1%} of a core (script {script / SECONDS:.1%}, layout {layout / SECONDS:.1%})"
+            said = f"{share:.1%} of a core (script {script / SECONDS:.1%}, layout {layout / SECONDS:.1%}, main thread {task / SECONDS:.1%})"
             yield f"{shape}, {RATE} tok/s for {SECONDS} s", said, "20 %", share <= 0.2
 
 

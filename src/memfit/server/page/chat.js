@@ -11,6 +11,7 @@ import { Figure, speedText, t } from "./words.js";
 
 const TITLE_LENGTH = 60;
 const NEAR_END_PIXELS = 80;
+const SPEED_MS = 500; // between two speeds that are shown
 const SAMPLING = {
   temperature: { min: 0, max: 2, step: 0.05 },
   top_p: { min: 0, max: 1, step: 0.01 },
@@ -284,20 +285,23 @@ async function answer(parent) {
   const body = { messages: asked, stream: true, stream_options: { include_usage: true }, ...conversation.sampling };
   const done = { ...message };
   let began = 0;
+  let told = 0;
   let pieces = 0;
   try {
     for await (const event of askEvents("v1/chat/completions", body, abort.signal)) {
       const delta = event.choices[0]?.delta ?? {};
       for (const [kind, text] of [["reasoning", delta.reasoning_content], ["content", delta.content]]) {
         if (!text) continue;
-        began ||= performance.now();
+        told ||= began ||= performance.now();
         writing.value.hasBegun.value = true;
         pieces += 1;
         done[kind] += text;
         if (kind === "reasoning") writing.value.thinks.value = true;
         writing.value.show(kind, text);
-        const seconds = (performance.now() - began) / 1000;
-        if (seconds > 0.5) speed.value = Math.round((10 * pieces) / seconds) / 10;
+        const now = performance.now();
+        if (now < told + SPEED_MS) continue;
+        told = now;
+        speed.value = (1000 * pieces) / (now - began);
       }
       if (event.usage) {
         done.stats = {
