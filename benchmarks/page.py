@@ -49,11 +49,15 @@ LONG = 3000  # tokens
 SLOWER = 4
 TABS = 10
 LINES = {  # of one block each, without end
-    "code": lambda number: f"    total_{number} = measure(rows[{number}], 'text', scale=0.5)  # row {number}\n",
+    "code": lambda number: (
+        f"    total_{number} = measure(rows[{number}], 'text', scale=0.5)  # row {number}\n"
+    ),
     "list": lambda number: f"- item {number} with **strong** words and `code({number})` in it\n",
     "paragraph": lambda number: f"Sentence {number} has *some* words of a paragraph that never ends. ",
     "table": lambda number: f"| {number} | a cell of words | `{number}` |\n",
-    "blocks": lambda number: f"## Part {number}\n\nWords with `code` here.\n\n```python\nx = {number}\n```\n\n- one\n- two\n\n",
+    "blocks": lambda number: (
+        f"## Part {number}\n\nWords with `code` here.\n\n```python\nx = {number}\n```\n\n- one\n- two\n\n"
+    ),
 }
 BEGINNINGS = {"code": "```python\n", "table": "| a | b | c |\n| --- | --- | --- |\n"}
 LATER = ("chart.js", "highlight.js")
@@ -95,7 +99,10 @@ def memfit_serve() -> Iterator[tuple[str, psutil.Process]]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr
-            yield next(line.split()[-1] for line in process.stderr if "ready: " in line), psutil.Process(process.pid)
+            yield (
+                next(line.split()[-1] for line in process.stderr if "ready: " in line),
+                psutil.Process(process.pid),
+            )
         finally:
             process.terminate()
             process.communicate(timeout=60)
@@ -119,7 +126,9 @@ def stand_in(told: dict[str, Any]) -> Iterator[str]:
 
     routes = [Route(f"/{path}", tell) for path in told]
     routes += [Route("/v1/chat/completions", chat, methods=["POST"]), *page_routes()]
-    config = uvicorn.Config(Starlette(routes=routes), port=0, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        Starlette(routes=routes), port=0, log_level="warning", timeout_graceful_shutdown=1
+    )
     serving = uvicorn.Server(config)
     thread = threading.Thread(target=serving.run)
     thread.start()
@@ -213,7 +222,10 @@ def loading(browser: Any, address: str) -> Iterator[tuple[str, str, str, bool]]:
         session.send("Network.enable")
         names: dict[str, str] = {}
         sizes: dict[str, int] = {}
-        session.on("Network.requestWillBeSent", lambda event: names.update({event["requestId"]: event["request"]["url"]}))
+        session.on(
+            "Network.requestWillBeSent",
+            lambda event: names.update({event["requestId"]: event["request"]["url"]}),
+        )
         session.on(
             "Network.loadingFinished",
             lambda event: sizes.update({event["requestId"]: event["encodedDataLength"]}),
@@ -221,7 +233,11 @@ def loading(browser: Any, address: str) -> Iterator[tuple[str, str, str, bool]]:
 
         def files() -> dict[str, int]:
             page.wait_for_load_state("networkidle")
-            wanted = {one: url for one, url in names.items() if not url.endswith(("/plan", "/activity", "completions"))}
+            wanted = {
+                one: url
+                for one, url in names.items()
+                if not url.endswith(("/plan", "/activity", "completions"))
+            }
             return {url: sizes[one] for one, url in wanted.items() if one in sizes and url.startswith("http")}
 
         page.goto(address)
@@ -237,12 +253,18 @@ def loading(browser: Any, address: str) -> Iterator[tuple[str, str, str, bool]]:
             whole = files()
     outside = sorted(url for url in names.values() if not url.startswith((address, "data:", "blob:")))
     first_bytes = sum(size for url, size in first.items() if not url.endswith(LATER))
-    yield "first visit", f"{first_bytes / KB:.1f} KB, {len(first)} requests", "60 KB, 16 requests", (
-        first_bytes <= 60 * KB and len(first) <= 16
+    yield (
+        "first visit",
+        f"{first_bytes / KB:.1f} KB, {len(first)} requests",
+        "60 KB, 16 requests",
+        (first_bytes <= 60 * KB and len(first) <= 16),
     )
     whole_bytes = sum(whole.values())
-    yield "every room and colours", f"{whole_bytes / KB:.1f} KB, {len(whole)} requests", "130 KB", (
-        whole_bytes <= 130 * KB
+    yield (
+        "every room and colours",
+        f"{whole_bytes / KB:.1f} KB, {len(whole)} requests",
+        "130 KB",
+        (whole_bytes <= 130 * KB),
     )
     yield "requests to elsewhere", ", ".join(outside) or "none", "none", not outside
     paints = []
@@ -255,9 +277,12 @@ def loading(browser: Any, address: str) -> Iterator[tuple[str, str, str, bool]]:
             paints.append(
                 page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0].startTime")
             )
-    yield f"first paint, CPU {SLOWER} times slower", f"{median(paints):.0f} ms ({min(paints):.0f} to {max(paints):.0f})", (
-        "1,000 ms"
-    ), median(paints) <= 1000
+    yield (
+        f"first paint, CPU {SLOWER} times slower",
+        f"{median(paints):.0f} ms ({min(paints):.0f} to {max(paints):.0f})",
+        ("1,000 ms"),
+        median(paints) <= 1000,
+    )
 
 
 def answers(browser: Any, address: str) -> Iterator[tuple[str, str, str, bool]]:
@@ -273,7 +298,9 @@ def answers(browser: Any, address: str) -> Iterator[tuple[str, str, str, bool]]:
             say(page, f"{shape} {RATE * SECONDS} {RATE}")
             page.wait_for_timeout(1000 * SECONDS)
             share, after = cores.share(), metrics(session)
-            script, layout, task = (after[name] - before[name] for name in ("ScriptDuration", "LayoutDuration", "TaskDuration"))
+            script, layout, task = (
+                after[name] - before[name] for name in ("ScriptDuration", "LayoutDuration", "TaskDuration")
+            )
             answered(page, 1)
             said = f"{share:.1%} of a core (script {script / SECONDS:.1%}, layout {layout / SECONDS:.1%}, main thread {task / SECONDS:.1%})"
             yield f"{shape}, {RATE} tok/s for {SECONDS} s", said, "20 %", share <= 0.2
@@ -295,8 +322,11 @@ def memory(browser: Any, address: str) -> Iterator[tuple[str, str, str, bool]]:
             before = after
     said = ", ".join(f"{shape} {heap / MB:.2f}" for shape, heap in zip(LINES, heaps, strict=True))
     yield f"heap of an answer of {LONG} tokens, MB", said, "1 MB", max(heaps) <= MB
-    yield "listeners of an answer more", ", ".join(f"{one:.0f}" for one in listeners), "the same", (
-        len(set(listeners)) == 1
+    yield (
+        "listeners of an answer more",
+        ", ".join(f"{one:.0f}" for one in listeners),
+        "the same",
+        (len(set(listeners)) == 1),
     )
 
 
