@@ -111,24 +111,6 @@ def test_totals_grow_while_an_answer_is_written_and_stay_once_it_is_stopped(clie
     assert generated() >= last + 2
 
 
-def test_an_applied_plan_stays_where_its_worker_dies(
-    client: httpx2.Client, server: tuple[psutil.Process, str]
-) -> None:
-    body = {"workload": {"context": 1536, "parallel": 3}}
-    assert client.post("/apply", json=body, timeout=MOST_SECONDS).status_code == 200
-    restarts = client.get("/plan").json()["restarts"]
-    with client.stream("POST", "/v1/chat/completions", json=_ENDLESS) as answer:
-        lines = answer.iter_lines()
-        next(lines)
-        (worker,) = server[0].children(recursive=True)
-        worker.kill()
-        assert any("error" in line for line in lines)
-    answered = client.post("/completion", json={"prompt": "Hello", "n_predict": 2}, timeout=MOST_SECONDS)
-    assert answered.json()["tokens_predicted"] == 2
-    plan = client.get("/plan").json()
-    assert (plan["context"], plan["parallel"], plan["restarts"]) == (1536, 3, restarts + 1)
-
-
 def test_a_plan_is_applied_and_one_that_does_not_fit_is_not(client: httpx2.Client) -> None:
     body = {"workload": {"context": 2048, "parallel": 2}}
     priced = client.post("/plan", json=body, timeout=MOST_SECONDS).json()
@@ -147,3 +129,21 @@ def test_a_plan_is_applied_and_one_that_does_not_fit_is_not(client: httpx2.Clien
     assert (plan["context"], plan["restarts"]) == (2048, 0)
     answer = client.post("/completion", json={"prompt": "Hello", "n_predict": 2})
     assert answer.json()["tokens_predicted"] == 2
+
+
+def test_an_applied_plan_stays_where_its_worker_dies(
+    client: httpx2.Client, server: tuple[psutil.Process, str]
+) -> None:
+    body = {"workload": {"context": 1536, "parallel": 3}}
+    assert client.post("/apply", json=body, timeout=MOST_SECONDS).status_code == 200
+    restarts = client.get("/plan").json()["restarts"]
+    with client.stream("POST", "/v1/chat/completions", json=_ENDLESS) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        (worker,) = server[0].children(recursive=True)
+        worker.kill()
+        assert any("error" in line for line in lines)
+    answered = client.post("/completion", json={"prompt": "Hello", "n_predict": 2}, timeout=MOST_SECONDS)
+    assert answered.json()["tokens_predicted"] == 2
+    plan = client.get("/plan").json()
+    assert (plan["context"], plan["parallel"], plan["restarts"]) == (1536, 3, restarts + 1)

@@ -3,7 +3,7 @@
 //
 // Blocks that are settled are plain DOM that nothing touches again; the last one grows, so seldom that building it
 // takes a twentieth of the time at most: layout and paint take as much again.
-import { lexer } from "./vendor/markdown.js";
+import { lexer } from "./vendor/core.js";
 
 const LEAST_MS = 66;
 const SHARE = 20;

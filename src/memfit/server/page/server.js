@@ -1,10 +1,12 @@
 // Speaks with the server. Where it wants a key, the page asks for it and keeps it for this tab.
 import { signal } from "./vendor/core.js";
+import { forThisTab } from "./storage.js";
 
 const KEY = "memfit-key";
 
-export const wantsKey = signal(false);
+export const wantsKey = signal(""); // or "asked", or "wrong" where it has refused one
 export const isReachable = signal(true);
+let given = forThisTab.read(KEY);
 
 export class ServerError extends Error {
   constructor(message, status = 0, body = null) {
@@ -15,13 +17,14 @@ export class ServerError extends Error {
 }
 
 export function giveKey(key) {
-  sessionStorage.setItem(KEY, key);
-  wantsKey.value = false;
+  given = key;
+  forThisTab.write(KEY, key);
+  wantsKey.value = "";
 }
 
 // A response that is well; `body` makes it a POST. Throws ServerError, or AbortError where `abort` fires.
 export async function ask(path, body, abort) {
-  const key = sessionStorage.getItem(KEY);
+  const key = given;
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
   let response;
@@ -34,7 +37,8 @@ export async function ask(path, body, abort) {
   }
   isReachable.value = true;
   if (response.ok) return response;
-  if (response.status === 401) wantsKey.value = true;
+  // An answer to a question from before a key was given says nothing of that key.
+  if (response.status === 401 && key === given) wantsKey.value = key ? "wrong" : "asked";
   const said = await response.json().catch(() => null);
   throw new ServerError(messageOf(said) ?? response.statusText, response.status, said);
 }
@@ -45,7 +49,16 @@ export async function askJson(path, body, abort) {
 
 // What a stream of server-sent events says, in order.
 export async function* askEvents(path, body, abort) {
-  const response = await ask(path, body, abort);
+  for await (const line of linesOf(await ask(path, body, abort))) {
+    if (!line.startsWith("data: ")) continue;
+    const data = line.slice(6);
+    if (data === "[DONE]") return;
+    yield wellSaid(data);
+  }
+  throw new TypeError("the stream has no end");
+}
+
+async function* linesOf(response) {
   const reader = response.body.getReader(); // piping it through a stream that decodes costs twice as much
   const decoder = new TextDecoder();
   let unread = "";
@@ -54,15 +67,14 @@ export async function* askEvents(path, body, abort) {
     if (done) return;
     const lines = (unread + decoder.decode(value, { stream: true })).split("\n");
     unread = lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith("data: ")) continue;
-      const data = line.slice(6);
-      if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new ServerError(messageOf(event), 0, event);
-      yield event;
-    }
+    yield* lines;
   }
+}
+
+function wellSaid(text) {
+  const event = JSON.parse(text);
+  if (event.error) throw new ServerError(messageOf(event), 0, event);
+  return event;
 }
 
 function messageOf(said) {
