@@ -170,7 +170,7 @@ def test_branches_come_back_from_a_file(page: Any, tmp_path: Path) -> None:
 
     def export() -> Any:
         with page.expect_download() as download:
-            page.click("text=Export")
+            page.click("button:has-text('Export')")
         download.value.save_as(tmp_path / "file.json")
         (found,) = json.loads((tmp_path / "file.json").read_text(encoding="utf-8"))["conversations"]
         del found["changed"]
@@ -233,7 +233,7 @@ def test_a_full_storage_is_told_and_conversations_can_be_exported(page: Any, tmp
     _answered(page, 2)
     assert "keeps no conversations" in page.inner_text(".list [role=alert]")
     with page.expect_download() as download:
-        page.click("text=Export")
+        page.click("button:has-text('Export')")
     download.value.save_as(tmp_path / "file.json")
     assert "an answer" in (tmp_path / "file.json").read_text(encoding="utf-8")
 
