@@ -17,7 +17,7 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent.parent
 _SOURCE = _ROOT / "scripts" / "page"
 _TARGET = _ROOT / "src" / "memfit" / "server" / "page" / "vendor"
-_BUNDLES = ("core", "markdown", "chart", "highlight")
+_BUNDLES = ("core", "chart", "highlight")
 _ICONS = (
     *("activity", "check", "chevron-left", "chevron-right", "circle-stop", "copy", "download", "gauge"),
     *("memory-stick", "menu", "message-square", "moon", "package", "pencil", "plus", "refresh-cw"),

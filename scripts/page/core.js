@@ -1,4 +1,5 @@
 // What the page is drawn with, as one file: each library apart would be a request.
+export { lexer } from "marked";
 export { h, Fragment, render } from "preact";
 export { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 export { batch, computed, effect, signal, useComputed, useSignal, useSignalEffect } from "@preact/signals";

@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -17,6 +17,11 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 _CHROMIUM = shutil.which("chromium")
 # Nothing but this machine can be reached, so that what a page fetches from outside fails.
 _OPTIONS = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+_TELLS_VIOLATIONS = """
+addEventListener("securitypolicyviolation", ({violatedDirective, blockedURI}) =>
+  console.error("violation", violatedDirective, blockedURI));
+"""
+_SERVE = (sys.executable, "-m", "memfit", "serve", "demo", "--port", "0", "--ctx", "2048", "--ram", "1GiB")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,35 +32,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @contextmanager
-def serving(**environment: str) -> Iterator[str]:
+def serving(*options: str, **environment: str) -> Iterator[str]:
     """The address of a server, once its model is loaded."""
-    command = [
-        sys.executable,
-        "-m",
-        "memfit",
-        "serve",
-        "demo",
-        "--port",
-        "0",
-        "--ctx",
-        "2048",
-        "--ram",
-        "1GiB",
-    ]
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        [*_SERVE, *options], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
     ) as process:
         try:
             assert process.stderr
-            found = ""
-            for line in process.stderr:
-                if "ready: " in line:
-                    found = line.split()[-1]
-                    break
-            yield found
+            yield next(line.split()[-1] for line in process.stderr if "ready: " in line)
         finally:
             process.terminate()
             process.communicate(timeout=60)
+
+
+@pytest.fixture
+def served() -> Callable[..., AbstractContextManager[str]]:
+    """Starts a server of these options; gives its address."""
+    return serving
 
 
 @pytest.fixture(scope="module")
@@ -73,24 +66,39 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def complaints() -> list[str]:
-    """Of the page. A test takes out those that it expects."""
-    return []
+def complaints() -> Iterator[list[str]]:
+    """What pages complain of, and what they ask of elsewhere. Whatever is left at the end fails the test."""
+    found: list[str] = []
+    yield found
+    assert not found
 
 
 @pytest.fixture
-def page(browser: Any, address: str, complaints: list[str]) -> Iterator[Any]:
-    """A page of a new user's; whatever it complains of fails the test."""
-    context = browser.new_context(
+def context(browser: Any, complaints: list[str]) -> Iterator[Any]:
+    """A new user's browser, whose pages' complaints are heard."""
+
+    def hear(said: Any) -> None:
+        if said.type in ("error", "warning"):
+            complaints.append(said.text)
+
+    def look(request: Any) -> None:
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:http://127.0.0.1:")):
+            complaints.append(request.url)
+
+    found = browser.new_context(
         locale="en-US", viewport={"width": 1200, "height": 800}, reduced_motion="reduce"
     )
+    found.add_init_script(_TELLS_VIOLATIONS)
+    found.on("console", hear)
+    found.on("weberror", lambda one: complaints.append(str(one.error)))
+    found.on("request", look)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def page(context: Any, address: str) -> Any:
     found = context.new_page()
-    found.on(
-        "console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None
-    )
-    found.on("pageerror", lambda error: complaints.append(str(error)))
     found.goto(address)
     found.wait_for_selector(".composer")
-    yield found
-    context.close()
-    assert not complaints
+    return found

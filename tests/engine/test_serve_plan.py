@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import httpx2
@@ -19,17 +20,23 @@ _ENDLESS = {"messages": [{"role": "user", "content": "Count."}], "ignore_eos": T
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[httpx2.Client]:
+def server() -> Iterator[tuple[psutil.Process, str]]:
+    """Its process, and its address."""
     command = [sys.executable, "-m", "memfit", "serve", "demo", "--port", "0", "--ctx", "1024"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr
             address = next(line.split()[-1] for line in process.stderr if "will listen on" in line)
-            with httpx2.Client(base_url=address, timeout=WAIT_SECONDS, trust_env=False) as client:
-                yield client
+            yield psutil.Process(process.pid), address
         finally:
             process.terminate()
             process.communicate(timeout=WAIT_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def client(server: tuple[psutil.Process, str]) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server[1], timeout=WAIT_SECONDS, trust_env=False) as client:
+        yield client
 
 
 def test_what_is_held_stands_beside_what_was_predicted(client: httpx2.Client) -> None:
@@ -85,6 +92,28 @@ def test_the_process_that_prices_stays_and_counts(client: httpx2.Client) -> None
     assert 0 < plan["pricing_bytes"] == priced["pricing_bytes"] <= room
 
 
+def test_totals_grow_while_an_answer_is_written_and_stay_once_it_is_stopped(client: httpx2.Client) -> None:
+    def generated() -> int:
+        return int(client.get("/activity").json()["generated_tokens"])
+
+    client.post("/completion", json={"prompt": "Hello", "n_predict": 2})  # loaded
+    seen = [generated()]
+    with client.stream("POST", "/v1/chat/completions", json=_ENDLESS) as answer:
+        for _ in answer.iter_lines():
+            if (now := generated()) > seen[-1]:
+                seen.append(now)
+            if len(seen) == 4:
+                break
+    deadline = time.monotonic() + WAIT_SECONDS
+    while client.get("/activity").json()["running"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)  # what was computed until it was stopped is told
+    last = generated()
+    assert last >= seen[-1] > seen[0]
+    client.post("/completion", json={"prompt": "Hello", "n_predict": 2})
+    assert generated() >= last + 2
+
+
 def test_a_plan_is_applied_and_one_that_does_not_fit_is_not(client: httpx2.Client) -> None:
     body = {"workload": {"context": 2048, "parallel": 2}}
     priced = client.post("/plan", json=body, timeout=MOST_SECONDS).json()
@@ -103,3 +132,21 @@ def test_a_plan_is_applied_and_one_that_does_not_fit_is_not(client: httpx2.Clien
     assert (plan["context"], plan["restarts"]) == (2048, 0)
     answer = client.post("/completion", json={"prompt": "Hello", "n_predict": 2})
     assert answer.json()["tokens_predicted"] == 2
+
+
+def test_an_applied_plan_stays_where_its_worker_dies(
+    client: httpx2.Client, server: tuple[psutil.Process, str]
+) -> None:
+    body = {"workload": {"context": 1536, "parallel": 3}}
+    assert client.post("/apply", json=body, timeout=MOST_SECONDS).status_code == 200
+    restarts = client.get("/plan").json()["restarts"]
+    with client.stream("POST", "/v1/chat/completions", json=_ENDLESS) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        (worker,) = server[0].children(recursive=True)
+        worker.kill()
+        assert any("error" in line for line in lines)
+    answered = client.post("/completion", json={"prompt": "Hello", "n_predict": 2}, timeout=MOST_SECONDS)
+    assert answered.json()["tokens_predicted"] == 2
+    plan = client.get("/plan").json()
+    assert (plan["context"], plan["parallel"], plan["restarts"]) == (1536, 3, restarts + 1)

@@ -186,12 +186,18 @@ def test_a_dropped_request_is_not_answered_and_leaves_its_prefix() -> None:
         nonlocal passes
         passes += 1
         if passes == 6:
-            world.messages.extend([{"do": "drop", "number": 0}, {"do": "end"}])
+            world.messages.append({"do": "drop", "number": 0})
+        if passes == 8:
+            assert world.sent[-1][0] == "status", "it is told at once, though nothing is computed any more"
+            told.update(world.sent[-1][1]["totals"])
+            world.messages.append({"do": "end"})
         return world.messages.popleft() if world.messages else None
 
+    told: dict[str, int] = {}
     world.loop._channel.next_request = next_request  # type: ignore[method-assign]
     world.loop.run(0.0)
     assert world.answers() == {}
+    assert told["prompt_tokens"] == 30 and 0 < told["generated_tokens"] < 6
     world.loop._channel.next_request = lambda _: world.messages.popleft() if world.messages else None  # type: ignore[method-assign]
     assert world.run(_request([*prompt, 3]))["totals"]["shared_tokens"] == 30
 

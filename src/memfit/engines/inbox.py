@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from memfit.engines.channel import Aborted, Channel
-from memfit.engines.requests import Completion, Request, Speed, Status
+from memfit.engines.requests import Completion, Request, Speed, Status, StreamTotals
 from memfit.engines.results import send_answer
 
 __all__ = ["Inbox"]
@@ -70,6 +70,6 @@ class Inbox:
             send_answer(self.channel, request.number, unbegun)
         self.waiting.clear()
 
-    def tell(self, status: Status) -> None:
-        """How busy the engine is."""
-        self.channel.send("status", **vars(status))
+    def tell(self, status: Status, totals: StreamTotals) -> None:
+        """How busy the engine is, and what the stream has come to."""
+        self.channel.send("status", **vars(status), totals=vars(totals))

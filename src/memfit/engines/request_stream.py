@@ -101,6 +101,7 @@ class WorkerStream:
 
     def _event(self, kind: str, values: dict[str, Any]) -> StreamEvent | None:
         if kind == "status":
+            self.totals = StreamTotals(**values.pop("totals"))
             self._status = Status(**values)
             return None
         if kind == "text":

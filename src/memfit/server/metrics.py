@@ -84,7 +84,7 @@ class Metrics(Collector):
             "running": status.running,
             "waiting": status.waiting,
             "generated_tokens": totals.generated_tokens,
-            "prompt_tokens": self._sums["prompt_tokens_total"],
+            "prompt_tokens": totals.prompt_tokens,
             "recent": list(self._recent),
         }
 

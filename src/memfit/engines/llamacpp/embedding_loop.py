@@ -112,7 +112,7 @@ class EmbeddingLoop:
     def _tell(self) -> None:
         """How busy it is."""
         self._told_at = time.monotonic()
-        self._inbox.tell(Status(waiting=len(self._waiting), running=len(self._running)))
+        self._inbox.tell(Status(waiting=len(self._waiting), running=len(self._running)), self._totals())
 
     # -- requests --------------------------------------------------------------------------------
 

@@ -160,9 +160,8 @@ class RequestLoop:
         scheduler = self._scheduler
         self._told_at = time.monotonic()
         waiting = scheduler.waiting + len(self._inbox.waiting)
-        self._inbox.tell(
-            Status(waiting=waiting, running=scheduler.running, cells_in_use=scheduler.cells_in_use)
-        )
+        status = Status(waiting=waiting, running=scheduler.running, cells_in_use=scheduler.cells_in_use)
+        self._inbox.tell(status, self._totals())
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -173,7 +172,7 @@ class RequestLoop:
             idle = self._scheduler.is_idle
             if idle and self._inbox.is_ending:
                 return False
-            if not self._inbox.take(self._drop, idle=idle):
+            if not self._inbox.take(self._leave, idle=idle):
                 return True
 
     def _admit(self) -> None:
@@ -240,6 +239,11 @@ class RequestLoop:
             if grammar:
                 grammar.close()
             raise
+
+    def _leave(self, number: int) -> None:
+        """Nobody wants its answer; what was computed of it is told."""
+        self._drop(number)
+        self._tell()
 
     def _drop(self, number: int) -> None:
         if one := self._running.pop(number, None):

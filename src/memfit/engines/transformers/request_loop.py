@@ -56,6 +56,7 @@ class SequentialLoop:
                 self._current = request
                 self._tell()
                 self._answer(request, sends_text=sends_text)
+                self._tell()  # also of one that nobody wanted any more
         except Aborted:
             cancelled = True
             if self._current:
@@ -143,5 +144,6 @@ class SequentialLoop:
                 waiting=len(self._inbox.waiting),
                 running=int(self._current is not None),
                 cells_in_use=len(self._model.cached),
-            )
+            ),
+            self._totals_now(),
         )

@@ -5,6 +5,7 @@ import { openConversations } from "./conversations.js";
 import { Icon } from "./parts.js";
 import { refresh, running } from "./running.js";
 import { giveKey, isReachable, wantsKey } from "./server.js";
+import { forGood } from "./storage.js";
 import { LANGUAGES, language, preferredLanguage, t, useLanguage } from "./words.js";
 
 const ROOMS = {
@@ -18,7 +19,7 @@ const THEME = "memfit-theme";
 
 const room = signal("chat");
 const Room = signal(null);
-const theme = signal(localStorage.getItem(THEME) ?? "");
+const theme = signal(forGood.read(THEME) ?? "");
 
 async function enter() {
   const name = location.hash.slice(1);
@@ -35,7 +36,7 @@ function isDark() {
 
 function useTheme(name) {
   theme.value = name;
-  localStorage.setItem(THEME, name);
+  forGood.write(THEME, name);
   document.documentElement.dataset.theme = name;
 }
 
@@ -78,6 +79,7 @@ function KeyDialog() {
     <dialog ref=${dialog} aria-labelledby="key-title" onCancel=${(event) => event.preventDefault()}>
       <form onSubmit=${send}>
         <h2 id="key-title">${t("key.title")}</h2>
+        ${wantsKey.value === "wrong" ? html`<p class="error" role="alert">${t("key.wrong")}</p>` : null}
         <label>${t("key.label")} <input name="key" type="password" dir="ltr" required autocomplete="off" /></label>
         <button class="primary">${t("key.send")}</button>
       </form>

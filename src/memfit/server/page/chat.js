@@ -1,16 +1,18 @@
 // The room for conversations.
 import { batch, computed, html, signal, useEffect, useLayoutEffect, useRef } from "./vendor/core.js";
 import {
-  branch, conversations, current, exported, forget, importText, keep, newConversation, versions, withMessage, withVersion,
+  areKept, branch, conversations, current, exported, forget, importText, keep, newConversation, newest, versions,
+  withMessage, withVersion,
 } from "./conversations.js";
 import { MarkdownView } from "./markdown_view.js";
 import { Icon } from "./parts.js";
 import { running } from "./running.js";
-import { askEvents } from "./server.js";
+import { ServerError, askEvents } from "./server.js";
 import { Figure, speedText, t } from "./words.js";
 
 const TITLE_LENGTH = 60;
 const NEAR_END_PIXELS = 80;
+const SPEED_MS = 500; // between two speeds that are shown
 const SAMPLING = {
   temperature: { min: 0, max: 2, step: 0.05 },
   top_p: { min: 0, max: 1, step: 0.01 },
@@ -50,9 +52,11 @@ function List() {
               ${one.title || t("chat.untitled")}
             </button>
             <button class="quiet" aria-label=${t("chat.delete", { title: one.title })} title=${t("delete")}
+              disabled=${Boolean(writing.value) && one.id === current.value?.id}
               onClick=${() => confirm(t("chat.delete-sure")) && forget(one.id)}><${Icon} name="trash-2" /></button>
           </li>`)}
       </ul>
+      ${areKept.value ? null : html`<p class="error" role="alert">${t("chat.unkept")}</p>`}
       <div class="row">
         <button onClick=${saveFile} disabled=${!conversations.value.length}>
           <${Icon} name="download" />${t("export")}
@@ -262,7 +266,7 @@ function Composer() {
 async function say(text, parent) {
   const message = { id: crypto.randomUUID(), parent, role: "user", content: text };
   const conversation = current.value;
-  const title = conversation.title || text.replace(/\s+/g, " ").slice(0, TITLE_LENGTH);
+  const title = conversation.title || text.slice(0, 10 * TITLE_LENGTH).replace(/\s+/g, " ").slice(0, TITLE_LENGTH);
   await keep(withMessage({ ...conversation, title }, message));
   await answer(message.id);
 }
@@ -278,26 +282,29 @@ async function answer(parent) {
     failure.value = "";
     speed.value = 0;
     writing.value = { id: message.id, abort, hasBegun: signal(false), thinks: signal(false), show: () => {} };
-    conversation = withMessage(conversation, message);
+    conversation = withMessage(conversation, { ...message, isUnfinished: true });
     current.value = conversation;
   });
   const body = { messages: asked, stream: true, stream_options: { include_usage: true }, ...conversation.sampling };
   const done = { ...message };
   let began = 0;
+  let told = 0;
   let pieces = 0;
   try {
     for await (const event of askEvents("v1/chat/completions", body, abort.signal)) {
       const delta = event.choices[0]?.delta ?? {};
       for (const [kind, text] of [["reasoning", delta.reasoning_content], ["content", delta.content]]) {
         if (!text) continue;
-        began ||= performance.now();
+        told ||= began ||= performance.now();
         writing.value.hasBegun.value = true;
         pieces += 1;
         done[kind] += text;
         if (kind === "reasoning") writing.value.thinks.value = true;
         writing.value.show(kind, text);
-        const seconds = (performance.now() - began) / 1000;
-        if (seconds > 0.5) speed.value = Math.round((10 * pieces) / seconds) / 10;
+        const now = performance.now();
+        if (now < told + SPEED_MS) continue;
+        told = now;
+        speed.value = (1000 * pieces) / (now - began);
       }
       if (event.usage) {
         done.stats = {
@@ -308,8 +315,8 @@ async function answer(parent) {
       }
     }
   } catch (error) {
-    if (error.name !== "AbortError") done.error = error.message;
+    if (error.name !== "AbortError") done.error = error instanceof ServerError ? error.message : t("chat.broken");
   }
   writing.value = null;
-  await keep({ ...conversation, messages: { ...conversation.messages, [done.id]: done } });
+  await keep(withMessage(newest(conversation), done));
 }

@@ -7,7 +7,9 @@ const FORMAT = "memfit-conversations-1";
 
 export const conversations = signal([]); // the newest first
 export const current = signal(null); // the one that is shown
-let database;
+export const areKept = signal(true); // false where this browser's storage is full or denied
+const changes = new BroadcastChannel(DATABASE); // ids, to this browser's other tabs
+let database = null;
 
 function finished(request) {
   return new Promise((resolve, reject) => {
@@ -16,36 +18,103 @@ function finished(request) {
   });
 }
 
+// Until then it may still turn out that there is no room.
+function committed(transaction) {
+  return new Promise((resolve, reject) => {
+    transaction.oncomplete = resolve;
+    transaction.onabort = () => reject(transaction.error);
+  });
+}
+
 function store(mode) {
   return database.transaction(STORE, mode).objectStore(STORE);
 }
 
 export async function openConversations() {
-  const request = indexedDB.open(DATABASE, 1);
-  request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id" });
-  database = await finished(request);
-  const found = await finished(store("readonly").getAll());
-  conversations.value = found.sort((one, other) => other.changed - one.changed);
+  try {
+    const request = indexedDB.open(DATABASE, 1);
+    request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id" });
+    database = await finished(request);
+    const found = await finished(store("readonly").getAll());
+    conversations.value = found.sort((one, other) => other.changed - one.changed);
+    changes.onmessage = ({ data: id }) => take(id);
+  } catch {
+    areKept.value = false;
+  }
   current.value = conversations.value[0] ?? newConversation();
+}
+
+// Another tab has changed a conversation.
+async function take(id) {
+  const stored = await finished(store("readonly").get(id));
+  if (stored) show(together(stored, newest({ id, messages: {} })));
+  else drop(id);
+}
+
+// Messages are never taken away, so two tabs' changes of one conversation go together.
+function together(stored, mine) {
+  return { ...stored, leaf: mine.leaf ?? stored.leaf, messages: { ...mine.messages, ...stored.messages } };
 }
 
 export function newConversation() {
   return { id: crypto.randomUUID(), title: "", system: "", sampling: {}, messages: {}, leaf: null, changed: Date.now() };
 }
 
+// A conversation as it is now, where it may have been changed since.
+export function newest(conversation) {
+  if (current.value?.id === conversation.id) return current.value;
+  return conversations.value.find((one) => one.id === conversation.id) ?? conversation;
+}
+
+function show(conversation) {
+  const others = conversations.value.filter((one) => one.id !== conversation.id);
+  conversations.value = Object.keys(conversation.messages).length ? [conversation, ...others] : others;
+  if (current.value?.id === conversation.id) current.value = conversation;
+}
+
 // Shows a change, and keeps it once there is something to keep.
 export async function keep(conversation) {
   const changed = { ...conversation, changed: Date.now() };
-  const others = conversations.value.filter((one) => one.id !== changed.id);
-  const isEmpty = !Object.keys(changed.messages).length;
-  conversations.value = isEmpty ? others : [changed, ...others];
-  if (current.value?.id === changed.id) current.value = changed;
-  if (!isEmpty) await finished(store("readwrite").put(changed));
-  return changed;
+  show(changed);
+  if (!Object.keys(changed.messages).length) return;
+  try {
+    const objects = store("readwrite");
+    const stored = await finished(objects.get(changed.id));
+    objects.put(whole(changed, stored));
+    await committed(objects.transaction);
+    areKept.value = true;
+  } catch {
+    areKept.value = false;
+    return;
+  }
+  changes.postMessage(changed.id);
+}
+
+// What is stored: without an answer that is being written, with what other tabs have added.
+function whole(conversation, stored) {
+  const { messages, leaf } = conversation;
+  const complete = Object.values(messages).filter((one) => !one.isUnfinished).map((one) => [one.id, one]);
+  return {
+    ...conversation,
+    leaf: messages[leaf]?.isUnfinished ? messages[leaf].parent : leaf,
+    messages: { ...stored?.messages, ...Object.fromEntries(complete) },
+  };
 }
 
 export async function forget(id) {
-  await finished(store("readwrite").delete(id));
+  drop(id);
+  try {
+    const objects = store("readwrite");
+    objects.delete(id);
+    await committed(objects.transaction);
+  } catch {
+    areKept.value = false;
+    return;
+  }
+  changes.postMessage(id);
+}
+
+function drop(id) {
   conversations.value = conversations.value.filter((one) => one.id !== id);
   if (current.value?.id === id) current.value = conversations.value[0] ?? newConversation();
 }

@@ -90,8 +90,9 @@ function nearest(values, value) {
 
 function Slider({ label, shown, ...bounds }) {
   return html`
-    <label class="slider"><span>${label}</span> <output><${Figure}>${shown}<//></output>
-      <input type="range" ...${bounds} aria-valuetext=${shown} onChange=${() => isPatient.value && release()} /></label>
+    <label class="slider"><span>${label}</span> <${Figure}>${shown}<//>
+      <input type="range" ...${bounds} aria-label=${label} aria-valuetext=${shown}
+        onChange=${() => isPatient.value && release()} /></label>
   `;
 }
 

@@ -1,6 +1,6 @@
 // The running plan and what is held, asked again while somebody looks.
 import { signal } from "./vendor/core.js";
-import { askJson } from "./server.js";
+import { askJson, wantsKey } from "./server.js";
 
 const BUSY_MS = 1000;
 const IDLE_MS = 3000;
@@ -10,7 +10,7 @@ let timer = 0;
 
 export async function refresh() {
   clearTimeout(timer);
-  if (document.hidden) return;
+  if (document.hidden || wantsKey.value) return;
   try {
     running.value = await askJson("plan");
   } catch {

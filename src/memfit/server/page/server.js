@@ -1,10 +1,12 @@
 // Speaks with the server. Where it wants a key, the page asks for it and keeps it for this tab.
 import { signal } from "./vendor/core.js";
+import { forThisTab } from "./storage.js";
 
 const KEY = "memfit-key";
 
-export const wantsKey = signal(false);
+export const wantsKey = signal(""); // or "asked", or "wrong" where it has refused one
 export const isReachable = signal(true);
+let given = forThisTab.read(KEY);
 
 export class ServerError extends Error {
   constructor(message, status = 0, body = null) {
@@ -15,14 +17,15 @@ export class ServerError extends Error {
 }
 
 export function giveKey(key) {
-  sessionStorage.setItem(KEY, key);
-  wantsKey.value = false;
+  given = key;
+  forThisTab.write(KEY, key);
+  wantsKey.value = "";
 }
 
 // A response that is well; `body` makes it a POST, or another `method`. Throws ServerError, or AbortError where
 // `abort` fires.
 export async function ask(path, body, abort, method = "POST") {
-  const key = sessionStorage.getItem(KEY);
+  const key = given;
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const options = body === undefined ? {} : { method, body: JSON.stringify(body) };
   let response;
@@ -35,7 +38,8 @@ export async function ask(path, body, abort, method = "POST") {
   }
   isReachable.value = true;
   if (response.ok) return response;
-  if (response.status === 401) wantsKey.value = true;
+  // An answer to a question from before a key was given says nothing of that key.
+  if (response.status === 401 && key === given) wantsKey.value = key ? "wrong" : "asked";
   const said = await response.json().catch(() => null);
   throw new ServerError(messageOf(said) ?? response.statusText, response.status, said);
 }
@@ -52,6 +56,7 @@ export async function* askEvents(path, body, abort) {
     if (data === "[DONE]") return;
     yield wellSaid(data);
   }
+  throw new TypeError("the stream has no end");
 }
 
 // What a stream of lines of JSON says, in order.
@@ -62,12 +67,13 @@ export async function* askLines(path, body, abort) {
 }
 
 async function* linesOf(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = response.body.getReader(); // piping it through a stream that decodes costs twice as much
+  const decoder = new TextDecoder();
   let unread = "";
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
-    const lines = (unread + value).split("\n");
+    const lines = (unread + decoder.decode(value, { stream: true })).split("\n");
     unread = lines.pop();
     yield* lines;
   }

@@ -1,5 +1,6 @@
 // The page's texts and how it writes sizes and speeds, in the language chosen by hand or by the browser.
 import { html, signal } from "./vendor/core.js";
+import { forGood } from "./storage.js";
 
 const STORED = "memfit-language";
 export const LANGUAGES = { en: "English", ar: "العربية" };
@@ -10,13 +11,13 @@ export const language = signal("en");
 const texts = signal({});
 
 export function preferredLanguage() {
-  const stored = localStorage.getItem(STORED);
+  const stored = forGood.read(STORED);
   if (stored in LANGUAGES) return stored;
   return navigator.languages.map((one) => one.split("-")[0]).find((one) => one in LANGUAGES) ?? "en";
 }
 
 export async function useLanguage(code, { keep = false } = {}) {
-  if (keep) localStorage.setItem(STORED, code);
+  if (keep) forGood.write(STORED, code);
   const response = await fetch(`page/words/${code}.json`);
   texts.value = await response.json();
   language.value = code;

@@ -1,1 +1,0 @@
-export { lexer } from "marked";
