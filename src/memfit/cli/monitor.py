@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -121,11 +122,13 @@ def _told(arguments: Sequence[str]) -> CommandLine:
         return CommandLine(command="memfit")
     inner = click.Context(found, parent=context, resilient_parsing=True)
     values, _, _ = found.make_parser(inner).parse_args(list(arguments[arguments.index(name) + 1 :]))
-    model = values.get("model") or values.get("models")
-    host, port = values.get("host"), values.get("port") or "8080"
+    # What is not given, click has a mark of its own for.
+    given = {key: value for key, value in values.items() if isinstance(value, str | list | tuple)}
+    model, host = given.get("model") or " ".join(given.get("models", ())), given.get("host", ())
+    port = given.get("port", "8080")
     return CommandLine(
         command=name,
-        model=" ".join(model) if isinstance(model, tuple) else model,
-        host=host[0] if isinstance(host, list) else host,
-        port=int(port) if name == "serve" and port.isdecimal() and 0 < int(port) < 2**16 else None,
+        model=model or None,
+        host=host[0] if name == "serve" and host else None,
+        port=int(port) if name == "serve" and re.fullmatch("[1-9][0-9]{0,4}", port, re.ASCII) else None,
     )

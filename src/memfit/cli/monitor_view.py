@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -12,7 +12,7 @@ from rich.text import Text
 from memfit.cli.render import memory_bar, memory_legend, plain, table
 from memfit.errors import readable
 from memfit.monitor.processes import ProcessGroup
-from memfit.monitor.servers import Answered, ServerState, Tier
+from memfit.monitor.servers import ServerState, Tier
 from memfit.monitor.snapshot import GpuState, MachineState, Snapshot
 from memfit.units import format_bytes, format_rate
 
@@ -77,7 +77,7 @@ def _gpu(gpu: GpuState) -> list[RenderableType]:
         return [
             title,
             _shares((0, gpu.used_bytes), gpu.total_bytes),
-            Text(f"{_OTHERS[1]} {unknown}{format_bytes(gpu.used_bytes)}", style=_OTHERS[0]),
+            Text.assemble((f"{_OTHERS[1]} ", _OTHERS[0]), f"{unknown}{format_bytes(gpu.used_bytes)}"),
         ]
     return [
         title,
@@ -123,7 +123,7 @@ def _server(server: ServerState) -> RenderableType:
     rows: list[RenderableType] = [plain(" · ".join(facts))]
     for tier in server.tiers:
         rows += _tier(tier)
-    return Group(*rows, _speeds(server), _requests(server))
+    return Group(*rows, *_speeds(server), *_requests(server))
 
 
 def _tier(tier: Tier) -> list[RenderableType]:
@@ -133,9 +133,10 @@ def _tier(tier: Tier) -> list[RenderableType]:
     _, style, said = next((one for one in _LEVELS if tier.level >= one[0]), (0.0, "green", ""))
     now = tier.total_bytes if tier.held_bytes is None else tier.held_bytes
     filled = f"{format_bytes(now)} of {format_bytes(tier.budget_bytes)} · {100 * tier.level:.0f} %{said}"
+    held_bar = _Fit(lambda width: _held_bar(tier, style, min(width, _MOST_CELLS)))
     return [
         _line(name, Text(filled, style=style)),
-        _Fit(lambda width: _held_bar(tier, style, min(width, _MOST_CELLS))),
+        *([] if tier.held_bytes is None else [held_bar]),
         _measured(tier, style),
         _Fit(lambda width: memory_bar(tier.parts, _whole(tier), min(width, _MOST_CELLS))),
         memory_legend(tier.parts, tier.budget_bytes),
@@ -164,40 +165,34 @@ def _measured(tier: Tier, style: str) -> Text:
     return found.append(f"predicted {format_bytes(tier.total_bytes)}")
 
 
-def _speeds(server: ServerState) -> Text:
-    predicted = server.predicted or {}
-    now = server.tokens_per_second
-    facts = [f"{format_rate(now)} now" if now else ""]
-    facts += _rates("of an answer", _of_answers(server.answered))
-    facts += _rates("predicted", [(name, rate) for name, rate in predicted.items() if rate is not None])
-    return _line("speed", " · ".join(filter(None, facts)) or "nothing was answered so far")
-
-
-def _of_answers(answered: Answered) -> list[tuple[str, float]]:
-    rates = (
-        ("prompt", answered.prompt_tokens_per_second),
-        ("generation", answered.generation_tokens_per_second),
-    )
-    return [(name, rate) for name, rate in rates if rate is not None]
-
-
-def _rates(of: str, rates: Sequence[tuple[str, float]]) -> list[str]:
-    return [f"{of}: {', '.join(f'{name} {format_rate(rate)}' for name, rate in rates)}"] if rates else []
-
-
-def _requests(server: ServerState) -> Text:
-    answered = server.answered
-    facts = [
-        f"{server.running} running",
-        f"{server.waiting} waiting",
-        f"{server.cells_in_use} of {server.context} tokens cached",
+def _speeds(server: ServerState) -> list[Text]:
+    now, last = server.tokens_per_second or 0.0, server.answered
+    answers = {
+        "prompt": last.prompt_tokens_per_second,
+        "generation": last.generation_tokens_per_second,
+    }
+    rows = [
+        _line("generated now", f"{format_rate(now)}, all sequences together" if now else "nothing"),
+        _line("predicted", _rates(server.predicted or {})),
     ]
-    if answered.answers:
-        facts.append(
-            f"of the last {_counted(answered.answers, 'prompt')} {answered.cached_tokens} of "
-            f"{answered.prompt_tokens} tokens were cached"
+    if last.answers:
+        rows.insert(1, _line(f"last {_counted(last.answers, 'answer')}", _rates(answers)))
+    return rows
+
+
+def _rates(rates: Mapping[str, float | None]) -> str:
+    return " · ".join(f"{name} {format_rate(rate)}" for name, rate in rates.items() if rate is not None)
+
+
+def _requests(server: ServerState) -> list[Text]:
+    last = server.answered
+    cached = f"{server.cells_in_use} of {server.context} tokens in the KV cache"
+    if last.answers:
+        cached += (
+            f" · {last.cached_tokens} of the last answers' {last.prompt_tokens} prompt tokens were there"
         )
-    return _line("queue", " · ".join(facts))
+    queue = f"{server.running} running · {server.waiting} waiting"
+    return [_line("queue", queue), _line("cache", cached)]
 
 
 def _processes(groups: Sequence[ProcessGroup]) -> RenderableType:

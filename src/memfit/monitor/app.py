@@ -35,6 +35,7 @@ class _Looked(Message):
 class MonitorApp(App[None]):
     """`look` may take its time, `draw` may not."""
 
+    TITLE = "memfit monitor"
     ENABLE_COMMAND_PALETTE = False
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (60, "-wide")]  # noqa: RUF012 - as Textual declares it
     CSS = """

@@ -181,12 +181,12 @@ def program_of(words: Sequence[str]) -> tuple[str, Sequence[str]] | None:
 
 def _root(pid: int, parents: Mapping[int, int], programs: Mapping[int, object]) -> int | None:
     """The topmost process of memfit's among a process and those that it descends from."""
-    found, seen = None, set()
-    at: int | None = pid
-    while at in parents and at not in seen:  # a number that was given again may make a circle
-        seen.add(at)
-        found = at if programs[at] else found
-        at = parents[at]
+    found: int | None = None
+    seen: set[int] = set()
+    while pid in parents and pid not in seen:  # a number that was given again may make a circle
+        seen.add(pid)
+        found = pid if programs[pid] else found
+        pid = parents[pid]
     return found
 
 

@@ -206,7 +206,7 @@ class Server(Closing):
                 for name in ("prompt", "generation", "together")
             },
             generated_tokens=generated,
-            tokens_per_second=self._speed(generated),
+            tokens_per_second=self._speed_at(time.monotonic(), generated),
             answered=self._answered(_list(activity.get("recent"))),
             **{
                 name: read(int, plan.get(name), f"plan.{name}")
@@ -233,9 +233,9 @@ class Server(Closing):
         value = value.get("value") if isinstance(value, dict) else value
         return cast(float, self._reader.read(float, value, field))
 
-    def _speed(self, generated: int) -> float | None:
+    def _speed_at(self, now: float, generated: int) -> float | None:
         """Tokens a second since a while ago; None at first, and where the server was started anew."""
-        now, seen = time.monotonic(), self._generated
+        seen = self._generated
         if seen and generated < seen[-1][1]:
             seen.clear()
         seen.append((now, generated))
