@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import httpx2
@@ -41,6 +42,16 @@ def test_what_is_held_stands_beside_what_was_predicted(client: httpx2.Client) ->
     )
     assert tier["predicted_bytes"] == plan["tiers"][0]["total_bytes"]
     assert tier["error_bytes"] == tier["predicted_bytes"] - tier["peak_bytes"]
+
+
+def test_tokens_are_counted_while_they_are_generated(client: httpx2.Client) -> None:
+    before = client.get("/activity").json()["generated_tokens"]
+    with client.stream("POST", "/v1/chat/completions", json=_ENDLESS) as answer:
+        next(answer.iter_lines())
+        ends = time.monotonic() + WAIT_SECONDS
+        while (now := client.get("/activity").json()["generated_tokens"]) < before + 20:
+            assert time.monotonic() < ends, now
+            time.sleep(0.1)
 
 
 def test_the_monitor_shows_it(client: httpx2.Client) -> None:

@@ -1,4 +1,4 @@
-"""`memfit monitor`: processes that belong together, servers of every kind at an address, the view at any width."""
+"""`memfit monitor`: processes that belong together, servers and strangers, the view at any width."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from memfit.cli.monitor_view import sections
 from memfit.errors import WrongValueError
 from memfit.hardware.nvidia import GpuMoment, GpuWatch
 from memfit.monitor import snapshot as snapshots
-from memfit.monitor.processes import CommandLine, ProcessGroup, ProcessWatch, program_of
+from memfit.monitor.processes import CommandLine, ProcessGroup, ProcessWatch, _Watched, program_of
 from memfit.monitor.servers import KEY_MISSING, Server, Tier, parse_address
 from memfit.monitor.snapshot import CpuState, GpuState, MachineState, MachineWatch, RamState, Snapshot
 from memfit.units import GIB, MIB
@@ -346,6 +346,7 @@ def test_which_processes_are_memfits(words: str, program: object) -> None:
             CommandLine(command="serve", model="m.gguf", host="::1", port=8080),
         ),
         ("serve --port x", CommandLine(command="serve")),
+        ("serve --port 65536", CommandLine(command="serve")),
         ("quantize --dry-run a.gguf b.gguf", CommandLine(command="quantize", model="a.gguf")),
         ("compare a.gguf b.gguf", CommandLine(command="compare", model="a.gguf b.gguf")),
         ("run -p secret", CommandLine(command="run")),
@@ -399,6 +400,38 @@ def test_a_parent_and_its_workers_are_one(tmp_path: Any) -> None:
         psutil.Process(parent).kill()
         psutil.Process(parent).wait()
         assert parent not in {one.pid for one in watch.look()}
+
+
+@pytest.mark.parametrize(
+    ("told", "address"),
+    [
+        (CommandLine(command="serve", port=81), "http://127.0.0.1:81"),
+        (CommandLine(command="serve", port=81, host="0.0.0.0"), "http://127.0.0.1:81"),
+        (CommandLine(command="serve", port=81, host="::"), "http://[::1]:81"),
+        (CommandLine(command="serve", port=81, host="10.0.0.1"), None),
+        (CommandLine(command="serve", port=81, host="evil.org/x"), None),
+        (CommandLine(command="serve"), None),
+        (CommandLine(command="run", port=81), None),
+    ],
+)
+def test_where_another_users_server_listens(
+    told: CommandLine, address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(kind: str) -> None:
+        raise psutil.AccessDenied
+
+    watched = _Watched(psutil.Process(), told)
+    monkeypatch.setattr(watched.process, "net_connections", refuse)
+    watched.find_address()
+    found = watched.look()
+    assert found is not None and found.address == address
+
+
+def test_where_a_server_listens(fake: _Fake) -> None:
+    watched = _Watched(psutil.Process(), CommandLine(command="serve"))
+    watched.find_address()
+    found = watched.look()
+    assert found is not None and found.address == fake.address
 
 
 def test_who_looks_is_no_part(tmp_path: Any) -> None:

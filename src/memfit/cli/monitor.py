@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -123,12 +123,14 @@ def _told(arguments: Sequence[str]) -> CommandLine:
     inner = click.Context(found, parent=context, resilient_parsing=True)
     values, _, _ = found.make_parser(inner).parse_args(list(arguments[arguments.index(name) + 1 :]))
     # What is not given, click has a mark of its own for.
-    given = {key: value for key, value in values.items() if isinstance(value, str | list | tuple)}
+    given: dict[str, Any] = {
+        key: value for key, value in values.items() if isinstance(value, (str, list, tuple))
+    }
     model, host = given.get("model") or " ".join(given.get("models", ())), given.get("host", ())
-    port = given.get("port", "8080")
+    port = re.fullmatch("[0-9]{1,5}", given.get("port", "8080"), re.ASCII) if name == "serve" else None
     return CommandLine(
         command=name,
         model=model or None,
         host=host[0] if name == "serve" and host else None,
-        port=int(port) if name == "serve" and re.fullmatch("[1-9][0-9]{0,4}", port, re.ASCII) else None,
+        port=int(port[0]) if port and 0 < int(port[0]) < 2**16 else None,
     )

@@ -343,6 +343,7 @@ class Status:
     waiting: int = 0  # requests
     running: int = 0
     cells_in_use: int = 0  # of the KV cache, prefixes of earlier requests included
+    generated_tokens: int = 0  # so far, by answers that still run too; 0 where the engine tells at their ends
     held_bytes: int = 0  # in RAM, by all of memfit's processes
     tiers: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # bytes held in each, and at most
 

@@ -5,6 +5,8 @@ Knows no command's options: whoever asks says how a command line is read.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import re
 import time
@@ -60,13 +62,18 @@ class ProcessWatch:
         """`read` is given what follows `memfit` on a command line. `own_pid` is left out: who looks."""
         self._read, self._own_pid = read, own_pid or os.getpid()
         self._groups: dict[int, _Watched] = {}
-        self._next_scan = 0.0
+        self._next_scan = self._next_reading = 0.0
 
     def look(self) -> tuple[ProcessGroup, ...]:
         """By their age."""
         if time.monotonic() >= self._next_scan:
             self._scan()
             self._next_scan = time.monotonic() + _SCAN_SECONDS
+        if (began := time.monotonic()) >= self._next_reading:
+            for group in self._groups.values():
+                group.read_memory()
+            now = time.monotonic()
+            self._next_reading = now + (now - began) / _MEMORY_SHARE
         found = [group.look() for group in self._groups.values()]
         return tuple(sorted(filter(None, found), key=lambda one: (one.started, one.pid)))
 
@@ -82,6 +89,7 @@ class ProcessWatch:
             known = self._groups.get(root)
             if known is None or known.process != processes[root]:
                 known = _Watched(processes[root], self._told(programs[root]))
+                self._next_reading = 0.0
             known.members = [processes[root], *members]
             known.find_address()
             groups[root] = known
@@ -101,7 +109,6 @@ class _Watched:
         self.members: Sequence[psutil.Process] = (process,)
         self._address: str | None = None
         self._held: tuple[int, int] | None = None
-        self._next_reading = 0.0
         self._started = _asked(process.create_time) or 0.0
         users = _asked(process.uids)
         self._is_own_user = users is not None and users.effective == os.geteuid()
@@ -111,7 +118,6 @@ class _Watched:
         shares = [_asked(one.cpu_percent) for one in self.members]
         if shares[0] is None:
             return None
-        self._read_memory()
         return ProcessGroup(
             pid=self.process.pid,
             told=self._told,
@@ -133,16 +139,12 @@ class _Watched:
         except psutil.NoSuchProcess:
             return
         except psutil.AccessDenied:  # another user's
-            if self._told.port:
-                self._address = _url(self._told.host or "127.0.0.1", self._told.port)
+            self._address = _told_address(self._told)
             return
         listening = [one.laddr for one in sockets if one.status == psutil.CONN_LISTEN]
         self._address = min((_url(one.ip, one.port) for one in listening), default=None)
 
-    def _read_memory(self) -> None:
-        began = time.monotonic()
-        if began < self._next_reading:
-            return
+    def read_memory(self) -> None:
         try:
             found = []
             for member in self.members:
@@ -153,8 +155,6 @@ class _Watched:
             self._held = group_bytes(found), sum(one.anonymous_bytes for one in found)
         except PermissionError:
             self._held = None
-        now = time.monotonic()
-        self._next_reading = now + (now - began) / _MEMORY_SHARE
 
 
 def program_of(words: Sequence[str]) -> tuple[str, Sequence[str]] | None:
@@ -188,6 +188,15 @@ def _root(pid: int, parents: Mapping[int, int], programs: Mapping[int, object]) 
         found = pid if programs[pid] else found
         pid = parents[pid]
     return found
+
+
+def _told_address(told: CommandLine) -> str | None:
+    """By a stranger's word, only on this machine."""
+    host = _ANYWHERE.get(told.host or "", told.host or "127.0.0.1")
+    with contextlib.suppress(ValueError):
+        if told.port and ipaddress.ip_address(host).is_loopback:
+            return _url(host, told.port)
+    return None
 
 
 def _url(host: str, port: int) -> str:

@@ -134,7 +134,10 @@ class ModelHost:
 
     def status(self) -> Status:
         session = self.session
-        return session.status() if session and self.state == "ready" else Status()
+        if not session or self.state != "ready":
+            return Status()
+        status = session.status()
+        return replace(status, generated_tokens=self._earlier.generated_tokens + status.generated_tokens)
 
     def totals(self) -> StreamTotals:
         """Of the streams so far."""

@@ -83,7 +83,8 @@ class Metrics(Collector):
         return {
             "running": status.running,
             "waiting": status.waiting,
-            "generated_tokens": totals.generated_tokens,
+            # Totals come with the end of an answer.
+            "generated_tokens": max(totals.generated_tokens, status.generated_tokens),
             "prompt_tokens": self._sums["prompt_tokens_total"],
             "recent": list(self._recent),
         }

@@ -161,7 +161,12 @@ class RequestLoop:
         self._told_at = time.monotonic()
         waiting = scheduler.waiting + len(self._inbox.waiting)
         self._inbox.tell(
-            Status(waiting=waiting, running=scheduler.running, cells_in_use=scheduler.cells_in_use)
+            Status(
+                waiting=waiting,
+                running=scheduler.running,
+                cells_in_use=scheduler.cells_in_use,
+                generated_tokens=self._generated,
+            )
         )
 
     # -- requests --------------------------------------------------------------------------------
