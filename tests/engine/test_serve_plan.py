@@ -47,7 +47,8 @@ def test_what_is_held_stands_beside_what_was_predicted(client: httpx2.Client) ->
 def test_tokens_are_counted_while_they_are_generated(client: httpx2.Client) -> None:
     before = client.get("/activity").json()["generated_tokens"]
     with client.stream("POST", "/v1/chat/completions", json=_ENDLESS) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # held: one that is let go of closes the answer
+        next(lines)
         ends = time.monotonic() + WAIT_SECONDS
         while (now := client.get("/activity").json()["generated_tokens"]) < before + 20:
             assert time.monotonic() < ends, now

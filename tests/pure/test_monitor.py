@@ -717,6 +717,17 @@ def test_it_scrolls() -> None:
     _live(lambda: found, (80, 9), act)
 
 
+def test_a_fault_ends_it_and_is_told() -> None:
+    def look() -> Snapshot:
+        raise ZeroDivisionError
+
+    async def act(app: Any, pilot: Any) -> None:
+        await _until(pilot, lambda: not app.is_running)
+        assert isinstance(app.failure, ZeroDivisionError)
+
+    _live(look, (80, 20), act)
+
+
 @pytest.mark.parametrize("key", ["q", "ctrl+c"])
 def test_keys_that_end_it(key: str) -> None:
     async def act(app: Any, pilot: Any) -> None:

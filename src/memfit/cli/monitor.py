@@ -79,7 +79,10 @@ def _show(watch: MachineWatch | ServerWatch) -> None:
     from memfit.cli.monitor_view import sections
     from memfit.monitor.app import MonitorApp
 
-    MonitorApp(watch.look, sections).run()
+    app = MonitorApp(watch.look, sections)
+    app.run()
+    if app.failure:
+        raise app.failure
 
 
 def _look_once(watch: MachineWatch | ServerWatch) -> Snapshot:

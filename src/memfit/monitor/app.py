@@ -27,9 +27,9 @@ _Section = tuple[str, RenderableType]  # its title, and what it says
 
 
 class _Looked(Message):
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, found: Snapshot | Exception) -> None:
         super().__init__()
-        self.snapshot = snapshot
+        self.found = found
 
 
 class MonitorApp(App[None]):
@@ -46,15 +46,16 @@ class MonitorApp(App[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q,ctrl+q,ctrl+c", "quit", "Quit", priority=True, key_display="q"),
-        Binding("up,k", "scroll(-1)", "Up", key_display="↑", priority=True),
-        Binding("down,j", "scroll(1)", "Down", key_display="↓", priority=True),
-        Binding("pageup,b", "page(-1)", "Page up", key_display="PgUp", priority=True),
-        Binding("pagedown,space", "page(1)", "Page down", key_display="PgDn", priority=True),
+        Binding("up,k", "scroll(-1)", "Scroll", key_display="↑↓", priority=True),
+        Binding("down,j", "scroll(1)", show=False, priority=True),
+        Binding("pageup,b", "page(-1)", show=False, priority=True),
+        Binding("pagedown,space", "page(1)", show=False, priority=True),
     ]
 
     def __init__(self, look: Callable[[], Snapshot], draw: Callable[[Snapshot], Sequence[_Section]]) -> None:
         super().__init__()
         self._look, self._draw = look, draw
+        self.failure: Exception | None = None  # that ended it
         self._ending = threading.Event()
         # A daemon: a server that is silent keeps nobody from leaving.
         self._looking = threading.Thread(target=self._go_on_looking, name="memfit-monitor", daemon=True)
@@ -76,14 +77,21 @@ class MonitorApp(App[None]):
     def _go_on_looking(self) -> None:
         while not self._ending.is_set():
             began = time.monotonic()
-            snapshot = self._look()
+            try:
+                found: Snapshot | Exception = self._look()
+            except Exception as error:  # told on the other thread
+                found = error
             if self._ending.is_set():
                 return
-            self.post_message(_Looked(snapshot))
+            self.post_message(_Looked(found))
             self._ending.wait(max(0.0, began + _LOOK_SECONDS - time.monotonic()))
 
     async def on__looked(self, message: _Looked) -> None:
-        sections = self._draw(message.snapshot)
+        if isinstance(message.found, Exception):
+            self.failure = message.found
+            self.exit()
+            return
+        sections = self._draw(message.found)
         everything = self.query_one("#all", VerticalScroll)
         shown = list(everything.query(Static))
         for gone in shown[len(sections) :]:
