@@ -12,7 +12,7 @@ import httpx2
 import psutil
 import pytest
 
-from conftest import MOST_SECONDS, WAIT_SECONDS
+from conftest import MOST_SECONDS, WAIT_SECONDS, run_memfit
 
 pytestmark = pytest.mark.engine
 
@@ -52,6 +52,24 @@ def test_what_is_held_stands_beside_what_was_predicted(client: httpx2.Client) ->
     memory = psutil.virtual_memory()
     assert 0 < tier["others_bytes"] < tier["capacity_bytes"] <= memory.total
     assert tier["others_bytes"] < memory.total - memory.available  # what the server holds is not among it
+
+
+def test_the_monitor_shows_it(client: httpx2.Client) -> None:
+    client.post("/completion", json={"prompt": "Hello", "n_predict": 2})
+    address = str(client.base_url)
+    (server,) = run_memfit("monitor", address, "--json").json["servers"]
+    plan = client.get("/plan").json()
+    (tier,) = server["tiers"]
+    for name in ("budget", "weights", "kv_cache", "compute", "overhead", "total"):
+        assert tier[f"{name}_bytes"] == plan["tiers"][0][f"{name}_bytes"]
+    assert tier["held_bytes"] <= tier["peak_bytes"] <= plan["measured"]["tiers"][0]["peak_bytes"]
+    assert server["answered"]["generation_tokens_per_second"] > 0
+    here = run_memfit("monitor", "--json").json
+    (process,) = [one for one in here["processes"] if one["address"] == address]
+    assert (process["command"], process["model"], len(process["pids"])) == ("serve", "demo", 2)
+    # The server's own meter counts the same processes, from cheaper counters.
+    assert abs(process["held_bytes"] - plan["held_bytes"]) < 0.1 * plan["held_bytes"]
+    assert address in [one["address"] for one in here["servers"] if one["error"] is None]
 
 
 def test_another_workload_is_priced(client: httpx2.Client) -> None:

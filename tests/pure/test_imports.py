@@ -39,7 +39,17 @@ _FLOOR = {room: floor for floor, rooms in enumerate(_FLOORS) for room in rooms}
 _NEIGHBOURS = {("evaluate", "batch"), ("quantize", "evaluate"), ("finetune", "evaluate")}
 _EXEMPT = {"__init__.py", "__main__.py"}  # the front door sees every room
 _MODULE_PATH = re.compile(rf"memfit\.({'|'.join(_FLOOR)})(\.[\w.]*)?$", re.ASCII)
-_HEAVY = ("torch", "transformers", "numpy", "rich", "llama_cpp", "pynvml", "huggingface_hub", "httpx2")
+_HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "rich",
+    "llama_cpp",
+    "pynvml",
+    "huggingface_hub",
+    "httpx2",
+    "textual",
+)
 
 
 def _modules() -> list[Path]:

@@ -17,11 +17,19 @@ _MACHINES = list(itertools.product(PYTHONS, PROCESSORS))
 # Which lists of pyproject.toml each part of the lock is made from.
 _ASKED = {
     "build": ("build-system.requires", "dependency-groups.build"),
-    "run": ("project.dependencies", "project.optional-dependencies.llamacpp", "dependency-groups.demo"),
+    "run": (
+        "project.dependencies",
+        "project.optional-dependencies.llamacpp",
+        "project.optional-dependencies.monitor",
+        "project.optional-dependencies.serve",
+        "dependency-groups.demo",
+    ),
     "engine": ("project.optional-dependencies.llamacpp",),
     "test": (
         "project.dependencies",
         "project.optional-dependencies.llamacpp",
+        "project.optional-dependencies.monitor",
+        "project.optional-dependencies.serve",
         "project.optional-dependencies.transformers",
         "project.optional-dependencies.test",
         "dependency-groups.build",

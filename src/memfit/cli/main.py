@@ -31,6 +31,7 @@ _COMMANDS = {
     "run": "Answer a prompt, or chat, inside a memory budget.",
     "bench": "Measured speed and memory against the prediction.",
     "serve": "Serve a model over HTTP to the clients of OpenAI, Ollama and others.",
+    "monitor": "Live memory and speed of what runs, here or at a server's address.",
     "batch": "Answer a file of requests, many at a time; a killed run goes on.",
     "perplexity": "How well a model predicts a text, and how far it is from another.",
     "compare": "Models side by side: size, what is lost, speed.",

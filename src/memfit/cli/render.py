@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING
 
 from rich.console import Console, JustifyMethod
@@ -30,6 +30,8 @@ __all__ = [
     "console",
     "facts_of",
     "loading_progress",
+    "memory_bar",
+    "memory_legend",
     "own_choice_of",
     "plain",
     "print_advice",
@@ -42,6 +44,7 @@ __all__ = [
     "rates_of",
     "speaker",
     "table",
+    "tier_name",
     "why_of",
     "write",
 ]
@@ -157,7 +160,7 @@ def print_why(plan: Plan, out: Console) -> None:
     """Each choice with its reason."""
     for reason in why_of(plan):
         out.print(Text("  · "), plain(reason), sep="")
-    names = [_tier_name(tier.name) for tier in plan.tiers]
+    names = [tier_name(tier.name) for tier in plan.tiers]
     for what, terms in (
         (
             f"a prompt's pass of {min(plan.ubatch, plan.workload.prompt_tokens)} tokens",
@@ -212,25 +215,36 @@ def _gain(plan: Plan, change: Change) -> str:
 
 def _print_tier(tier: TierUse, out: Console) -> None:
     filled = f"{format_bytes(tier.total_bytes)} of {format_bytes(tier.budget_bytes)}"
-    out.print(f"[bold]{_tier_name(tier.name)}[/]  {filled}")
+    out.print(f"[bold]{tier_name(tier.name)}[/]  {filled}")
     scale = max(tier.budget_bytes, tier.total_bytes)
-    bar, legend = Text("  "), Text("  ")
+    out.print(Text("  ") + memory_bar(tier.parts, scale, _BAR_CELLS))
+    out.print(Text("  ") + memory_legend(tier.parts, tier.budget_bytes))
+
+
+def memory_bar(parts: Mapping[str, int], whole_bytes: int, cells: int) -> Text:
+    """A plan's parts of a tier, by their names in it, and what they leave of the whole."""
+    bar = Text()
     edge = 0
-    for name, size in tier.parts.items():
-        label, colour, cell = _PARTS[name]
-        start = round(_BAR_CELLS * edge / scale)
+    for name, size in parts.items():
+        _, colour, cell = _PARTS[name]
+        start = round(cells * edge / whole_bytes)
         edge += size
-        bar.append(cell * (round(_BAR_CELLS * edge / scale) - start), style=colour)
+        bar.append(cell * (round(cells * edge / whole_bytes) - start), style=colour)
+    return bar.append(_FREE_CELL * (cells - len(bar)), style="dim")
+
+
+def memory_legend(parts: Mapping[str, int], budget_bytes: int) -> Text:
+    """What the cells of `memory_bar` stand for."""
+    legend = Text()
+    for name, size in parts.items():
+        label, colour, cell = _PARTS[name]
         legend.append(f"{cell} ", style=colour).append(f"{label} {format_bytes(size)}  ")
-    bar.append(_FREE_CELL * (_BAR_CELLS + 2 - len(bar)), style="dim")
-    out.print(bar)
-    free = tier.budget_bytes - tier.total_bytes
+    free = budget_bytes - sum(parts.values())
     legend.append(f"{_FREE_CELL} ", style="dim")
-    legend.append(f"free {format_bytes(free)}" if free >= 0 else f"short {format_bytes(-free)}")
-    out.print(legend)
+    return legend.append(f"free {format_bytes(free)}" if free >= 0 else f"short {format_bytes(-free)}")
 
 
-def _tier_name(name: str) -> str:
+def tier_name(name: str) -> str:
     """Safe between tags of markup: an address may hold brackets."""
     return escape(name.upper() if name == "ram" else readable(name, kept=""))
 
@@ -276,7 +290,7 @@ def print_memory(report: Report, out: Console) -> None:
         if tier.error_bytes is not None:
             expected += f" ({format_bytes(tier.error_bytes)} off)"
         out.print(
-            f"[bold]{_tier_name(tier.name)}[/]  {reached} · {expected} · "
+            f"[bold]{tier_name(tier.name)}[/]  {reached} · {expected} · "
             f"budget {format_bytes(tier.budget_bytes)} · {verdict}"
         )
     if report.cap:

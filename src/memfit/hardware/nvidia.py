@@ -7,12 +7,13 @@ A GPU's index is NVML's, by PCI address. Which GPUs CUDA_VISIBLE_DEVICES leaves 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from memfit.hardware.machine import Gpu
 
-__all__ = ["GpuBytes", "read_gpus"]
+__all__ = ["GpuBytes", "GpuMoment", "GpuWatch", "read_gpus"]
 
 _Nvml = Any  # the pynvml module, which has no types
 
@@ -69,6 +70,56 @@ class GpuBytes:
             if (held := _by_process(lists).get(pid)) is not None:
                 found[tier] = held
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuMoment:
+    """A GPU as it is now; None where its driver does not say."""
+
+    index: int
+    name: str
+    total_bytes: int
+    used_bytes: int
+    processes: Mapping[int, int | None] | None = None  # bytes by process id
+    temperature_celsius: int | None = None
+    power_watts: float | None = None
+
+
+class GpuWatch:
+    """All NVIDIA GPUs, again and again. Their driver stays open."""
+
+    def __init__(self) -> None:
+        self._nvml: _Nvml | None = None
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except Exception:  # as in GpuBytes
+            return
+        self._nvml = pynvml
+
+    def look(self) -> tuple[GpuMoment, ...]:
+        return tuple(self._moments(self._nvml)) if self._nvml else ()
+
+    def _moments(self, nvml: _Nvml) -> Iterator[GpuMoment]:
+        for index in range(_optional(nvml, nvml.nvmlDeviceGetCount) or 0):
+            handle = _optional(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
+            memory = handle and _optional(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+            if not memory:
+                continue
+            lists = [_optional(nvml, query, handle) for query in _queries(nvml)]
+            milliwatts = _optional(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+            yield GpuMoment(
+                index=index,
+                name=_optional(nvml, nvml.nvmlDeviceGetName, handle) or f"GPU {index}",
+                total_bytes=memory.total,
+                used_bytes=memory.used,
+                processes=None if None in lists else _by_process(lists),
+                temperature_celsius=_optional(
+                    nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU
+                ),
+                power_watts=None if milliwatts is None else milliwatts / 1000,
+            )
 
 
 def _devices(nvml: _Nvml) -> tuple[tuple[Gpu, ...], str | None]:
