@@ -1,12 +1,13 @@
 """The page of `memfit serve` in a real browser: what it loads, paints, computes and holds.
 
-    python benchmarks/page.py [loading] [answers] [memory] [tabs] [server]     (all where none is named)
+    python benchmarks/page.py [loading] [answers] [memory] [tabs] [server] [prices]   (all where none is named)
 
 - loading: bytes and requests of a first visit, then of every room; first paint on a CPU four times slower
 - answers: share of a core while answers of one block come at 100 tokens a second, and while nothing comes
 - memory: heap and listeners after each of five answers of 3,000 tokens
 - tabs: ten of them, each answered in turn and then looked at
 - server: the share of a core of the process that serves while the model answers, by its speed
+- prices: 50 moves of the sliders, each from the move until the bars show its price; the page's share of that
 
 Answers of a chosen shape and speed come from a stand-in: the page's own files by the server's own routes,
 with /plan and /activity as `memfit serve demo` told them. Needs playwright (the extra "test") and chromium.
@@ -27,7 +28,8 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager
-from statistics import median
+from random import Random
+from statistics import median, quantiles
 from typing import Any
 
 import psutil
@@ -48,6 +50,7 @@ SECONDS = 20
 LONG = 3000  # tokens
 SLOWER = 4
 TABS = 10
+MOVES = 50
 LINES = {  # of one block each, without end
     "code": "    total_{0} = measure(rows[{0}], 'text', scale=0.5)  # row {0}\n",
     "list": "- item {0} with **strong** words and `code` in it\n",
@@ -67,6 +70,7 @@ def main() -> int:
         "memory": memory,
         "tabs": tabs,
         "server": server,
+        "prices": prices,
     }
     parser.add_argument("parts", nargs="*", metavar="PART", choices=[*parts, []])
     chosen = parser.parse_args().parts or list(parts)
@@ -79,7 +83,7 @@ def main() -> int:
         )
         with stand_in(told) as address, closing(browser):
             for name in chosen:
-                where = (real, process) if name == "server" else (address,)
+                where = {"server": (real, process), "prices": (real,)}.get(name, (address,))
                 for what, measured, bar, met in parts[name](browser, *where):
                     missed += not met
                     print(f"| {what} | {measured} | {bar} | {'' if met else 'missed'} |", flush=True)
@@ -340,6 +344,41 @@ def server(browser: Any, address: str, process: psutil.Process) -> Iterator[tupl
     at_rate = busy / tokens * RATE
     said = f"{busy / seconds:.1%} of a core at {tokens / seconds:.0f} tok/s, {at_rate:.1%} at {RATE}"
     yield "the process that serves", said, "5 %", at_rate <= 0.05
+
+
+# A move, and the moment after which the browser has drawn what the last price gave.
+MOVE = """async ([label, share]) => {
+  const slider = document.querySelector(`.sliders input[aria-label='${label}']`);
+  const least = Number(slider.min), value = Math.round(least + share * (slider.max - least));
+  const began = performance.now();
+  performance.clearResourceTimings();
+  slider.value = value;
+  slider.dispatchEvent(new InputEvent("input", { bubbles: true }));
+  const busy = () => document.querySelector(".room [aria-busy]").ariaBusy === "true";
+  const frame = () => new Promise(requestAnimationFrame);
+  do await frame(); while (busy());
+  await frame();
+  const asked = performance.getEntriesByType("resource").filter((one) => one.name.endsWith("/plan"));
+  const waited = Math.max(0, ...asked.map((one) => one.responseEnd - one.requestStart));
+  return [performance.now() - began, waited];
+}"""
+
+
+def prices(browser: Any, address: str) -> Iterator[tuple[str, str, str, bool]]:
+    random, wholes, shares = Random(1), [], []
+    with opened(browser, address) as (page, _):
+        page.click("nav a[href='#plan']")
+        page.wait_for_selector(".sliders input")
+        page.evaluate(MOVE, ["RAM", 0.5])  # starts the process that prices
+        for number in range(MOVES):
+            label = ("RAM", "Context", "Sequences at once")[number % 3]
+            whole, waited = page.evaluate(MOVE, [label, random.uniform(0.1, 1)])
+            wholes.append(whole)
+            shares.append(whole - waited)
+    told = f"p50 {median(wholes):.0f} ms, p95 {quantiles(wholes, n=20)[-1]:.0f} ms"
+    yield f"{MOVES} moves, each priced and drawn", told, "100 ms", quantiles(wholes, n=20)[-1] <= 100
+    told = f"p50 {median(shares):.0f} ms, p95 {quantiles(shares, n=20)[-1]:.0f} ms"
+    yield "the page's share of a move", told, "35 ms", quantiles(shares, n=20)[-1] <= 35
 
 
 if __name__ == "__main__":
