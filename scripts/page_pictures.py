@@ -51,7 +51,7 @@ def main() -> None:
                 _chat(page, _QUESTION[language])
             page.click(f"nav a[href='#{room}']")
             page.wait_for_timeout(3000)  # figures that are asked for come in
-            page.screenshot(path=_TARGET / f"{room}-{language}.jpg", type="jpeg", quality=82)
+            page.screenshot(path=_TARGET / f"{room}-{language}.png")
             context.close()
         browser.close()
 
