@@ -223,7 +223,8 @@ def loading(browser: Any, address: str) -> Iterator[tuple[str, str, str, bool]]:
             urls[event["requestId"]] = event["request"]["url"]
 
         def count(event: dict[str, Any]) -> None:
-            if not urls[event["requestId"]].endswith(ASKED):
+            url = urls[event["requestId"]]
+            if url.startswith("http") and not url.endswith(ASKED):
                 sizes[event["requestId"]] = event["encodedDataLength"]
 
         session.on("Network.requestWillBeSent", ask_for)
