@@ -57,6 +57,9 @@ def main() -> None:
 
 
 def _chat(page: Any, question: str) -> None:
+    page.click("summary")
+    page.fill("input[max='131072']", "160")  # tokens at most
+    page.click("summary")
     page.fill(".composer textarea", question)
     page.keyboard.press("Enter")
     page.wait_for_selector(".message.assistant .tools", timeout=120_000)

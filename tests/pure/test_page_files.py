@@ -66,6 +66,19 @@ def test_browsers_get_the_page_and_programs_a_greeting(accepts: str) -> None:
     asyncio.run(ask())
 
 
+def test_what_the_first_room_imports_is_asked_for_at_once() -> None:
+    front = (_PAGE / "index.html").read_text(encoding="utf-8")
+    asked = set(re.findall(r'(?:modulepreload" href|script type="module" src)="page/([^"]+)"', front))
+    needed, found = {"app.js"}, set[str]()
+    while left := needed - found:
+        name = left.pop()
+        found.add(name)
+        if not name.startswith("vendor/"):
+            source = (_PAGE / name).read_text(encoding="utf-8")
+            needed |= set(re.findall(r'^(?:import|\}).* from "\./([^"]+)";', source, re.MULTILINE))
+    assert asked == found
+
+
 def test_files_are_compressed_and_small_together() -> None:
     files = [path for path in _PAGE.rglob("*") if path.is_file() and path.suffix not in (".txt",)]
     sizes = {path.name: len(gzip.compress(path.read_bytes(), 6)) for path in files}

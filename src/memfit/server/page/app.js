@@ -16,6 +16,8 @@ const ROOMS = {
   activity: { icon: "activity", open: async () => (await import("./activity.js")).Activity },
 };
 const THEME = "memfit-theme";
+// In the document: as a file it would be asked for at every change of room.
+const ICON = document.querySelector("link[rel=icon]").href;
 
 const room = signal("chat");
 const Room = signal(null);
@@ -45,7 +47,7 @@ function Frame() {
   return html`
     <header>
       <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.querySelector("main").focus(); }}>${t("skip")}</a>
-      <h1><img src="page/icon.svg" alt="" width="24" height="24" /> memfit</h1>
+      <h1><img src=${ICON} alt="" width="24" height="24" /> memfit</h1>
       <nav aria-label=${t("rooms")}>
         ${Object.entries(ROOMS).map(([name, { icon }]) => html`
           <a key=${name} href=${`#${name}`} aria-current=${room.value === name ? "page" : undefined}>

@@ -5,7 +5,7 @@
 // takes a twentieth of the time at most: layout and paint take as much again.
 import { lexer } from "./vendor/core.js";
 
-const LEAST_MS = 66;
+const LEAST_MS = 100;
 const SHARE = 20;
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", "#39": "'" };
 const SAFE_LINK = /^(https?:\/\/|mailto:)/i;
