@@ -13,15 +13,16 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SOURCE = _ROOT / "scripts" / "page"
 _TARGET = _ROOT / "src" / "memfit" / "server" / "page" / "vendor"
-_BUNDLES = ("core", "chart", "highlight")
+_BUNDLES = ("core", "extras")
 _ICONS = (
     *("activity", "check", "chevron-left", "chevron-right", "circle-stop", "copy", "download", "gauge"),
-    *("memory-stick", "menu", "message-square", "moon", "package", "pencil", "plus", "refresh-cw"),
-    *("send-horizontal", "settings-2", "sun", "trash-2", "upload", "x"),
+    *("memory-stick", "message-square", "moon", "package", "pencil", "plus", "refresh-cw", "send-horizontal"),
+    *("sun", "trash-2", "upload", "x"),
 )
 
 
@@ -32,6 +33,8 @@ def main() -> None:
             shutil.copy(path, work)
         subprocess.run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=work, check=True)
         modules = work / "node_modules"
+        icons = json.dumps(_icons(modules / "lucide-static" / "icons"))
+        (work / "icons.json").write_text(icons, encoding="utf-8")  # core.js imports it
         shutil.rmtree(_TARGET, ignore_errors=True)
         _TARGET.mkdir(parents=True)
         for name in _BUNDLES:
@@ -41,19 +44,16 @@ def main() -> None:
                 cwd=work,
                 check=True,
             )
-        (_TARGET / "icons.svg").write_text(_sprite(modules / "lucide-static" / "icons"), encoding="utf-8")
         (_TARGET / "LICENSES.txt").write_text(_licences(modules), encoding="utf-8")
 
 
-def _sprite(folder: Path) -> str:
-    """All icons in one file, each a symbol."""
-    symbols = []
+def _icons(folder: Path) -> dict[str, list[tuple[str, dict[str, str]]]]:
+    """Each icon's shapes: tag and attributes."""
+    found = {}
     for name in _ICONS:
-        text = (folder / f"{name}.svg").read_text(encoding="utf-8")
-        inside = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
-        shapes = "".join(line.strip() for line in inside.splitlines())
-        symbols.append(f'<symbol id="{name}" viewBox="0 0 24 24">{shapes}</symbol>')
-    return f'<svg xmlns="http://www.w3.org/2000/svg">{"".join(symbols)}</svg>\n'
+        shapes = ElementTree.parse(folder / f"{name}.svg").getroot()
+        found[name] = [(one.tag.rpartition("}")[2], dict(one.attrib)) for one in shapes]
+    return found
 
 
 def _licences(modules: Path) -> str:

@@ -6,3 +6,11 @@ export { batch, computed, effect, signal, useComputed, useSignal, useSignalEffec
 import htm from "htm";
 import { h } from "preact";
 export const html = htm.bind(h);
+
+import icons from "./icons.json"; // lucide's, written by vendor_page.py
+
+// `mirrored` where it points along the line of reading.
+export function Icon({ name, mirrored = false }) {
+  return html`<svg class=${`icon${mirrored ? " mirrored" : ""}`} viewBox="0 0 24 24" aria-hidden="true">
+    ${icons[name].map(([tag, shape]) => h(tag, shape))}</svg>`;
+}

@@ -32,7 +32,7 @@ function Chart() {
     let stop = () => {};
     let isGone = false;
     const fit = new ResizeObserver(() => chart?.setSize({ width: element.clientWidth, height: 220 }));
-    import("./vendor/chart.js").then(({ default: Plot }) => {
+    import("./vendor/extras.js").then(({ Plot }) => {
       if (isGone) return;
       const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
       const axis = { stroke: () => colour("--dim"), grid: { stroke: () => colour("--line"), width: 1 }, ticks: { show: false } };

@@ -1,10 +1,8 @@
 // The page's frame: rooms, language, light or dark, and the key where the server wants one.
-import { html, render, signal, useEffect, useRef } from "./vendor/core.js";
+import { html, Icon, render, signal, useEffect, useRef } from "./vendor/core.js";
 import { Chat } from "./chat.js";
 import { openConversations } from "./conversations.js";
-import { Icon } from "./parts.js";
-import { refresh, running } from "./running.js";
-import { giveKey, isReachable, wantsKey } from "./server.js";
+import { giveKey, isReachable, refresh, running, wantsKey } from "./server.js";
 import { forGood } from "./storage.js";
 import { LANGUAGES, language, preferredLanguage, t, useLanguage } from "./words.js";
 

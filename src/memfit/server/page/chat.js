@@ -1,13 +1,11 @@
 // The room for conversations.
-import { batch, computed, html, signal, useEffect, useLayoutEffect, useRef } from "./vendor/core.js";
+import { batch, computed, html, Icon, signal, useEffect, useLayoutEffect, useRef } from "./vendor/core.js";
 import {
   areKept, branch, conversations, current, exported, forget, importText, keep, newConversation, newest, versions,
   withMessage, withVersion,
 } from "./conversations.js";
 import { MarkdownView } from "./markdown_view.js";
-import { Icon } from "./parts.js";
-import { running } from "./running.js";
-import { ServerError, askEvents } from "./server.js";
+import { askEvents, running, ServerError } from "./server.js";
 import { Figure, speedText, t } from "./words.js";
 
 const TITLE_LENGTH = 60;

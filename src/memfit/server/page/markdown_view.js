@@ -105,7 +105,8 @@ function block(token) {
     case "def":
       return null;
     case "heading":
-      return make(`h${Math.min(6, token.depth + 2)}`, inlines(token.tokens), { dir: "auto" });
+      // All below the message's own, and none skipped: where a text begins at its third level is its affair.
+      return make("h3", inlines(token.tokens), { dir: "auto", class: `depth-${token.depth}` });
     case "code":
       return code(token);
     case "blockquote":
@@ -186,7 +187,7 @@ function inline(token) {
 async function highlight(element) {
   const found = element.querySelectorAll("code[data-language]");
   if (!found.length) return;
-  const { default: hljs } = await import("./vendor/highlight.js");
+  const { hljs } = await import("./vendor/extras.js");
   for (const one of found) {
     if (!hljs.getLanguage(one.dataset.language)) continue;
     const { _emitter } = hljs.highlight(one.textContent, { language: one.dataset.language });

@@ -1,6 +1,6 @@
 // The room for memory: what lies where, now and as it was predicted.
 import { html } from "./vendor/core.js";
-import { running } from "./running.js";
+import { running } from "./server.js";
 import { Figure, Size, Speed, t } from "./words.js";
 
 const PARTS = ["weights", "kv_cache", "compute", "overhead"];

@@ -1,10 +1,8 @@
 // The room for the models that are here, and those of a repository on the hub: size, fit, speed and loss, downloads
 // and deletions. Downloads and prices go on while another room is looked at.
-import { html, signal, useEffect, useRef } from "./vendor/core.js";
+import { html, Icon, signal, useEffect, useRef } from "./vendor/core.js";
 import { TierBar } from "./memory.js";
-import { Icon } from "./parts.js";
-import { running } from "./running.js";
-import { ask, askJson, askLines } from "./server.js";
+import { ask, askJson, askLines, running } from "./server.js";
 import { Figure, Size, Speed, sizeText, t } from "./words.js";
 
 const SPEED_SECONDS = 5; // over which a download's speed is taken

@@ -1,8 +1,7 @@
 // The room where budget and workload are moved, and priced at each move.
 import { computed, html, signal } from "./vendor/core.js";
 import { Rates, TierBar } from "./memory.js";
-import { running } from "./running.js";
-import { askJson } from "./server.js";
+import { askJson, running } from "./server.js";
 import { Figure, sizeText, t } from "./words.js";
 
 const MIB = 2 ** 20;

@@ -1,4 +1,4 @@
-// Speaks with the server. Where it wants a key, the page asks for it and keeps it for this tab.
+// Speaks with the server, and keeps what it tells of the running plan. The key it wants is asked for, and kept for this tab.
 import { signal } from "./vendor/core.js";
 import { forThisTab } from "./storage.js";
 
@@ -88,3 +88,25 @@ function wellSaid(text) {
 function messageOf(said) {
   return said?.error?.message ?? (typeof said?.error === "string" ? said.error : undefined);
 }
+
+// -- the running plan and what is held, asked again while somebody looks
+
+const BUSY_MS = 1000;
+const IDLE_MS = 3000;
+
+export const running = signal(null);
+let timer = 0;
+
+export async function refresh() {
+  clearTimeout(timer);
+  if (document.hidden || wantsKey.value) return;
+  try {
+    running.value = await askJson("plan");
+  } catch {
+    // The banner of app.js says that nobody answers.
+  }
+  const isBusy = running.value?.running > 0 || running.value?.state !== "ready";
+  timer = setTimeout(refresh, isBusy ? BUSY_MS : IDLE_MS);
+}
+
+document.addEventListener("visibilitychange", refresh);
