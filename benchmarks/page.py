@@ -142,14 +142,14 @@ def stand_in(told: dict[str, Any]) -> Iterator[str]:
 
 
 async def events(shape: str, tokens: int, rate: float) -> AsyncIterator[str]:
-    began = time.monotonic()
+    began, timings = time.monotonic(), {"predicted_per_second": rate}
     text = answer_text(shape, tokens)
     for number in range(tokens):
         await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
         delta = {"content": text[TOKEN * number : TOKEN * (number + 1)]}
-        yield f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n"
+        yield f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}], 'timings': timings})}\n\n"
     usage = {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": tokens + 3}
-    yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n"
+    yield f"data: {json.dumps({'choices': [], 'usage': usage, 'timings': timings})}\n\ndata: [DONE]\n\n"
 
 
 def answer_text(shape: str, tokens: int) -> str:

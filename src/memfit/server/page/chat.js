@@ -283,7 +283,7 @@ async function answer(parent) {
     conversation = withMessage(conversation, { ...message, isUnfinished: true });
     current.value = conversation;
   });
-  const body = { messages: asked, stream: true, stream_options: { include_usage: true }, ...conversation.sampling };
+  const body = { messages: asked, stream: true, timings_per_token: true, ...conversation.sampling };
   const done = { ...message };
   let began = 0;
   let told = 0;
@@ -302,11 +302,11 @@ async function answer(parent) {
         const now = performance.now();
         if (now < told + SPEED_MS) continue;
         told = now;
-        speed.value = (1000 * pieces) / (now - began);
+        speed.value = (1000 * pieces) / (now - began); // a busy server sends several tokens as one piece
       }
       if (event.usage) {
         done.stats = {
-          speed: event.timings?.predicted_per_second ?? speed.value,
+          speed: event.timings.predicted_per_second,
           context: event.usage.total_tokens,
           limit: running.value?.context,
         };

@@ -84,8 +84,9 @@ export function Memory() {
   return html`
     <div class="room">
       <h2>${t("room.memory")}</h2>
-      <p><bdi>${plan.model.name}</bdi> <bdi dir="ltr">${plan.model.quantization}</bdi> · ${t("context")}${" "}
-        <${Figure}>${plan.context} × ${plan.parallel}<//> · <${Figure}>${plan.kv_type ?? ""}<//></p>
+      <p><bdi>${plan.model.name}</bdi> · <bdi dir="ltr">${plan.model.quantization}</bdi> · ${t("context")}${" "}
+        <${Figure}>${plan.context}<//> · ${t("parallel")} <${Figure}>${plan.parallel}<//>
+        ${plan.kv_type ? html` · ${t("kv-type")} <${Figure}>${plan.kv_type}<//>` : null}</p>
       ${plan.tiers.filter((tier) => tier.kind !== "disk").map((tier) => html`
         <${TierBar} key=${tier.name} tier=${tier} measured=${measured[tier.name]} used=${Math.min(1, plan.cells_in_use / plan.context)}
           pricing=${tier.name === "ram" ? plan.pricing_bytes : 0} />`)}
