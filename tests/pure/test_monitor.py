@@ -11,6 +11,7 @@ import os
 import pty
 import re
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
@@ -282,6 +283,47 @@ def test_strangers_at_an_address(answers: dict[str, Any], said: str) -> None:
         error = server.look().error
         assert error is not None and error.exit_code == 5
         assert re.search(said, str(error))
+
+
+@pytest.mark.parametrize("piece", [b"X-A: b\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["head", "go on"])
+def test_a_head_without_an_end(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read is quick, and the whole never comes."""
+    monkeypatch.setattr("memfit.monitor.servers._WHOLE_SECONDS", 0.3)
+
+    class Endless(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.sendall(b"HTTP/1.1 200 OK\r\n" if piece.startswith(b"X") else piece)
+                while True:
+                    self.request.sendall(piece)
+                    time.sleep(0.02)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Endless) as endless:
+        endless.daemon_threads = True
+        threading.Thread(target=endless.serve_forever, args=(0.01,), daemon=True).start()
+        with Server(f"http://127.0.0.1:{endless.server_address[1]}") as server:
+            for _ in range(2):  # and it can be asked again
+                assert "too slowly" in str(server.look().error)
+        endless.shutdown()
+
+
+@pytest.mark.parametrize("name", ["weights_bytes", "held_bytes"])
+def test_a_tier_that_holds_far_more_than_its_budget(name: str, fake: _Fake) -> None:
+    """A bar as long as a stranger says would take all memory."""
+    fake.answers["/plan"] = json.loads(json.dumps(_PLAN))
+    part = fake.answers["/plan"]["measured" if name == "held_bytes" else "tiers"]
+    (part["tiers"] if isinstance(part, dict) else part)[0][name] = 2**50
+    with Server(fake.address) as server:
+        shown = _shown(Snapshot(servers=(server.look(),)))
+    assert "1.00 PiB" in shown or "1048576.00 GiB" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_a_speed_that_no_clock_measures_is_unknown(fake: _Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.answers["/activity"] = {**_ACTIVITY, "recent": [{**_ANSWER, "generation_seconds": 5e-324}]}
+    code, out, _ = _call(capsys, fake.address, "--json")
+    assert code == 0
+    assert json.loads(out)["servers"][0]["answered"]["generation_tokens_per_second"] is None
 
 
 def test_another_status() -> None:

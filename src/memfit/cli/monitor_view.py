@@ -144,7 +144,15 @@ def _tier(tier: Tier) -> list[RenderableType]:
 
 
 def _whole(tier: Tier) -> int:
-    return max(tier.budget_bytes, tier.total_bytes, tier.peak_bytes or 0, 1)
+    """What a bar's end stands for; by a stranger's word any of these may be the largest."""
+    return max(
+        tier.budget_bytes,
+        sum(tier.parts.values()),
+        tier.held_bytes or 0,
+        tier.peak_bytes or 0,
+        tier.total_bytes,
+        1,
+    )
 
 
 def _held_bar(tier: Tier, style: str, cells: int) -> Text:

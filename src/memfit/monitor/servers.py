@@ -4,6 +4,7 @@ fast (GET /activity). Trusts nothing that comes, for anybody may listen at an ad
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ _PORT = 8080  # serve's own
 _CONNECT_SECONDS, _SILENCE_SECONDS, _WHOLE_SECONDS = 1.0, 2.0, 4.0
 _MOST_BYTES = 4 * MIB  # of an answer; a plan has tens of KiB
 _SPEED_SECONDS = 2.0  # over which tokens a second are counted: workers tell of theirs twice a second
+_LEAST_SECONDS = 1e-6
 _PARTS = ("weights", "kv_cache", "compute", "overhead")
 _HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", re.ASCII)
 _FORMS = "http://127.0.0.1:8080, 127.0.0.1:8080 or :8080"
@@ -171,18 +173,31 @@ class Server(Closing):
         return found
 
     def _get(self, path: str) -> tuple[int, bytes]:
+        import httpx2
+
         # As bytes: a key may have letters that httpx2 does not write.
         headers = {b"Authorization": b"Bearer " + self._key.encode()} if self._key else {}
         ends = time.monotonic() + _WHOLE_SECONDS
         data = bytearray()
-        with self._client.stream("GET", path, headers=headers) as answer:
-            for part in answer.iter_raw():
-                data += part
-                if len(data) > _MOST_BYTES:
-                    raise self._error(f"{path} sends more than {_MOST_BYTES >> 20} MiB")
-                if time.monotonic() > ends:
-                    raise self._error("it answers too slowly")
-            return answer.status_code, bytes(data)
+        # httpx2's own limits are of each read: a head that comes a letter at a time would never end.
+        closing = threading.Timer(_WHOLE_SECONDS, self._client.close)
+        closing.daemon = True
+        closing.start()
+        try:
+            with self._client.stream("GET", path, headers=headers) as answer:
+                for part in answer.iter_raw():
+                    data += part
+                    if len(data) > _MOST_BYTES:
+                        raise self._error(f"{path} sends more than {_MOST_BYTES >> 20} MiB")
+                return answer.status_code, bytes(data)
+        except (httpx2.HTTPError, RuntimeError):
+            if time.monotonic() < ends:
+                raise
+            raise self._error("it answers too slowly") from None
+        finally:
+            closing.cancel()
+            if self._client.is_closed:
+                self._client = _client(self.address)
 
     def _error(self, said: str) -> EngineError:
         return EngineError(f"{self.address}: {said}", field=self.address)
@@ -255,8 +270,8 @@ class Server(Closing):
             answers=len(answers),
             prompt_tokens=prompt,
             cached_tokens=cached,
-            prompt_tokens_per_second=(prompt - cached) / prompt_seconds if prompt_seconds else None,
-            generation_tokens_per_second=generated / seconds if seconds else None,
+            prompt_tokens_per_second=_rate_of(prompt - cached, prompt_seconds),
+            generation_tokens_per_second=_rate_of(generated, seconds),
         )
 
 
@@ -276,6 +291,11 @@ class _Recent:
     completion_tokens: int
     prompt_seconds: float
     generation_seconds: float
+
+
+def _rate_of(tokens: int, seconds: float) -> float | None:
+    """None where no clock could have measured it: by next to nothing it would be infinite."""
+    return tokens / seconds if seconds >= _LEAST_SECONDS else None
 
 
 def _client(address: str) -> httpx2.Client:
