@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import psutil
@@ -130,6 +131,29 @@ def test_totals_grow_while_an_answer_is_written_and_stay_once_it_is_stopped(clie
     assert last >= seen[-1] > seen[0]
     client.post("/completion", json={"prompt": "Hello", "n_predict": 2})
     assert generated() >= last + 2
+
+
+def test_a_price_that_fails_leaves_the_next_ones_well(client: httpx2.Client) -> None:
+    """Nobody answers at that device: the planner for it was never there, and the one before is closed."""
+    body = {"budget": {"rpc": {"127.0.0.1:1": 2**20}}}
+    assert client.post("/plan", json={}, timeout=MOST_SECONDS).status_code == 200
+    assert client.post("/plan", json=body, timeout=MOST_SECONDS).status_code == 500
+    assert client.post("/plan", json={"workload": {"context": 777}}, timeout=MOST_SECONDS).json()["fits"]
+
+
+def test_prices_that_are_asked_while_a_plan_is_applied(client: httpx2.Client) -> None:
+    """The process that prices is ended for it; who waits for a price does not see that."""
+    with ThreadPoolExecutor(12) as pool:
+
+        def ask(path: str, context: int) -> int:
+            body = {"workload": {"context": context}}
+            return client.post(path, json=body, timeout=MOST_SECONDS).status_code
+
+        prices = [pool.submit(ask, "/plan", 600 + 8 * number) for number in range(4)]
+        applied = pool.submit(ask, "/apply", 1024)
+        prices += [pool.submit(ask, "/plan", 700 + 8 * number) for number in range(7)]
+        assert applied.result() == 200
+        assert {one.result() for one in prices} == {200}
 
 
 def test_a_plan_is_applied_and_one_that_does_not_fit_is_not(client: httpx2.Client) -> None:

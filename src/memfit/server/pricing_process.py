@@ -17,7 +17,7 @@ import psutil
 
 from memfit.api import open_planner
 from memfit.engines.protocol import Planner, PlanOptions
-from memfit.errors import DoesNotFitError, EngineError, MemfitError
+from memfit.errors import DoesNotFitError, EngineError, MemfitError, WorkerDiedError
 from memfit.known_losses import with_loss
 from memfit.memory.process_memory import group_bytes, process_memory
 from memfit.planner.request import Budget, Workload
@@ -39,16 +39,24 @@ class _Prices:
         devices = [*(budget.vram if isinstance(budget.vram, dict) else (budget.vram,)), *budget.rpc]
         fixed = (workload.threads, workload.repack, workload.grammars, *devices)
         if self._planner is None or fixed != self._fixed:
-            self._opened.close()
+            self._forget()
             options = PlanOptions(budget=budget, many=True, count_parent=True, **self._identity)
             planner = open_planner(self._model, self._engine, options, workload)
             self._planner, self._fixed = self._opened.enter_context(planner), fixed
-        planned = with_loss(self._planner.plan(workload, budget))
+        try:
+            planned = with_loss(self._planner.plan(workload, budget))
+        except WorkerDiedError:
+            self._forget()  # the next price gets another
+            raise
         try:
             planned.require_fit()
         except DoesNotFitError as error:
             return error.to_json()
         return planned.to_json()
+
+    def _forget(self) -> None:
+        self._planner = None  # also where no other can be opened: a closed one answers nobody
+        self._opened.close()
 
 
 def main() -> int:

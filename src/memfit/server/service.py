@@ -88,15 +88,14 @@ class Service:
             loop.call_soon_threadsafe(self._take, plan)
             return session
 
-        self.pricer.close()  # its memory was measured against the running plan
+        self.pricer.begin_again(self.plan)  # its memory was measured against the running plan
         await self.host.reload(load)
         await self.host.settle()  # it opens its stream
 
     def _take(self, plan: Plan) -> None:
         self.plan = plan
         self.admission.running, self.host.at_once = plan.parallel, at_once(plan)
-        self.pricer.close()
-        self.pricer = Pricer(plan)
+        self.pricer.begin_again(plan)
 
     def status(self) -> Status:
         """With the calls that are here now: the worker tells of its requests twice a second only."""
