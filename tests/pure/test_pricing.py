@@ -55,6 +55,7 @@ def test_what_is_said_holds() -> None:
         ({"budget": {"vram": {"0": "x"}}}, "budget.vram.0"),
         ({"budget": {"rpc": "10.0.0.2:1"}}, "budget.rpc"),
         ({"budget": {"rpc": {"10.0.0.2": 1}}}, "budget.rpc"),
+        ({"budget": {"rpc": {f"10.0.0.2:{port}": 1 for port in range(1, 100)}}}, "budget.rpc"),
         ({"workload": {"context": 0}}, "workload.context"),
         ({"workload": {"context": 1.5}}, "workload.context"),
         ({"workload": {"kv_type": "f8"}}, "workload.kv_type"),

@@ -165,7 +165,9 @@ def test_options_that_precisions_leave_out_are_refused(
     assert code == 2 and all(name in error["message"] for name in named)
 
 
-@pytest.mark.parametrize("model", ["", ".", "/", "x" * 5000, "\udcff", "é☃.gguf", "-", "hf:", "https://"])
+@pytest.mark.parametrize(
+    "model", ["", ".", "/", "x" * 5000, "\udcff", "é☃.gguf", "-", "hf:", "https://", "https://[::1/x.gguf"]
+)
 @pytest.mark.parametrize("command", ["inspect", "pull", "remove"])
 def test_a_model_that_is_none(command: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, error, _ = _call(capsys, command, model)

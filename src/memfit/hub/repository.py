@@ -266,7 +266,10 @@ def _checkpoint(found: Repository) -> tuple[RemoteFile, ...]:
 
 def _of_url(given: str) -> RemoteModel:
     url = download_address(given)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"{readable(given, kept='')}: {error}") from None
     name = PurePosixPath(unquote(parts.path)).name
     if not parts.hostname or not name.lower().endswith(".gguf"):
         meant = hub_name(given)

@@ -28,6 +28,7 @@ __all__ = ["LATEST", "Library", "library_name"]
 _NAME = "the library's process"
 _FRESH_SECONDS = 10.0  # for which a list holds; other programs download too
 _MOST_PULLS = 4
+_MOST_LETTERS = 8000  # of a name: a signed URL has some hundreds
 LATEST = ":latest"  # what clients add to a name without a tag
 _REPOSITORY = re.compile(r"hf:([^/:]+/[^/:]+)(?:[/:].*)?", re.DOTALL)
 _HUB = re.compile(r"(?:https?://)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
@@ -41,6 +42,8 @@ def library_name(name: str) -> str:
         UsageError: it is something else; says what to send.
     """
     name = name.removesuffix(LATEST)
+    if len(name) > _MOST_LETTERS or not name.isprintable():  # no command line takes it
+        raise UsageError(f"{readable(name, most=200, kept='')}: no model has such a name", field="model")
     if name.startswith("hf:") or _FILE.fullmatch(name):
         return name
     meant = hub_name(name)
@@ -58,6 +61,7 @@ class Library:
 
     def __init__(self) -> None:
         self._listing = asyncio.Lock()
+        self._choosing = asyncio.Lock()
         self._planning = asyncio.Lock()
         self._models: list[dict[str, Any]] = []
         self._listed = float("-inf")  # when
@@ -77,7 +81,8 @@ class Library:
 
     async def choices(self, name: str) -> dict[str, Any]:
         """The quantizations that a repository on the hub holds, and smaller models of its owner, as
-        hub/remote_model.py lists them. `name` is a client's, of the repository or of a model in it.
+        hub/remote_model.py lists them. `name` is a client's, of the repository or of a model in it. One at a
+        time, as plans are: each takes a process.
 
         Raises:
             UsageError: it names no repository.
@@ -90,8 +95,9 @@ class Library:
                 "listed: send hf.co/org/repo",
                 field="model",
             )
-        listed: dict[str, Any] = await helper_answer("memfit.hub", "choices", found[1], name=_NAME)
-        return listed
+        async with self._choosing:
+            listed: dict[str, Any] = await helper_answer("memfit.hub", "choices", found[1], name=_NAME)
+            return listed
 
     async def plan(self, model: str, budget: Budget, workload: Workload) -> dict[str, Any]:
         """The JSON of another model's plan, also of one that is not here. One at a time, in the order of the

@@ -17,6 +17,8 @@ from memfit.strict_json import refusal
 
 __all__ = ["read_price"]
 
+_MOST_DEVICES = 64  # each that is remote is asked, one after the other, while other calls wait
+
 _READERS = {"int": read_integer, "str": read_text, "bool": read_boolean}
 _WORKLOAD = {one.name: _READERS[str(one.type).partition(" ")[0]] for one in fields(Workload)}
 
@@ -65,6 +67,13 @@ def _budget(given: Mapping[str, Any]) -> dict[str, Any]:
             read[name] = read_boolean(value, path)
         elif name == "rpc" or isinstance(value, dict):
             sizes = read_object(value, path)
+            if len(sizes) > _MOST_DEVICES:
+                raise UsageError(
+                    f"{path}: got {len(sizes)} devices, needed at most {_MOST_DEVICES}",
+                    field=path,
+                    got=len(sizes),
+                    needed=_MOST_DEVICES,
+                )
             read[name] = {_device(key): _size(size, f"{path}.{key}") for key, size in sizes.items()}
         else:
             read[name] = _size(value, path)
