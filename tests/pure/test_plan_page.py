@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -331,3 +332,13 @@ def test_a_browser_that_hangs_is_ended_with_all_that_it_started(
     stat = Path(f"/proc/{int(Path('pid').read_text())}/stat")
     assert not stat.exists() or stat.read_text().split()[2] in ("Z", "X")
     assert sorted(path.name for path in Path().iterdir()) == ["bin", "pid", "tiny.gguf"]
+
+
+def test_ended_from_outside_it_leaves_nothing(
+    browser: Callable[[str], None], planned: list[LlamaPlan], request: pytest.FixtureRequest
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
+    browser("kill -TERM $PPID; sleep 1000")
+    assert _call("tiny.gguf", "--png", "plan.png") == 130
+    assert sorted(path.name for path in Path().iterdir()) == ["bin", "tiny.gguf"]

@@ -56,6 +56,34 @@ def test_a_source_is_not_written_over(tmp_path: Path, link: str) -> None:
     assert source.read_bytes() == b"model"
 
 
+def test_a_source_that_is_called_as_a_half_file_is_not_written_over(tmp_path: Path) -> None:
+    """Downloads that are not done often have such names."""
+    source = tmp_path / "model.gguf.partial"
+    source.write_bytes(b"model")
+    with (
+        pytest.raises(UsageError, match=r"model\.gguf\.partial is read while"),
+        whole_file(tmp_path / "model.gguf", [source], 1, overwrite=True),
+    ):
+        pass
+    assert source.read_bytes() == b"model"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_strangers_half_file_is_neither_followed_nor_waited_for(tmp_path: Path, kind: str) -> None:
+    victim, partial = tmp_path / "victim", tmp_path / "out.partial"
+    victim.write_bytes(b"victim")
+    if kind == "link":
+        partial.symlink_to(victim)
+    else:
+        os.mkfifo(partial)
+    with (
+        pytest.raises(OutputError, match=r"out\.partial"),
+        whole_file(tmp_path / "out", [], 1, overwrite=True),
+    ):
+        pass
+    assert victim.read_bytes() == b"victim" and not (tmp_path / "out").exists()
+
+
 def test_a_file_is_replaced_only_if_that_is_asked_for(tmp_path: Path) -> None:
     output = tmp_path / "out.gguf"
     output.write_bytes(b"before")

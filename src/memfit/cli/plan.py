@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,7 @@ def _drawing(html: str | None, png: str | None, read: Sequence[str | None]) -> P
         return None
     from memfit.cli.plan_page import PlanDrawing
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is half-written goes
     return PlanDrawing(html=html, png=png, sources=[Path(one) for one in read if one is not None])
 
 

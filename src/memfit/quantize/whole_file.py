@@ -26,11 +26,13 @@ def whole_file(output: Path, sources: Sequence[Path], size_bytes: int, *, overwr
     """
     require_free(output, sources, overwrite=overwrite)
     output = output.resolve()
-    partial = output.with_name(f"{output.name}.partial")
+    partial = _partial(output)
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # A link or a pipe of that name is a stranger's: not followed, and not waited for.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(partial, flags, 0o666)
     except OSError as error:
-        raise OutputError(f"{output}: {error.strerror}") from None
+        raise OutputError(f"{partial}: {error.strerror}") from None
     try:
         _lock(descriptor, partial, output)
         try:
@@ -64,8 +66,9 @@ def require_free(output: Path, sources: Sequence[Path], *, overwrite: bool) -> N
     except OSError as error:
         kind = UsageError if error.errno == errno.ENAMETOOLONG else OutputError
         raise kind(f"{output}: {error.strerror}") from None
-    if is_there and any(_is_same(target, source) for source in sources):
-        raise UsageError(f"{output} is read while this is written; choose another name")
+    for one, name in ((target, output), (_partial(target), _partial(output))):
+        if any(_is_same(one, source) for source in sources):
+            raise UsageError(f"{name} is read while this is written; choose another name")
     if target.is_dir():
         raise UsageError(f"{output} is a folder; the output is a file")
     if is_there and not target.is_file():
@@ -82,6 +85,10 @@ def start_writing(path: Path) -> None:
     """Have the disk write what is there so far: the wait for the rest at the end is short."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _partial(output: Path) -> Path:
+    return output.parent / f"{output.name}.partial"
 
 
 def _is_same(target: Path, source: Path) -> bool:
