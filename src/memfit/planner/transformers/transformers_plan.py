@@ -10,10 +10,13 @@ from memfit.headers.hf_shapes import HfModel
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.precision_table import PrecisionRow
 from memfit.planner.plan import Plan
-from memfit.planner.transformers.runtime import Runtime
+from memfit.planner.transformers.runtime import EMULATED_TIMES, Runtime
 from memfit.units import format_bytes
 
-__all__ = ["TransformersPlan", "checkpoint_reasons"]
+__all__ = ["TransformersPlan", "checkpoint_reasons", "overflow_in_fp16"]
+
+# Types whose residual stream grows beyond 65,504 in text: upstream's are trained and published in bfloat16.
+_OVERFLOW_IN_FP16 = ("gemma2", "gemma3", "gemma3_text", "gemma3n_text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,16 @@ class TransformersPlan(Plan):
         return f"transformers, {kind} · ubatch {config.ubatch} · {config.threads} threads"
 
 
+def overflow_in_fp16(model: HfModel, config: TransformersConfig) -> str | None:
+    """What to know where --load-in fp16 cannot hold the activations of such a model."""
+    if config.precision.plain_type != "fp16" or model.hf_config.text_model_type not in _OVERFLOW_IN_FP16:
+        return None
+    return (
+        f"fp16 holds numbers up to 65,504, and activations of {model.hf_config.model_type} models go beyond: "
+        "answers may be empty or nonsense; --load-in bf16 holds them"
+    )
+
+
 def checkpoint_reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime) -> Iterator[str]:
     row, config = plan.row, plan.config
     for kept in row.unquantized if row.quantized_layers else ():
@@ -64,6 +77,16 @@ def checkpoint_reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime)
         )
     if config.precision.bits == 4 and runtime.packs_4bit:
         yield "bitsandbytes packs the weights anew at the first pass: this CPU has AVX512-BF16"
+    emulating = [gpu.name for gpu in runtime.gpus if gpu.emulates_bf16 and gpu.number in config.gpus]
+    if emulating and config.precision.plain_type == "bf16":
+        yield (
+            f"{', '.join(emulating)} has no bf16 arithmetic: torch computes in fp32 there and converts, so "
+            f"prompts take about {EMULATED_TIMES:g} times as long as in fp16, which is priced"
+        )
+    if warning := overflow_in_fp16(model, config):
+        yield warning
+    if runtime.basis in ("profile", "assumed") and config.gpus:
+        yield "what CUDA and torch's kernels take in RAM and on the GPU is assumed, not measured"
     if config.gguf:
         yield (
             f"transformers dequantizes the file to {config.precision.plain_type}: at its first run it "
