@@ -29,7 +29,7 @@ from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devic
 from memfit.planner.transformers.planner import plan_checkpoint, require_sense
 from memfit.planner.transformers.profile_speed import described_runtimes
 from memfit.planner.transformers.runtime import Runtime
-from memfit.planner.transformers.transformers_plan import TransformersPlan, overflow_in_fp16
+from memfit.planner.transformers.transformers_plan import TransformersPlan, cautions
 
 __all__ = ["TransformersPlanner"]
 
@@ -69,9 +69,9 @@ class TransformersPlanner(Closing):
             gguf=found.gguf,
         )
         require_sense(self._config, workload)
-        if warning := overflow_in_fp16(found.model, self._config):
-            options.say(warning)
         self._runtimes = self._measure(ASSUMED_DISK[0] if model.is_header_only else None)
+        for caution in cautions(found.model, self._config, self._runtimes[0]):
+            options.say(caution)
 
     def _measure(self, disk: float | None) -> list[Runtime]:
         """On the GPUs that may be used, where torch can, and on the CPU; `disk` None is measured, too."""

@@ -29,11 +29,11 @@ _LINK = 0.4  # of the link: accelerate sends from pages that are not pinned
 # take it for bfloat16, too.
 _FLOAT32_DATA_CENTER, _FLOAT32 = 1 / 15, 1 / 2
 
-# Python's time for one decoder layer of one token. A rented share of a server, or an ARM, is slower than a
-# desktop; quantized layers call more.
-_LAYER_SECONDS, _SLOW_LAYER_SECONDS = 0.35e-3, 1.0e-3
-_CALLS = {None: 1.0, 4: 1.45, 8: 3.5}
-_NESTED_CALLS = 1.8  # of 4 bits with double quantization
+# Python's time for one decoder layer of one token: on a desktop, on a share of a server, and where there are
+# two cores at most, as in Colab, or ARM ones. Quantized layers call more.
+_DESKTOP_SECONDS, _SERVER_SECONDS, _SLOW_SECONDS = 0.32e-3, 0.78e-3, 1.35e-3
+_CALLS = {None: 1.0, 4: 1.42, 8: 3.7}
+_NESTED_CALLS = 1.75  # of 4 bits with double quantization
 
 _TOKENS = 512  # of a prompt's pass, over which unpacking a weight is spread
 _SAMPLE = (4096, 4096)  # a matrix like any
@@ -142,6 +142,8 @@ def _rates(
 
 
 def _layer_seconds(profile: Profile, held: Precision) -> float:
-    is_slow = "vCPU" in profile.cpu.model or profile.cpu.architecture != "x86_64"
+    cpu = profile.cpu
     calls = _NESTED_CALLS if held.nested_block else _CALLS[held.bits]
-    return calls * (_SLOW_LAYER_SECONDS if is_slow else _LAYER_SECONDS)
+    if cpu.logical_cores <= 2 or cpu.architecture != "x86_64":
+        return calls * _SLOW_SECONDS
+    return calls * (_SERVER_SECONDS if "vCPU" in cpu.model else _DESKTOP_SECONDS)

@@ -117,6 +117,8 @@ def predict_checkpoint(
             each.kind == "embedding" and model.hf_config.tie_word_embeddings
         ):
             continue
+        if "vision" in each.name:  # of which a text needs nothing
+            continue
         rate = config.load_in if each.kind == "linear" else plain
         elements = each.elements * spec.active_share(each.name)
         one += elements / _of(runtime.elements_per_second, rate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from memfit.headers.hf_shapes import HfModel
@@ -13,7 +13,7 @@ from memfit.planner.plan import Plan
 from memfit.planner.transformers.runtime import EMULATED_TIMES, Runtime
 from memfit.units import format_bytes
 
-__all__ = ["TransformersPlan", "checkpoint_reasons", "overflow_in_fp16"]
+__all__ = ["TransformersPlan", "cautions", "checkpoint_reasons"]
 
 # Types whose residual stream grows beyond 65,504 in text: upstream's are trained and published in bfloat16.
 _OVERFLOW_IN_FP16 = ("gemma2", "gemma3", "gemma3_text", "gemma3n_text")
@@ -56,14 +56,22 @@ class TransformersPlan(Plan):
         return f"transformers, {kind} · ubatch {config.ubatch} · {config.threads} threads"
 
 
-def overflow_in_fp16(model: HfModel, config: TransformersConfig) -> str | None:
-    """What to know where --load-in fp16 cannot hold the activations of such a model."""
-    if config.precision.plain_type != "fp16" or model.hf_config.text_model_type not in _OVERFLOW_IN_FP16:
-        return None
-    return (
-        f"fp16 holds numbers up to 65,504, and activations of {model.hf_config.model_type} models go beyond: "
-        "answers may be empty or nonsense; --load-in bf16 holds them"
-    )
+def cautions(model: HfModel, config: TransformersConfig, runtime: Runtime) -> Iterator[str]:
+    """What to know of a precision before it is chosen: where it is slow, and where it breaks."""
+    plain, model_type = config.precision.plain_type, model.hf_config.model_type
+    overflows = model.hf_config.text_model_type in _OVERFLOW_IN_FP16
+    emulating = ", ".join(gpu.name for gpu in runtime.gpus if gpu.emulates_bf16)
+    if emulating and plain == "bf16":
+        instead = f"and fp16 does not hold {model_type}'s activations" if overflows else "see --load-in fp16"
+        yield (
+            f"{emulating} has no bf16 arithmetic: torch converts to fp32 there, so that prompts take about "
+            f"{EMULATED_TIMES:g} times as long as in fp16 (this is priced); {instead}"
+        )
+    if overflows and plain == "fp16":
+        yield (
+            f"fp16 holds numbers up to 65,504, and activations of {model_type} models go beyond: answers may "
+            "be empty or nonsense; --load-in bf16 holds them"
+        )
 
 
 def checkpoint_reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime) -> Iterator[str]:
@@ -77,14 +85,8 @@ def checkpoint_reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime)
         )
     if config.precision.bits == 4 and runtime.packs_4bit:
         yield "bitsandbytes packs the weights anew at the first pass: this CPU has AVX512-BF16"
-    emulating = [gpu.name for gpu in runtime.gpus if gpu.emulates_bf16 and gpu.number in config.gpus]
-    if emulating and config.precision.plain_type == "bf16":
-        yield (
-            f"{', '.join(emulating)} has no bf16 arithmetic: torch computes in fp32 there and converts, so "
-            f"prompts take about {EMULATED_TIMES:g} times as long as in fp16, which is priced"
-        )
-    if warning := overflow_in_fp16(model, config):
-        yield warning
+    used = replace(runtime, gpus=tuple(gpu for gpu in runtime.gpus if gpu.number in config.gpus))
+    yield from cautions(model, config, used)
     if runtime.basis in ("profile", "assumed") and config.gpus:
         yield "what CUDA and torch's kernels take in RAM and on the GPU is assumed, not measured"
     if config.gguf:
