@@ -29,27 +29,18 @@ def plans_on_machine(
     """One for each of PRECISIONS; what is to be said of several is said once."""
     from memfit.api import plan
 
-    heard: dict[str, None] = {}
+    heard: set[str] = set()
 
     def say(text: str) -> None:
         if text not in heard:
-            heard[text] = None
+            heard.add(text)
             request["say"](text)
 
-    wishes = [precision(name) for name in PRECISIONS]
-    return [
-        plan(
-            model,
-            **{
-                **request,
-                **engine,
-                "say": say,
-                "load_in": one.load_in,
-                "double_quant": one.nested_block > 0,
-            },
-        )
-        for one in wishes
-    ]
+    plans = []
+    for one in map(precision, PRECISIONS):
+        wish = {"load_in": one.load_in, "double_quant": one.nested_block > 0, "say": say}
+        plans.append(plan(model, **{**request, **engine, **wish}))
+    return plans
 
 
 def show_precisions(

@@ -62,10 +62,12 @@ def cautions(model: HfModel, config: TransformersConfig, runtime: Runtime) -> It
     overflows = model.hf_config.text_model_type in _OVERFLOW_IN_FP16
     emulating = ", ".join(gpu.name for gpu in runtime.gpus if gpu.emulates_bf16)
     if emulating and plain == "bf16":
-        instead = f"and fp16 does not hold {model_type}'s activations" if overflows else "see --load-in fp16"
+        instead = "" if config.precision.is_quantized else "; see --load-in fp16"
+        if overflows:
+            instead = f"; fp16 does not hold {model_type}'s activations"
         yield (
             f"{emulating} has no bf16 arithmetic: torch converts to fp32 there, so that prompts take about "
-            f"{EMULATED_TIMES:g} times as long as in fp16 (this is priced); {instead}"
+            f"{EMULATED_TIMES:g} times as long as in fp16 (this is priced){instead}"
         )
     if overflows and plain == "fp16":
         yield (
