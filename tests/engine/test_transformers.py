@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from memfit import Budget, Sampling, Session, Workload, load, plan
+from memfit.cli.render import console, print_report
 from memfit.errors import DoesNotFitError, EngineError, ModelError, UsageError
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.saved_plan import read_plan
@@ -85,7 +87,15 @@ def test_bytes_are_those_planned_and_texts_those_of_a_plain_script(
     assert isinstance(planned, TransformersPlan) and report.model is not None
     assert report.within_budget
     assert abs(report.model.steady_predicted_bytes - report.model.steady_bytes) <= 16 * MIB
-    assert sum(report.model.by_dtype.values()) == pytest.approx(planned.ram.weights_bytes, rel=0.01)
+    held = sum(report.model.by_dtype.values())
+    assert held == pytest.approx(planned.ram.weights_bytes, rel=0.01)
+    assert report.model.tensors.keys() == report.model.by_dtype.keys()
+    assert (held > report.model.reported_bytes) == planned.config.precision.is_quantized
+    shown = io.StringIO()
+    print_report(report, console(file=shown))
+    said = f"get_memory_footprint() says {report.model.reported_bytes:,}"
+    assert f"{held:,} bytes in memory; {said}" in shown.getvalue()
+    assert ("quantization state" in shown.getvalue()) == planned.config.precision.is_quantized
     assert report.model.loaded_bytes == planned.row.resident_bytes
     assert report.model.loading_bytes <= planned.loading_bytes * 1.05
     assert text == _plain_text(llama, load_in, double_quant)

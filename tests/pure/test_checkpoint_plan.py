@@ -301,3 +301,43 @@ def test_a_token_is_priced_with_the_experts_it_is_routed_to(tmp_path: Path) -> N
     runtime = replace(_RUNTIME, layer_seconds=0.0, elements_per_second={"bf16": 1e6})
     plan = _plan(model, spec=spec, ram=200 * MIB, load_in="bf16", runtimes=[runtime])
     assert plan.prediction.generation.value == pytest.approx(1e6 / active)
+
+
+def test_python_runs_ahead_of_a_gpu_and_not_of_a_cpu(tmp_path: Path) -> None:
+    """11 layers of 10 ms each, and next to nothing to compute."""
+    model = _model(tmp_path)
+    slow = replace(_RUNTIME, layer_seconds=0.01, elements_per_second={"fp32": 1e6}, basis="profile")
+    matrices = (11 * (_LAYER - 2 * 64) + 1000 * 64) / 1e6
+    assert _plan(model, ram=200 * MIB, runtimes=[slow]).prediction.generation.value == pytest.approx(
+        1 / (0.11 + matrices)
+    )
+    gpu = replace(slow, gpus=_with_gpus(200 * MIB).gpus, link_bytes_per_second=1e9)
+    on_gpu = _plan(model, ram=200 * MIB, runtimes=[gpu]).prediction
+    assert on_gpu.generation.value == pytest.approx(1 / max(0.11, matrices))
+    assert on_gpu.generation.low < on_gpu.generation.value < on_gpu.generation.high
+
+
+def test_a_gpu_without_bf16_is_said(tmp_path: Path) -> None:
+    runtime = _with_gpus(300 * MIB)
+    old = replace(runtime, gpus=(replace(runtime.gpus[0], emulates_bf16=True),))
+
+    def said(model: HfModel, load_in: str, runtime: Runtime) -> str:
+        return " ".join(_plan(model, ram=300 * MIB, load_in=load_in, runtimes=[runtime]).why)
+
+    llama = _model(tmp_path)
+    assert "gpu0 has no bf16 arithmetic" in said(llama, "bf16", old)
+    assert "gpu0 has no bf16 arithmetic" in said(llama, "nf4", old)
+    assert "see --load-in fp16" in said(llama, "bf16", old)
+    for load_in, one in (("fp16", old), ("fp32", old), ("bf16", runtime)):
+        assert "arithmetic" not in said(llama, load_in, one)
+
+
+def test_fp16_that_does_not_hold_a_familys_activations_is_said_by_name(tmp_path: Path) -> None:
+    gemma = _model(tmp_path, model_type="gemma3_text", head_dim=32, sliding_window=512)
+    words = "activations of gemma3_text models go beyond"
+    for load_in, is_said in (("fp16", True), ("bf16", False), ("nf4", False), ("fp32", False)):
+        runtime = replace(_RUNTIME, packs_4bit=False)
+        plan = _plan(gemma, ram=400 * MIB, load_in=load_in, runtimes=[runtime])
+        assert any(words in one for one in plan.why) == is_said
+    llama = _plan(_model(tmp_path), ram=400 * MIB, load_in="fp16")
+    assert not any("65,504" in one for one in llama.why)

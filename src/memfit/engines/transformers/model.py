@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,17 @@ class CheckpointModel:
 
     def bytes_by_dtype(self) -> dict[str, int]:
         """All tensors that the model holds in memory: parameters, quantization state, buffers."""
+        sums: dict[str, int] = {}
+        for dtype, size in self._held():
+            sums[dtype] = sums.get(dtype, 0) + size
+        return sums
+
+    def tensors_by_dtype(self) -> dict[str, int]:
+        """How many those are."""
+        return dict(Counter(dtype for dtype, _ in self._held()))
+
+    def _held(self) -> list[tuple[str, int]]:
+        """Of each tensor its type and bytes."""
         found: dict[tuple[str, int], tuple[str, int]] = {}
 
         def add(value: object) -> None:
@@ -239,10 +251,9 @@ class CheckpointModel:
                 add(extra)
         for buffer in self.model.buffers():
             add(buffer)
-        sums: dict[str, int] = {}
-        for dtype, size in found.values():
-            sums[dtype] = sums.get(dtype, 0) + size
-        return sums
+        for module in self.model.modules():  # where INT8's scales lie after the first pass
+            add(getattr(getattr(module, "state", None), "SCB", None))
+        return list(found.values())
 
     def wait(self) -> None:
         """For what GPUs have not computed yet."""

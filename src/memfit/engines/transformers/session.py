@@ -59,6 +59,7 @@ class TransformersSession(WorkerSession):
         found, loading = self._ask("model_bytes"), self._loaded["loading_peak_bytes"]
         return ModelBytes(
             by_dtype=found["by_dtype"],
+            tensors=found["tensors"],
             reported_bytes=found["reported_bytes"],
             loaded_bytes=sum(self._loaded["loaded_bytes"].values()),
             steady_bytes=self._meter.held_bytes(),

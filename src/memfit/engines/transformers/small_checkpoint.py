@@ -59,8 +59,8 @@ def write_small_checkpoint(source: str, folder: str, trust_remote_code: bool) ->
 
 def _small(config: Any) -> Any:
     small = copy.deepcopy(config)
-    text = small.get_text_config()
-    for name, value in _SMALL.items():
-        if getattr(text, name, None) is not None:
-            setattr(text, name, value)
+    for part in (small.get_text_config(), getattr(small, "vision_config", None)):
+        for name, value in _SMALL.items():
+            if getattr(part, name, None) is not None:
+                setattr(part, name, value)
     return small

@@ -95,6 +95,7 @@ class TransformersCommands:
         model = self._loaded()
         return {
             "by_dtype": model.bytes_by_dtype(),
+            "tensors": model.tensors_by_dtype(),
             "reported_bytes": model.reported_bytes(),
             "gpu_bytes": model.gpu_bytes(),
         }

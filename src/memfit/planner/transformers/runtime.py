@@ -3,6 +3,8 @@
 seconds of a pass = layers * each layer's own time + bytes sent to a GPU / the link's bytes per second
                   + the larger of (matrices at their precision's rate, streamed bytes / the disk's)
                   + half of the smaller, where one token is generated
+
+A layer's own time is Python's, which runs ahead of a GPU: there the larger of it and the matrices counts.
 """
 
 from __future__ import annotations
@@ -10,18 +12,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from memfit.hardware.machine import Gpu
 from memfit.headers.hf_shapes import HfModel
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import MIB
 
-__all__ = ["UNUSED_BYTES", "GpuRuntime", "Runtime", "predict_checkpoint"]
+__all__ = [
+    "EMULATED_TIMES",
+    "UNUSED_BYTES",
+    "GpuRuntime",
+    "Processes",
+    "Runtime",
+    "emulates_bf16",
+    "predict_checkpoint",
+]
 
 # On a GPU: what torch's allocator rounds up, and the work space of cuBLAS, which may be 32 MiB. Assumed.
 UNUSED_BYTES = 64 * MIB
 # Where the rates may lie, as factors.
-_SPREADS = {"calibrated": (0.5, 1.5), "provisional": (0.5, 4.0), "assumed": (0.1, 10.0)}
+_SPREADS = {
+    "calibrated": (0.5, 1.5),
+    "provisional": (0.5, 4.0),
+    "profile": (0.5, 1.8),
+    "assumed": (0.1, 10.0),
+}
+# fp16's speed over bf16's where that is emulated, of a whole model on a T4:
+# https://earino.github.io/applied-deep-learning/site/blog/05_bf16_on_t4.html
+EMULATED_TIMES = 4.3
+_BF16_CAPABILITY = 8  # compute capability from which NVIDIA's GPUs compute in bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """memfit's processes without the model."""
+
+    process_bytes: int  # libraries, tokenizer, kernels
+    loading_process_bytes: int  # the same until the first pass
+    starting_bytes: int  # at most, before there are weights: reading a tokenizer takes more than having it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +61,7 @@ class GpuRuntime:
     budget_bytes: int
     limit_bytes: int  # the budget, or what is free where that is less
     process_bytes: int  # the driver's context and kernels, outside of torch's memory
+    emulates_bf16: bool = False
 
     @property
     def name(self) -> str:
@@ -43,12 +73,9 @@ class GpuRuntime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runtime:
+class Runtime(Processes):
     """Of its CPU, or of its GPUs."""
 
-    process_bytes: int  # memfit's processes without the model: libraries, tokenizer, kernels
-    loading_process_bytes: int  # the same until the first pass
-    starting_bytes: int  # at most, before there are weights: reading a tokenizer takes more than having it
     packs_4bit: bool  # AVX512-BF16: bitsandbytes packs 4-bit weights anew at the first pass
     layer_seconds: float  # of one token in one decoder layer with next to nothing in it
     elements_per_second: Mapping[str, float]  # weights past one token, by precision
@@ -63,6 +90,12 @@ class Runtime:
     def main(self) -> str:
         """The device that has what is no layer, and computes what no other one does."""
         return self.gpus[0].name if self.gpus else "cpu"
+
+
+def emulates_bf16(gpu: Gpu) -> bool:
+    """Whether it has no arithmetic in bfloat16: torch computes in float32 there, and converts."""
+    major = (gpu.compute_capability or "").partition(".")[0]
+    return major.isascii() and major.isdigit() and int(major) < _BF16_CAPABILITY
 
 
 def predict_checkpoint(
@@ -84,6 +117,8 @@ def predict_checkpoint(
             each.kind == "embedding" and model.hf_config.tie_word_embeddings
         ):
             continue
+        if "vision" in each.name:  # of which a text needs nothing
+            continue
         rate = config.load_in if each.kind == "linear" else plain
         elements = each.elements * spec.active_share(each.name)
         one += elements / _of(runtime.elements_per_second, rate)
@@ -91,6 +126,8 @@ def predict_checkpoint(
         rows = 1 if each.kind in ("head", "embedding") else tokens
         many += 2 * elements * rows / _of(runtime.operations_per_second, rate)
     layers = model.hf_config.num_hidden_layers * runtime.layer_seconds
+    if runtime.gpus:
+        one, many, layers = max(one, layers), max(many, layers), 0.0
     if sent_bytes:
         layers += sent_bytes / runtime.link_bytes_per_second
     disk = streamed_bytes / runtime.disk_bytes_per_second

@@ -19,6 +19,7 @@ from memfit.memory.loaded_checkpoint import (
     packed_state_bytes,
     pass_bytes,
 )
+from memfit.memory.precision import stored_precision
 from memfit.memory.precision_table import PrecisionRow, layer_kv_bytes, loaded_bytes, precision_row
 from memfit.planner.plan import TierUse
 from memfit.planner.transformers.runtime import UNUSED_BYTES, Runtime
@@ -179,8 +180,9 @@ def checkpoint_bytes(model: HfModel, config: TransformersConfig, runtime: Runtim
 
 
 def _loading_bytes(model: HfModel, config: TransformersConfig, runtime: Runtime, in_ram: int) -> int:
-    if runtime.gpus:  # what goes there is in RAM only on its way
-        needed = in_ram + 2 * 4 * max(one.elements for one in model.parameters)
+    if runtime.gpus:  # what goes there is in RAM only on its way: as it is stored, and cast
+        widest = max(config.precision.element_bytes, stored_precision(model.hf_config.dtype).element_bytes)
+        needed = in_ram + 2 * widest * max(one.elements for one in model.parameters)
     else:
         streamed = [module for module, device in config.device_map if device == "disk"]
         needed = loading_peak_bytes(model, config.precision, streamed)

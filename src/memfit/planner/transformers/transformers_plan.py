@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from memfit.headers.hf_shapes import HfModel
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.precision_table import PrecisionRow
 from memfit.planner.plan import Plan
-from memfit.planner.transformers.runtime import Runtime
+from memfit.planner.transformers.runtime import EMULATED_TIMES, Runtime
 from memfit.units import format_bytes
 
-__all__ = ["TransformersPlan", "checkpoint_reasons"]
+__all__ = ["TransformersPlan", "cautions", "checkpoint_reasons"]
+
+# Types whose residual stream grows beyond 65,504 in text: upstream's are trained and published in bfloat16.
+_OVERFLOW_IN_FP16 = ("gemma2", "gemma3", "gemma3_text", "gemma3n_text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,26 @@ class TransformersPlan(Plan):
         return f"transformers, {kind} · ubatch {config.ubatch} · {config.threads} threads"
 
 
+def cautions(model: HfModel, config: TransformersConfig, runtime: Runtime) -> Iterator[str]:
+    """What to know of a precision before it is chosen: where it is slow, and where it breaks."""
+    plain, model_type = config.precision.plain_type, model.hf_config.model_type
+    overflows = model.hf_config.text_model_type in _OVERFLOW_IN_FP16
+    emulating = ", ".join(gpu.name for gpu in runtime.gpus if gpu.emulates_bf16)
+    if emulating and plain == "bf16":
+        instead = "" if config.precision.is_quantized else "; see --load-in fp16"
+        if overflows:
+            instead = f"; fp16 does not hold {model_type}'s activations"
+        yield (
+            f"{emulating} has no bf16 arithmetic: torch converts to fp32 there, so that prompts take about "
+            f"{EMULATED_TIMES:g} times as long as in fp16 (this is priced){instead}"
+        )
+    if overflows and plain == "fp16":
+        yield (
+            f"fp16 holds numbers up to 65,504, and activations of {model_type} models go beyond: answers may "
+            "be empty or nonsense; --load-in bf16 holds them"
+        )
+
+
 def checkpoint_reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime) -> Iterator[str]:
     row, config = plan.row, plan.config
     for kept in row.unquantized if row.quantized_layers else ():
@@ -64,6 +87,10 @@ def checkpoint_reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime)
         )
     if config.precision.bits == 4 and runtime.packs_4bit:
         yield "bitsandbytes packs the weights anew at the first pass: this CPU has AVX512-BF16"
+    used = replace(runtime, gpus=tuple(gpu for gpu in runtime.gpus if gpu.number in config.gpus))
+    yield from cautions(model, config, used)
+    if runtime.basis in ("profile", "assumed") and config.gpus:
+        yield "what CUDA and torch's kernels take in RAM and on the GPU is assumed, not measured"
     if config.gguf:
         yield (
             f"transformers dequantizes the file to {config.precision.plain_type}: at its first run it "
