@@ -1,0 +1,278 @@
+"""Weights that a checkpoint holds quantized, read: unpacked into numbers, or put into the form that a kernel
+computes on (memory/packed_weights.py), a block of rows at a time.
+
+A reader for each layout gives the same thing, Codes. Layouts are upstream's: GPTQ's and AWQ's as gptqmodel and
+AutoAWQ write them, others as compressed-tensors does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from memfit.errors import ModelError
+from memfit.headers.stored_weights import QuantizedTensor, StoredWeight
+from memfit.memory.packed_weights import form_of, int4_group, packed_bytes, sections_of
+
+__all__ = ["read_packed", "read_unpacked", "views"]
+
+_BLOCK_ELEMENTS = 512 * 1024  # weights that are unpacked at once
+_TILE = 64  # rows that torch's 4-bit kernel takes together
+_LARGEST_SCALE = 128  # beyond, packed_layers.py would leave bfloat16's range
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which column the i-th 4 bits of a word are
+
+Parts = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """weight[row, column] = (code - zero of its group) * scale of its group; `values` stand for codes where
+    these are no numbers themselves."""
+
+    rows: Callable[[int, int], torch.Tensor]  # codes of the rows from, to: int32 [rows, columns]
+    scales: torch.Tensor  # float32 [rows, groups]
+    zeros: torch.Tensor | int = 0  # float32 [rows, groups]; or all alike
+    groups: torch.Tensor | None = None  # the group of each column, where columns are not in order
+    values: torch.Tensor | None = None
+
+
+def read_unpacked(tensor: QuantizedTensor, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """The weight in a plain type.
+
+    Raises:
+        ModelError: what its tensors hold is impossible, or not as config.json says.
+    """
+    stored, codes = tensor.stored, _codes(tensor, parts)
+    found = torch.empty(stored.shape, dtype=dtype)
+    groups = codes.groups
+    if groups is None:
+        groups = torch.arange(stored.columns) // stored.group
+    for start, stop in _blocks(stored):
+        numbers = codes.rows(start, stop)
+        block = numbers.float() if codes.values is None else codes.values[numbers]
+        zeros = codes.zeros
+        if isinstance(zeros, torch.Tensor):
+            block -= zeros[start:stop].index_select(1, groups)
+        elif zeros:
+            block -= zeros
+        block *= codes.scales[start:stop].index_select(1, groups)
+        found[start:stop] = block
+    return found
+
+
+def read_packed(tensor: QuantizedTensor, parts: Parts) -> torch.Tensor:
+    """Its sections in one row of bytes. Raises ModelError as `read_unpacked` does."""
+    stored, codes = tensor.stored, _codes(tensor, parts)
+    found = torch.zeros(packed_bytes(stored), dtype=torch.uint8)
+    sections = views(stored, found)
+    order = None
+    if stored.is_ordered:
+        order = _order(tensor, codes)
+        sections["order"].copy_(order)
+    _PACKERS[str(form_of([stored]))](stored, codes, order, sections)
+    return found
+
+
+def views(stored: StoredWeight, block: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The sections of a weight's bytes, by name."""
+    return {
+        one.name: block[one.offset_bytes : one.offset_bytes + one.size_bytes]
+        .view(getattr(torch, one.dtype))
+        .view(one.shape)
+        for one in sections_of(stored)
+    }
+
+
+def _float8_values() -> torch.Tensor:
+    """What the 256 codes of float8 (e4m3) stand for, float32."""
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+
+
+def _blocks(stored: StoredWeight) -> list[tuple[int, int]]:
+    """From which row to which."""
+    rows = max(_TILE, _BLOCK_ELEMENTS // max(1, stored.columns) // _TILE * _TILE)
+    return [(start, min(start + rows, stored.shape[0])) for start in range(0, stored.shape[0], rows)]
+
+
+# -- what files hold -------------------------------------------------------------------------------
+
+
+def _codes(tensor: QuantizedTensor, parts: Parts) -> Codes:
+    codes = _READERS[tensor.stored.layout](tensor.stored, parts)
+    if not torch.isfinite(codes.scales).all():
+        raise ModelError(f"the scales of {tensor.name} are not all numbers")
+    if codes.groups is not None:
+        low, high = int(codes.groups.min()), int(codes.groups.max())
+        if low < 0 or high >= tensor.stored.groups:
+            wrong = low if low < 0 else high
+            raise ModelError(
+                f"{tensor.name}: g_idx names group {wrong}, and there are {tensor.stored.groups} groups"
+            )
+    return codes
+
+
+def _gptq(stored: StoredWeight, parts: Parts) -> Codes:
+    """qweight int32 [columns * bits / 32, rows]: a column's codes one after the other from the lowest bit,
+    over words as well. qzeros likewise, [groups, rows * bits / 32]."""
+    words, bits = parts["qweight"], stored.bits
+    most = 2**bits - 1
+    zeros = _unpack(parts["qzeros"], bits)[:, : stored.shape[0]]
+    zeros = ((zeros + stored.zero_offset) & most).T.float()
+    all_alike: torch.Tensor | int = zeros
+    if not stored.has_zeros:
+        if not (zeros == 2 ** (bits - 1)).all():
+            raise ModelError("config.json says sym, and zero points differ; is its checkpoint_format right?")
+        all_alike = 2 ** (bits - 1)
+    groups = parts.get("g_idx")
+    if groups is not None and not stored.is_ordered:
+        if not torch.equal(groups, (torch.arange(stored.columns) // stored.group).to(groups.dtype)):
+            raise ModelError("g_idx orders the columns, and config.json says desc_act false")
+        groups = None
+    return Codes(
+        rows=lambda start, stop: _unpack(words[:, start:stop].T.contiguous(), bits),
+        scales=parts["scales"].T.float(),
+        zeros=all_alike,
+        groups=groups if groups is None else groups.long(),
+    )
+
+
+def _awq(stored: StoredWeight, parts: Parts) -> Codes:
+    """qweight int32 [columns, rows / 8], qzeros [groups, rows / 8]: 8 rows in a word, in AWQ's order."""
+    words = parts["qweight"]
+    return Codes(
+        rows=lambda start, stop: _unpack_awq(words[:, start // 8 : -(-stop // 8)]).T[: stop - start],
+        scales=parts["scales"].T.float(),
+        zeros=_unpack_awq(parts["qzeros"]).T.float(),
+    )
+
+
+def _packed(stored: StoredWeight, parts: Parts) -> Codes:
+    """weight_packed int32 [rows, columns * bits / 32]: signed numbers, with what makes them positive added.
+    Zero points likewise, [rows * bits / 32, groups]."""
+    words, bits, shift = parts["weight_packed"], stored.bits, 2 ** (stored.bits - 1)
+    shape = parts.get("weight_shape")
+    if shape is not None and tuple(shape.tolist()) != stored.shape:
+        raise ModelError(f"weight_shape is {shape.tolist()}, and the weight is {list(stored.shape)}")
+    zeros: torch.Tensor | int = shift
+    if stored.has_zeros:
+        zeros = _unpack(parts["weight_zero_point"].T.contiguous(), bits)[:, : stored.shape[0]].T.float()
+    groups = parts["weight_g_idx"].long() if stored.is_ordered else None
+    return Codes(
+        rows=lambda start, stop: _unpack(words[start:stop], bits),
+        scales=_all_rows(stored, parts["weight_scale"]),
+        zeros=zeros,
+        groups=groups,
+    )
+
+
+def _int8(stored: StoredWeight, parts: Parts) -> Codes:
+    """weight int8 [rows, columns]; as numbers from 0, as the others."""
+    weight = parts["weight"]
+    zeros: torch.Tensor | int = 128
+    if stored.has_zeros:
+        zeros = _all_rows(stored, parts["weight_zero_point"]) + 128
+    return Codes(
+        rows=lambda start, stop: weight[start:stop].int() + 128,
+        scales=_all_rows(stored, parts["weight_scale"]),
+        zeros=zeros,
+    )
+
+
+def _float8(stored: StoredWeight, parts: Parts) -> Codes:
+    weight = parts["weight"].view(torch.uint8)
+    scales = parts["weight_scale_inv"] if "weight_scale_inv" in parts else parts["weight_scale"]
+    return Codes(
+        rows=lambda start, stop: weight[start:stop].int(),
+        scales=_all_rows(stored, scales),
+        values=_float8_values(),
+    )
+
+
+_READERS = {"gptq": _gptq, "awq": _awq, "packed": _packed, "int8": _int8, "float8": _float8}
+
+
+def _all_rows(stored: StoredWeight, scales: torch.Tensor) -> torch.Tensor:
+    """float32 [rows, groups], of scales that rows may share."""
+    found = scales.float().reshape(-1, stored.groups)
+    return found.repeat_interleave(stored.block_rows, 0)[: stored.shape[0]]
+
+
+def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """int32 [rows, words] → int32 [rows, codes], the lowest bits first."""
+    mask = 2**bits - 1
+    if 32 % bits == 0:
+        shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+        return ((words[:, :, None] >> shifts) & mask).flatten(1)
+    # Codes that begin in one word and end in the next: all words of a code as one number.
+    places = torch.arange(words.shape[1] * 32 // bits) * bits
+    index, shift = places // 32, places % 32
+    wide = words.long() & 0xFFFFFFFF
+    following = torch.nn.functional.pad(wide, (0, 1))
+    both = wide[:, index] | (following[:, index + 1] << 32)
+    return ((both >> shift) & mask).int()
+
+
+def _unpack_awq(words: torch.Tensor) -> torch.Tensor:
+    shifts = torch.tensor([_AWQ_ORDER.index(place) * 4 for place in range(8)], dtype=torch.int32)
+    return ((words[:, :, None] >> shifts) & 15).flatten(1)
+
+
+# -- what kernels take -----------------------------------------------------------------------------
+
+
+def _order(tensor: QuantizedTensor, codes: Codes) -> torch.Tensor:
+    """The columns, sorted by group: each must be whole."""
+    stored, groups = tensor.stored, codes.groups
+    assert groups is not None
+    order = torch.argsort(groups, stable=True)
+    if not torch.equal(groups[order], torch.arange(stored.columns) // stored.group):
+        raise ModelError(f"{tensor.name}: the groups of g_idx do not have {stored.group} columns each")
+    return order
+
+
+_Sections = Mapping[str, torch.Tensor]
+
+
+def _pack_int4(stored: StoredWeight, codes: Codes, order: torch.Tensor | None, into: _Sections) -> None:
+    """torch's kernel computes (code - 8) * scale + zero."""
+    for start, stop in _blocks(stored):
+        numbers = codes.rows(start, stop)
+        if order is not None:
+            numbers = numbers.index_select(1, order)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.int().contiguous(), 1)
+        into["weight"][start:stop] = packed.view(stop - start, -1)
+    group = int4_group(stored)
+    assert group
+    scales, zeros = codes.scales, (8 - codes.zeros) * codes.scales
+    for index, found in enumerate((scales, zeros)):
+        into["scales"][:, :, index] = found.T.repeat_interleave(stored.group // group, 0)
+
+
+def _pack_grouped(stored: StoredWeight, codes: Codes, order: torch.Tensor | None, into: _Sections) -> None:
+    """8 bits, group by group; integers less 128, so that int8 holds them."""
+    shift = 0 if codes.values is not None else 128
+    if codes.values is not None and codes.scales.max() > _LARGEST_SCALE:
+        raise ModelError(
+            f"a scale is {codes.scales.max():g}, and FP8 is read with scales to {_LARGEST_SCALE}"
+        )
+    rows, columns = stored.shape
+    for start, stop in _blocks(stored):
+        numbers = codes.rows(start, stop)
+        if order is not None:
+            numbers = numbers.index_select(1, order)
+        if codes.values is not None and not torch.isfinite(codes.values[numbers]).all():
+            raise ModelError("a weight in FP8 is no number")
+        numbers = (numbers - shift).to(into["weight"].dtype)
+        for first in range(0, columns, stored.group):
+            width = min(stored.group, columns - first)
+            place = into["weight"][rows * first : rows * (first + width)].view(rows, width)
+            place[start:stop] = numbers[:, first : first + width]
+    into["scales"].copy_(codes.scales.T)
+    if "zeros" in into:
+        assert isinstance(codes.zeros, torch.Tensor)
+        into["zeros"].copy_(codes.zeros.T - shift)
+
+
+_PACKERS = {"int4": _pack_int4, "int8": _pack_grouped, "float8": _pack_grouped}
