@@ -1,7 +1,7 @@
 """How a checkpoint is quantized already, as its config.json says it: GPTQ, AWQ, FP8 and others.
 
-Field names are upstream's. What memfit cannot read is no error here, only a `problem`: its header can still be
-looked at. Knows no tensors; stored_weights.py finds them.
+Field names are upstream's. What memfit cannot read is no error here, only a `problem`: its header can still
+be looked at. Knows no tensors; stored_weights.py finds them.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 FORMS = ("int4", "int8", "float8")
-# At most while one weight is read, beside what the files hold of it and the result: a block of rows at a time.
+# While one weight is read, at most, beside what the files hold of it and the result: a block of rows.
 UNPACKING_BYTES = 16 * MIB
 # In a pass that unpacks: a block of rows, and what it takes to make it.
 UNPACKED_PASS_BYTES = 16 * MIB

@@ -39,11 +39,12 @@ class PackedLinear(torch.nn.Module):
         self.weight = _empty(packed_bytes(stored))
         self.bias = bias
 
+        self._held: torch.Tensor | None = None  # which `_sections` are of: hooks may bring another
         self._sections: Sections = {}
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        if not self._sections:
-            self._sections = views(self.stored, self.weight)
+        if self._held is not self.weight:
+            self._held, self._sections = self.weight, views(self.stored, self.weight)
         found = packed_product(self.stored, self._sections, states)
         return found if self.bias is None else found + self.bias
 
@@ -59,6 +60,7 @@ class PackedExperts(torch.nn.Module):
         self.num_experts = experts
         self.gate_up_proj = _empty(experts, 2 * packed_bytes(up))
         self.down_proj = _empty(experts, packed_bytes(down))
+        self._held: torch.Tensor | None = None
         self._sections: dict[int, tuple[Sections, Sections, Sections]] = {}
 
     def forward(
@@ -78,6 +80,8 @@ class PackedExperts(torch.nn.Module):
         return found
 
     def _sections_of(self, expert: int) -> tuple[Sections, Sections, Sections]:
+        if self._held is not self.down_proj:
+            self._held, self._sections = self.down_proj, {}
         if expert not in self._sections:
             gate, up = (views(self._up, one) for one in self.gate_up_proj[expert].chunk(2))
             self._sections[expert] = gate, up, views(self._down, self.down_proj[expert])
@@ -104,8 +108,7 @@ def _int4(stored: StoredWeight, sections: Sections, states: torch.Tensor) -> tor
     if states.shape[0] <= _FEW_INT4:
         found: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(states, weight, group, scales)
         return found
-    rows, columns = stored.shape
-    found = states.new_empty(states.shape[0], rows)
+    found = states.new_empty(states.shape[0], stored.shape[0])
     for start, stop in _blocks(stored):
         found[:, start:stop] = states @ _unpack_int4(weight[start:stop], scales[:, start:stop], group)
     return found

@@ -64,7 +64,7 @@ def replace_layers(model: torch.nn.Module, weights: Iterable[QuantizedTensor]) -
             if found[0].shape != shape:
                 raise ModelError(f"{name} is {shape} by config.json, and its weights are {found[0].shape}")
             model.set_submodule(name, PackedLinear(found[0], module.bias))
-        elif getattr(module, "gate_up_proj", None) is not None and hasattr(module, "act_fn"):
+        elif isinstance(getattr(module, "gate_up_proj", None), torch.nn.Parameter):
             up = places.pop(place_of(f"{name}.gate_up_proj"), None)
             down = places.pop(place_of(f"{name}.down_proj"), None)
             if up and down:

@@ -1,8 +1,8 @@
 """Weights that a checkpoint holds quantized, read: unpacked into numbers, or put into the form that a kernel
 computes on (memory/packed_weights.py), a block of rows at a time.
 
-A reader for each layout gives the same thing, Codes. Layouts are upstream's: GPTQ's and AWQ's as gptqmodel and
-AutoAWQ write them, others as compressed-tensors does.
+A reader for each layout gives the same thing, Codes. Layouts are upstream's: GPTQ's and AWQ's as gptqmodel
+and AutoAWQ write them, others as compressed-tensors does.
 """
 
 from __future__ import annotations
