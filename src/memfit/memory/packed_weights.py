@@ -96,7 +96,7 @@ def packed_bytes(stored: StoredWeight) -> int:
 
 
 def _sections(stored: StoredWeight) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-    """Name → type and shape. 8-bit weights lie group by group, [groups][rows][columns of a group]."""
+    """Name → type and shape. Integers of 8 bits lie group by group, [groups][rows][columns of a group]."""
     return dict(_all_sections(stored))
 
 
@@ -115,7 +115,8 @@ def _all_sections(stored: StoredWeight) -> Iterator[tuple[str, tuple[str, tuple[
             yield "zeros", ("bfloat16", (stored.groups, rows))
     else:
         assert form == "float8"
-        yield "weight", ("uint8", (rows * columns,))
+        yield "weight", ("uint8", (rows, columns))
         yield "scales", ("float32", (stored.groups, rows))
+        yield "exact", ("uint8", ())  # whether numbers near 0 count
     if stored.is_ordered:
         yield "order", ("int32", (columns,))

@@ -21,7 +21,7 @@ __all__ = ["PackedExperts", "PackedLinear", "packed_product"]
 
 _BLOCK_ELEMENTS = 1024 * 1024  # that are unpacked at once: 2 MiB of bfloat16
 _TILE = 64  # rows that torch's 4-bit kernel has together
-_FEW_INT4, _FEW_INT8 = 32, 4  # tokens up to which a kernel is faster than unpacking, measured
+_FEW_4BIT, _FEW_8BIT = 32, 4  # tokens up to which a kernel is faster than unpacking, measured
 _FLOAT8_BITS = -30736  # 0x87F0: sign, exponent and mantissa, once moved to where bfloat16 has them
 _FLOAT8_EXPONENT = 120  # by which that exponent is too low, since bfloat16 counts from another one
 
@@ -105,12 +105,12 @@ def _int4(stored: StoredWeight, sections: Sections, states: torch.Tensor) -> tor
     weight, scales = sections["weight"], sections["scales"]
     group = int4_group(stored)
     assert group
-    if states.shape[0] <= _FEW_INT4:
+    if states.shape[0] <= _FEW_4BIT:
         found: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(states, weight, group, scales)
         return found
     found = states.new_empty(states.shape[0], stored.shape[0])
-    for start, stop in _blocks(stored):
-        found[:, start:stop] = states @ _unpack_int4(weight[start:stop], scales[:, start:stop], group)
+    for rows in _blocks(stored):
+        found[:, rows] = states @ _unpack_int4(weight[rows], scales[:, rows], group)
     return found
 
 
@@ -118,17 +118,17 @@ def _unpack_int4(packed: torch.Tensor, scales: torch.Tensor, group: int) -> torc
     """bfloat16 [columns, rows]. Of 64 rows the kernel's layout has [columns][32 bytes], the low 4 bits
     of the first 32 rows and the high ones of the others; of a last tile with fewer rows likewise."""
     rows, columns = packed.shape[0], packed.shape[1] * 2
-    found = torch.empty(columns, rows, dtype=torch.bfloat16)
+    codes = torch.empty(columns, rows, dtype=torch.uint8)
     for start, tile in _tiles(rows):
-        size = tile // 2
-        count = (rows - start) // tile if tile == _TILE else 1
-        part = packed[start : start + count * tile].reshape(count, columns, size)
-        place = found[:, start : start + count * tile].view(columns, count, 2, size)
+        count = (rows - start) // tile
+        part = packed[start:].reshape(-1)[: count * tile * columns // 2].view(count, columns, tile // 2)
+        place = codes[:, start : start + count * tile].view(columns, count, 2, tile // 2)
         place[:, :, 0] = (part & 15).transpose(0, 1)
         place[:, :, 1] = (part >> 4).transpose(0, 1)
-    grouped = found.view(columns // group, group, rows)
-    grouped.sub_(8).mul_(scales[:, None, :, 0]).add_(scales[:, None, :, 1])
-    return found
+    found = codes.view(torch.int8).sub_(8).to(torch.bfloat16).view(columns // group, group, rows)
+    # Contiguous: a broadcast with strides takes ten times as long.
+    scale, zero = (one.contiguous()[:, None] for one in scales.unbind(-1))
+    return torch.addcmul(zero, found, scale).view(columns, rows)
 
 
 def _tiles(rows: int) -> Iterator[tuple[int, int]]:
@@ -143,7 +143,7 @@ def _tiles(rows: int) -> Iterator[tuple[int, int]]:
 def _int8(stored: StoredWeight, sections: Sections, states: torch.Tensor) -> torch.Tensor:
     """sum over groups of scale * (code * states - zero * their sum)."""
     scales, zeros = sections["scales"], sections.get("zeros")
-    if states.shape[0] > _FEW_INT8:
+    if states.shape[0] > _FEW_8BIT:
         return _by_blocks(stored, sections, states, _unpack_int8)
     if stored.groups == 1 and zeros is None:
         found: torch.Tensor = torch.ops.aten._weight_int8pack_mm(
@@ -151,63 +151,82 @@ def _int8(stored: StoredWeight, sections: Sections, states: torch.Tensor) -> tor
         )
         return found
     total = torch.zeros(states.shape[0], stored.shape[0], dtype=torch.float32)
-    for index, (part, weight) in enumerate(_group_by_group(stored, sections["weight"], states)):
+    for index, columns in enumerate(_groups(stored)):
+        part, weight = states[:, columns], _group(stored, sections, columns)
         total += torch.ops.aten._weight_int8pack_mm(part, weight, scales[index])
         if zeros is not None:
             total -= part.float().sum(1, keepdim=True) * (zeros[index] * scales[index])
     return total.to(states.dtype)
 
 
-def _unpack_int8(codes: torch.Tensor, index: int, rows: slice, sections: Sections) -> torch.Tensor:
-    found = codes.to(torch.bfloat16)
-    if (zeros := sections.get("zeros")) is not None:
-        found -= zeros[index, rows, None]
-    return found.mul_(sections["scales"][index, rows, None])
+def _unpack_int8(stored: StoredWeight, sections: Sections, rows: slice, into: torch.Tensor) -> None:
+    scales, zeros = sections["scales"], sections.get("zeros")
+    for index, columns in enumerate(_groups(stored)):
+        place = into[:, columns]
+        place.copy_(_group(stored, sections, columns)[rows])
+        if zeros is not None:
+            place -= zeros[index, rows, None]
+        place *= scales[index, rows, None]
 
 
 def _float8(stored: StoredWeight, sections: Sections, states: torch.Tensor) -> torch.Tensor:
-    return _by_blocks(stored, sections, states, _unpack_float8)
+    """Few tokens: weights as they are once moved, too small by a power of two that states and result make
+    good. Kernels take numbers below bfloat16's exponents for 0 there, which `exact` forbids."""
+    if states.shape[0] > _FEW_8BIT or sections["exact"]:
+        return _by_blocks(stored, sections, states, _unpack_float8)
+    half = 2.0 ** (_FLOAT8_EXPONENT // 2)
+    states, scales = states * half, sections["scales"] * half
+    found = torch.zeros(states.shape[0], stored.shape[0], dtype=torch.float32)
+    for rows in _blocks(stored):
+        weight = _move_float8(sections["weight"][rows])
+        for index, columns in enumerate(_groups(stored)):
+            found[:, rows] += linear(states[:, columns], weight[:, columns]) * scales[index, rows]
+    return found.to(states.dtype)
 
 
-def _unpack_float8(codes: torch.Tensor, index: int, rows: slice, sections: Sections) -> torch.Tensor:
+def _move_float8(codes: torch.Tensor) -> torch.Tensor:
+    """Sign, exponent and mantissa to where bfloat16 has them."""
     moved = codes.view(torch.int8).to(torch.int16)
     moved.bitwise_left_shift_(4).bitwise_and_(_FLOAT8_BITS)
-    scales = sections["scales"][index, rows, None] * 2.0**_FLOAT8_EXPONENT
-    return moved.view(torch.bfloat16).mul_(scales.to(torch.bfloat16))
+    return moved.view(torch.bfloat16)
+
+
+def _unpack_float8(stored: StoredWeight, sections: Sections, rows: slice, into: torch.Tensor) -> None:
+    into.copy_(_move_float8(sections["weight"][rows]))
+    for index, columns in enumerate(_groups(stored)):
+        into[:, columns] *= (sections["scales"][index, rows, None] * 2.0**_FLOAT8_EXPONENT).to(into.dtype)
 
 
 def _by_blocks(
     stored: StoredWeight,
     sections: Sections,
     states: torch.Tensor,
-    unpack: Callable[[torch.Tensor, int, slice, Sections], torch.Tensor],
+    unpack: Callable[[StoredWeight, Sections, slice, torch.Tensor], None],
 ) -> torch.Tensor:
-    rows, columns = stored.shape
-    found = states.new_empty(states.shape[0], rows)
-    for start, stop in _blocks(stored):
-        weight = torch.empty(stop - start, columns, dtype=torch.bfloat16)
-        first = 0
-        for index, (part, codes) in enumerate(_group_by_group(stored, sections["weight"], states)):
-            width = part.shape[1]
-            weight[:, first : first + width] = unpack(codes[start:stop], index, slice(start, stop), sections)
-            first += width
-        found[:, start:stop] = linear(states, weight)
+    found = states.new_empty(states.shape[0], stored.shape[0])
+    for rows in _blocks(stored):
+        weight = torch.empty(rows.stop - rows.start, stored.columns, dtype=torch.bfloat16)
+        unpack(stored, sections, rows, weight)
+        found[:, rows] = linear(states, weight)
     return found
 
 
-def _group_by_group(
-    stored: StoredWeight, weight: torch.Tensor, states: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A group's columns of the states, and its codes [rows, columns of the group]."""
-    rows, columns = stored.shape
-    for first in range(0, columns, stored.group):
-        stop = min(first + stored.group, columns)
-        yield states[:, first:stop], weight[rows * first : rows * stop].view(rows, stop - first)
+def _groups(stored: StoredWeight) -> Iterator[slice]:
+    """Their columns."""
+    for first in range(0, stored.columns, stored.group):
+        yield slice(first, min(first + stored.group, stored.columns))
 
 
-def _blocks(stored: StoredWeight) -> list[tuple[int, int]]:
+def _group(stored: StoredWeight, sections: Sections, columns: slice) -> torch.Tensor:
+    """A group's codes of all rows, which lie together."""
+    rows = stored.shape[0]
+    return sections["weight"][rows * columns.start : rows * columns.stop].view(rows, -1)
+
+
+def _blocks(stored: StoredWeight) -> list[slice]:
+    """Rows that are unpacked at once."""
     rows = max(_TILE, _BLOCK_ELEMENTS // stored.columns // _TILE * _TILE)
-    return [(start, min(start + rows, stored.shape[0])) for start in range(0, stored.shape[0], rows)]
+    return [slice(start, min(start + rows, stored.shape[0])) for start in range(0, stored.shape[0], rows)]
 
 
 _PRODUCTS = {"int4": _int4, "int8": _int8, "float8": _float8}

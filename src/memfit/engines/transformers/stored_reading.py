@@ -21,6 +21,8 @@ __all__ = ["read_packed", "read_unpacked", "views"]
 _BLOCK_ELEMENTS = 512 * 1024  # weights that are unpacked at once
 _TILE = 64  # rows that torch's 4-bit kernel takes together
 _LARGEST_SCALE = 128  # beyond, packed_layers.py would leave bfloat16's range
+_FLOAT8_NORMAL = 2.0**-6  # the least number with a whole mantissa
+_TINY_SHARE = 1e-6  # of a row's squares, in numbers below that: more must not be taken for 0
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which column the i-th 4 bits of a word are
 
 Parts = Mapping[str, torch.Tensor]
@@ -250,29 +252,39 @@ def _pack_int4(stored: StoredWeight, codes: Codes, order: torch.Tensor | None, i
         into["scales"][:, :, index] = found.T.repeat_interleave(stored.group // group, 0)
 
 
-def _pack_grouped(stored: StoredWeight, codes: Codes, order: torch.Tensor | None, into: _Sections) -> None:
-    """8 bits, group by group; integers less 128, so that int8 holds them."""
-    shift = 0 if codes.values is not None else 128
-    if codes.values is not None and codes.scales.max() > _LARGEST_SCALE:
-        raise ModelError(
-            f"a scale is {codes.scales.max():g}, and FP8 is read with scales to {_LARGEST_SCALE}"
-        )
-    rows, columns = stored.shape
+def _pack_int8(stored: StoredWeight, codes: Codes, order: torch.Tensor | None, into: _Sections) -> None:
+    """Group by group, less 128."""
+    rows = stored.shape[0]
     for start, stop in _blocks(stored):
         numbers = codes.rows(start, stop)
         if order is not None:
             numbers = numbers.index_select(1, order)
-        if codes.values is not None and not torch.isfinite(codes.values[numbers]).all():
-            raise ModelError("a weight in FP8 is no number")
-        numbers = (numbers - shift).to(into["weight"].dtype)
-        for first in range(0, columns, stored.group):
-            width = min(stored.group, columns - first)
+        numbers = (numbers - 128).to(torch.int8)
+        for first in range(0, stored.columns, stored.group):
+            width = min(stored.group, stored.columns - first)
             place = into["weight"][rows * first : rows * (first + width)].view(rows, width)
             place[start:stop] = numbers[:, first : first + width]
     into["scales"].copy_(codes.scales.T)
     if "zeros" in into:
         assert isinstance(codes.zeros, torch.Tensor)
-        into["zeros"].copy_(codes.zeros.T - shift)
+        into["zeros"].copy_(codes.zeros.T - 128)
 
 
-_PACKERS = {"int4": _pack_int4, "int8": _pack_grouped, "float8": _pack_grouped}
+def _pack_float8(stored: StoredWeight, codes: Codes, order: torch.Tensor | None, into: _Sections) -> None:
+    assert codes.values is not None and order is None
+    if (largest := float(codes.scales.max())) > _LARGEST_SCALE:
+        raise ModelError(f"a scale is {largest:g}, and FP8 is read with scales up to {_LARGEST_SCALE}")
+    tiny = 0.0
+    for start, stop in _blocks(stored):
+        numbers = codes.rows(start, stop)
+        values = codes.values[numbers]
+        if not torch.isfinite(values).all():
+            raise ModelError("a weight in FP8 is no number")
+        small = values.masked_fill(values.abs() >= _FLOAT8_NORMAL, 0).square().sum(1)
+        tiny = max(tiny, float((small / values.square().sum(1).clamp(min=1e-30)).max()))
+        into["weight"][start:stop] = numbers.to(torch.uint8)
+    into["exact"].fill_(int(tiny > _TINY_SHARE))
+    into["scales"].copy_(codes.scales.T)
+
+
+_PACKERS = {"int4": _pack_int4, "int8": _pack_int8, "float8": _pack_float8}
