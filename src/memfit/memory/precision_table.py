@@ -126,6 +126,7 @@ def precision_row(model: HfModel, precision: Precision, context: int) -> Precisi
     quantized = [each for each in model.parameters if _held_packed(each, precision)]
     plain = [each for each in model.parameters if not _held_packed(each, precision)]
     quantized_bytes = sum(_weight_bytes(each, precision) for each in quantized)
+    state_bytes = sum(_state_bytes(each, precision) for each in quantized)
     unquantized_bytes = sum(each.elements for each in plain) * precision.element_bytes
     return PrecisionRow(
         precision=precision.name,
@@ -133,9 +134,11 @@ def precision_row(model: HfModel, precision: Precision, context: int) -> Precisi
         quantized_bytes=quantized_bytes,
         unquantized_bytes=unquantized_bytes,
         unquantized=_kept(plain, precision),
-        state_bytes=sum(_state_bytes(each, precision) for each in quantized),
+        state_bytes=state_bytes,
         buffers_bytes=None if model.buffers is None else _buffers_bytes(model.buffers, precision),
-        reported_bytes=_reported(model, precision, quantized_bytes + unquantized_bytes),
+        reported_bytes=_reported(
+            model, precision, quantized_bytes + unquantized_bytes + state_bytes * precision.is_stored
+        ),
         context=context,
         kv_cache_bytes=kv_cache_bytes(model.hf_config, context, element_bytes=precision.element_bytes),
         loading_extra_bytes=_loading_extra(model, precision),
@@ -190,16 +193,17 @@ def _buffers_bytes(buffers: tuple[HfBuffer, ...], precision: Precision) -> int:
 
 
 def _reported(model: HfModel, precision: Precision, parameters_bytes: int) -> dict[str, int]:
-    """Parameters and buffers (modeling_utils.py, get_memory_footprint): no quantization state.
+    """Parameters and buffers (modeling_utils.py, get_memory_footprint): no quantization state, but where
+    our own layers hold that in their parameters.
 
     Release 5 registers each rotary `original_inv_freq` as a buffer of its own; in 4.57 it is another
     name of `inv_freq`. That release is left out where it builds other modules: experts are linear
     layers there.
     """
-    if model.buffers is None or precision.is_stored:
+    if model.buffers is None:
         return {}
     buffers = {"5.23.0": model.buffers}
-    if not any(each.kind == "experts" for each in model.parameters):
+    if not precision.is_stored and not any(each.kind == "experts" for each in model.parameters):
         buffers = {"4.57.1": tuple(each for each in model.buffers if each.in_release_4), **buffers}
     return {release: parameters_bytes + _buffers_bytes(each, precision) for release, each in buffers.items()}
 
