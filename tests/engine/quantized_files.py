@@ -1,7 +1,7 @@
 """Writes a checkpoint quantized, format by format after the published layouts, and what it stands for.
 
-Weights are rounded to the nearest code; what matters is that files hold what upstream's libraries write, and that
-the plain checkpoint beside it holds exactly the numbers that these codes stand for, in float32.
+Weights are rounded to the nearest code; what matters is that files hold what upstream's libraries write, and
+that the plain checkpoint beside it holds exactly the numbers that these codes stand for, in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _LINEAR = ("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")
 
 
 def random_model(folder: Path, kind: str = "llama", **sizes: int) -> Path:
-    """A small model in float32, "llama", "qwen3_moe" or "mixtral"."""
+    """A small model in float32, "llama", "qwen3_moe" or "mixtral". All experts are chosen: which ones are
+    would hang on roundings."""
     transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
     torch.manual_seed(0)
     values: dict[str, Any] = {
@@ -36,10 +37,10 @@ def random_model(folder: Path, kind: str = "llama", **sizes: int) -> Path:
     if kind == "llama":
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**values))
     elif kind == "qwen3_moe":
-        values |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+        values |= {"num_experts": 4, "num_experts_per_tok": 4, "moe_intermediate_size": 256}
         model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**values))
     else:
-        values |= {"num_local_experts": 4, "num_experts_per_tok": 2}
+        values |= {"num_local_experts": 4, "num_experts_per_tok": 4}
         model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**values))
     model.save_pretrained(folder)
     return folder
@@ -114,7 +115,7 @@ def _config_of(form: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(weight: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
-    """Codes from 0 [rows, columns], scales and zeros [rows, groups], each column's group, the plain weight."""
+    """Codes from 0 [rows, columns], scales and zeros [rows, groups], each column's group, and what that is."""
     torch = importlib.import_module("torch")
     bits, group = settings.get("bits", 4), settings.get("group", 64)
     rows, columns = weight.shape
@@ -202,7 +203,7 @@ def _float8(weight: Any, settings: dict[str, Any]) -> tuple[dict[str, Any], Any]
     torch = importlib.import_module("torch")
     channel = settings.get("strategy") == "channel"
     most = weight.abs().amax(1, keepdim=True) if channel else weight.abs().amax().view(1)
-    scales = (most / 448).bfloat16()
+    scales = (most / settings.get("largest", 448)).bfloat16()
     codes = (weight / scales.float()).to(torch.float8_e4m3fn)
     return {".weight": codes, ".weight_scale": scales}, codes.float() * scales.float()
 

@@ -16,9 +16,9 @@ import click
 from memfit.cli.json_output import json_option, write_json
 from memfit.errors import ModelError
 from memfit.headers.hf_config import HfConfig, read_config
+from memfit.headers.hf_shapes import weights_of
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, StoredTensor
 from memfit.headers.safetensors import Checkpoint, find_weights
-from memfit.headers.stored_weights import logical_checkpoint
 from memfit.hub.resolve import resolve
 
 __all__ = ["command"]
@@ -95,7 +95,7 @@ def _parameters(config: HfConfig, weights: Checkpoint | None) -> int | None:
     if weights is None:
         return None
     with contextlib.suppress(ModelError):
-        return sum(one.elements for one in logical_checkpoint(config, weights).tensors)
+        return sum(one.elements for one in weights_of(config, weights).tensors)
     return None
 
 

@@ -19,7 +19,15 @@ from memfit.headers.safetensors import Checkpoint, SafetensorsTensor
 from memfit.headers.stored_weights import QuantizedTensor, StoredWeight, logical_checkpoint, place_of
 from memfit.strict_json import shown
 
-__all__ = ["KINDS", "HfBuffer", "HfModel", "HfParameter", "model_from_checkpoint", "model_from_config"]
+__all__ = [
+    "KINDS",
+    "HfBuffer",
+    "HfModel",
+    "HfParameter",
+    "model_from_checkpoint",
+    "model_from_config",
+    "weights_of",
+]
 
 # kind → what it is, and why bitsandbytes leaves it as it is (it replaces nn.Linear and nothing else).
 KINDS = {
@@ -160,7 +168,7 @@ def model_from_checkpoint(config: HfConfig, checkpoint: Checkpoint) -> HfModel:
         HeaderError: the files do not hold what config.json describes.
         ModelError: it is quantized in a way that is not read.
     """
-    checkpoint = logical_checkpoint(config, checkpoint)
+    checkpoint = weights_of(config, checkpoint)
     stored = [tensor for tensor in checkpoint.tensors if not _is_dropped(tensor, config)]
     for tensor in stored:
         if tensor.type not in ("F64", "F32", "BF16", "F16"):
@@ -176,6 +184,12 @@ def model_from_checkpoint(config: HfConfig, checkpoint: Checkpoint) -> HfModel:
     if config.quantization is not None:
         parameters = tuple(_with_stored(config, model.parameters, stored))
     return replace(model, parameters=parameters, checkpoint_bytes=checkpoint.file_bytes)
+
+
+def weights_of(config: HfConfig, checkpoint: Checkpoint) -> Checkpoint:
+    """What stored_weights.py makes of its tensors. Raises ModelError as that does."""
+    known = _model_by_config(config).parameters if _decoder(config) else ()
+    return logical_checkpoint(config, checkpoint, {place_of(one.name): one.shape for one in known})
 
 
 def _with_stored(

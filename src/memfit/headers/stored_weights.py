@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from memfit.errors import HeaderError, ModelError
 from memfit.headers.hf_config import HfConfig
@@ -66,8 +67,11 @@ class QuantizedTensor(SafetensorsTensor):
         return tuple(self.stored.parts.values())
 
 
-def logical_checkpoint(config: HfConfig, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its weights in place of the tensors that hold them quantized.
+def logical_checkpoint(
+    config: HfConfig, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> Checkpoint:
+    """The checkpoint with its weights in place of the tensors that hold them quantized. `shapes` are those
+    that config.json tells, by `place_of`: bitsandbytes' 4-bit tensors have lost theirs.
 
     Raises:
         ModelError: it is quantized in a way that is not read, or tensors are missing, of another shape or
@@ -78,7 +82,7 @@ def logical_checkpoint(config: HfConfig, checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     if quantization.problem or quantization.layout is None:
         raise ModelError(f"{config.path}: a quantized checkpoint: {quantization.problem}")
-    found = _Finder(config, quantization, checkpoint)
+    found = _Finder(config, quantization, checkpoint, shapes)
     return replace(checkpoint, tensors=tuple(found.tensors()))
 
 
@@ -100,9 +104,15 @@ def place_of(name: str) -> str:
 
 
 class _Finder:
-    def __init__(self, config: HfConfig, quantization: Quantization, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self,
+        config: HfConfig,
+        quantization: Quantization,
+        checkpoint: Checkpoint,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
         assert quantization.layout
-        self._config, self._quantization = config, quantization
+        self._config, self._quantization, self._shapes = config, quantization, shapes
         self._layout = _LAYOUTS[quantization.layout]
         self._tensors = {one.name: one for one in checkpoint.tensors if not one.name.endswith(_UNUSED)}
 
@@ -138,7 +148,8 @@ class _Finder:
         self, base: str, main: SafetensorsTensor, parts: Mapping[str, SafetensorsTensor]
     ) -> QuantizedTensor:
         try:
-            stored = self._layout.read(self._quantization, parts)
+            shape = self._shapes.get(place_of(base + self._layout.weight))
+            stored = self._layout.read(self._quantization, parts, shape)
         except _WrongPartsError as error:
             raise HeaderError(self._config.path, f"tensor {shown(main.name)}", str(error)) from None
         return QuantizedTensor(
@@ -191,7 +202,7 @@ def _group_of(columns: int, groups: int, quantization: Quantization) -> int:
     raise _WrongPartsError(f"{columns} columns in groups of {group} have no {groups} scales each")
 
 
-def _read_gptq(quantization: Quantization, parts: _Parts) -> StoredWeight:
+def _read_gptq(quantization: Quantization, parts: _Parts, _: tuple[int, ...] | None) -> StoredWeight:
     words, outputs = _matrix(parts, "qweight", _WHOLE)
     bits = quantization.bits
     if not quantization.is_uniform and "g_idx" in parts:  # then it tells the columns
@@ -203,7 +214,7 @@ def _read_gptq(quantization: Quantization, parts: _Parts) -> StoredWeight:
         raise _WrongPartsError(
             f"its qweight has {words} rows, which do not hold whole weights of {bits} bits"
         )
-    groups, _ = _matrix(parts, "scales", _REAL)
+    groups = _matrix(parts, "scales", _REAL)[0]
     group = _group_of(columns, groups, quantization)
     _need(parts, "scales", _REAL, (groups, outputs))
     _need(parts, "qzeros", _WHOLE, (groups, -(-outputs * bits // 32)))
@@ -223,9 +234,9 @@ def _read_gptq(quantization: Quantization, parts: _Parts) -> StoredWeight:
     )
 
 
-def _read_awq(quantization: Quantization, parts: _Parts) -> StoredWeight:
+def _read_awq(quantization: Quantization, parts: _Parts, _: tuple[int, ...] | None) -> StoredWeight:
     columns, words = _matrix(parts, "qweight", _WHOLE)
-    groups, _ = _matrix(parts, "scales", _REAL)
+    groups = _matrix(parts, "scales", _REAL)[0]
     group = _group_of(columns, groups, quantization)
     outputs = words * 8
     _need(parts, "scales", _REAL, (groups, outputs))
@@ -235,7 +246,7 @@ def _read_awq(quantization: Quantization, parts: _Parts) -> StoredWeight:
     )
 
 
-def _read_packed(quantization: Quantization, parts: _Parts) -> StoredWeight:
+def _read_packed(quantization: Quantization, parts: _Parts, _: tuple[int, ...] | None) -> StoredWeight:
     outputs, words = _matrix(parts, "weight_packed", _WHOLE)
     bits = quantization.bits
     columns = words * 32 // bits
@@ -257,7 +268,7 @@ def _read_packed(quantization: Quantization, parts: _Parts) -> StoredWeight:
     )
 
 
-def _read_int8(quantization: Quantization, parts: _Parts) -> StoredWeight:
+def _read_int8(quantization: Quantization, parts: _Parts, _: tuple[int, ...] | None) -> StoredWeight:
     outputs, columns = _matrix(parts, "weight", ("I8",))
     scale = _need(parts, "weight_scale", _REAL)
     group, groups, block_rows = _scaled_alike(quantization, scale, outputs, columns)
@@ -274,7 +285,7 @@ def _read_int8(quantization: Quantization, parts: _Parts) -> StoredWeight:
     )
 
 
-def _read_float8(quantization: Quantization, parts: _Parts) -> StoredWeight:
+def _read_float8(quantization: Quantization, parts: _Parts, _: tuple[int, ...] | None) -> StoredWeight:
     outputs, columns = _matrix(parts, "weight", ("F8_E4M3",))
     name = "weight_scale_inv" if "weight_scale_inv" in parts else "weight_scale"
     scale = _need(parts, name, _REAL)
@@ -308,8 +319,54 @@ class _Layout:
     main: str  # how its tensor's name ends, behind the module's
     parts: tuple[str, ...]  # the same of what belongs to it
     types: tuple[str, ...]
-    read: Callable[[Quantization, _Parts], StoredWeight]
+    read: Callable[[Quantization, _Parts, tuple[int, ...] | None], StoredWeight]
     weight: str = ".weight"  # how the name of the weight ends that they stand for
+
+
+def _read_bnb_int8(quantization: Quantization, parts: _Parts, _: tuple[int, ...] | None) -> StoredWeight:
+    outputs, columns = _matrix(parts, "weight", ("I8",))
+    _need(parts, "SCB", ("F32",), (outputs,))
+    return StoredWeight(layout="bnb-int8", shape=(outputs, columns), bits=8, group=columns, parts=parts)
+
+
+_BNB_BLOCK = 64  # weights that share a scale
+
+
+def _read_bnb_4bit(quantization: Quantization, parts: _Parts, shape: tuple[int, ...] | None) -> StoredWeight:
+    """Of a matrix its codes lie in one row, its scales too; with double quantization these are codes."""
+    if shape is None:
+        raise _WrongPartsError("its shape is not in the header, and memfit knows none of this model type")
+    if len(shape) == 3:  # of one expert: gate and up are one parameter in transformers, and two in files
+        shape = (
+            shape[1:]
+            if len(parts) and shape[1] * shape[2] == 2 * parts["weight"].elements
+            else (shape[1] // 2, shape[2])
+        )
+    elements = shape[0] * shape[1]
+    if parts["weight"].elements != -(-elements // 2):
+        raise _WrongPartsError(
+            f"it has {parts['weight'].elements} bytes, and {list(shape)} by config.json takes {elements // 2}"
+        )
+    blocks = -(-elements // _BNB_BLOCK)
+    _need(parts, "weight.absmax", ("F32", "U8"), (blocks,))
+    _need(parts, "weight.quant_map", ("F32",), (16,))
+    if parts["weight.absmax"].type == "U8":
+        _need(parts, "weight.nested_absmax", ("F32",), (-(-blocks // 256),))
+        _need(parts, "weight.nested_quant_map", ("F32",), (256,))
+    if not any(name.startswith("weight.quant_state") for name in parts):
+        raise _WrongPartsError("its quant_state is missing")
+    return StoredWeight(layout="bnb-4bit", shape=shape, bits=4, group=_BNB_BLOCK, parts=parts)
+
+
+def _read_mxfp4(quantization: Quantization, parts: _Parts, _: tuple[int, ...] | None) -> StoredWeight:
+    """blocks [experts, outputs, groups, 16 bytes], scales [experts, outputs, groups]; as parameters of the
+    model [experts, inputs, outputs]."""
+    blocks = _need(parts, "blocks", ("U8",))
+    if len(blocks.shape) != 4 or blocks.shape[3] != 16 or not blocks.elements:
+        raise _WrongPartsError(f"its blocks have the shape {list(blocks.shape)}")
+    experts, outputs, groups, _bytes = blocks.shape
+    _need(parts, "scales", ("U8",), (experts, outputs, groups))
+    return StoredWeight(layout="mxfp4", shape=(experts, groups * 32, outputs), bits=4, group=32, parts=parts)
 
 
 _LAYOUTS = {
@@ -324,6 +381,17 @@ _LAYOUTS = {
     "int8": _Layout(
         main=".weight", parts=(".weight_scale", ".weight_zero_point"), types=("I8",), read=_read_int8
     ),
+    "bnb-int8": _Layout(main=".weight", parts=(".SCB",), types=("I8",), read=_read_bnb_int8),
+    "bnb-4bit": _Layout(
+        main=".weight",
+        parts=(
+            *(".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map"),
+            *(".weight.quant_state.bitsandbytes__nf4", ".weight.quant_state.bitsandbytes__fp4"),
+        ),
+        types=("U8",),
+        read=_read_bnb_4bit,
+    ),
+    "mxfp4": _Layout(main="_blocks", parts=("_scales",), types=("U8",), read=_read_mxfp4, weight=""),
     "float8": _Layout(
         main=".weight",
         parts=(".weight_scale", ".weight_scale_inv"),

@@ -29,7 +29,7 @@ FORMS = ("int4", "int8", "float8")
 # While one weight is read, at most, beside what the files hold of it and the result: a block of rows.
 UNPACKING_BYTES = 16 * MIB
 # In a pass that unpacks: a block of rows, and what it takes to make it.
-UNPACKED_PASS_BYTES = 16 * MIB
+UNPACKED_PASS_BYTES = 8 * MIB
 _ALIGNED = 64  # bytes, for each section
 _INT4_GROUPS = (256, 128, 64, 32)  # what torch's kernel takes
 _INT4_ROWS = 16

@@ -20,8 +20,8 @@ from memfit.engines.transformers.reading import lazy_tensors
 from memfit.errors import EngineError, MemfitError, ModelError, readable
 from memfit.hardware.direct_file import StreamError
 from memfit.headers.hf_config import read_config
+from memfit.headers.hf_shapes import weights_of
 from memfit.headers.safetensors import Checkpoint, SafetensorsTensor, find_weights
-from memfit.headers.stored_weights import logical_checkpoint
 from memfit.memory.library_pages import map_libraries_whole
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.process_memory import process_status
@@ -86,7 +86,7 @@ class CheckpointModel:
         checkpoint = find_weights(config.folder / "config.json")
         if checkpoint is None:
             raise ModelError(f"there are no safetensors in {config.folder}")
-        checkpoint = logical_checkpoint(read_config(config.folder / "config.json"), checkpoint)
+        checkpoint = weights_of(read_config(config.folder / "config.json"), checkpoint)
         if hasattr(hf_config, "quantization_config"):
             del hf_config.quantization_config  # it is read here, not by transformers
         quantization, dtype = _quantization(config), getattr(torch, config.precision.dtype)
