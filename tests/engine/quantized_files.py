@@ -92,6 +92,8 @@ def _config_of(form: str, settings: dict[str, Any]) -> dict[str, Any]:
         }
     elif form == "awq":
         found = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
+    elif form.startswith("bnb"):
+        found = {"quant_method": "bitsandbytes", f"load_in_{form[-1]}bit": True}
     elif form == "fp8":
         found = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
     else:
@@ -115,7 +117,7 @@ def _config_of(form: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(weight: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
-    """Codes from 0 [rows, columns], scales and zeros [rows, groups], each column's group, and what that is."""
+    """Codes from 0 [rows, columns], scales and zeros [rows, groups], each column's group, what that is."""
     torch = importlib.import_module("torch")
     bits, group = settings.get("bits", 4), settings.get("group", 64)
     rows, columns = weight.shape
@@ -223,6 +225,28 @@ def _fp8(weight: Any, settings: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     return {".weight": codes, ".weight_scale_inv": scales}, codes.float() * wide
 
 
+def _bnb4(weight: Any, settings: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    functional = importlib.import_module("bitsandbytes").functional
+    codes, state = functional.quantize_4bit(
+        weight.bfloat16(), quant_type=settings["kind"], compress_statistics=settings["double"]
+    )
+    parts = {f".weight.{name}": one for name, one in state.as_dict(packed=True).items()}
+    scales = state.absmax
+    if settings["double"]:
+        scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    # Not by dequantize_4bit: bitsandbytes 0.50.2 has it wrong on a CPU where rows are no whole blocks.
+    torch = importlib.import_module("torch")
+    flat = torch.stack((codes.view(-1) >> 4, codes.view(-1) & 15), 1).view(-1)[: weight.numel()]
+    plain = state.code[flat.int()] * scales.repeat_interleave(64)[: weight.numel()]
+    return {".weight": codes, **parts}, plain.view(weight.shape)
+
+
+def _bnb8(weight: Any, settings: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    functional = importlib.import_module("bitsandbytes").functional
+    codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
+    return {".weight": codes, ".SCB": scales}, codes.float() * scales[:, None] / 127
+
+
 FORMATS: dict[str, Callable[[Any, dict[str, Any]], tuple[dict[str, Any], Any]]] = {
     "gptq": _gptq,
     "awq": _awq,
@@ -230,4 +254,6 @@ FORMATS: dict[str, Callable[[Any, dict[str, Any]], tuple[dict[str, Any], Any]]] 
     "int8": _int8,
     "float8": _float8,
     "fp8": _fp8,
+    "bnb4": _bnb4,
+    "bnb8": _bnb8,
 }

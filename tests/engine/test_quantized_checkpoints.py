@@ -1,4 +1,4 @@
-"""Quantized checkpoints: logits are those of what codes stand for, bytes as planned, bad files are refused."""
+"""Quantized checkpoints: logits are those of what codes stand for, bytes as planned, bad files refused."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ _PACKED: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "float8", {"strategy": "tensor"}),
     ("llama", "float8", {"strategy": "channel"}),
     ("llama", "fp8", {}),
+    ("llama", "bnb4", {"kind": "nf4", "double": True}),
+    ("llama", "bnb4", {"kind": "fp4", "double": False}),
+    ("llama", "bnb8", {}),
     ("odd", "fp8", {}),
     ("odd", "gptq", {"bits": 8, "group": 48}),
     ("qwen3_moe", "gptq", {"ordered": True}),
@@ -52,6 +55,7 @@ _UNPACKED: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "gptq", {"bits": 3}),
     ("llama", "gptq", {"bits": 2, "zeros": True, "ordered": True}),
     ("odd", "awq", {"group": 48}),
+    ("odd", "bnb4", {"kind": "nf4", "double": True}),
 ]
 
 
@@ -131,6 +135,37 @@ def test_unpacked_in_float32_nothing_is_lost(
 ) -> None:
     folder, plain = quantize(sources("llama"), tmp_path, form, **settings)
     assert max(_differences(_load(folder, "fp32"), plain)) < 1e-5
+
+
+def test_experts_in_mxfp4_are_what_transformers_makes_of_them(tmp_path: Path) -> None:
+    transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+    mxfp4 = importlib.import_module("transformers.integrations.mxfp4")
+    load_file = importlib.import_module("safetensors.torch")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 512}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 4}
+    made = transformers.GptOssForCausalLM(transformers.GptOssConfig(**sizes, **heads, **experts))
+    plain, folder = tmp_path / "plain", tmp_path / "quantized"
+    for where in (plain, folder):
+        made.save_pretrained(where)
+    tensors = load_file.load_file(plain / "model.safetensors")
+    stored = dict(tensors)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        count, inputs, outputs = tensors[name].shape
+        blocks = torch.randint(0, 256, (count, outputs, inputs // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(119, 123, (count, outputs, inputs // 32), dtype=torch.uint8)
+        del stored[name]
+        stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        unpacked = mxfp4.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        tensors[name] = unpacked.contiguous()
+    load_file.save_file(tensors, plain / "model.safetensors", metadata={"format": "pt"})
+    load_file.save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"dtype": "bfloat16", "quantization_config": {"quant_method": "mxfp4"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert max(_differences(_load(folder, "fp32"), plain)) < 1e-5
+    assert max(_differences(_load(folder, "stored"), plain)) < 3e-2  # bfloat16's own: 0.02
 
 
 def test_weights_near_zero_count_where_there_are_no_others(

@@ -51,6 +51,11 @@ class StoredWeight:
         return -(-self.columns // self.group)
 
     @property
+    def is_fp4(self) -> bool:
+        """Of bitsandbytes' two code books the one that is not NF4."""
+        return "weight.quant_state.bitsandbytes__fp4" in self.parts
+
+    @property
     def size_bytes(self) -> int:
         """In the files."""
         return sum(one.size_bytes for one in self.parts.values())

@@ -25,7 +25,7 @@ __all__ = [
     "why_unpacked",
 ]
 
-FORMS = ("int4", "int8", "float8")
+FORMS = ("int4", "int8", "float8", "nf4")
 # While one weight is read, at most, beside what the files hold of it and the result: a block of rows.
 UNPACKING_BYTES = 16 * MIB
 # In a pass that unpacks: a block of rows, and what it takes to make it.
@@ -53,17 +53,19 @@ def form_of(stored: Sequence[StoredWeight]) -> str | None:
     if not stored or why_unpacked(stored[0]):
         return None
     one = stored[0]
-    if one.layout == "float8":
-        return "float8"
-    return "int4" if one.bits == 4 else "int8"
+    own = {"float8": "float8", "bnb-4bit": "nf4"}.get(one.layout)
+    return own or ("int4" if one.bits == 4 else "int8")
 
 
 def why_unpacked(stored: StoredWeight) -> str | None:
     """Why no kernel computes on it; None where one does."""
     if stored.layout == "float8":
         return None
-    if stored.bits == 8 and stored.layout in ("gptq", "packed", "int8"):
+    if stored.bits == 8 and stored.layout in ("gptq", "packed", "int8", "bnb-int8"):
         return None
+    if stored.layout == "bnb-4bit":
+        whole = stored.columns % stored.group == 0
+        return None if whole else f"rows of {stored.columns} are no whole blocks of {stored.group}"
     if stored.bits == 4 and stored.layout in ("gptq", "awq", "packed"):
         if int4_group(stored) is None:
             return f"torch multiplies 4-bit weights in groups of 32 to 256, not of {stored.group}"
@@ -113,6 +115,9 @@ def _all_sections(stored: StoredWeight) -> Iterator[tuple[str, tuple[str, tuple[
         yield "scales", ("bfloat16", (stored.groups, rows))
         if stored.has_zeros:
             yield "zeros", ("bfloat16", (stored.groups, rows))
+    elif form == "nf4":
+        yield "weight", ("uint8", (rows, columns // 2))
+        yield "scales", ("float32", (rows, stored.groups))  # no longer quantized themselves
     else:
         assert form == "float8"
         yield "weight", ("uint8", (rows, columns))

@@ -78,8 +78,9 @@ def _layer(held: Precision, outputs: int, inputs: int, device: torch.device) -> 
 
 def _packed_layer(form: str, outputs: int, inputs: int) -> Any:
     """Of zeros, which takes as long."""
-    layout, bits = {"int4": ("awq", 4), "int8": ("int8", 8), "float8": ("float8", 8)}[form]
-    group = next(size for size in (128, 64) if inputs % size == 0)
+    layout = {"int4": "awq", "int8": "int8", "float8": "float8", "nf4": "bnb-4bit"}[form]
+    bits = 4 if form in ("int4", "nf4") else 8
+    group = 64 if form == "nf4" else next(size for size in (128, 64) if inputs % size == 0)
     stored = StoredWeight(layout=layout, shape=(outputs, inputs), bits=bits, group=group, parts={})
     layer = PackedLinear(stored, None)
     block = torch.zeros(layer.weight.shape, dtype=torch.uint8)

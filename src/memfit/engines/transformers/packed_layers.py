@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import bitsandbytes  # noqa: F401 - its operators
 import torch
 from torch.nn.functional import linear
 
@@ -197,6 +198,18 @@ def _unpack_float8(stored: StoredWeight, sections: Sections, rows: slice, into: 
         into[:, columns] *= (sections["scales"][index, rows, None] * 2.0**_FLOAT8_EXPONENT).to(into.dtype)
 
 
+def _nf4(stored: StoredWeight, sections: Sections, states: torch.Tensor) -> torch.Tensor:
+    return _by_blocks(stored, sections, states, _unpack_nf4)
+
+
+def _unpack_nf4(stored: StoredWeight, sections: Sections, rows: slice, into: torch.Tensor) -> None:
+    kind = "fp4" if stored.is_fp4 else "nf4"
+    codes, scales = sections["weight"][rows].reshape(-1), sections["scales"][rows].reshape(-1)
+    into.copy_(
+        torch.ops.bitsandbytes.dequantize_4bit(codes, scales, stored.group, kind, into.shape, into.dtype)
+    )
+
+
 def _by_blocks(
     stored: StoredWeight,
     sections: Sections,
@@ -229,4 +242,4 @@ def _blocks(stored: StoredWeight) -> list[slice]:
     return [slice(start, min(start + rows, stored.shape[0])) for start in range(0, stored.shape[0], rows)]
 
 
-_PRODUCTS = {"int4": _int4, "int8": _int8, "float8": _float8}
+_PRODUCTS = {"int4": _int4, "int8": _int8, "float8": _float8, "nf4": _nf4}

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import bitsandbytes
 import torch
 
-from memfit.errors import ModelError
+from memfit.errors import ModelError, UsageError
 from memfit.headers.stored_weights import QuantizedTensor, StoredWeight
 from memfit.memory.packed_weights import form_of, int4_group, packed_bytes, sections_of
+from memfit.strict_json import parse_json, shown
 
 __all__ = ["read_packed", "read_unpacked", "views"]
 
@@ -23,6 +26,8 @@ _TILE = 64  # rows that torch's 4-bit kernel takes together
 _LARGEST_SCALE = 128  # beyond, packed_layers.py would leave bfloat16's range
 _FLOAT8_NORMAL = 2.0**-6  # the least number with a whole mantissa
 _TINY_SHARE = 1e-6  # of a row's squares, in numbers below that: more must not be taken for 0
+_NESTED = 256  # scales of bitsandbytes that share a scale
+_FP4_VALUES = tuple(sign * size for sign in (1, -1) for size in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which column the i-th 4 bits of a word are
 
 Parts = Mapping[str, torch.Tensor]
@@ -33,7 +38,7 @@ class Codes:
     """weight[row, column] = (code - zero of its group) * scale of its group; `values` stand for codes where
     these are no numbers themselves."""
 
-    rows: Callable[[int, int], torch.Tensor]  # codes of the rows from, to: int32 [rows, columns]
+    rows: Callable[[int, int], torch.Tensor]  # codes of the rows from, to: [rows, columns]
     scales: torch.Tensor  # float32 [rows, groups]
     zeros: torch.Tensor | int = 0  # float32 [rows, groups]; or all alike
     groups: torch.Tensor | None = None  # the group of each column, where columns are not in order
@@ -46,7 +51,10 @@ def read_unpacked(tensor: QuantizedTensor, parts: Parts, dtype: torch.dtype) -> 
     Raises:
         ModelError: what its tensors hold is impossible, or not as config.json says.
     """
-    stored, codes = tensor.stored, _codes(tensor, parts)
+    stored = tensor.stored
+    if stored.layout == "mxfp4":
+        return _read_mxfp4(stored, parts, dtype)
+    codes = _codes(tensor, parts)
     found = torch.empty(stored.shape, dtype=dtype)
     groups = codes.groups
     if groups is None:
@@ -192,7 +200,82 @@ def _float8(stored: StoredWeight, parts: Parts) -> Codes:
     )
 
 
-_READERS = {"gptq": _gptq, "awq": _awq, "packed": _packed, "int8": _int8, "float8": _float8}
+def _bnb_int8(stored: StoredWeight, parts: Parts) -> Codes:
+    weight = parts["weight"]
+    return Codes(
+        rows=lambda start, stop: weight[start:stop].int() + 128,
+        scales=parts["SCB"][:, None] / 127,
+        zeros=128,
+    )
+
+
+def _bnb_4bit(stored: StoredWeight, parts: Parts) -> Codes:
+    """weight uint8: two codes in a byte, the first one in the high bits; all rows behind each other, and so
+    are the blocks that share a scale. With double quantization scales are codes of a code book, too."""
+    state, quant_map, absmax = _quant_state(parts), parts["weight.quant_map"], parts["weight.absmax"]
+    kind = "fp4" if stored.is_fp4 else "nf4"
+    for name, wanted in (("quant_type", kind), ("blocksize", stored.group), ("shape", [*stored.shape])):
+        if state.get(name) != wanted:
+            raise ModelError(f"its quant_state says {name} {shown(state.get(name))}, needed {wanted}")
+    if absmax.dtype == torch.uint8:
+        offset = state.get("nested_offset")
+        if not isinstance(offset, (int, float)) or state.get("nested_blocksize") != _NESTED:
+            raise ModelError("its quant_state has no nested_offset, or another nested_blocksize than 256")
+        nested = parts["weight.nested_absmax"].repeat_interleave(_NESTED)[: len(absmax)]
+        absmax = parts["weight.nested_quant_map"][absmax.int()] * nested + offset
+    codes = parts["weight"].reshape(-1)
+    columns = stored.columns
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        first, last = start * columns // 2, -(-stop * columns // 2)
+        both = torch.stack((codes[first:last] >> 4, codes[first:last] & 15), 1).view(-1)
+        skipped = start * columns - 2 * first
+        return both[skipped : skipped + (stop - start) * columns].view(-1, columns).int()
+
+    if columns % stored.group == 0:
+        return Codes(rows=rows, scales=absmax.view(-1, stored.groups), values=quant_map)
+
+    def numbers(start: int, stop: int) -> torch.Tensor:
+        """Where blocks do not end with rows."""
+        blocks = torch.arange(start * columns, stop * columns).view(-1, columns) // stored.group
+        return quant_map[rows(start, stop)] * absmax[blocks]
+
+    return Codes(rows=numbers, scales=torch.ones(stored.shape[0], stored.groups))
+
+
+def _quant_state(parts: Parts) -> dict[str, Any]:
+    (text,) = (bytes(one.tolist()) for name, one in parts.items() if "quant_state" in name)
+    try:
+        state = parse_json(text, "its quant_state")
+    except UsageError as error:
+        raise ModelError(str(error)) from None
+    if not isinstance(state, dict):
+        raise ModelError(f"its quant_state is {shown(state)}, needed an object")
+    return state
+
+
+def _read_mxfp4(stored: StoredWeight, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """Expert by expert: two codes in a byte, the first one in the low bits; a scale is an exponent of 2."""
+    found = torch.empty(stored.shape, dtype=dtype)
+    for place, blocks, scales in zip(found, parts["blocks"], parts["scales"], strict=True):
+        if (scales == 255).any():
+            raise ModelError("a scale in MXFP4 is no number")
+        codes = torch.stack((blocks & 15, blocks >> 4), -1).flatten(2).int()
+        numbers = torch.tensor(_FP4_VALUES)[codes]
+        numbers = torch.ldexp(numbers, scales[:, :, None].int() - 127)
+        place.copy_(numbers.flatten(1).T)
+    return found
+
+
+_READERS = {
+    "gptq": _gptq,
+    "awq": _awq,
+    "packed": _packed,
+    "int8": _int8,
+    "float8": _float8,
+    "bnb-int8": _bnb_int8,
+    "bnb-4bit": _bnb_4bit,
+}
 
 
 def _all_rows(stored: StoredWeight, scales: torch.Tensor) -> torch.Tensor:
@@ -270,6 +353,18 @@ def _pack_int8(stored: StoredWeight, codes: Codes, order: torch.Tensor | None, i
         into["zeros"].copy_(codes.zeros.T - 128)
 
 
+def _pack_nf4(stored: StoredWeight, codes: Codes, order: torch.Tensor | None, into: _Sections) -> None:
+    """As stored, but scales are numbers again."""
+    assert order is None and codes.values is not None
+    known = bitsandbytes.functional.get_4bit_type("fp4" if stored.is_fp4 else "nf4", device="cpu")
+    if not torch.allclose(codes.values, known, atol=1e-6):
+        raise ModelError("its code book is neither bitsandbytes' NF4 nor its FP4")
+    for start, stop in _blocks(stored):
+        numbers = codes.rows(start, stop).to(torch.uint8).view(stop - start, -1, 2)
+        into["weight"][start:stop] = (numbers[:, :, 0] << 4) | numbers[:, :, 1]
+    into["scales"].copy_(codes.scales)
+
+
 def _pack_float8(stored: StoredWeight, codes: Codes, order: torch.Tensor | None, into: _Sections) -> None:
     assert codes.values is not None and order is None
     if (largest := float(codes.scales.max())) > _LARGEST_SCALE:
@@ -287,4 +382,4 @@ def _pack_float8(stored: StoredWeight, codes: Codes, order: torch.Tensor | None,
     into["scales"].copy_(codes.scales.T)
 
 
-_PACKERS = {"int4": _pack_int4, "int8": _pack_int8, "float8": _pack_float8}
+_PACKERS = {"int4": _pack_int4, "int8": _pack_int8, "float8": _pack_float8, "nf4": _pack_nf4}
