@@ -4,8 +4,8 @@
 
 SmolLM2 is written in each format by the tests' writer and loaded as it is stored. Bars: what stays in RAM at
 most 1.15 times the tensors of the files, the peak of all processes within max(2 %, 16 MiB) of the plan and
-within a budget of that and 1 %, half of the speed of bf16 for a prompt of 256 tokens and for one token. Of speeds the
-medians of rounds in which both models take turns, since other programs may compute meanwhile.
+within a budget of that and 1 %, half of the speed of bf16 for a prompt of 256 tokens and for one token. Of
+speeds the medians of rounds in which both models take turns, since other programs may compute meanwhile.
 Models are written into the home folder, 0.5 GB at most, and deleted.
 """
 

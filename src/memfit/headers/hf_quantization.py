@@ -16,6 +16,8 @@ from memfit.strict_json import shown
 
 __all__ = ["Quantization", "read_quantization"]
 
+_GROUP = 128  # where GPTQ and AWQ say nothing, in transformers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
@@ -61,7 +63,7 @@ def _gptq(section: ConfigSection) -> Quantization:
         method="gptq",
         layout="gptq",
         bits=bits,
-        group_size=_group_size(section),
+        group_size=_group_size(section, default=_GROUP),
         has_zeros=not section.flag("sym", True),
         is_ordered=section.flag("desc_act"),
         zero_offset=int(form == "gptq"),
@@ -80,7 +82,8 @@ def _awq(section: ConfigSection) -> Quantization:
         problem = f"{bits} bits: AWQ is read with 4"
     elif not section.flag("zero_point", True):
         problem = "zero_point false: AWQ is read with zero points"
-    group = _group_size(section, "group_size" if section.has("group_size") else "q_group_size")
+    key = "group_size" if section.has("group_size") else "q_group_size"
+    group = _group_size(section, key, _GROUP)
     return Quantization(method="awq", layout="awq", bits=4, group_size=group, has_zeros=True, problem=problem)
 
 
@@ -157,12 +160,12 @@ _READERS: dict[str, Callable[[ConfigSection], Quantization]] = {
 }
 
 
-def _group_size(section: ConfigSection, key: str = "group_size") -> int:
+def _group_size(section: ConfigSection, key: str = "group_size", default: int | None = None) -> int:
     """0 for -1, which is a whole row."""
     value: Any = section.get(key)
     if value == -1:
         return 0
     try:
-        return section.count(key)
+        return section.count(key, default)
     except HeaderError:
         section.refuse(key, f"got {shown(value)}, needed -1 or a number of columns")

@@ -294,7 +294,7 @@ def _read_float8(quantization: Quantization, parts: _Parts, _: tuple[int, ...] |
     outputs, columns = _matrix(parts, "weight", ("F8_E4M3",))
     name = "weight_scale_inv" if "weight_scale_inv" in parts else "weight_scale"
     scale = _need(parts, name, _REAL)
-    group, _, block_rows = _scaled_alike(quantization, scale, outputs, columns)
+    group, _groups, block_rows = _scaled_alike(quantization, scale, outputs, columns)
     return StoredWeight(
         layout="float8", shape=(outputs, columns), bits=8, group=group, block_rows=block_rows, parts=parts
     )

@@ -24,7 +24,7 @@ _METHOD = "memfit"
 
 
 @register_quantization_config(_METHOD)
-class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class PackedConfig(QuantizationConfigMixin):
     """Names the quantizer, and holds the weights that it makes room for."""
 
     def __init__(self, weights: tuple[QuantizedTensor, ...] = ()) -> None:
@@ -36,7 +36,7 @@ class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(_METHOD)
-class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
+class PackedQuantizer(HfQuantizer):
     is_trainable = False
 
     def is_serializable(self, *_: object, **__: object) -> bool:
