@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 from memfit.headers.hf_shapes import HfModel, HfParameter
 from memfit.headers.model_spec import TensorSpec
+from memfit.memory.packed_weights import UNPACKED_PASS_BYTES
 from memfit.memory.precision import LOAD_IN, Precision, precision, stored_precision
-from memfit.memory.precision_table import loaded_bytes
+from memfit.memory.precision_table import loaded_bytes, reading_bytes
 from memfit.strict_json import Between, Length, Matching, tupled
 from memfit.units import MIB
 
@@ -122,21 +123,23 @@ def loading_peak_bytes(model: HfModel, precision: Precision, streamed: Collectio
     the order of their names as transformers sorts them; `streamed` modules go to the disk at once.
 
     Beside what has been loaded: of a plain tensor its bytes in the file, where another type is wanted; of a
-    quantized one what bitsandbytes puts beside it; of merged experts the parts they are put together from.
+    quantized one what bitsandbytes puts beside it; of merged experts the parts they are put together from; of
+    what is quantized in the files, those bytes and the rows that are being unpacked.
     """
-    stored, held = stored_precision(model.hf_config.dtype).element_bytes, precision.element_bytes
-    cast = 0 if stored == held else stored
+    stored, held = stored_precision(model.hf_config.dtype), precision.element_bytes
+    as_stored = stored.dtype == precision.dtype
     loaded = peak = 0
     for one in sorted(model.parameters, key=lambda one: _natural(one.name)):
         size = loaded_bytes(one, precision)
+        cast = 0 if as_stored or one.stored else stored.element_bytes
         extra = cast * one.elements
         if one.stacks:
-            extra = held * one.elements + cast * one.elements // max(1, one.shape[0])
+            extra = size + cast * one.elements // max(1, one.shape[0])
         elif one.kind == "linear" and precision.bits == 8:
             extra = (held + max(cast, 9)) * one.elements
         elif one.kind == "linear" and precision.bits == 4:
             extra = held * one.elements + max(cast * one.elements, 27 * one.elements // 2)
-        peak = max(peak, loaded + size + extra)
+        peak = max(peak, loaded + size + extra + reading_bytes(one))
         if not any(one.name.startswith(f"{module}.") for module in streamed):
             loaded += size
     return peak
@@ -180,7 +183,9 @@ def pass_bytes(model: HfModel, config: TransformersConfig, *, packs: bool) -> in
     )
     linear = [one for one in model.parameters if one.kind == "linear"]
     extra = 0
-    if config.precision.bits == 4 and not packs:
+    if config.precision.is_stored and any(one.stored for one in model.parameters):
+        extra = UNPACKED_PASS_BYTES
+    elif config.precision.bits == 4 and not packs:
         extra = max((one.elements for one in linear), default=0) * element
     elif config.precision.bits == 8:
         extra = ubatch * (_INT8_BYTES * wide + _INT8_LEFT_BYTES * sum(one.shape[0] for one in linear))

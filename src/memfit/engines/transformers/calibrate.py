@@ -26,6 +26,7 @@ from memfit.hardware.folders import cache_folder
 from memfit.hardware.machine import Cpu, Gpu
 from memfit.headers.hf_config import HfConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
+from memfit.memory.precision import LOAD_IN, STORED
 from memfit.memory.process_memory import ProcessMemory, group_bytes
 from memfit.planner.transformers.runtime import GpuRuntime, Processes, Runtime, emulates_bf16
 from memfit.units import MIB
@@ -77,12 +78,14 @@ def measure_runtime(
     hf_config: HfConfig,
     cpu: Cpu,
     *,
+    forms: Sequence[str] = (),
     say: Callable[[str], None],
     gpus: Sequence[tuple[Gpu, int]] = (),
     disk_bytes_per_second: float,
     count_parent: bool,
 ) -> Runtime:
-    """This machine's figures, on the CPU or on `gpus`, each with its budget in bytes.
+    """This machine's figures, on the CPU or on `gpus`, each with its budget in bytes. `forms` are those of
+    packed weights, whose speed is wanted too.
 
     Raises:
         EngineMissingError: a library is not installed.
@@ -98,7 +101,8 @@ def measure_runtime(
             f"how fast torch multiplies here in {name}",
             partial(_measure_speed, name, shape, config.threads, gpus),
         )
-        for name in (config.load_in, config.precision.plain_type)
+        for name in dict.fromkeys((config.load_in, config.precision.plain_type, *forms))
+        if name != STORED
     }
     found = _measured(config, cached, gpus)
     return Runtime(
@@ -163,7 +167,8 @@ def _measure_speed(
     name: str, shape: tuple[int, ...], threads: int, gpus: Sequence[tuple[Gpu, int]]
 ) -> dict[str, Any]:
     numbers = [gpu.index for gpu, _ in gpus]
-    with TransformersWorker(load_in=name, threads=threads, gpus=numbers) as worker:
+    load_in = name if name in LOAD_IN else "bf16"
+    with TransformersWorker(load_in=load_in, threads=threads, gpus=numbers) as worker:
         return worker.ask("kernels", precision=name, shape=shape, threads=threads, gpu=bool(gpus))
 
 

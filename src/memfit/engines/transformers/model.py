@@ -16,9 +16,12 @@ from memfit.engines.channel import Aborted, OverBudgetError
 from memfit.engines.threads import Threads
 from memfit.engines.transformers.kv_cache import planned_cache, with_cache
 from memfit.engines.transformers.offloading import stream_offloaded
+from memfit.engines.transformers.packing import packed_config
 from memfit.engines.transformers.reading import lazy_tensors
 from memfit.errors import EngineError, MemfitError, ModelError, readable
 from memfit.hardware.direct_file import StreamError
+from memfit.headers.hf_config import read_config
+from memfit.headers.hf_shapes import weights_of
 from memfit.headers.safetensors import Checkpoint, SafetensorsTensor, find_weights
 from memfit.memory.library_pages import map_libraries_whole
 from memfit.memory.loaded_checkpoint import TransformersConfig
@@ -84,15 +87,26 @@ class CheckpointModel:
         checkpoint = find_weights(config.folder / "config.json")
         if checkpoint is None:
             raise ModelError(f"there are no safetensors in {config.folder}")
+        checkpoint = weights_of(read_config(config.folder / "config.json"), checkpoint)
+        if hasattr(hf_config, "quantization_config"):
+            del hf_config.quantization_config  # it is read here, not by transformers
+        quantization, dtype = _quantization(config), getattr(torch, config.precision.dtype)
+        if config.precision.is_stored:
+            quantization = packed_config(checkpoint.tensors)
         indexes = {f"gpu{number}": index for index, number in enumerate(config.gpus)}  # torch's
         device_map = {module: indexes.get(place, place) for module, place in config.device_map}
         streams = "disk" in device_map.values()
         model, found = _model_class(hf_config, config).from_pretrained(
             None,
             config=hf_config,
-            state_dict=lazy_tensors(checkpoint, self._before_each(checkpoint, on_progress)),
-            dtype=getattr(torch, config.precision.dtype),
-            quantization_config=_quantization(config),
+            state_dict=lazy_tensors(
+                checkpoint,
+                self._before_each(checkpoint, on_progress),
+                dtype=dtype,
+                keeps_packed=config.precision.is_stored,
+            ),
+            dtype=dtype,
+            quantization_config=quantization,
             device_map=device_map,
             offload_folder=offload_folder if streams else None,
             output_loading_info=True,

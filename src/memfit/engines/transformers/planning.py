@@ -22,7 +22,8 @@ from memfit.hardware.probe import probe
 from memfit.hardware.profile import Profile, read_profile
 from memfit.hub.resolve import ResolvedModel
 from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_bytes
-from memfit.memory.precision import LOAD_IN
+from memfit.memory.packed_weights import form_of
+from memfit.memory.precision import LOAD_IN, STORED
 from memfit.memory.process_memory import process_memory
 from memfit.memory.serving import SERVING_BYTES
 from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devices
@@ -60,7 +61,7 @@ class TransformersPlanner(Closing):
         self._config = TransformersConfig(
             folder=found.folder,
             paths=found.paths,
-            load_in=load_in or found.stored_in,
+            load_in=found.stored_in if load_in in (None, STORED) else load_in,
             double_quant=options.double_quant,
             context=0,
             ubatch=0,
@@ -80,17 +81,26 @@ class TransformersPlanner(Closing):
             return self._with_converting(self._described(self._profile))
         if disk is None:
             disk = measure_file(max(self.spec.paths, key=lambda one: one.stat().st_size))[0]
+        forms = {form_of(one.stored) for one in self._found.model.parameters} - {None}
+        if not self._config.precision.is_stored:
+            forms = set()
         measure = partial(
             measure_runtime,
             self._config,
             self._found.hf_config,
             self._machine.cpu,
+            forms=sorted(map(str, forms)),
             say=options.say,
             disk_bytes_per_second=disk,
             count_parent=options.count_parent,
         )
         runtimes = [measure()]
-        if gpus := _gpus(self._machine, options.budget):
+        gpus = _gpus(self._machine, options.budget)
+        if gpus and forms:
+            options.say(
+                "GPUs are not used: packed weights are computed with on the CPU; --load-in bf16 unpacks"
+            )
+        elif gpus:
             try:
                 runtimes.insert(0, measure(gpus=gpus))
             except EngineError as error:  # a torch without CUDA

@@ -15,7 +15,7 @@ from memfit.hardware.machine import Machine
 from memfit.headers.hf_shapes import HfModel
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.loaded_checkpoint import TransformersConfig, layer_bytes, pass_bytes, refused_layer
-from memfit.memory.precision import precision
+from memfit.memory.precision import STORED, precision
 from memfit.memory.precision_table import precision_row
 from memfit.planner.request import UBATCHES, Budget, Workload, context_of
 from memfit.planner.transformers.runtime import Runtime, predict_checkpoint
@@ -97,7 +97,10 @@ class _Search:
     def suggestions(self, plan: TransformersPlan) -> Iterator[str]:
         """Options that do fit."""
         wanted = plan.config
-        for load_in, double_quant in (("bf16", False), ("int8", False), ("nf4", False), ("nf4", True)):
+        smaller_ones = [("bf16", False), ("int8", False), ("nf4", False), ("nf4", True)]
+        if any(one.stored for one in self.model.parameters):
+            smaller_ones.insert(0, (STORED, False))
+        for load_in, double_quant in smaller_ones:
             other = replace(wanted, load_in=load_in, double_quant=double_quant)
             smaller = precision_row(self.model, other.precision, 1).resident_bytes < plan.row.resident_bytes
             runs = other.precision.bits != 4 or not (self.runtime.packs_4bit and refused_layer(self.model))

@@ -16,6 +16,7 @@ from memfit.hardware.machine import Gpu
 from memfit.headers.hf_shapes import HfModel
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.loaded_checkpoint import TransformersConfig
+from memfit.memory.packed_weights import form_of
 from memfit.planner.speed import Prediction, Rate
 from memfit.units import MIB
 
@@ -78,8 +79,8 @@ class Runtime(Processes):
 
     packs_4bit: bool  # AVX512-BF16: bitsandbytes packs 4-bit weights anew at the first pass
     layer_seconds: float  # of one token in one decoder layer with next to nothing in it
-    elements_per_second: Mapping[str, float]  # weights past one token, by precision
-    operations_per_second: Mapping[str, float]  # of a prompt, by precision
+    elements_per_second: Mapping[str, float]  # weights past one token, by precision or packed form
+    operations_per_second: Mapping[str, float]  # of a prompt, likewise
     disk_bytes_per_second: float
     gpus: tuple[GpuRuntime, ...] = ()  # whose memory and speed the figures above are of, where there are any
     link_bytes_per_second: float = 0.0  # from RAM to them
@@ -120,6 +121,8 @@ def predict_checkpoint(
         if "vision" in each.name:  # of which a text needs nothing
             continue
         rate = config.load_in if each.kind == "linear" else plain
+        if config.precision.is_stored:
+            rate = form_of(each.stored) or plain
         elements = each.elements * spec.active_share(each.name)
         one += elements / _of(runtime.elements_per_second, rate)
         # Of a prompt only the last token's logits are computed.

@@ -198,5 +198,8 @@ def largest_module_bytes(model: HfModel, config: TransformersConfig) -> int:
     modules: Counter[str] = Counter()
     for one in model.parameters:
         if one.kind in ("linear", "experts"):
-            modules[one.name.rpartition(".")[0]] += one.elements * config.precision.element_bytes
+            size = one.elements * config.precision.element_bytes
+            if config.precision.is_stored:
+                size = loaded_bytes(one, config.precision)
+            modules[one.name.rpartition(".")[0]] += size
     return max(modules.values(), default=0)

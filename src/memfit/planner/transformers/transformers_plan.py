@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from memfit.headers.hf_shapes import HfModel
 from memfit.memory.loaded_checkpoint import TransformersConfig
+from memfit.memory.packed_weights import form_of, why_unpacked
 from memfit.memory.precision_table import PrecisionRow
 from memfit.planner.plan import Plan
 from memfit.planner.transformers.runtime import EMULATED_TIMES, Runtime
@@ -52,7 +53,8 @@ class TransformersPlan(Plan):
     @property
     def settings(self) -> str:
         config = self.config
-        kind = config.load_in + ", double quantization" * config.double_quant
+        kind = "as stored" if config.precision.is_stored else config.load_in
+        kind += ", double quantization" * config.double_quant
         return f"transformers, {kind} · ubatch {config.ubatch} · {config.threads} threads"
 
 
@@ -76,11 +78,43 @@ def cautions(model: HfModel, config: TransformersConfig, runtime: Runtime) -> It
         )
 
 
+def _stored_reasons(plan: TransformersPlan, model: HfModel) -> Iterator[str]:
+    """Of a checkpoint that is quantized already: what is kept packed, what is unpacked, and why."""
+    row, config, quantization = plan.row, plan.config, model.hf_config.quantization
+    stored = [one for one in model.parameters if one.stored]
+    if quantization is None or not stored:
+        return
+    if not config.precision.is_stored:
+        into = "unpacked to " + config.precision.plain_type
+        if config.precision.is_quantized:
+            into += f" and quantized anew to {config.load_in}: what both lose adds up"
+        yield f"the checkpoint's weights ({quantization.name}) are {into}"
+        return
+    packed = [one for one in stored if form_of(one.stored)]
+    if packed:
+        count = sum(len(one.stored) for one in packed)
+        rounded = "" if quantization.layout == "float8" else ", scales rounded to bf16"
+        yield (
+            f"{count} weights stay packed as {quantization.name}: {format_bytes(row.quantized_bytes)} and "
+            f"{format_bytes(row.state_bytes)} of scales{rounded}"
+        )
+    reasons: dict[str, int] = {}
+    for one in stored:
+        if (why := why_unpacked(one.stored[0])) is not None:
+            reasons[why] = reasons.get(why, 0) + len(one.stored)
+    for why, count in reasons.items():
+        yield f"{count} weights are unpacked to {config.precision.plain_type}: {why}"
+    if model.hf_config.dtype == "float16":
+        yield "computed in bf16, with what is not quantized rounded from fp16"
+
+
 def checkpoint_reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime) -> Iterator[str]:
     row, config = plan.row, plan.config
-    for kept in row.unquantized if row.quantized_layers else ():
+    yield from _stored_reasons(plan, model)
+    quantizes = config.precision.is_quantized and row.quantized_layers
+    for kept in row.unquantized if quantizes else ():
         yield f"not quantized: {kept.kind}, {format_bytes(kept.size_bytes)}: {kept.why}"
-    if row.quantized_layers:
+    if quantizes:
         yield (
             f"{row.quantized_layers} layers quantized to {format_bytes(row.quantized_bytes)}, with "
             f"{format_bytes(row.state_bytes)} of scales that transformers' own footprint leaves out"
