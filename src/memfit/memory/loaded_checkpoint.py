@@ -16,6 +16,7 @@ from memfit.headers.hf_shapes import HfModel, HfParameter
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.precision import LOAD_IN, Precision, precision, stored_precision
 from memfit.memory.precision_table import loaded_bytes
+from memfit.memory.streaming import PAGE_BYTES
 from memfit.strict_json import Between, Length, Matching, tupled
 from memfit.units import MIB
 
@@ -27,6 +28,7 @@ __all__ = [
     "packed_state_bytes",
     "pass_bytes",
     "refused_layer",
+    "ring_bytes",
 ]
 
 _PACKED_ROWS, _PACKED_COLUMNS = 32, 64  # what bitsandbytes packs together on a CPU with AVX512-BF16
@@ -38,6 +40,7 @@ _INT8_BYTES, _INT8_LEFT_BYTES = 16, 3
 _OUTLIER_BYTES, _OUTLIER_LEFT_BYTES, _OUTLIERS_LEFT_MOST_BYTES = 11, 6, 48 * MIB
 _BUILDING_BYTES = 48 * MIB  # a model's modules and code beyond a header's, measured: 40 MiB
 _SAMPLER_BYTES = 24  # per token of the vocabulary: scores in float32 and sorted, their order
+_SLOTS = 2  # of the ring: in each a layer
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)\.")
 
 
@@ -62,11 +65,17 @@ class TransformersConfig:
     gpus: tuple[int, ...] = ()  # by NVML's numbers; the first also computes what lies in RAM or on the disk
     gpu_limits: tuple[int, ...] = ()  # bytes that torch may take on each of them
     outputs: Annotated[int, Between(0, 65_536)] = 0  # tokens scored per pass at most; 0: none are
+    ring_bytes: Annotated[int, Between(0, 2**63 - 1)] = 0  # that layers on the disk pass through
     gguf: Path | None = None  # the file that becomes the checkpoint; None where that is one already
 
     @property
     def precision(self) -> Precision:
         return precision(self.load_in, double_quant=self.double_quant)
+
+    @property
+    def streamed_layers(self) -> list[str]:
+        """Those that stay on the disk, in the order of computation."""
+        return [module for module, place in self.device_map if place == "disk"]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -112,6 +121,19 @@ def layer_bytes(model: HfModel, precision: Precision) -> dict[str, int]:
             name = f"{match[1]}.{match[2]}"
             found[name] = found.get(name, 0) + loaded_bytes(one, precision)
     return found
+
+
+def ring_bytes(model: HfModel, precision: Precision, streamed: Collection[str]) -> int:
+    """Memory that the `streamed` layers pass through: one is computed with while the next one is read.
+
+    Reads begin and end at pages of the file, and a layer's parameters may lie anywhere in it.
+    """
+    sizes = dict.fromkeys(streamed, 0)
+    for one in model.parameters:
+        if (match := _LAYER.match(one.name)) and (name := f"{match[1]}.{match[2]}") in sizes:
+            pages = -(-one.elements * precision.element_bytes // PAGE_BYTES) + 1
+            sizes[name] += pages * PAGE_BYTES
+    return min(_SLOTS * max(sizes.values(), default=0), sum(sizes.values()))
 
 
 # -- what passes -----------------------------------------------------------------------------------

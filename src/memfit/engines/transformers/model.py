@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import transformers
 from memfit.engines.channel import Aborted, OverBudgetError
 from memfit.engines.threads import Threads
 from memfit.engines.transformers.kv_cache import planned_cache, with_cache
-from memfit.engines.transformers.offloading import stream_offloaded
-from memfit.engines.transformers.reading import lazy_tensors
+from memfit.engines.transformers.offloading import Placeholder, StreamedLayers, layers_as_stored
+from memfit.engines.transformers.reading import DTYPES, LazyTensor, lazy_tensors
 from memfit.errors import EngineError, MemfitError, ModelError, readable
 from memfit.hardware.direct_file import StreamError
 from memfit.headers.safetensors import Checkpoint, SafetensorsTensor, find_weights
@@ -67,7 +67,6 @@ class CheckpointModel:
             self.generation_config = self.model.generation_config
             if (config.folder / "generation_config.json").is_file():
                 self.generation_config = transformers.GenerationConfig.from_pretrained(config.folder)
-        stream_offloaded(self.model)
         self.cache = planned_cache(hf_config, context=config.context, ubatch=config.ubatch)
         self.cached: list[int] = []  # the cache's tokens, in order
         for module in self.model.modules():
@@ -85,15 +84,17 @@ class CheckpointModel:
             raise ModelError(f"there are no safetensors in {config.folder}")
         indexes = {f"gpu{number}": index for index, number in enumerate(config.gpus)}  # torch's
         device_map = {module: indexes.get(place, place) for module, place in config.device_map}
-        streams = "disk" in device_map.values()
-        model, found = _model_class(hf_config, config).from_pretrained(
+        model_class, layers = _model_class(hf_config, config), config.streamed_layers
+        as_stored = layers_as_stored(layers, checkpoint, lambda: model_class(hf_config)) if layers else set()
+        device_map |= dict.fromkeys(as_stored, "cpu")
+        model, found = model_class.from_pretrained(
             None,
             config=hf_config,
-            state_dict=lazy_tensors(checkpoint, self._before_each(checkpoint, on_progress)),
+            state_dict=self._tensors(checkpoint, as_stored, on_progress),
             dtype=getattr(torch, config.precision.dtype),
             quantization_config=_quantization(config),
             device_map=device_map,
-            offload_folder=offload_folder if streams else None,
+            offload_folder=offload_folder if "disk" in device_map.values() else None,
             output_loading_info=True,
         )
         missing = sorted(found["missing_keys"]) + sorted(str(one[0]) for one in found["mismatched_keys"])
@@ -102,14 +103,38 @@ class CheckpointModel:
                 f"config.json and the weights of {config.folder} disagree: {len(missing)} tensors are "
                 f"missing or of another shape, {missing[0]} among them"
             )
+        if layers:
+            assert offload_folder is not None, "the parent gives one where layers stay on the disk"
+            StreamedLayers(
+                model,
+                layers,
+                checkpoint,
+                folder=Path(offload_folder),
+                ring_bytes=config.ring_bytes,
+                device=torch.device("cuda" if config.gpus else "cpu"),
+                stopped=self._stopped.is_set,
+            )
         # For decoding on a GPU it would take copies of the experts that each token chooses.
         model._optimize_model_for_decode = contextlib.nullcontext
         return model.eval()
 
+    def _tensors(
+        self, checkpoint: Checkpoint, left_there: set[str], on_progress: Callable[[float], None]
+    ) -> Mapping[str, LazyTensor | Placeholder]:
+        """All tensors by name; of the modules that are `left_there` none is read."""
+        dtype = getattr(torch, self.config.precision.dtype)
+        placeholders = {
+            one.name: Placeholder(one, dtype if DTYPES[one.type].is_floating_point else DTYPES[one.type])
+            for one in checkpoint.tensors
+            if any(one.name.startswith(f"{module}.") for module in left_there)
+        }
+        read = [one for one in checkpoint.tensors if one.name not in placeholders]
+        return {**lazy_tensors(checkpoint, self._before_each(read, on_progress)), **placeholders}
+
     def _before_each(
-        self, checkpoint: Checkpoint, on_progress: Callable[[float], None]
+        self, tensors: Sequence[SafetensorsTensor], on_progress: Callable[[float], None]
     ) -> Callable[[SafetensorsTensor], None]:
-        whole = sum(one.size_bytes for one in checkpoint.tensors) or 1
+        whole = sum(one.size_bytes for one in tensors) or 1
         done = 0
 
         def before(tensor: SafetensorsTensor) -> None:

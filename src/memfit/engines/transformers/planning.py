@@ -61,13 +61,13 @@ class TransformersPlanner(Closing):
             gguf=found.gguf,
         )
         require_sense(self._config, workload)
-        self._runtimes = self._measure(ASSUMED_DISK[0] if model.is_header_only else None)
+        self._runtimes = self._measure(ASSUMED_DISK if model.is_header_only else None)
 
-    def _measure(self, disk: float | None) -> list[Runtime]:
+    def _measure(self, disk: tuple[float, float] | None) -> list[Runtime]:
         """On the GPUs that may be used, where torch can, and on the CPU; `disk` None is measured, too."""
         options = self._options
         if disk is None:
-            disk = measure_file(max(self.spec.paths, key=lambda one: one.stat().st_size))[0]
+            disk = measure_file(max(self.spec.paths, key=lambda one: one.stat().st_size))
         measure = partial(
             measure_runtime,
             self._config,

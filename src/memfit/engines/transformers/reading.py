@@ -16,12 +16,12 @@ from memfit.hardware.disk_speed import own_memory
 from memfit.headers.safetensors import Checkpoint, SafetensorsTensor
 from memfit.units import KIB
 
-__all__ = ["LazyTensor", "lazy_tensors"]
+__all__ = ["DTYPES", "TYPES", "LazyTensor", "lazy_tensors", "read_tensor"]
 
 _PAGE = 4 * KIB
 _SMALL_BYTES = 256 * KIB  # below, a mapping for each would only cost pages
 
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -33,6 +33,7 @@ _DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+TYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class LazyTensor:
@@ -71,7 +72,7 @@ def lazy_tensors(
 
 def read_tensor(file: DirectFile, tensor: SafetensorsTensor) -> torch.Tensor:
     """Raises StreamError where the file cannot be read, or is no longer what it was."""
-    dtype = _DTYPES[tensor.type]
+    dtype = DTYPES[tensor.type]
     if not tensor.size_bytes:
         return torch.empty(tensor.shape, dtype=dtype)
     start = tensor.offset_bytes // _PAGE * _PAGE

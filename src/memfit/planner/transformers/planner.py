@@ -14,18 +14,24 @@ from memfit.errors import WrongValueError
 from memfit.hardware.machine import Machine
 from memfit.headers.hf_shapes import HfModel
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.loaded_checkpoint import TransformersConfig, layer_bytes, pass_bytes, refused_layer
+from memfit.memory.loaded_checkpoint import (
+    TransformersConfig,
+    layer_bytes,
+    pass_bytes,
+    refused_layer,
+    ring_bytes,
+)
 from memfit.memory.precision import precision
 from memfit.memory.precision_table import precision_row
 from memfit.planner.request import UBATCHES, Budget, Workload, context_of
 from memfit.planner.transformers.runtime import Runtime, predict_checkpoint
 from memfit.planner.transformers.tiers import (
     LayerCosts,
+    brought_bytes,
     checkpoint_bytes,
     counts_on_gpus,
     device_map,
     kv_of_layers,
-    largest_module_bytes,
 )
 from memfit.planner.transformers.transformers_plan import TransformersPlan, checkpoint_reasons
 from memfit.units import MIB
@@ -112,13 +118,14 @@ class _Search:
         yield f"--ram {-(-plan.ram.needs_bytes // (16 * MIB)) * 16}MiB"
 
     def _streaming(self, config: TransformersConfig) -> TransformersPlan:
-        """The last layers on the disk, as few as will do."""
+        """As few layers on the disk as will do."""
         fewer = range(1, self.model.hf_config.num_hidden_layers)
         count = 1 + bisect_left(fewer, True, key=lambda count: self._plan(config, count).fits)
         return self._plan(config, count)
 
     def _with_streamed(self, config: TransformersConfig, count: int) -> TransformersConfig:
-        """As many layers on GPUs as they hold, of the others the last `count` on the disk."""
+        """As many layers on GPUs as they hold, of the others `count` on the disk: evenly, so that reading one
+        hides behind computing with those between."""
         gpus = self.runtime.gpus
         layers = list(layer_bytes(self.model, config.precision))
         counts = self._counts_on_gpus(config)
@@ -127,10 +134,17 @@ class _Search:
         rest = len(layers) - sum(counts)
         on_disk = min(count, rest)
         names = [gpu.name for gpu in gpus]
-        devices = [*zip(names, counts, strict=True), ("cpu", rest - on_disk), ("disk", on_disk)]
+        elsewhere = [
+            ("disk" if (index + 1) * on_disk // rest > index * on_disk // rest else "cpu", 1)
+            for index in range(rest)
+        ]
+        config = replace(
+            config,
+            device_map=device_map(self.model, layers, [*zip(names, counts, strict=True), *elsewhere]),
+        )
         return replace(
             config,
-            device_map=device_map(self.model, layers, devices),
+            ring_bytes=ring_bytes(self.model, config.precision, config.streamed_layers),
             gpus=tuple(gpu.number for gpu in used),
             gpu_limits=tuple(gpu.limit_bytes - gpu.process_bytes for gpu in used),
         )
@@ -147,7 +161,7 @@ class _Search:
             shared=row.resident_bytes - sum(layers),
             passes=pass_bytes(model, config, packs=self.runtime.packs_4bit),
             loading=row.loading_extra_bytes["cuda"],
-            ring=largest_module_bytes(model, config),
+            brought=brought_bytes(model, config, whole_layers=self.budget.disk),
         )
         counts = counts_on_gpus(costs, [gpu.room_bytes for gpu in gpus])
         if config.precision.is_quantized:  # all of it on GPUs, or nothing

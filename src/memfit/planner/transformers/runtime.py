@@ -1,8 +1,9 @@
 """What was measured of torch, transformers and bitsandbytes here, and how fast that makes a checkpoint.
 
 seconds of a pass = layers * each layer's own time + bytes sent to a GPU / the link's bytes per second
-                  + the larger of (matrices at their precision's rate, streamed bytes / the disk's)
-                  + half of the smaller, where one token is generated
+                  + matrices at their precision's rate
+
+What reading layers from the disk makes of that: planner/streaming.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from memfit.headers.hf_shapes import HfModel
 from memfit.headers.model_spec import ModelSpec
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.planner.speed import Prediction, Rate
+from memfit.planner.streaming import slowed
 from memfit.units import MIB
 
 __all__ = ["UNUSED_BYTES", "GpuRuntime", "Runtime", "predict_checkpoint"]
@@ -53,7 +55,7 @@ class Runtime:
     layer_seconds: float  # of one token in one decoder layer with next to nothing in it
     elements_per_second: Mapping[str, float]  # weights past one token, by precision
     operations_per_second: Mapping[str, float]  # of a prompt, by precision
-    disk_bytes_per_second: float
+    disk_bytes_per_second: tuple[float, float]  # slowest and fastest
     gpus: tuple[GpuRuntime, ...] = ()  # whose memory and speed the figures above are of, where there are any
     link_bytes_per_second: float = 0.0  # from RAM to them
     converting_bytes: int = 0  # at most, while a GGUF file becomes a checkpoint
@@ -93,11 +95,13 @@ def predict_checkpoint(
     layers = model.hf_config.num_hidden_layers * runtime.layer_seconds
     if sent_bytes:
         layers += sent_bytes / runtime.link_bytes_per_second
-    disk = streamed_bytes / runtime.disk_bytes_per_second
-    hidden = 0.5 * min(one, disk) if streamed_bytes else 0.0
-    generation = Rate.between(1 / (layers + max(one, disk) + hidden), _SPREADS[runtime.basis])
-    prompt = Rate.between(tokens / (layers + max(many, disk)), _SPREADS[runtime.basis])
-    return Prediction(prompt=prompt, generation=generation, together=generation, basis=runtime.basis)
+    generation = Rate.between(1 / (layers + one), _SPREADS[runtime.basis])
+    prompt = Rate.between(tokens / (layers + many), _SPREADS[runtime.basis])
+    found = Prediction(prompt=prompt, generation=generation, together=generation, basis=runtime.basis)
+    if not streamed_bytes:
+        return found
+    parts, disk = len(config.streamed_layers), runtime.disk_bytes_per_second
+    return slowed(found, streamed_bytes, parts, disk, prompt_tokens, config.ubatch, 1)
 
 
 def _of(rates: Mapping[str, float], precision: str) -> float:
