@@ -1,4 +1,4 @@
-"""Layers of a checkpoint on the disk, in transformers: this checkout against an earlier commit, and predictions.
+"""Layers of a checkpoint on the disk, in transformers: this checkout against an earlier commit; predictions.
 
     python benchmarks/disk_layers.py COMMIT
     python benchmarks/disk_layers.py --predictions
@@ -6,11 +6,11 @@
 SmolLM2 in fp32 with 216 MiB of its layers on the disk, and in bf16 with 108. COMMIT is checked out into a
 temporary folder and runs with this environment's packages; both sides take turns, PAIRS times (3 unless the
 environment says otherwise), each in a process of its own. The disk's bandwidth is that of direct reads of the
-model's file between them. Bars: a token 3 times as fast (the median of the pairs) or 0.8 of the bandwidth, the
+model's file between them. Bars: a token 3 times as fast (median of the pairs) or 0.8 of the bandwidth, the
 same greedy text, the peak within the budget and within max(2 %, 16 MiB) of the prediction.
 
---predictions is ours alone, at more shares and with a random llama: generation inside its predicted range, 9 of
-10. Models are written into the home folder, 1.5 GB at most, and deleted.
+--predictions is ours alone, at more shares and with a random llama: generation inside its predicted range,
+9 of 10. Models are written into the home folder, 1.5 GB at most, and deleted.
 """
 
 from __future__ import annotations
