@@ -56,7 +56,7 @@ class TransformersConfig:
     paths: tuple[Path, ...]  # of the weights
     load_in: Annotated[str, Matching("|".join(LOAD_IN), f"one of {', '.join(LOAD_IN)}")]
     double_quant: bool  # scales quantized once more, with "nf4" and "fp4"
-    context: Annotated[int, Between(1, 2**31 - 1)]  # tokens
+    context: Annotated[int, Between(1, 2**31 - 1)]  # tokens, over all sequences
     ubatch: Annotated[int, Between(1, 65_536)]  # tokens of a prompt per pass
     threads: Annotated[int, Between(1, 512)]
     # Module → "gpu0", "cpu" or "disk", as accelerate's device map has it but for the names of GPUs.
@@ -65,12 +65,18 @@ class TransformersConfig:
     gpus: tuple[int, ...] = ()  # by NVML's numbers; the first also computes what lies in RAM or on the disk
     gpu_limits: tuple[int, ...] = ()  # bytes that torch may take on each of them
     outputs: Annotated[int, Between(0, 65_536)] = 0  # tokens scored per pass at most; 0: none are
+    parallel: Annotated[int, Between(1, 256)] = 1  # sequences, each with an equal part of the context
     ring_bytes: Annotated[int, Between(0, 2**63 - 1)] = 0  # that layers on the disk pass through
     gguf: Path | None = None  # the file that becomes the checkpoint; None where that is one already
 
     @property
     def precision(self) -> Precision:
         return precision(self.load_in, double_quant=self.double_quant)
+
+    @property
+    def sequence_tokens(self) -> int:
+        """That one sequence may have."""
+        return self.context // self.parallel
 
     @property
     def streamed_layers(self) -> list[str]:
@@ -197,9 +203,8 @@ def pass_bytes(model: HfModel, config: TransformersConfig, *, packs: bool) -> in
     stream = ubatch * sizes.hidden_size * (2 * element + 8)  # and a norm in float32
     wide = max(sizes.intermediate_size, sizes.moe_intermediate_size * sizes.num_experts // 8)
     feed_forward = 4 * ubatch * wide * element
-    attention = element * (
-        ubatch * (3 * heads + 4 * key_values) + 2 * config.context * heads + ubatch * config.context
-    )
+    cells = config.sequence_tokens  # sequences attend one after the other
+    attention = element * (ubatch * (3 * heads + 4 * key_values) + 2 * cells * heads + ubatch * cells)
     linear = [one for one in model.parameters if one.kind == "linear"]
     extra = 0
     if config.precision.bits == 4 and not packs:
@@ -208,5 +213,6 @@ def pass_bytes(model: HfModel, config: TransformersConfig, *, packs: bool) -> in
         extra = ubatch * (_INT8_BYTES * wide + _INT8_LEFT_BYTES * sum(one.shape[0] for one in linear))
         extra += _OUTLIER_BYTES * max((one.elements for one in linear), default=0)
         extra += min(_OUTLIER_LEFT_BYTES * sum(one.elements for one in linear), _OUTLIERS_LEFT_MOST_BYTES)
-    logits = _SAMPLER_BYTES + config.outputs * (element + 4)  # as they are computed, and in float32
+    outputs = max(config.outputs, config.parallel if config.parallel > 1 else 0)
+    logits = _SAMPLER_BYTES + outputs * (element + 4)  # as they are computed, and in float32
     return stream + max(feed_forward, attention) + extra + logits * sizes.vocab_size

@@ -16,6 +16,7 @@ from memfit.engines.threads import Threads
 from memfit.engines.transformers.kv_cache import planned_cache, with_cache
 from memfit.engines.transformers.offloading import Placeholder, StreamedLayers, layers_as_stored
 from memfit.engines.transformers.reading import DTYPES, LazyTensor, lazy_tensors
+from memfit.engines.transformers.sequences import Sequences
 from memfit.errors import EngineError, MemfitError, ModelError, readable
 from memfit.hardware.direct_file import StreamError
 from memfit.headers.safetensors import Checkpoint, SafetensorsTensor, find_weights
@@ -67,8 +68,19 @@ class CheckpointModel:
             self.generation_config = self.model.generation_config
             if (config.folder / "generation_config.json").is_file():
                 self.generation_config = transformers.GenerationConfig.from_pretrained(config.folder)
-        self.cache = planned_cache(hf_config, context=config.context, ubatch=config.ubatch)
-        self.cached: list[int] = []  # the cache's tokens, in order
+        self.sequences: Sequences | None = None  # where several are planned
+        if config.parallel == 1:
+            self.cache = planned_cache(hf_config, context=config.context, ubatch=config.ubatch)
+        else:
+            self.sequences = Sequences(
+                self.model,
+                hf_config,
+                sequences=config.parallel,
+                tokens=config.sequence_tokens,
+                ubatch=config.ubatch,
+            )
+            self.cache = self.sequences.cache
+        self.cached: list[int] = []  # the cache's tokens, in order; of several sequences the first one's
         for module in self.model.modules():
             if type(module).__name__ in (self.model._no_split_modules or ()):
                 module.register_forward_pre_hook(self._stop_here)
@@ -176,13 +188,42 @@ class CheckpointModel:
         found = self._pass(tokens, logits=len(tokens)).logits
         return found[0].float().cpu().numpy()
 
+    def compute(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        parts: Sequence[tuple[int, int]],
+        *,
+        outputs: Sequence[int],
+    ) -> torch.Tensor:
+        """One pass of several sequences, `parts` of them with how many of the tokens are theirs. Logits of
+        the tokens at `outputs`, [outputs, vocabulary]. Errors as in `decode`."""
+        assert self.sequences is not None, "one sequence is planned"
+        self.sequences.parts = parts
+        device, cache = self.model.device, with_cache(self.model, self.cache)
+        with explained("the engine failed"):
+            found = self.model(
+                input_ids=torch.tensor([tokens], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=True,
+                logits_to_keep=torch.tensor(outputs, dtype=torch.long, device=device),
+                **cache,
+            )
+        rows: torch.Tensor = found.logits[0]
+        return rows
+
     def _pass(self, tokens: Sequence[int], *, logits: int) -> Any:
+        if self.sequences is not None:
+            self.sequences.parts = [(0, len(tokens))]
         ids, cache = torch.tensor([tokens], device=self.model.device), with_cache(self.model, self.cache)
         try:
             with explained("the engine failed"):
                 found = self.model(input_ids=ids, use_cache=True, logits_to_keep=logits, **cache)
         except Aborted:
-            self.settle(self.cached)
+            if self.sequences is None:
+                self.settle(self.cached)
+            else:
+                self.sequences.cut(0, len(self.cached))
             raise
         self.cached += tokens
         return found

@@ -24,7 +24,7 @@ from memfit.memory.precision import LOAD_IN
 from memfit.memory.process_memory import process_memory
 from memfit.memory.serving import SERVING_BYTES
 from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devices
-from memfit.planner.transformers.planner import plan_checkpoint, require_sense
+from memfit.planner.transformers.planner import plan_checkpoint, require_sense, runs_in_parallel
 from memfit.planner.transformers.runtime import Runtime
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 
@@ -33,8 +33,6 @@ __all__ = ["TransformersPlanner"]
 
 class TransformersPlanner(Closing):
     """Satisfies protocol.Planner."""
-
-    only_parallel = 1
 
     def __init__(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> None:
         """Errors as `Engine.planner`."""
@@ -60,7 +58,8 @@ class TransformersPlanner(Closing):
             trust_remote_code=options.trust_remote_code,
             gguf=found.gguf,
         )
-        require_sense(self._config, workload)
+        require_sense(self._config, workload, found.model)
+        self.only_parallel = None if runs_in_parallel(found.model) else 1
         self._runtimes = self._measure(ASSUMED_DISK if model.is_header_only else None)
 
     def _measure(self, disk: tuple[float, float] | None) -> list[Runtime]:

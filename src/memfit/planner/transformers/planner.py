@@ -36,7 +36,7 @@ from memfit.planner.transformers.tiers import (
 from memfit.planner.transformers.transformers_plan import TransformersPlan, checkpoint_reasons
 from memfit.units import MIB
 
-__all__ = ["plan_checkpoint", "require_sense"]
+__all__ = ["plan_checkpoint", "require_sense", "runs_in_parallel"]
 
 _INT8_UBATCH = 128  # no faster above, and memory grows with it
 
@@ -56,14 +56,14 @@ def plan_checkpoint(
     Raises:
         UsageError: the workload asks for what this engine does not do, or this CPU cannot run it.
     """
-    require_sense(config, workload)
+    require_sense(config, workload, model)
     context = context_of(workload, model.hf_config.max_position_embeddings)
     # The roomiest GPU first: it has what is no layer, too.
     runtimes = [
         replace(one, gpus=tuple(sorted(one.gpus, key=lambda gpu: -gpu.room_bytes))) for one in runtimes
     ]
     searches = [_Search(spec, model, machine, budget, workload, runtime) for runtime in runtimes]
-    wanted = replace(config, context=context, outputs=workload.outputs)
+    wanted = replace(config, context=context, parallel=workload.parallel, outputs=workload.outputs)
     plans = [search.best(wanted) for search in searches]
     if fitting := [plan for plan in plans if plan.fits]:
         best = max(fitting, key=lambda plan: plan.prediction.main.value)
@@ -88,7 +88,9 @@ class _Search:
         """All in memory with the largest ubatch that fits; else with layers on the disk; else what is
         smallest. With GPUs as many layers there as they hold."""
         most = _INT8_UBATCH if config.precision.bits == 8 else config.context
-        sizes = [size for size in UBATCHES if size <= max(most, UBATCHES[-1])]
+        # Each sequence has a token of its own in a pass.
+        sizes = [size for size in UBATCHES if config.parallel <= size <= max(most, UBATCHES[-1])]
+        sizes = sizes or [next(size for size in reversed(UBATCHES) if size >= config.parallel)]
         for size in sizes:
             plan = self._plan(replace(config, ubatch=size), 0)
             if plan.fits:
@@ -198,10 +200,19 @@ class _Search:
         return replace(plan, why=tuple(checkpoint_reasons(plan, self.model, self.runtime)))
 
 
-def require_sense(config: TransformersConfig, workload: Workload) -> None:
+def runs_in_parallel(model: HfModel) -> bool:
+    """Whether several sequences can share a pass: the model's attention is known to be plain, full or in a
+    window, as it is of the types whose modules are."""
+    return model.buffers is not None and model.hf_config.vision is None
+
+
+def require_sense(config: TransformersConfig, workload: Workload, model: HfModel) -> None:
     """Raises UsageError where the workload asks for what this engine does not do."""
-    if workload.parallel != 1:
-        raise WrongValueError("parallel", ": transformers answers one sequence at a time here")
+    if workload.parallel != 1 and not runs_in_parallel(model):
+        kind = model.hf_config.model_type
+        raise WrongValueError("parallel", f": transformers answers one sequence at a time of a {kind} here")
+    if workload.context is not None and workload.context < workload.parallel:
+        raise WrongValueError("parallel", ": a sequence has a token at least; --ctx counts all of theirs")
     if workload.kv_type not in ("auto", "f16"):
         raise WrongValueError("kv_type", ": transformers keeps the cache in the model's own type")
     if workload.repack != "auto":

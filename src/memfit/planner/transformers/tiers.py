@@ -187,7 +187,9 @@ def _loading_bytes(model: HfModel, config: TransformersConfig, runtime: Runtime,
 
 
 def kv_of_layers(model: HfModel, config: TransformersConfig) -> list[int]:
-    return layer_kv_bytes(model.hf_config, config.context, config.ubatch, config.precision.element_bytes)
+    element = config.precision.element_bytes
+    of_one = layer_kv_bytes(model.hf_config, config.sequence_tokens, config.ubatch, element)
+    return [config.parallel * size for size in of_one]
 
 
 def brought_bytes(model: HfModel, config: TransformersConfig, *, whole_layers: bool) -> int:

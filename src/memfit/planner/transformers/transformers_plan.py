@@ -42,6 +42,14 @@ class TransformersPlan(Plan):
         return 0 if as_computed else self.offloaded_bytes
 
     @property
+    def parallel(self) -> int:
+        return self.config.parallel
+
+    @property
+    def sequence_context(self) -> int:
+        return self.config.sequence_tokens
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         config = self.config
         return {
@@ -97,7 +105,7 @@ def checkpoint_reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime)
         )
         if plan.written_bytes:
             yield f"they are written to the disk once, as {config.precision.plain_type}, while loading"
-    longest = model.hf_config.max_position_embeddings
-    if longest and plan.context > longest:
-        yield f"the model was trained for {longest} tokens, a context of {plan.context} is beyond that"
+    longest, tokens = model.hf_config.max_position_embeddings, plan.sequence_context
+    if longest and tokens > longest:
+        yield f"the model was trained for {longest} tokens, a context of {tokens} is beyond that"
     yield from model.notes
