@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from memfit import Budget, Sampling, Session, Workload, load, plan
+from memfit.engines.requests import Request, RequestResult
 from memfit.errors import DoesNotFitError, EngineError, ModelError, UsageError
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.saved_plan import read_plan
@@ -288,7 +290,7 @@ def test_damaged_checkpoints_are_refused_before_loading(
     [
         ({"double_quant": True, "load_in": "bf16"}, "--double-quant goes with"),
         ({"load_in": "int4"}, "must be one of"),
-        ({"workload": Workload(parallel=2)}, "--parallel"),
+        ({"workload": Workload(parallel=4, context=3)}, "--parallel"),
         ({"workload": Workload(kv_type="q8_0")}, "--kv-type"),
         ({"engine": "vllm"}, "--engine"),
     ],
@@ -356,6 +358,100 @@ def test_a_planned_cache_is_upstreams_own_beyond_a_sliding_window() -> None:
             assert at == 90
             theirs = cache_utils.DynamicCache(config=config)
             ours.reset()
+
+
+def test_sequences_in_one_pass_are_each_computed_as_alone() -> None:
+    """Sharing passes at random, joining at a shared beginning, and beyond a sliding window."""
+    transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+    sequences = importlib.import_module("memfit.engines.transformers.sequences").Sequences
+    with_cache = importlib.import_module("memfit.engines.transformers.kv_cache").with_cache
+    dynamic_cache = importlib.import_module("transformers.cache_utils").DynamicCache
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 6, "vocab_size": 100}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    for kind, more in (
+        ("Gemma3Text", {"sliding_window": 16}),
+        ("Llama", {}),
+        ("Mistral", {"sliding_window": 12}),
+    ):
+        config = getattr(transformers, f"{kind}Config")(**sizes, **more)
+        model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config).eval()
+        texts = [torch.randint(0, 100, (length,)).tolist() for length in (60, 41, 90)]
+        with torch.no_grad():
+            alone = [
+                model(torch.tensor([text]), **with_cache(model, dynamic_cache(config=config))).logits[0]
+                for text in texts
+            ]
+            ours = sequences(model, config, sequences=4, tokens=96, ubatch=24)
+            for _ in range(2):  # the second time in memory that has been used
+                _compute_at_random(model, ours, texts, alone)
+                ours.share(0, 3, 59)
+                ours.parts = [(3, 1)]
+                last = {"input_ids": torch.tensor([texts[0][59:]]), "position_ids": torch.tensor([[59]])}
+                found = model(**last, **with_cache(model, ours.cache)).logits[0]
+                assert torch.allclose(found, alone[0][59:], atol=1e-5)
+                assert ours.reaches(2, 89) and ours.reaches(2, 40) == (not more)
+                assert ours.cut(2, 40) == (not more)
+                ours.cache.reset()
+
+
+def _compute_at_random(model: Any, ours: Any, texts: list[list[int]], alone: list[Any]) -> None:
+    torch = importlib.import_module("torch")
+    with_cache = importlib.import_module("memfit.engines.transformers.kv_cache").with_cache
+    choice, done = random.Random(1), [0, 0, 0]
+    while done != [len(text) for text in texts]:
+        counts = [choice.choice((0, 1, 1, 5, 8)) for _ in texts]
+        counts = [min(count, len(text) - at) for count, text, at in zip(counts, texts, done, strict=True)]
+        if not any(counts):
+            continue
+        ours.parts = [(index, count) for index, count in enumerate(counts) if count]
+        ranges = [range(done[index], done[index] + count) for index, count in ours.parts]
+        placed = [(index, at) for (index, _), one in zip(ours.parts, ranges, strict=True) for at in one]
+        expected = [alone[index][at] for index, at in placed]
+        found = model(
+            input_ids=torch.tensor([[texts[index][at] for index, at in placed]]),
+            position_ids=torch.tensor([[at for _, at in placed]]),
+            **with_cache(model, ours.cache),
+        ).logits[0]
+        assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+        done = [at + count for at, count in zip(done, counts, strict=True)]
+
+
+def test_requests_side_by_side_get_the_texts_that_they_get_alone(llama: Path, resident: Session) -> None:
+    workload = replace(_WORKLOAD, context=1024, parallel=4, outputs=4)
+    free = plan(str(llama), workload=workload)
+    planned = plan(str(llama), workload=workload, budget=Budget(ram=free.ram.total_bytes + 4 * MIB))
+    assert (planned.parallel, planned.sequence_context) == (4, 256)
+    prompts = [f"{_PROMPT} {number} " * (1 + number % 3) for number in range(9)]
+    with load(planned) as session:
+        found = {}
+        stream = session.open()
+        for number, prompt in enumerate(prompts):
+            stream.add(Request(number=number, prompt=prompt, sampling=_GREEDY))
+        stream.add(Request(number=100, prompt="word " * 400, sampling=_GREEDY))
+        stream.add(Request(number=101, prompt=_PROMPT, sampling=replace(_GREEDY, max_tokens=200)))
+        stream.drop(101)
+        stream.end()
+        for event in stream.events():
+            if isinstance(event, RequestResult):
+                found[event.number] = event.completion.text if event.completion else str(event.error)
+        assert "try --ctx" in found.pop(100)
+        assert found == {
+            number: resident.generate(prompt, _GREEDY).text for number, prompt in enumerate(prompts)
+        }
+        seeded = Sampling(temperature=1.5, max_tokens=12, seed=7, repeat_penalty=1.1)
+        assert session.generate(_PROMPT, seeded).text == session.generate(_PROMPT, seeded).text
+        scores = [one.logprob for one in session.score(range(1, 40), first=5)]
+        assert session.measure(64, 4).generation_tokens_per_second
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        assert session.generate(_PROMPT, Sampling(temperature=0)).finish_reason in ("cancelled", "length")
+        assert session.generate(prompts[0], _GREEDY).text == found[0]
+        report = session.report()
+    assert report.within_budget and report.model is not None
+    assert abs(report.model.steady_predicted_bytes - report.model.steady_bytes) <= 16 * MIB
+    with load(plan(str(llama), workload=replace(workload, parallel=1))) as session:
+        alone = [one.logprob for one in session.score(range(1, 40), first=5)]
+    assert scores == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_gguf_file_becomes_a_checkpoint_at_its_first_run(demo: str, tmp_path: Path) -> None:

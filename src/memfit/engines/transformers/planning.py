@@ -23,16 +23,20 @@ from memfit.memory.loaded_checkpoint import TransformersConfig, converting_peak_
 from memfit.memory.precision import LOAD_IN
 from memfit.memory.process_memory import process_memory
 from memfit.memory.serving import SERVING_BYTES
-from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devices
+from memfit.planner.request import ASSUMED_DISK, Budget, Workload, context_of, require_devices
 from memfit.planner.transformers.planner import plan_checkpoint, require_sense, runs_in_parallel
 from memfit.planner.transformers.runtime import Runtime
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 
 __all__ = ["TransformersPlanner"]
 
+_SERVED_TOKENS = 1024  # of a conversation, at least
+
 
 class TransformersPlanner(Closing):
     """Satisfies protocol.Planner."""
+
+    divides = True
 
     def __init__(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> None:
         """Errors as `Engine.planner`."""
@@ -58,8 +62,8 @@ class TransformersPlanner(Closing):
             trust_remote_code=options.trust_remote_code,
             gguf=found.gguf,
         )
-        require_sense(self._config, workload, found.model)
         self.only_parallel = None if runs_in_parallel(found.model) else 1
+        require_sense(self._config, self._divided(workload), found.model)
         self._runtimes = self._measure(ASSUMED_DISK if model.is_header_only else None)
 
     def _measure(self, disk: tuple[float, float] | None) -> list[Runtime]:
@@ -91,7 +95,17 @@ class TransformersPlanner(Closing):
             runtimes = [replace(one, converting_bytes=converting) for one in runtimes]
         return runtimes
 
+    def _divided(self, workload: Workload) -> Workload:
+        """Where a server would let any number of sequences share a context: so many as have room for a
+        conversation in parts of their own."""
+        if not (workload.serves and workload.kv_unified):
+            return workload
+        context = context_of(workload, self._found.hf_config.max_position_embeddings)
+        parallel = self.only_parallel or max(1, min(workload.parallel, context // _SERVED_TOKENS))
+        return replace(workload, parallel=parallel, kv_unified=False)
+
     def plan(self, workload: Workload, budget: Budget | None = None) -> TransformersPlan:
+        workload = self._divided(workload)
         found, budget = self._found, budget or self._options.budget
         runtimes = self._runtimes
         if workload.serves:

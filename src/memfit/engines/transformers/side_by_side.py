@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tokenizers.decoders import DecodeStream
 
+from memfit.engines.allocator import trim
 from memfit.engines.channel import Aborted, Channel
 from memfit.engines.inbox import Inbox
 from memfit.engines.requests import Completion, Request, Speed, Status, StreamTotals, TokenScore
@@ -101,8 +102,12 @@ class SideBySideLoop:
             while self._listen():
                 if work := self._scheduler.next_pass():
                     rows = self._compute(work)
+                    running = len(self._running)
                     with self._channel.together():
                         self._choose(work, rows)
+                    del rows
+                    if len(self._running) < running:
+                        trim()
         except Aborted:
             cancelled = True
             self._cancel()

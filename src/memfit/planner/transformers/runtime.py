@@ -22,6 +22,7 @@ __all__ = ["UNUSED_BYTES", "GpuRuntime", "Runtime", "predict_checkpoint"]
 
 # On a GPU: what torch's allocator rounds up, and the work space of cuBLAS, which may be 32 MiB. Assumed.
 UNUSED_BYTES = 64 * MIB
+_SEQUENCE_SECONDS = 40e-6  # of one sequence's attention in one layer, beside others: measured on 2 CPU cores
 # Where the rates may lie, as factors.
 _SPREADS = {"calibrated": (0.5, 1.5), "provisional": (0.5, 4.0), "assumed": (0.1, 10.0)}
 
@@ -79,7 +80,7 @@ def predict_checkpoint(
 ) -> Prediction:
     """Each pass reads `streamed_bytes` from the disk and sends `sent_bytes` to a GPU."""
     plain = config.precision.plain_type
-    one = many = 0.0
+    one = many = together = 0.0
     tokens = min(config.ubatch, prompt_tokens)
     for each in model.parameters:
         if each.kind not in ("linear", "head", "experts") and not (
@@ -88,20 +89,29 @@ def predict_checkpoint(
             continue
         rate = config.load_in if each.kind == "linear" else plain
         elements = each.elements * spec.active_share(each.name)
-        one += elements / _of(runtime.elements_per_second, rate)
+        reading, multiplying = (
+            _of(runtime.elements_per_second, rate),
+            _of(runtime.operations_per_second, rate),
+        )
+        one += elements / reading
+        together += max(elements / reading, 2 * each.elements * config.parallel / multiplying)
         # Of a prompt only the last token's logits are computed.
         rows = 1 if each.kind in ("head", "embedding") else tokens
-        many += 2 * elements * rows / _of(runtime.operations_per_second, rate)
+        many += 2 * elements * rows / multiplying
     layers = model.hf_config.num_hidden_layers * runtime.layer_seconds
     if sent_bytes:
         layers += sent_bytes / runtime.link_bytes_per_second
     generation = Rate.between(1 / (layers + one), _SPREADS[runtime.basis])
     prompt = Rate.between(tokens / (layers + many), _SPREADS[runtime.basis])
-    found = Prediction(prompt=prompt, generation=generation, together=generation, basis=runtime.basis)
+    of_all = generation
+    if config.parallel > 1:
+        attending = model.hf_config.num_hidden_layers * config.parallel * _SEQUENCE_SECONDS
+        of_all = Rate.between(config.parallel / (layers + together + attending), _SPREADS[runtime.basis])
+    found = Prediction(prompt=prompt, generation=generation, together=of_all, basis=runtime.basis)
     if not streamed_bytes:
         return found
     parts, disk = len(config.streamed_layers), runtime.disk_bytes_per_second
-    return slowed(found, streamed_bytes, parts, disk, prompt_tokens, config.ubatch, 1)
+    return slowed(found, streamed_bytes, parts, disk, prompt_tokens, config.ubatch, config.parallel)
 
 
 def _of(rates: Mapping[str, float], precision: str) -> float:
