@@ -55,7 +55,7 @@ _RUNTIME = Runtime(
     layer_seconds=1e-4,
     elements_per_second={"fp32": 1e9, "bf16": 2e9},
     operations_per_second={"fp32": 1e11, "bf16": 2e11},
-    disk_bytes_per_second=1e9,
+    disk_bytes_per_second=(1e9, 1e9),
 )
 
 
@@ -136,9 +136,13 @@ def test_as_few_layers_as_will_do_stay_on_the_disk(tmp_path: Path) -> None:
     whole = _plan(model, ram=4096 * MIB, context=32)
     smallest = _plan(model, ram=whole.ram.total_bytes - 2 * sizes[0], context=32)
     assert smallest.fits
-    streamed = [module for module, place in smallest.config.device_map if place == "disk"]
-    assert streamed == [f"model.layers.{index}" for index in range(11 - len(streamed), 11)]
+    streamed = smallest.config.streamed_layers
+    assert streamed == [f"model.layers.{index}" for index in (2, 4, 6, 8, 10)]
     assert smallest.streamed_bytes == sum(sizes[-len(streamed) :])
+    # Two of them lie in the ring at once, each with a page more for each of its nine parameters.
+    matrices = (64 * 64, 64 * 64, 32 * 64, 32 * 64, *[64 * 64 * 1024] * 3)
+    pages = sum(4 * one // 4096 for one in matrices) + 2  # a norm has one
+    assert smallest.config.ring_bytes == 2 * 4096 * (pages + 9)
     fewer = _plan(model, ram=smallest.ram.needs_bytes + sizes[0], context=32)
     assert len(fewer.config.device_map) == len(smallest.config.device_map)
     assert fewer.streamed_bytes == smallest.streamed_bytes - sizes[0]
@@ -202,7 +206,7 @@ def _with_gpus(*limits: int, faster: float = 10.0) -> Runtime:
 
 
 def test_layers_on_two_gpus_counted_by_hand() -> None:
-    costs = LayerCosts(layers=[10] * 8, kv=[1] * 8, shared=5, passes=2, loading=0, ring=3)
+    costs = LayerCosts(layers=[10] * 8, kv=[1] * 8, shared=5, passes=2, loading=0, brought=3)
     assert counts_on_gpus(costs, [95]) == [8]  # 7 + 8 x 11
     assert counts_on_gpus(costs, [94]) == [7]  # 7 + 7 x 11 + the last one's KV cache and its ring
     assert counts_on_gpus(costs, [87]) == [6]  # 7 + 6 x 11 + 2 x 1 + 3 is 78; with 7 it is 88

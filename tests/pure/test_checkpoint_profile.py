@@ -10,6 +10,7 @@ import pytest
 from memfit.hardware.profile import Figure, Profile, ProfileGpu, profile_names, read_profile
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.precision import LOAD_IN
+from memfit.planner.request import ASSUMED_DISK
 from memfit.planner.transformers.profile_speed import described_runtimes
 from memfit.planner.transformers.runtime import Processes, Runtime
 from memfit.units import MIB
@@ -75,7 +76,7 @@ def test_what_a_profile_does_not_know_is_assumed() -> None:
     known = read_profile("rtx3060-12gb")
     assert [one.basis for one in _runtimes(known)] == ["profile", "profile"]
     assert _runtimes(_with_gpu(known, bandwidth_bytes_per_second=None))[0].basis == "assumed"
-    assert _runtimes(replace(known, disk=None))[0].disk_bytes_per_second == 0.7e9
+    assert _runtimes(replace(known, disk=None))[0].disk_bytes_per_second == ASSUMED_DISK
     halved = Figure(value=180e9, source=None)
     slower = _runtimes(_with_gpu(known, bandwidth_bytes_per_second=halved))[0]
     assert slower.elements_per_second["bf16"] == _runtimes(known)[0].elements_per_second["bf16"] / 2

@@ -81,7 +81,7 @@ def measure_runtime(
     forms: Sequence[str] = (),
     say: Callable[[str], None],
     gpus: Sequence[tuple[Gpu, int]] = (),
-    disk_bytes_per_second: float,
+    disk_bytes_per_second: tuple[float, float],
     count_parent: bool,
 ) -> Runtime:
     """This machine's figures, on the CPU or on `gpus`, each with its budget in bytes. `forms` are those of

@@ -26,19 +26,21 @@ from memfit.memory.packed_weights import form_of
 from memfit.memory.precision import LOAD_IN, STORED
 from memfit.memory.process_memory import process_memory
 from memfit.memory.serving import SERVING_BYTES
-from memfit.planner.request import ASSUMED_DISK, Budget, Workload, require_devices
-from memfit.planner.transformers.planner import plan_checkpoint, require_sense
+from memfit.planner.request import ASSUMED_DISK, Budget, Workload, context_of, require_devices
+from memfit.planner.transformers.planner import plan_checkpoint, require_sense, runs_in_parallel
 from memfit.planner.transformers.profile_speed import described_runtimes
 from memfit.planner.transformers.runtime import Runtime
 from memfit.planner.transformers.transformers_plan import TransformersPlan, cautions
 
 __all__ = ["TransformersPlanner"]
 
+_SERVED_TOKENS = 1024  # of a conversation, at least
+
 
 class TransformersPlanner(Closing):
     """Satisfies protocol.Planner."""
 
-    only_parallel = 1
+    divides = True
 
     def __init__(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> None:
         """Errors as `Engine.planner`."""
@@ -69,18 +71,19 @@ class TransformersPlanner(Closing):
             trust_remote_code=options.trust_remote_code,
             gguf=found.gguf,
         )
-        require_sense(self._config, workload)
-        self._runtimes = self._measure(ASSUMED_DISK[0] if model.is_header_only else None)
+        self.only_parallel = None if runs_in_parallel(found.model) else 1
+        require_sense(self._config, self._divided(workload), found.model)
+        self._runtimes = self._measure(ASSUMED_DISK if model.is_header_only else None)
         for caution in cautions(found.model, self._config, self._runtimes[0]):
             options.say(caution)
 
-    def _measure(self, disk: float | None) -> list[Runtime]:
+    def _measure(self, disk: tuple[float, float] | None) -> list[Runtime]:
         """On the GPUs that may be used, where torch can, and on the CPU; `disk` None is measured, too."""
         options = self._options
         if self._profile:
             return self._with_converting(self._described(self._profile))
         if disk is None:
-            disk = measure_file(max(self.spec.paths, key=lambda one: one.stat().st_size))[0]
+            disk = measure_file(max(self.spec.paths, key=lambda one: one.stat().st_size))
         forms = {form_of(one.stored) for one in self._found.model.parameters} - {None}
         if not self._config.precision.is_stored:
             forms = set()
@@ -128,7 +131,17 @@ class TransformersPlanner(Closing):
         converting = parent + self._found.reading_bytes + needs
         return [replace(one, converting_bytes=converting) for one in runtimes]
 
+    def _divided(self, workload: Workload) -> Workload:
+        """Where a server would let any number of sequences share a context: so many as have room for a
+        conversation in parts of their own."""
+        if not (workload.serves and workload.kv_unified):
+            return workload
+        context = context_of(workload, self._found.hf_config.max_position_embeddings)
+        parallel = self.only_parallel or max(1, min(workload.parallel, context // _SERVED_TOKENS))
+        return replace(workload, parallel=parallel, kv_unified=False)
+
     def plan(self, workload: Workload, budget: Budget | None = None) -> TransformersPlan:
+        workload = self._divided(workload)
         found, budget = self._found, budget or self._options.budget
         runtimes = self._runtimes
         if workload.serves:

@@ -19,12 +19,12 @@ from memfit.headers.stored_weights import QuantizedTensor
 from memfit.memory.packed_weights import form_of, packed_bytes
 from memfit.units import KIB
 
-__all__ = ["LazyTensor", "lazy_tensors"]
+__all__ = ["DTYPES", "TYPES", "LazyTensor", "LazyWeight", "lazy_tensors", "read_tensor"]
 
 _PAGE = 4 * KIB
 _SMALL_BYTES = 256 * KIB  # below, a mapping for each would only cost pages
 
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -37,6 +37,7 @@ _DTYPES = {
     "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn,
 }
+TYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class LazyTensor:
@@ -113,7 +114,7 @@ def lazy_tensors(
 
 def read_tensor(file: DirectFile, tensor: SafetensorsTensor) -> torch.Tensor:
     """Raises StreamError where the file cannot be read, or is no longer what it was."""
-    dtype = _DTYPES[tensor.type]
+    dtype = DTYPES[tensor.type]
     if not tensor.size_bytes:
         return torch.empty(tensor.shape, dtype=dtype)
     start = tensor.offset_bytes // _PAGE * _PAGE

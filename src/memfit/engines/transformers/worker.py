@@ -23,6 +23,7 @@ from memfit.engines.transformers.kernels import measure_kernels
 from memfit.engines.transformers.model import CheckpointModel, find_tokenizer
 from memfit.engines.transformers.prompt import tokens_of
 from memfit.engines.transformers.request_loop import SequentialLoop
+from memfit.engines.transformers.side_by_side import SideBySideLoop
 from memfit.engines.transformers.small_checkpoint import write_small_checkpoint
 from memfit.errors import MemfitError
 from memfit.memory.library_pages import map_libraries_whole
@@ -38,7 +39,7 @@ class TransformersCommands:
 
     def __init__(self) -> None:
         self.model: CheckpointModel | None = None
-        self._loop: SequentialLoop | None = None
+        self._loop: SequentialLoop | SideBySideLoop | None = None
         self.channel = Channel(lambda: self.model)
         if not os.environ.get("MEMFIT_WORKER_VERBOSE"):
             transformers.logging.set_verbosity_error()
@@ -77,7 +78,8 @@ class TransformersCommands:
         map_libraries_whole()
         trim()
         keep_fast(_TENSOR_BYTES)
-        self._loop = SequentialLoop(self.model, self.channel)
+        loop = SequentialLoop if self.model.sequences is None else SideBySideLoop
+        self._loop = loop(self.model, self.channel)
         tokenizer = self.model.tokenizer
         return {
             "load_seconds": time.monotonic() - started,

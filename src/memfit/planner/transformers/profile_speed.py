@@ -48,14 +48,16 @@ def described_runtimes(
     """On those `gpus` of the profile that may be used, each with its budget in bytes, and on its CPU;
     `processes` is what memfit's processes take without CUDA."""
     disk = profile.disk and profile.disk.read_bytes_per_second
-    speed = disk.value if disk else ASSUMED_DISK[0]
+    speed = (disk.value, disk.value) if disk else ASSUMED_DISK
     found = [_on_cpu(profile, config, processes, speed)]
     if gpus:
         found.insert(0, _on_gpus(profile, config, processes, gpus, speed))
     return found
 
 
-def _on_cpu(profile: Profile, config: TransformersConfig, processes: Processes, disk: float) -> Runtime:
+def _on_cpu(
+    profile: Profile, config: TransformersConfig, processes: Processes, disk: tuple[float, float]
+) -> Runtime:
     bandwidth, operations = profile.ram.bandwidth_bytes_per_second, profile.cpu.operations_per_second
     known = ASSUMED.weight("")
     streaming = _RAM * bandwidth.value if bandwidth else known.bytes_per_second
@@ -77,7 +79,7 @@ def _on_gpus(
     config: TransformersConfig,
     processes: Processes,
     gpus: Sequence[tuple[Gpu, int]],
-    disk: float,
+    disk: tuple[float, float],
 ) -> Runtime:
     """Speeds are the first one's, as `Runtime` has it."""
     first = profile.gpus[gpus[0][0].index]

@@ -1,10 +1,10 @@
 """What was measured of torch, transformers and bitsandbytes here, and how fast that makes a checkpoint.
 
 seconds of a pass = layers * each layer's own time + bytes sent to a GPU / the link's bytes per second
-                  + the larger of (matrices at their precision's rate, streamed bytes / the disk's)
-                  + half of the smaller, where one token is generated
+                  + matrices at their precision's rate
 
 A layer's own time is Python's, which runs ahead of a GPU: there the larger of it and the matrices counts.
+What reading layers from the disk makes of that: planner/streaming.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from memfit.headers.model_spec import ModelSpec
 from memfit.memory.loaded_checkpoint import TransformersConfig
 from memfit.memory.packed_weights import form_of
 from memfit.planner.speed import Prediction, Rate
+from memfit.planner.streaming import slowed
 from memfit.units import MIB
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
 
 # On a GPU: what torch's allocator rounds up, and the work space of cuBLAS, which may be 32 MiB. Assumed.
 UNUSED_BYTES = 64 * MIB
+_SEQUENCE_SECONDS = 40e-6  # of one sequence's attention in one layer, beside others: measured on 2 CPU cores
 # Where the rates may lie, as factors.
 _SPREADS = {
     "calibrated": (0.5, 1.5),
@@ -81,7 +83,7 @@ class Runtime(Processes):
     layer_seconds: float  # of one token in one decoder layer with next to nothing in it
     elements_per_second: Mapping[str, float]  # weights past one token, by precision or packed form
     operations_per_second: Mapping[str, float]  # of a prompt, likewise
-    disk_bytes_per_second: float
+    disk_bytes_per_second: tuple[float, float]  # slowest and fastest
     gpus: tuple[GpuRuntime, ...] = ()  # whose memory and speed the figures above are of, where there are any
     link_bytes_per_second: float = 0.0  # from RAM to them
     converting_bytes: int = 0  # at most, while a GGUF file becomes a checkpoint
@@ -111,7 +113,7 @@ def predict_checkpoint(
 ) -> Prediction:
     """Each pass reads `streamed_bytes` from the disk and sends `sent_bytes` to a GPU."""
     plain = config.precision.plain_type
-    one = many = 0.0
+    one = many = together = 0.0
     tokens = min(config.ubatch, prompt_tokens)
     for each in model.parameters:
         if each.kind not in ("linear", "head", "experts") and not (
@@ -124,20 +126,32 @@ def predict_checkpoint(
         if config.precision.is_stored:
             rate = form_of(each.stored) or plain
         elements = each.elements * spec.active_share(each.name)
-        one += elements / _of(runtime.elements_per_second, rate)
+        reading, multiplying = (
+            _of(runtime.elements_per_second, rate),
+            _of(runtime.operations_per_second, rate),
+        )
+        one += elements / reading
+        together += max(elements / reading, 2 * each.elements * config.parallel / multiplying)
         # Of a prompt only the last token's logits are computed.
         rows = 1 if each.kind in ("head", "embedding") else tokens
-        many += 2 * elements * rows / _of(runtime.operations_per_second, rate)
+        many += 2 * elements * rows / multiplying
     layers = model.hf_config.num_hidden_layers * runtime.layer_seconds
     if runtime.gpus:
-        one, many, layers = max(one, layers), max(many, layers), 0.0
+        one, many, together = max(one, layers), max(many, layers), max(together, layers)
+        layers = 0.0
     if sent_bytes:
         layers += sent_bytes / runtime.link_bytes_per_second
-    disk = streamed_bytes / runtime.disk_bytes_per_second
-    hidden = 0.5 * min(one, disk) if streamed_bytes else 0.0
-    generation = Rate.between(1 / (layers + max(one, disk) + hidden), _SPREADS[runtime.basis])
-    prompt = Rate.between(tokens / (layers + max(many, disk)), _SPREADS[runtime.basis])
-    return Prediction(prompt=prompt, generation=generation, together=generation, basis=runtime.basis)
+    generation = Rate.between(1 / (layers + one), _SPREADS[runtime.basis])
+    prompt = Rate.between(tokens / (layers + many), _SPREADS[runtime.basis])
+    of_all = generation
+    if config.parallel > 1:
+        attending = model.hf_config.num_hidden_layers * config.parallel * _SEQUENCE_SECONDS
+        of_all = Rate.between(config.parallel / (layers + together + attending), _SPREADS[runtime.basis])
+    found = Prediction(prompt=prompt, generation=generation, together=of_all, basis=runtime.basis)
+    if not streamed_bytes:
+        return found
+    parts, disk = len(config.streamed_layers), runtime.disk_bytes_per_second
+    return slowed(found, streamed_bytes, parts, disk, prompt_tokens, config.ubatch, config.parallel)
 
 
 def _of(rates: Mapping[str, float], precision: str) -> float:

@@ -19,6 +19,8 @@ __all__ = ["TransformersPlan", "cautions", "checkpoint_reasons"]
 # Types whose residual stream grows beyond 65,504 in text: upstream's are trained and published in bfloat16.
 _OVERFLOW_IN_FP16 = ("gemma2", "gemma3", "gemma3_text", "gemma3n_text")
 
+_STORED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}  # plain type → safetensors' name of it
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformersPlan(Plan):
@@ -32,6 +34,24 @@ class TransformersPlan(Plan):
     @property
     def streamed_bytes(self) -> int:
         return self.offloaded_bytes
+
+    @property
+    def written_bytes(self) -> int:
+        """To the disk while loading: what stays there, unless the checkpoint's files hold it as it is
+        computed with."""
+        layers = [f"{name}." for name in self.config.streamed_layers]
+        own = {one.type for one in self.spec.tensors if any(one.name.startswith(name) for name in layers)}
+        merges = any(".experts." in one.name for one in self.spec.tensors)
+        as_computed = own == {_STORED[self.config.precision.plain_type]} and not merges
+        return 0 if as_computed else self.offloaded_bytes
+
+    @property
+    def parallel(self) -> int:
+        return self.config.parallel
+
+    @property
+    def sequence_context(self) -> int:
+        return self.config.sequence_tokens
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -140,9 +160,13 @@ def checkpoint_reasons(plan: TransformersPlan, model: HfModel, runtime: Runtime)
     loading, steady = format_bytes(plan.loading_bytes), format_bytes(plan.steady_bytes)
     yield f"loading takes {loading} at most, then {steady} stay"
     if plan.offloaded_bytes:
-        count = sum(device == "disk" for _, device in config.device_map)
-        yield f"{count} layers stay on the disk: {format_bytes(plan.offloaded_bytes)} are read for every pass"
-    longest = model.hf_config.max_position_embeddings
-    if longest and plan.context > longest:
-        yield f"the model was trained for {longest} tokens, a context of {plan.context} is beyond that"
+        yield (
+            f"{len(config.streamed_layers)} layers stay on the disk: {format_bytes(plan.offloaded_bytes)} "
+            f"are read for every pass, through {format_bytes(config.ring_bytes)} of memory"
+        )
+        if plan.written_bytes:
+            yield f"they are written to the disk once, as {config.precision.plain_type}, while loading"
+    longest, tokens = model.hf_config.max_position_embeddings, plan.sequence_context
+    if longest and tokens > longest:
+        yield f"the model was trained for {longest} tokens, a context of {tokens} is beyond that"
     yield from model.notes
