@@ -173,7 +173,10 @@ def test_absurd_numbers_are_refused(tmp_path: Path, field: str, value: Any) -> N
         ({"quantization_config": "gptq"}, "quantization_config"),
         ({"quantization_config": {"quant_method": "gptq", "bits": "4"}}, "quantization_config.bits"),
         ({"quantization_config": {"quant_method": "awq", "group_size": 0}}, "quantization_config.group_size"),
-        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "config_groups"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors"}},
+            "quantization_config.config_groups",
+        ),
         ({"num_experts": -1}, "num_experts"),
         ({"num_experts": 4, "num_experts_per_tok": "2", "moe_intermediate_size": 8}, "num_experts_per_tok"),
         ({"max_position_embeddings": 0}, "max_position_embeddings"),
