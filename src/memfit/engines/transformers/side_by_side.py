@@ -112,12 +112,13 @@ class SideBySideLoop:
             cancelled = True
             self._cancel()
         except BaseException:
-            self._forget()
+            self.forget()
             raise
         self._tell()
         return {"cancelled": cancelled, "totals": vars(self._totals())}
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Empty the KV cache; what still runs is dropped."""
         for number in list(self._running):
             self._drop(number)
         self._inbox.waiting.clear()

@@ -123,9 +123,10 @@ class TransformersCommands:
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
         """Time decoding alone: fixed tokens, no sampling, `depth` of them before."""
         model = self._loaded()
+        assert self._loop is not None, "the parent loads before it asks"
         token = 1 if model.vocabulary_size > 1 else 0
+        self._loop.forget()
         try:
-            model.forget()
             model.decode([token] * depth)
             model.threads.restart()
             prompt_seconds = _seconds(model, [[token] * prompt_tokens])
