@@ -270,7 +270,11 @@ def test_a_quantized_model_is_not_split_between_a_gpu_and_ram(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("workload", "option"),
-    [({"parallel": 2}, "--parallel"), ({"kv_type": "q8_0"}, "--kv-type"), ({"repack": "on"}, "--repack")],
+    [
+        ({"parallel": 9, "context": 8}, "--parallel"),
+        ({"kv_type": "q8_0"}, "--kv-type"),
+        ({"repack": "on"}, "--repack"),
+    ],
 )
 def test_what_this_engine_does_not_do_is_refused(
     workload: dict[str, Any], option: str, tmp_path: Path

@@ -219,5 +219,6 @@ def pass_bytes(model: HfModel, config: TransformersConfig, *, packs: bool) -> in
         extra += _OUTLIER_BYTES * max((one.elements for one in linear), default=0)
         extra += min(_OUTLIER_LEFT_BYTES * sum(one.elements for one in linear), _OUTLIERS_LEFT_MOST_BYTES)
     outputs = max(config.outputs, config.parallel if config.parallel > 1 else 0)
-    logits = _SAMPLER_BYTES + outputs * (element + 4)  # as they are computed, and in float32
+    sampled = 4 * config.parallel if config.parallel > 1 else 0  # a copy of each sequence's
+    logits = _SAMPLER_BYTES + sampled + outputs * (element + 4)  # as they are computed, and in float32
     return stream + max(feed_forward, attention) + extra + logits * sizes.vocab_size

@@ -33,7 +33,7 @@ __all__ = [
 
 # On a GPU: what torch's allocator rounds up, and the work space of cuBLAS, which may be 32 MiB. Assumed.
 UNUSED_BYTES = 64 * MIB
-_SEQUENCE_SECONDS = 40e-6  # of one sequence's attention in one layer, beside others: measured on 2 CPU cores
+_SEQUENCE_SECONDS = 80e-6  # of one sequence's attention in one layer, beside others: measured on 2 CPU cores
 # Where the rates may lie, as factors.
 _SPREADS = {
     "calibrated": (0.5, 1.5),
