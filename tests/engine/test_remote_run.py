@@ -160,6 +160,75 @@ def test_a_checkpoint_is_planned_in_each_precision(hub: HubServer, tmp_path: Pat
     assert run_memfit("run", str(tmp_path), "-p", "x").code == 4
 
 
+def test_a_gated_vision_model_is_planned_for_a_t4_by_its_header(
+    hub: HubServer, llama: Path, tmp_path: Path, benchmarks: None
+) -> None:
+    """Gemma-3-4b: what transformers reports, where it lies, and that bf16 is emulated there."""
+    from header_only import write_header_only
+
+    hub.tokens.add("hf_let_me_in")
+    folder = write_header_only("gemma-3-4b-it", tmp_path / "gemma")
+    hub.add_repo("google/gemma-3-4b-it", _files(folder, llama), gated=True)
+    assert "HF_TOKEN" in run_memfit("plan", "hf:google/gemma-3-4b-it", "--machine", "colab-t4").err
+    found = run_memfit(
+        "plan", "hf:google/gemma-3-4b-it", "--machine", "colab-t4", "--json", HF_TOKEN="hf_let_me_in"
+    )
+    assert found.code == 0, found.err
+    assert sum(hub.bytes_sent.values()) < 20e6
+    rows = {row["precision"]: row for row in found.json["precisions"]}
+    plans = found.json["plans"]
+    assert rows["bf16"]["reported_bytes"]["4.57.1"] == 8_600_192_738
+    assert rows["nf4"]["reported_bytes"]["4.57.1"] == 3_170_623_202
+    for name, row in rows.items():
+        vram, ram = plans[name]["tiers"]
+        assert (vram["name"], plans[name]["fits"]) == ("gpu0", True)
+        if name != "fp32":  # of which some layers lie in RAM
+            assert vram["weights_bytes"] == row["resident_bytes"] and ram["weights_bytes"] == 0
+        assert plans[name]["predicted"]["basis"] == "profile"
+    assert found.err.count("gpu0 has no bf16 arithmetic") == 1
+    assert "fp16 does not hold gemma3's activations" in found.err
+    shown = run_memfit("plan", "hf:google/gemma-3-4b-it", "--machine", "colab-t4", HF_TOKEN="hf_let_me_in")
+    assert "on colab-t4" in shown.out and "8,600,192,738 bytes (4.57.1)" in shown.out
+
+
+def test_mistral_3_is_planned_for_a_t4_by_its_header(
+    hub: HubServer, llama: Path, tmp_path: Path, benchmarks: None
+) -> None:
+    """13.5 B parameters of text and 0.4 of vision: bf16 is more than the T4 and its host have, NF4 is not."""
+    from header_only import write_header_only
+
+    folder = write_header_only("ministral-3-14b", tmp_path / "mistral")
+    hub.add_repo("mistralai/Ministral-3-14B", _files(folder, llama))
+    where = ("hf:mistralai/Ministral-3-14B", "--machine", "colab-t4", "--json")
+    bf16 = run_memfit("plan", *where, "--load-in", "bf16", "--no-disk")
+    assert bf16.code == 3, bf16.err
+    assert 13.8e9 < bf16.json["model"]["parameters"] < 14.0e9
+    assert "--load-in int8" in bf16.json["try"] or "--load-in nf4" in bf16.json["try"]
+    nf4 = run_memfit("plan", *where, "--load-in", "nf4").json
+    vram, ram = nf4["tiers"]
+    assert nf4["fits"] and ram["weights_bytes"] == 0 and 8e9 < vram["weights_bytes"] < 11e9
+    assert vram["kv_cache_bytes"] == 40 * 2 * 4096 * 8 * 128 * 2
+    assert any("no bf16 arithmetic" in why for why in nf4["why"])
+    saved = tmp_path / "plan.json"
+    saved.write_text(json.dumps(nf4))
+    assert run_memfit("run", "--plan", str(saved), "-p", "x").code == 2
+
+
+def _files(folder: Path, tokenizer: Path) -> dict[str, bytes | Sparse]:
+    """A repository of which only headers can be read, with a tokenizer of the right kind."""
+    weights = folder / "model.safetensors"
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        file.seek(0)
+        prefix = file.read(8 + length)
+    small = {name: (tokenizer / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
+    return {
+        "config.json": (folder / "config.json").read_bytes(),
+        "model.safetensors": Sparse(prefix=prefix, size_bytes=weights.stat().st_size),
+        **small,
+    }
+
+
 def test_a_checkpoint_is_planned_downloaded_and_run(
     hub: HubServer, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,12 +14,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memfit import Budget, Sampling, Session, Workload, load, plan
+from memfit.cli.render import console, print_report
+from memfit.engines.requests import Request, RequestResult
 from memfit.errors import DoesNotFitError, EngineError, ModelError, UsageError
 from memfit.planner.transformers.transformers_plan import TransformersPlan
 from memfit.saved_plan import read_plan
@@ -85,27 +90,106 @@ def test_bytes_are_those_planned_and_texts_those_of_a_plain_script(
     assert isinstance(planned, TransformersPlan) and report.model is not None
     assert report.within_budget
     assert abs(report.model.steady_predicted_bytes - report.model.steady_bytes) <= 16 * MIB
-    assert sum(report.model.by_dtype.values()) == pytest.approx(planned.ram.weights_bytes, rel=0.01)
+    held = sum(report.model.by_dtype.values())
+    assert held == pytest.approx(planned.ram.weights_bytes, rel=0.01)
+    assert report.model.tensors.keys() == report.model.by_dtype.keys()
+    assert (held > report.model.reported_bytes) == planned.config.precision.is_quantized
+    shown = io.StringIO()
+    print_report(report, console(file=shown))
+    said = f"get_memory_footprint() says {report.model.reported_bytes:,}"
+    assert f"{held:,} bytes in memory; {said}" in shown.getvalue()
+    assert ("quantization state" in shown.getvalue()) == planned.config.precision.is_quantized
     assert report.model.loaded_bytes == planned.row.resident_bytes
     assert report.model.loading_bytes <= planned.loading_bytes * 1.05
     assert text == _plain_text(llama, load_in, double_quant)
 
 
-def test_layers_stay_on_the_disk_where_ram_is_short(llama: Path, resident: Session) -> None:
-    whole = plan(str(llama), workload=_WORKLOAD)
-    short = Budget(ram=whole.ram.total_bytes - 20 * MIB)
-    planned = plan(str(llama), workload=_WORKLOAD, budget=short)
-    assert planned.fits and planned.streamed_bytes > 0
+def _short_plan(folder: Path, **settings: Any) -> TransformersPlan:
+    """With some layers on the disk."""
+    whole = plan(str(folder), workload=_WORKLOAD, **settings)
+    assert isinstance(whole, TransformersPlan)
+    layer = whole.row.unquantized_bytes // 8
+    for layers in range(1, 8):
+        short = Budget(ram=whole.ram.total_bytes - layers * layer // 2)
+        planned = plan(str(folder), workload=_WORKLOAD, budget=short, **settings)
+        if planned.streamed_bytes:
+            break
+    assert planned.fits and isinstance(planned, TransformersPlan) and planned.streamed_bytes
+    return planned
+
+
+@pytest.mark.parametrize("load_in", ["fp32", "bf16"])
+def test_layers_stay_on_the_disk_where_ram_is_short(llama: Path, load_in: str) -> None:
+    planned = _short_plan(llama, load_in=load_in)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memfit"
     with load(planned) as session:
-        assert list(cache.glob(f"offload-{os.getpid()}-*"))
+        (folder,) = cache.glob(f"offload-{os.getpid()}-*")
+        # The checkpoint has them in float32 already.
+        written = sum(one.stat().st_size for one in folder.iterdir())
+        pages = 4096 * len(planned.config.streamed_layers)
+        assert planned.written_bytes <= written <= planned.written_bytes + pages
+        assert bool(written) == (load_in == "bf16")
         texts = [session.generate(_PROMPT, _GREEDY).text for _ in range(2)]
-        assert session.report().within_budget
+        report = session.report()
+        assert report.within_budget and report.model is not None
+        assert abs(report.model.steady_predicted_bytes - report.model.steady_bytes) <= 16 * MIB
     assert not list(cache.glob(f"offload-{os.getpid()}-*"))
-    assert texts == [resident.generate(_PROMPT, _GREEDY).text] * 2
-    refused = plan(str(llama), workload=_WORKLOAD, budget=Budget(ram=short.ram, disk=False))
-    with pytest.raises(DoesNotFitError, match="--load-in bf16"):
+    with load(plan(str(llama), workload=_WORKLOAD, load_in=load_in)) as session:
+        assert texts == [session.generate(_PROMPT, _GREEDY).text] * 2
+    refused = plan(
+        str(llama),
+        workload=_WORKLOAD,
+        load_in=load_in,
+        budget=Budget(ram=planned.ram.limit_bytes, disk=False),
+    )
+    with pytest.raises(DoesNotFitError, match="--load-in"):
         refused.require_fit()
+
+
+def test_a_cancelled_pass_and_a_file_that_shrinks_while_layers_stream(copied: Path) -> None:
+    with load(_short_plan(copied)) as session:
+        text = session.generate(_PROMPT, _GREEDY).text
+        for _ in range(3):
+            threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+            assert session.generate(_PROMPT * 20, Sampling(temperature=0)).finish_reason == "cancelled"
+            assert session.generate(_PROMPT, _GREEDY).text == text
+        for path in copied.glob("*.safetensors"):
+            os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(EngineError, match=r"was changed|became shorter"):
+            session.generate("Another one", _GREEDY)
+
+
+def test_experts_that_transformers_merges_are_read_from_where_it_saves_them(tmp_path: Path) -> None:
+    transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=128,
+        intermediate_size=256,
+        moe_intermediate_size=512,
+        num_experts=8,
+        num_experts_per_tok=2,
+        num_hidden_layers=8,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        vocab_size=512,
+        max_position_embeddings=512,
+    )
+    transformers.Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+
+    def scores(planned: TransformersPlan) -> list[float]:
+        with load(planned) as session:
+            found = session.score(list(range(40)))
+            assert session.report().within_budget
+            return [one.logprob for one in found]
+
+    workload = replace(_WORKLOAD, outputs=16)
+    whole = plan(str(tmp_path), workload=workload)
+    short = plan(str(tmp_path), workload=workload, budget=Budget(ram=whole.ram.total_bytes - 20 * MIB))
+    assert isinstance(short, TransformersPlan) and isinstance(whole, TransformersPlan)
+    assert 0 < short.written_bytes == short.streamed_bytes
+    # Sums are taken in another order where memory is aligned otherwise.
+    assert scores(short) == pytest.approx(scores(whole), abs=1e-4)
 
 
 def test_a_conversation_streams_stops_and_is_not_computed_twice(resident: Session) -> None:
@@ -216,7 +300,7 @@ def test_damaged_checkpoints_are_refused_before_loading(
     [
         ({"double_quant": True, "load_in": "bf16"}, "--double-quant goes with"),
         ({"load_in": "int4"}, "must be one of"),
-        ({"workload": Workload(parallel=2)}, "--parallel"),
+        ({"workload": Workload(parallel=4, context=3)}, "--parallel"),
         ({"workload": Workload(kv_type="q8_0")}, "--kv-type"),
         ({"engine": "vllm"}, "--engine"),
     ],
@@ -286,6 +370,100 @@ def test_a_planned_cache_is_upstreams_own_beyond_a_sliding_window() -> None:
             ours.reset()
 
 
+def test_sequences_in_one_pass_are_each_computed_as_alone() -> None:
+    """Sharing passes at random, joining at a shared beginning, and beyond a sliding window."""
+    transformers, torch = importlib.import_module("transformers"), importlib.import_module("torch")
+    sequences = importlib.import_module("memfit.engines.transformers.sequences").Sequences
+    with_cache = importlib.import_module("memfit.engines.transformers.kv_cache").with_cache
+    dynamic_cache = importlib.import_module("transformers.cache_utils").DynamicCache
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 6, "vocab_size": 100}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    for kind, more in (
+        ("Gemma3Text", {"sliding_window": 16}),
+        ("Llama", {}),
+        ("Mistral", {"sliding_window": 12}),
+    ):
+        config = getattr(transformers, f"{kind}Config")(**sizes, **more)
+        model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config).eval()
+        texts = [torch.randint(0, 100, (length,)).tolist() for length in (60, 41, 90)]
+        with torch.no_grad():
+            alone = [
+                model(torch.tensor([text]), **with_cache(model, dynamic_cache(config=config))).logits[0]
+                for text in texts
+            ]
+            ours = sequences(model, config, sequences=4, tokens=96, ubatch=24)
+            for _ in range(2):  # the second time in memory that has been used
+                _compute_at_random(model, ours, texts, alone)
+                ours.share(0, 3, 59)
+                ours.parts = [(3, 1)]
+                last = {"input_ids": torch.tensor([texts[0][59:]]), "position_ids": torch.tensor([[59]])}
+                found = model(**last, **with_cache(model, ours.cache)).logits[0]
+                assert torch.allclose(found, alone[0][59:], atol=1e-5)
+                assert ours.reaches(2, 89) and ours.reaches(2, 40) == (not more)
+                assert ours.cut(2, 40) == (not more)
+                ours.cache.reset()
+
+
+def _compute_at_random(model: Any, ours: Any, texts: list[list[int]], alone: list[Any]) -> None:
+    torch = importlib.import_module("torch")
+    with_cache = importlib.import_module("memfit.engines.transformers.kv_cache").with_cache
+    choice, done = random.Random(1), [0, 0, 0]
+    while done != [len(text) for text in texts]:
+        counts = [choice.choice((0, 1, 1, 5, 8)) for _ in texts]
+        counts = [min(count, len(text) - at) for count, text, at in zip(counts, texts, done, strict=True)]
+        if not any(counts):
+            continue
+        ours.parts = [(index, count) for index, count in enumerate(counts) if count]
+        ranges = [range(done[index], done[index] + count) for index, count in ours.parts]
+        placed = [(index, at) for (index, _), one in zip(ours.parts, ranges, strict=True) for at in one]
+        expected = [alone[index][at] for index, at in placed]
+        found = model(
+            input_ids=torch.tensor([[texts[index][at] for index, at in placed]]),
+            position_ids=torch.tensor([[at for _, at in placed]]),
+            **with_cache(model, ours.cache),
+        ).logits[0]
+        assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+        done = [at + count for at, count in zip(done, counts, strict=True)]
+
+
+def test_requests_side_by_side_get_the_texts_that_they_get_alone(llama: Path, resident: Session) -> None:
+    workload = replace(_WORKLOAD, context=1024, parallel=4, outputs=4)
+    free = plan(str(llama), workload=workload)
+    planned = plan(str(llama), workload=workload, budget=Budget(ram=free.ram.total_bytes + 4 * MIB))
+    assert (planned.parallel, planned.sequence_context) == (4, 256)
+    prompts = [f"{_PROMPT} {number} " * (1 + number % 3) for number in range(9)]
+    with load(planned) as session:
+        found = {}
+        stream = session.open()
+        for number, prompt in enumerate(prompts):
+            stream.add(Request(number=number, prompt=prompt, sampling=_GREEDY))
+        stream.add(Request(number=100, prompt="word " * 400, sampling=_GREEDY))
+        stream.add(Request(number=101, prompt=_PROMPT, sampling=replace(_GREEDY, max_tokens=200)))
+        stream.drop(101)
+        stream.end()
+        for event in stream.events():
+            if isinstance(event, RequestResult):
+                found[event.number] = event.completion.text if event.completion else str(event.error)
+        assert "try --ctx" in found.pop(100)
+        assert found == {
+            number: resident.generate(prompt, _GREEDY).text for number, prompt in enumerate(prompts)
+        }
+        seeded = Sampling(temperature=1.5, max_tokens=12, seed=7, repeat_penalty=1.1)
+        assert session.generate(_PROMPT, seeded).text == session.generate(_PROMPT, seeded).text
+        scores = [one.logprob for one in session.score(range(1, 40), first=5)]
+        assert session.measure(64, 4).generation_tokens_per_second
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        assert session.generate(_PROMPT, Sampling(temperature=0)).finish_reason in ("cancelled", "length")
+        assert session.generate(prompts[0], _GREEDY).text == found[0]
+        report = session.report()
+    assert report.within_budget and report.model is not None
+    assert abs(report.model.steady_predicted_bytes - report.model.steady_bytes) <= 16 * MIB
+    with load(plan(str(llama), workload=replace(workload, parallel=1))) as session:
+        alone = [one.logprob for one in session.score(range(1, 40), first=5)]
+    assert scores == pytest.approx(alone, abs=1e-4)
+
+
 def test_a_gguf_file_becomes_a_checkpoint_at_its_first_run(demo: str, tmp_path: Path) -> None:
     path = tmp_path / "copy.gguf"
     shutil.copyfile(demo, path)
@@ -309,21 +487,6 @@ def test_a_gguf_file_becomes_a_checkpoint_at_its_first_run(demo: str, tmp_path: 
         assert sorted(one.name for one in place.iterdir()) == ["planned", "whole"]
     finally:
         shutil.rmtree(place)
-
-
-def test_what_streams_and_what_lies_in_ram_beside_a_gpu_come_by_name(llama: Path) -> None:
-    torch, safetensors = importlib.import_module("torch"), importlib.import_module("safetensors.torch")
-    streamed_weights = importlib.import_module("memfit.engines.transformers.offloading").StreamedWeights
-    path = sorted(llama.glob("*.safetensors"))[0]
-    whole = safetensors.load_file(path)
-    kept, *rest = sorted(whole)
-    index = {name: {"safetensors_file": str(path), "weight_name": name} for name in rest}
-    found = streamed_weights(index, {kept: whole[kept]})
-    assert sorted(found) == sorted(whole) and len(found) == len(whole)
-    for _ in range(2):  # the second time what comes next is known
-        assert all(torch.equal(found[name], whole[name]) for name in [*rest, kept])
-    with pytest.raises(KeyError):
-        found["absent"]
 
 
 @pytest.mark.parametrize("load_in", ["bf16", "nf4"])

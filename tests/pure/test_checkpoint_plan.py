@@ -55,7 +55,7 @@ _RUNTIME = Runtime(
     layer_seconds=1e-4,
     elements_per_second={"fp32": 1e9, "bf16": 2e9},
     operations_per_second={"fp32": 1e11, "bf16": 2e11},
-    disk_bytes_per_second=1e9,
+    disk_bytes_per_second=(1e9, 1e9),
 )
 
 
@@ -136,9 +136,13 @@ def test_as_few_layers_as_will_do_stay_on_the_disk(tmp_path: Path) -> None:
     whole = _plan(model, ram=4096 * MIB, context=32)
     smallest = _plan(model, ram=whole.ram.total_bytes - 2 * sizes[0], context=32)
     assert smallest.fits
-    streamed = [module for module, place in smallest.config.device_map if place == "disk"]
-    assert streamed == [f"model.layers.{index}" for index in range(11 - len(streamed), 11)]
+    streamed = smallest.config.streamed_layers
+    assert streamed == [f"model.layers.{index}" for index in (2, 4, 6, 8, 10)]
     assert smallest.streamed_bytes == sum(sizes[-len(streamed) :])
+    # Two of them lie in the ring at once, each with a page more for each of its nine parameters.
+    matrices = (64 * 64, 64 * 64, 32 * 64, 32 * 64, *[64 * 64 * 1024] * 3)
+    pages = sum(4 * one // 4096 for one in matrices) + 2  # a norm has one
+    assert smallest.config.ring_bytes == 2 * 4096 * (pages + 9)
     fewer = _plan(model, ram=smallest.ram.needs_bytes + sizes[0], context=32)
     assert len(fewer.config.device_map) == len(smallest.config.device_map)
     assert fewer.streamed_bytes == smallest.streamed_bytes - sizes[0]
@@ -202,7 +206,7 @@ def _with_gpus(*limits: int, faster: float = 10.0) -> Runtime:
 
 
 def test_layers_on_two_gpus_counted_by_hand() -> None:
-    costs = LayerCosts(layers=[10] * 8, kv=[1] * 8, shared=5, passes=2, loading=0, ring=3)
+    costs = LayerCosts(layers=[10] * 8, kv=[1] * 8, shared=5, passes=2, loading=0, brought=3)
     assert counts_on_gpus(costs, [95]) == [8]  # 7 + 8 x 11
     assert counts_on_gpus(costs, [94]) == [7]  # 7 + 7 x 11 + the last one's KV cache and its ring
     assert counts_on_gpus(costs, [87]) == [6]  # 7 + 6 x 11 + 2 x 1 + 3 is 78; with 7 it is 88
@@ -266,7 +270,11 @@ def test_a_quantized_model_is_not_split_between_a_gpu_and_ram(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("workload", "option"),
-    [({"parallel": 2}, "--parallel"), ({"kv_type": "q8_0"}, "--kv-type"), ({"repack": "on"}, "--repack")],
+    [
+        ({"parallel": 9, "context": 8}, "--parallel"),
+        ({"kv_type": "q8_0"}, "--kv-type"),
+        ({"repack": "on"}, "--repack"),
+    ],
 )
 def test_what_this_engine_does_not_do_is_refused(
     workload: dict[str, Any], option: str, tmp_path: Path
@@ -301,3 +309,43 @@ def test_a_token_is_priced_with_the_experts_it_is_routed_to(tmp_path: Path) -> N
     runtime = replace(_RUNTIME, layer_seconds=0.0, elements_per_second={"bf16": 1e6})
     plan = _plan(model, spec=spec, ram=200 * MIB, load_in="bf16", runtimes=[runtime])
     assert plan.prediction.generation.value == pytest.approx(1e6 / active)
+
+
+def test_python_runs_ahead_of_a_gpu_and_not_of_a_cpu(tmp_path: Path) -> None:
+    """11 layers of 10 ms each, and next to nothing to compute."""
+    model = _model(tmp_path)
+    slow = replace(_RUNTIME, layer_seconds=0.01, elements_per_second={"fp32": 1e6}, basis="profile")
+    matrices = (11 * (_LAYER - 2 * 64) + 1000 * 64) / 1e6
+    assert _plan(model, ram=200 * MIB, runtimes=[slow]).prediction.generation.value == pytest.approx(
+        1 / (0.11 + matrices)
+    )
+    gpu = replace(slow, gpus=_with_gpus(200 * MIB).gpus, link_bytes_per_second=1e9)
+    on_gpu = _plan(model, ram=200 * MIB, runtimes=[gpu]).prediction
+    assert on_gpu.generation.value == pytest.approx(1 / max(0.11, matrices))
+    assert on_gpu.generation.low < on_gpu.generation.value < on_gpu.generation.high
+
+
+def test_a_gpu_without_bf16_is_said(tmp_path: Path) -> None:
+    runtime = _with_gpus(300 * MIB)
+    old = replace(runtime, gpus=(replace(runtime.gpus[0], emulates_bf16=True),))
+
+    def said(model: HfModel, load_in: str, runtime: Runtime) -> str:
+        return " ".join(_plan(model, ram=300 * MIB, load_in=load_in, runtimes=[runtime]).why)
+
+    llama = _model(tmp_path)
+    assert "gpu0 has no bf16 arithmetic" in said(llama, "bf16", old)
+    assert "gpu0 has no bf16 arithmetic" in said(llama, "nf4", old)
+    assert "see --load-in fp16" in said(llama, "bf16", old)
+    for load_in, one in (("fp16", old), ("fp32", old), ("bf16", runtime)):
+        assert "arithmetic" not in said(llama, load_in, one)
+
+
+def test_fp16_that_does_not_hold_a_familys_activations_is_said_by_name(tmp_path: Path) -> None:
+    gemma = _model(tmp_path, model_type="gemma3_text", head_dim=32, sliding_window=512)
+    words = "activations of gemma3_text models go beyond"
+    for load_in, is_said in (("fp16", True), ("bf16", False), ("nf4", False), ("fp32", False)):
+        runtime = replace(_RUNTIME, packs_4bit=False)
+        plan = _plan(gemma, ram=400 * MIB, load_in=load_in, runtimes=[runtime])
+        assert any(words in one for one in plan.why) == is_said
+    llama = _plan(_model(tmp_path), ram=400 * MIB, load_in="fp16")
+    assert not any("65,504" in one for one in llama.why)

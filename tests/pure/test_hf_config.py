@@ -118,7 +118,10 @@ def test_which_layers_have_experts(tmp_path: Path) -> None:
 
 def test_a_quantized_checkpoint_says_how(tmp_path: Path) -> None:
     config = _read(tmp_path, {**_LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}})
-    assert config.quant_method == "gptq"
+    assert config.quant_method == "gptq" and config.quantization is not None
+    assert (config.quantization.bits, config.quantization.group_size) == (4, 128)
+    config = _read(tmp_path, {**_LLAMA, "quantization_config": {"quant_method": "hqq"}})
+    assert config.quantization is not None and '"hqq"' in str(config.quantization.problem)
 
 
 @pytest.mark.parametrize("value", [-1, 2**31, 1.5, "64", True, [64], {}])
@@ -168,6 +171,12 @@ def test_absurd_numbers_are_refused(tmp_path: Path, field: str, value: Any) -> N
         ({"layer_types": "full_attention"}, "layer_types"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"quantization_config": "gptq"}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": "4"}}, "quantization_config.bits"),
+        ({"quantization_config": {"quant_method": "awq", "group_size": 0}}, "quantization_config.group_size"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors"}},
+            "quantization_config.config_groups",
+        ),
         ({"num_experts": -1}, "num_experts"),
         ({"num_experts": 4, "num_experts_per_tok": "2", "moe_intermediate_size": 8}, "num_experts_per_tok"),
         ({"max_position_embeddings": 0}, "max_position_embeddings"),

@@ -16,7 +16,7 @@ _SWAP = "/swapfile\tfile\t1048576\t0\t-2\n"
 _LOCK = """
 import ctypes, os, resource, sys
 from pathlib import Path
-from memfit.engines.llamacpp.stream import own_memory
+from memfit.hardware.disk_speed import own_memory
 from memfit.memory import locked
 from memfit.memory.process_memory import process_status
 locked._SWAPS = Path(sys.argv[1])

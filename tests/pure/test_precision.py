@@ -329,9 +329,9 @@ def test_an_unknown_type_is_counted_by_names(tmp_path: Path) -> None:
     assert len(model.notes) == 1 and '"phi3"' in model.notes[0]
 
 
-def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"quantized already \(\"gptq\"\)"):
-        _model(tmp_path, {**_TOY, "quantization_config": {"quant_method": "gptq"}})
+def test_what_says_nothing_of_quantized_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r'quantized by "gptq".*safetensors files say'):
+        _model(tmp_path, {**_TOY, "quantization_config": {"quant_method": "gptq", "bits": 4}})
     config = read_config(_config(tmp_path, _TOY))
     checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m.safetensors", {"a.weight": (4, 4)}, "U8"))
     with pytest.raises(ModelError, match=r'tensor "a\.weight" is U8'):

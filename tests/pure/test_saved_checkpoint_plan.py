@@ -48,7 +48,7 @@ _RUNTIME = Runtime(
     layer_seconds=1e-4,
     elements_per_second={"fp32": 1e9, "bf16": 2e9},
     operations_per_second={"fp32": 1e11, "bf16": 2e11},
-    disk_bytes_per_second=1e9,
+    disk_bytes_per_second=(1e9, 1e9),
 )
 
 

@@ -154,7 +154,7 @@ def test_a_size_that_is_none(option: str, size: str, capsys: pytest.CaptureFixtu
     [
         (["--engine", "llamacpp"], ("--engine llamacpp", "--engine transformers")),
         (["--double-quant"], ("--double-quant", "--load-in")),
-        (["--machine", "pi-8gb"], ("--machine", "checkpoints")),
+        (["--html", "plan.html"], ("--html", "--load-in")),
     ],
 )
 def test_options_that_precisions_leave_out_are_refused(

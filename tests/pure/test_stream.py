@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from memfit.engines.llamacpp.buffers import packed
-from memfit.engines.llamacpp.stream import Ring
+from memfit.engines.stream import Ring
 from memfit.hardware.direct_file import DirectFile, StreamError
 from memfit.headers.model_spec import TensorSpec
 from memfit.memory.page_cache import cached_bytes, drop_cached
@@ -56,10 +56,10 @@ def model(tmp_path: Path) -> tuple[list[Path], list[TensorSpec], list[bytes]]:
 
 @contextmanager
 def _ring(
-    paths: list[Path], parts: list[Stretch], size: int | None = None, *, cancelled: bool = False
+    paths: list[Path], parts: list[Stretch[TensorSpec]], size: int | None = None, *, cancelled: bool = False
 ) -> Iterator[Ring]:
     size = size or max(part.size_bytes for part in parts)
-    ring = Ring([DirectFile(path) for path in paths], parts, size, lambda: cancelled)
+    ring = Ring([DirectFile(path) for path in paths], [(part,) for part in parts], size, lambda: cancelled)
     try:
         yield ring
     finally:
@@ -67,7 +67,7 @@ def _ring(
         assert not any(thread.name == "memfit-stream" for thread in threading.enumerate())
 
 
-def _bytes_at(address: int, part: Stretch) -> bytes:
+def _bytes_at(address: int, part: Stretch[TensorSpec]) -> bytes:
     (tensor,) = part.tensors
     return ctypes.string_at(address + tensor.offset_bytes - part.start_bytes, tensor.size_bytes)
 

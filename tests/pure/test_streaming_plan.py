@@ -14,10 +14,11 @@ from memfit.memory.streaming import ring_bytes, streamed_bytes
 from memfit.planner.llamacpp.inputs import PlanInputs
 from memfit.planner.llamacpp.llama_plan import LlamaPlan
 from memfit.planner.llamacpp.planner import make_plan
-from memfit.planner.llamacpp.streaming import held_bytes, row_bytes, slowed, stream_out
+from memfit.planner.llamacpp.streaming import held_bytes, row_bytes, stream_out
 from memfit.planner.llamacpp.tensor_devices import devices_of
 from memfit.planner.request import Budget, Workload
 from memfit.planner.speed import Prediction, Rate
+from memfit.planner.streaming import slowed
 from memfit.units import MIB
 
 _LAYERS = 10

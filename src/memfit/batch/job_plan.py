@@ -44,7 +44,8 @@ def plan_job(
         counts = [None if tokens is None else len(tokens) for tokens in planner.tokenize(sample)]
         found = lengths_in_tokens(lines.sizes, sample, counts, workload.generated_tokens)
         found = replace(found, longest=min(found.longest, planner.spec.context_length or found.longest))
-        return plan_parallel(found, workload, planner.plan, sequences or planner.only_parallel)
+        chosen = sequences or planner.only_parallel
+        return plan_parallel(found, workload, planner.plan, chosen, divides=planner.divides)
 
 
 def lengths_in_tokens(

@@ -156,7 +156,7 @@ def _assumed_runtime(machine: Machine, gpus: Sequence[int]) -> Runtime:
         layer_seconds=1e-3,
         elements_per_second=rates,
         operations_per_second=rates,
-        disk_bytes_per_second=1e9,
+        disk_bytes_per_second=(1e9, 1e9),
         gpus=tuple(
             GpuRuntime(
                 number=gpu.index, budget_bytes=gpu.free_bytes, limit_bytes=gpu.free_bytes, process_bytes=0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.cli.fetch import load_shown
 from memfit.cli.progress import progress_of_bytes
+from memfit.errors import ModelError
 from memfit.hardware.folders import scratch_folder
 from memfit.units import format_bytes
 
@@ -38,6 +39,11 @@ class ConversionJob:
 
         self._found, self._options, self._err, self._ram_bytes = found, options, err, ram_bytes
         self._model = found.read_hf_model()
+        if (quantization := self._model.hf_config.quantization) is not None:
+            raise ModelError(
+                f"{found.source} is quantized already ({quantization.name}); a GGUF file is made from a "
+                "checkpoint in 16 or 32 bits"
+            )
         wanted = (options["type_name"] or "").upper()
         self.is_all = wanted in PLAIN  # nothing is left to quantize
         self._overwrites = self.is_all and options["overwrite"]

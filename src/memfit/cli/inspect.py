@@ -5,6 +5,7 @@ Shows what headers/ reads; judges nothing and loads no weights. inspect_tables.p
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from typing import Any
 import click
 
 from memfit.cli.json_output import json_option, write_json
+from memfit.errors import ModelError
 from memfit.headers.hf_config import HfConfig, read_config
+from memfit.headers.hf_shapes import weights_of
 from memfit.headers.model_spec import MetadataValue, ModelSpec, SkippedArray, StoredTensor
 from memfit.headers.safetensors import Checkpoint, find_weights
 from memfit.hub.resolve import resolve
@@ -75,8 +78,8 @@ def _facts_of_checkpoint(source: str, config: HfConfig, weights: Checkpoint | No
         "paths": [str(config.path), *(str(path) for path in (weights.paths if weights else ()))],
         "architecture": config.model_type,
         "dtype": config.dtype,
-        "quantization": config.quant_method,
-        "parameters": sum(one.elements for one in tensors) or None,
+        "quantization": config.quantization.name if config.quantization else None,
+        "parameters": _parameters(config, weights),
         "file_bytes": weights.file_bytes if weights else None,
         "weights_bytes": sum(one.size_bytes for one in tensors) or None,
         "context_length": config.max_position_embeddings,
@@ -85,6 +88,15 @@ def _facts_of_checkpoint(source: str, config: HfConfig, weights: Checkpoint | No
         "experts": config.num_experts or None,
         "tensor_types": _tensor_types(tensors),
     }
+
+
+def _parameters(config: HfConfig, weights: Checkpoint | None) -> int | None:
+    """None where there are no files, or weights lie in them in a way that memfit does not read."""
+    if weights is None:
+        return None
+    with contextlib.suppress(ModelError):
+        return sum(one.elements for one in weights_of(config, weights).tensors)
+    return None
 
 
 def _tensor_types(tensors: Sequence[StoredTensor]) -> list[dict[str, Any]]:

@@ -194,7 +194,8 @@ engine_options = together(
     click.option(
         "--load-in",
         type=click.Choice(LOAD_IN),
-        help="Precision of a checkpoint's weights in transformers.  [as stored]",
+        help="Precision of a checkpoint's weights in transformers; a quantized one stays packed as it is "
+        "stored, or is unpacked into another.  [as stored]",
     ),
     click.option("--double-quant", is_flag=True, help="Quantize the scales too, with nf4 and fp4."),
     click.option(

@@ -69,7 +69,8 @@ def command(
     MODEL is a GGUF file (any shard of a split one), demo, hf:org/repo:Q4_K_M, hf:org/repo/file.gguf or
     https://…/file.gguf: of what is not here only the header is read. hf:org/repo compares all quantizations
     there and recommends one. Of a checkpoint with config.json and safetensors, here or on the hub, it says
-    what each precision takes. Exit code 3 where it does not fit.
+    what each precision takes, and with --machine where it lies and how fast it is. Exit code 3 where it does
+    not fit.
     """
     from memfit.cli.render import console, speaker
 
@@ -82,7 +83,7 @@ def command(
         return
     from memfit.advise import advise, choices_of
     from memfit.api import plan
-    from memfit.cli.precision import show_precisions
+    from memfit.cli.precision import plans_on_machine, show_precisions
     from memfit.hub.resolve import resolve
 
     if model is None:
@@ -105,8 +106,10 @@ def command(
     if chosen is None:
         found = resolve(model, request["say"])
         if found.is_checkpoint and engine["load_in"] is None:
-            _refuse_beside_precisions(engine, machine, drawing)
-            show_precisions(model, found.read_hf_model(), request["workload"], as_json=as_json)
+            _refuse_beside_precisions(engine, drawing)
+            checkpoint = found.read_hf_model()
+            plans = plans_on_machine(found, request, engine) if machine else []
+            show_precisions(model, checkpoint, request["workload"], plans, as_json=as_json)
             return
         chosen = plan(found, **request, **engine, explain=explain, verbose=verbose)
     _show(chosen, drawing, advice=advice, machine=machine, explain=explain, as_json=as_json)
@@ -153,9 +156,7 @@ def _show(
     planned.require_fit()
 
 
-def _refuse_beside_precisions(
-    engine: dict[str, Any], machine: str | None, drawing: PlanDrawing | None
-) -> None:
+def _refuse_beside_precisions(engine: dict[str, Any], drawing: PlanDrawing | None) -> None:
     """Raises UsageError for options that a table of all precisions would leave out without a word."""
     if engine["engine"] == "llamacpp":
         raise WrongValueError(
@@ -163,8 +164,6 @@ def _refuse_beside_precisions(
         )
     if engine["double_quant"]:
         raise WrongValueError("double_quant", " goes with --load-in nf4 or fp4")
-    if machine:
-        raise WrongValueError("machine", ": checkpoints are planned for this machine only")
     if drawing:
         raise WrongValueError(drawing.name, " draws one plan; say in which precision, by --load-in")
 

@@ -37,6 +37,7 @@ __all__ = [
     "print_advice",
     "print_machine",
     "print_memory",
+    "print_model",
     "print_plan",
     "print_report",
     "print_slow",
@@ -256,6 +257,7 @@ def _range(rate: Rate) -> str:
 def print_report(report: Report, out: Console) -> None:
     """Predicted against measured: memory, and the speed of one sequence."""
     print_memory(report, out)
+    print_model(report, out)
     rates = []
     for name, measured, predicted in (
         ("prompt", report.speed.prompt_tokens_per_second, report.plan.prediction.prompt),
@@ -270,6 +272,24 @@ def print_report(report: Report, out: Console) -> None:
     rates.append(f"loaded in {report.load_seconds:.1f} s")
     out.print(" · ".join(rates))
     print_advice(report, out)
+
+
+def print_model(report: Report, out: Console) -> None:
+    """What transformers' get_memory_footprint says of a checkpoint, beside what is there, by types."""
+    model = report.model
+    if model is None:
+        return
+    held = sum(model.by_dtype.values())
+    said = f"{held:,} bytes in memory; get_memory_footprint() says {model.reported_bytes:,}"
+    if held > model.reported_bytes:
+        said += f", without {held - model.reported_bytes:,} of quantization state"
+    elif report.plan.streamed_bytes:
+        said += ", with what stays on the disk"
+    out.print(f"[bold]MODEL[/]  {said}")
+    types = table("  dtype", ">tensors", ">bytes", "", header_style="dim")
+    for dtype, size in sorted(model.by_dtype.items(), key=lambda one: -one[1]):
+        types.add_row(f"  {dtype}", f"{model.tensors[dtype]:,}", f"{size:,}", format_bytes(size))
+    out.print(types)
 
 
 def print_advice(report: Report, out: Console) -> None:

@@ -52,6 +52,7 @@ class Planner(Protocol):
     """Plans one model as often as is wanted. A context manager."""
 
     only_parallel: int | None  # sequences, where their number is not to be chosen
+    divides: bool  # whether sequences have equal parts of the context, whatever a workload asks
 
     @property
     def spec(self) -> ModelSpec: ...

@@ -50,6 +50,7 @@ class ModelBytes:
     """What a model takes in an engine that grows and shrinks while it runs: not only the peak matters."""
 
     by_dtype: Mapping[str, int]  # torch's name → bytes of all tensors of the model
+    tensors: Mapping[str, int]  # torch's name → how many those are
     reported_bytes: int  # what the engine itself says of them
     loaded_bytes: int  # all tensors after loading, before the first pass
     steady_bytes: int  # in RAM between two passes, all processes

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from memfit.errors import HeaderError, UsageError
+from memfit.headers.config_section import ConfigSection
+from memfit.headers.hf_quantization import Quantization, read_quantization
 from memfit.headers.impostors import HEAD_BYTES, impostor
 from memfit.headers.regular_file import require_file
 from memfit.strict_json import parse_json, read_bytes, shown
 
 __all__ = ["HfConfig", "VisionConfig", "read_config"]
 
-_LARGEST_COUNT = 2**31 - 1
 # No limits of the format, only far beyond every real model.
 _MOST_LAYERS = 4096
 _MOST_EXPERTS = 2**20
@@ -138,11 +139,15 @@ class HfConfig:
     num_experts_per_tok: int  # 0 without experts, or where the file does not say
     moe_intermediate_size: int  # 0 without experts
     sparse_layers: tuple[int, ...]  # the layers with experts
-    quant_method: str | None  # how the checkpoint is quantized already: "gptq"
+    quantization: Quantization | None  # how the checkpoint is quantized already
     vision: VisionConfig | None
 
     def __post_init__(self) -> None:
         assert len(self.layer_windows) == self.num_hidden_layers
+
+    @property
+    def quant_method(self) -> str | None:
+        return self.quantization.method if self.quantization else None
 
 
 def read_config(path: Path) -> HfConfig:
@@ -163,84 +168,17 @@ def read_config(path: Path) -> HfConfig:
         raise HeaderError(path, "config", f"this is no JSON but {found}" if found else str(error)) from None
     if not isinstance(value, dict):
         raise HeaderError(path, "config", f"got {shown(value)}, needed an object")
-    whole = _Section(path, "", value, {})
+    whole = ConfigSection(path, "", value, {})
     model_type = whole.text("model_type")
     parts = _PARTS.get(model_type, {})
-    text = whole.part("text_config", parts.get("text_config")) or whole
+    text = whole.part("text_config", parts.get("text_config"), _DEFAULTS) or whole
     if text is whole:
-        text = _Section(path, "", value, _DEFAULTS.get(model_type, {}))
-    vision = whole.part("vision_config", parts.get("vision_config"))
+        text = ConfigSection(path, "", value, _DEFAULTS.get(model_type, {}))
+    vision = whole.part("vision_config", parts.get("vision_config"), _DEFAULTS)
     return _read_text(whole, text, _read_vision(vision) if vision and parts else None)
 
 
-class _Section:
-    """One object of the file, with its class's defaults. A null counts as absent, as upstream."""
-
-    def __init__(self, path: Path, name: str, value: Any, defaults: dict[str, Any]) -> None:
-        self.path, self._name = path, name
-        if not isinstance(value, dict):
-            raise HeaderError(path, name, f"got {shown(value)}, needed an object")
-        self._value = {key: found for key, found in value.items() if found is not None}
-        self._nulls = value.keys() - self._value.keys()
-        self._defaults = defaults
-
-    def part(self, key: str, default_type: str | None) -> _Section | None:
-        """A config inside this one; where the file has none, its type's defaults if it needs one."""
-        value = self._value.get(key)
-        if value is None and default_type is None:
-            return None
-        found = _Section(self.path, key, {} if value is None else value, {})
-        model_type = found.text("model_type", default_type)
-        return _Section(
-            self.path, key, found._value | {"model_type": model_type}, _DEFAULTS.get(model_type, {})
-        )
-
-    def has(self, key: str) -> bool:
-        return key in self._value
-
-    def get(self, key: str) -> Any:
-        """The field, else its default; a null hides the default of a field that upstream lets be null."""
-        if key in self._nulls and key == "sliding_window":
-            return None
-        return self._value.get(key, self._defaults.get(key))
-
-    def refuse(self, key: str, problem: str) -> NoReturn:
-        raise HeaderError(self.path, f"{self._name}.{key}".strip("."), problem)
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._value.get(key, default)
-        if value is None:
-            self.refuse(key, "is missing")
-        if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= 100:
-            self.refuse(key, f"got {shown(value)}, needed a short text")
-        return value
-
-    def count(self, key: str, default: int | None = None, *, low: int = 1, high: int = _LARGEST_COUNT) -> int:
-        value = default if (found := self.get(key)) is None else found
-        if value is None:
-            self.refuse(key, "is missing")
-        if type(value) is not int or not low <= value <= high:
-            self.refuse(key, f"got {shown(value)}, needed a whole number from {low} to {high}")
-        return value
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            self.refuse(key, f"got {shown(value)}, needed true or false")
-        return value
-
-    def items(self, key: str, *, most: int) -> list[Any] | None:
-        value = self.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, list) or len(value) > most:
-            self.refuse(key, f"got {shown(value)}, needed a list of at most {most}")
-        return value
-
-
-def _read_text(whole: _Section, text: _Section, vision: VisionConfig | None) -> HfConfig:
+def _read_text(whole: ConfigSection, text: ConfigSection, vision: VisionConfig | None) -> HfConfig:
     model_type = whole.text("model_type")
     text_type = text.text("model_type")
     hidden, heads = text.count("hidden_size"), text.count("num_attention_heads")
@@ -288,12 +226,12 @@ def _read_text(whole: _Section, text: _Section, vision: VisionConfig | None) -> 
             text.count("moe_intermediate_size", text.count("intermediate_size")) if sparse else 0
         ),
         sparse_layers=sparse,
-        quant_method=_quant_method(whole),
+        quantization=_quantization(whole),
         vision=vision,
     )
 
 
-def _read_vision(vision: _Section) -> VisionConfig:
+def _read_vision(vision: ConfigSection) -> VisionConfig:
     model_type = vision.text("model_type")
     if model_type != "siglip_vision_model":
         vision.refuse("model_type", f"got {shown(model_type)}, memfit knows siglip_vision_model")
@@ -310,7 +248,7 @@ def _read_vision(vision: _Section) -> VisionConfig:
     )
 
 
-def _dtype(whole: _Section, text: _Section) -> str | None:
+def _dtype(whole: ConfigSection, text: ConfigSection) -> str | None:
     """`dtype`, which was `torch_dtype` before transformers 5."""
     for section in (whole, text):
         for key in ("dtype", "torch_dtype"):
@@ -322,12 +260,12 @@ def _dtype(whole: _Section, text: _Section) -> str | None:
     return None
 
 
-def _experts(text: _Section) -> int:
+def _experts(text: ConfigSection) -> int:
     key = "num_experts" if text.get("num_local_experts") is None else "num_local_experts"
     return text.count(key, 0, low=0, high=_MOST_EXPERTS)
 
 
-def _sparse_layers(text: _Section, layers: int) -> tuple[int, ...]:
+def _sparse_layers(text: ConfigSection, layers: int) -> tuple[int, ...]:
     """As Qwen3MoeDecoderLayer decides it; Mixtral has experts in all layers."""
     step = text.count("decoder_sparse_step", 1)
     dense = text.items("mlp_only_layers", most=layers) or []
@@ -337,7 +275,7 @@ def _sparse_layers(text: _Section, layers: int) -> tuple[int, ...]:
     return tuple(layer for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
 
 
-def _layer_windows(text: _Section, text_type: str, layers: int) -> tuple[int | None, ...]:
+def _layer_windows(text: ConfigSection, text_type: str, layers: int) -> tuple[int | None, ...]:
     """By `layer_types`, else by the rule of the type's configuration class in transformers 5.23.0."""
     # Off by null, by 0 (Qwen2-MoE writes that), or by a switch of its own.
     window = None if text.get("sliding_window") is None else text.count("sliding_window", low=0) or None
@@ -358,14 +296,14 @@ def _layer_windows(text: _Section, text_type: str, layers: int) -> tuple[int | N
     return tuple(window if layer_type == "sliding_attention" else None for layer_type in types)
 
 
-def _slides(text: _Section, text_type: str, layer: int) -> bool:
+def _slides(text: ConfigSection, text_type: str, layer: int) -> bool:
     if text_type == "gemma3_text":
         return (layer + 1) % text.count("sliding_window_pattern") != 0
     return layer >= text.count("max_window_layers", 0, low=0)
 
 
-def _quant_method(whole: _Section) -> str | None:
-    value = whole.get("quantization_config")
+def _quantization(whole: ConfigSection) -> Quantization | None:
+    value = whole.get("quantization_config") or whole.get("compression_config")
     if value is None:
         return None
-    return _Section(whole.path, "quantization_config", value, {}).text("quant_method", "unknown")
+    return read_quantization(ConfigSection(whole.path, "quantization_config", value, {}))

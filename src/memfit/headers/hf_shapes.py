@@ -16,9 +16,18 @@ from math import prod
 from memfit.errors import HeaderError, ModelError
 from memfit.headers.hf_config import HfConfig, VisionConfig
 from memfit.headers.safetensors import Checkpoint, SafetensorsTensor
+from memfit.headers.stored_weights import QuantizedTensor, StoredWeight, logical_checkpoint, place_of
 from memfit.strict_json import shown
 
-__all__ = ["KINDS", "HfBuffer", "HfModel", "HfParameter", "model_from_checkpoint", "model_from_config"]
+__all__ = [
+    "KINDS",
+    "HfBuffer",
+    "HfModel",
+    "HfParameter",
+    "model_from_checkpoint",
+    "model_from_config",
+    "weights_of",
+]
 
 # kind → what it is, and why bitsandbytes leaves it as it is (it replaces nn.Linear and nothing else).
 KINDS = {
@@ -45,6 +54,7 @@ class HfParameter:
     shape: tuple[int, ...]  # torch's order: of a linear layer (outputs, inputs)
     kind: str  # a key of KINDS
     stacks: bool = False  # put together from two stacked parts while loading
+    stored: tuple[StoredWeight, ...] = ()  # what it is in the files, where that is quantized
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS and (self.kind != "linear" or len(self.shape) == 2)
@@ -121,9 +131,17 @@ def model_from_config(config: HfConfig) -> HfModel:
 
     Raises:
         HeaderError: the model type is not known here.
-        ModelError: the checkpoint is quantized already.
+        ModelError: it is a quantized one, whose files say more.
     """
-    _refuse_quantized(config)
+    if config.quantization is not None:
+        raise ModelError(
+            f"{config.path}: a checkpoint quantized by {shown(config.quant_method)}: what it takes, its "
+            ".safetensors files say; give these too"
+        )
+    return _model_by_config(config)
+
+
+def _model_by_config(config: HfConfig) -> HfModel:
     decoder = _decoder(config)
     if decoder is None:
         raise HeaderError(
@@ -148,29 +166,47 @@ def model_from_checkpoint(config: HfConfig, checkpoint: Checkpoint) -> HfModel:
 
     Raises:
         HeaderError: the files do not hold what config.json describes.
-        ModelError: the checkpoint is quantized already.
+        ModelError: it is quantized in a way that is not read.
     """
-    _refuse_quantized(config)
+    checkpoint = weights_of(config, checkpoint)
     stored = [tensor for tensor in checkpoint.tensors if not _is_dropped(tensor, config)]
     for tensor in stored:
         if tensor.type not in ("F64", "F32", "BF16", "F16"):
             raise ModelError(
-                f"{config.path.parent}: tensor {shown(tensor.name)} is {tensor.type}: the checkpoint is "
-                "quantized already; memfit's table of precisions starts from one in 16 or 32 bits"
+                f"{config.path.parent}: tensor {shown(tensor.name)} is {tensor.type}, which is no weight in "
+                "16 or 32 bits, and config.json says nothing of how it is quantized"
             )
     if _decoder(config) is None:
         return _model_by_names(config, checkpoint, stored)
-    model = model_from_config(config)
+    model = _model_by_config(config)
     _check_shapes(config, model.parameters, stored)
-    return replace(model, checkpoint_bytes=checkpoint.file_bytes)
+    parameters = model.parameters
+    if config.quantization is not None:
+        parameters = tuple(_with_stored(config, model.parameters, stored))
+    return replace(model, parameters=parameters, checkpoint_bytes=checkpoint.file_bytes)
 
 
-def _refuse_quantized(config: HfConfig) -> None:
-    if config.quant_method is not None:
-        raise ModelError(
-            f"{config.path}: the checkpoint is quantized already ({shown(config.quant_method)}); memfit's "
-            "table of precisions starts from one in 16 or 32 bits"
-        )
+def weights_of(config: HfConfig, checkpoint: Checkpoint) -> Checkpoint:
+    """What stored_weights.py makes of its tensors. Raises ModelError as that does."""
+    known = _model_by_config(config).parameters if _decoder(config) else ()
+    return logical_checkpoint(config, checkpoint, {place_of(one.name): one.shape for one in known})
+
+
+def _with_stored(
+    config: HfConfig, parameters: tuple[HfParameter, ...], stored: list[SafetensorsTensor]
+) -> Iterator[HfParameter]:
+    """Each parameter with what it is in the files; merged experts with all of theirs."""
+    places: dict[str, list[SafetensorsTensor]] = {}
+    for tensor in stored:
+        places.setdefault(place_of(tensor.name), []).append(tensor)
+    for one in parameters:
+        found = places.get(place_of(one.name), [])
+        quantized = tuple(each.stored for each in found if isinstance(each, QuantizedTensor))
+        if quantized and len(quantized) < len(found):
+            raise ModelError(f"{config.path.parent}: of {one.name} only some experts are quantized")
+        if len({(each.layout, each.shape, each.bits, each.group) for each in quantized}) > 1:
+            raise ModelError(f"{config.path.parent}: the experts of {one.name} are quantized in several ways")
+        yield replace(one, stored=quantized)
 
 
 def _decoder(config: HfConfig) -> _Decoder | None:
@@ -319,7 +355,12 @@ def _check_shapes(
 
 def _model_by_names(config: HfConfig, checkpoint: Checkpoint, stored: list[SafetensorsTensor]) -> HfModel:
     parameters = tuple(
-        HfParameter(name=tensor.name, shape=tensor.shape, kind=_kind_by_name(tensor.name, tensor.shape))
+        HfParameter(
+            name=tensor.name,
+            shape=tensor.shape,
+            kind=_kind_by_name(tensor.name, tensor.shape),
+            stored=(tensor.stored,) if isinstance(tensor, QuantizedTensor) else (),
+        )
         for tensor in stored
     )
     return HfModel(

@@ -22,7 +22,7 @@ def spec_of_checkpoint(source: str, config: HfConfig, weights: Checkpoint, model
         data_offset_bytes=tuple(0 for _ in weights.paths),
         architecture=config.model_type,
         name=folder.name if Path(source).exists() else source.removeprefix("hf:"),
-        quantization=main_type(weights.tensors),
+        quantization=config.quantization.name if config.quantization else main_type(weights.tensors),
         n_params=sum(one.elements for one in model.parameters),
         context_length=config.max_position_embeddings or 0,
         vocabulary=config.vocab_size,

@@ -14,8 +14,10 @@ from typing import Annotated, Any
 
 from memfit.headers.hf_shapes import HfModel, HfParameter
 from memfit.headers.model_spec import TensorSpec
+from memfit.memory.packed_weights import UNPACKED_PASS_BYTES
 from memfit.memory.precision import LOAD_IN, Precision, precision, stored_precision
-from memfit.memory.precision_table import loaded_bytes
+from memfit.memory.precision_table import loaded_bytes, reading_bytes
+from memfit.memory.streaming import PAGE_BYTES
 from memfit.strict_json import Between, Length, Matching, tupled
 from memfit.units import MIB
 
@@ -27,6 +29,7 @@ __all__ = [
     "packed_state_bytes",
     "pass_bytes",
     "refused_layer",
+    "ring_bytes",
 ]
 
 _PACKED_ROWS, _PACKED_COLUMNS = 32, 64  # what bitsandbytes packs together on a CPU with AVX512-BF16
@@ -38,6 +41,7 @@ _INT8_BYTES, _INT8_LEFT_BYTES = 16, 3
 _OUTLIER_BYTES, _OUTLIER_LEFT_BYTES, _OUTLIERS_LEFT_MOST_BYTES = 11, 6, 48 * MIB
 _BUILDING_BYTES = 48 * MIB  # a model's modules and code beyond a header's, measured: 40 MiB
 _SAMPLER_BYTES = 24  # per token of the vocabulary: scores in float32 and sorted, their order
+_SLOTS = 2  # of the ring: in each a layer
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)\.")
 
 
@@ -53,7 +57,7 @@ class TransformersConfig:
     paths: tuple[Path, ...]  # of the weights
     load_in: Annotated[str, Matching("|".join(LOAD_IN), f"one of {', '.join(LOAD_IN)}")]
     double_quant: bool  # scales quantized once more, with "nf4" and "fp4"
-    context: Annotated[int, Between(1, 2**31 - 1)]  # tokens
+    context: Annotated[int, Between(1, 2**31 - 1)]  # tokens, over all sequences
     ubatch: Annotated[int, Between(1, 65_536)]  # tokens of a prompt per pass
     threads: Annotated[int, Between(1, 512)]
     # Module → "gpu0", "cpu" or "disk", as accelerate's device map has it but for the names of GPUs.
@@ -62,11 +66,23 @@ class TransformersConfig:
     gpus: tuple[int, ...] = ()  # by NVML's numbers; the first also computes what lies in RAM or on the disk
     gpu_limits: tuple[int, ...] = ()  # bytes that torch may take on each of them
     outputs: Annotated[int, Between(0, 65_536)] = 0  # tokens scored per pass at most; 0: none are
+    parallel: Annotated[int, Between(1, 256)] = 1  # sequences, each with an equal part of the context
+    ring_bytes: Annotated[int, Between(0, 2**63 - 1)] = 0  # that layers on the disk pass through
     gguf: Path | None = None  # the file that becomes the checkpoint; None where that is one already
 
     @property
     def precision(self) -> Precision:
         return precision(self.load_in, double_quant=self.double_quant)
+
+    @property
+    def sequence_tokens(self) -> int:
+        """That one sequence may have."""
+        return self.context // self.parallel
+
+    @property
+    def streamed_layers(self) -> list[str]:
+        """Those that stay on the disk, in the order of computation."""
+        return [module for module, place in self.device_map if place == "disk"]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -114,6 +130,19 @@ def layer_bytes(model: HfModel, precision: Precision) -> dict[str, int]:
     return found
 
 
+def ring_bytes(model: HfModel, precision: Precision, streamed: Collection[str]) -> int:
+    """Memory that the `streamed` layers pass through: one is computed with while the next one is read.
+
+    Reads begin and end at pages of the file, and a layer's parameters may lie anywhere in it.
+    """
+    sizes = dict.fromkeys(streamed, 0)
+    for one in model.parameters:
+        if (match := _LAYER.match(one.name)) and (name := f"{match[1]}.{match[2]}") in sizes:
+            pages = -(-loaded_bytes(one, precision) // PAGE_BYTES) + 1
+            sizes[name] += pages * PAGE_BYTES
+    return min(_SLOTS * max(sizes.values(), default=0), sum(sizes.values()))
+
+
 # -- what passes -----------------------------------------------------------------------------------
 
 
@@ -122,21 +151,23 @@ def loading_peak_bytes(model: HfModel, precision: Precision, streamed: Collectio
     the order of their names as transformers sorts them; `streamed` modules go to the disk at once.
 
     Beside what has been loaded: of a plain tensor its bytes in the file, where another type is wanted; of a
-    quantized one what bitsandbytes puts beside it; of merged experts the parts they are put together from.
+    quantized one what bitsandbytes puts beside it; of merged experts the parts they are put together from; of
+    what is quantized in the files, those bytes and the rows that are being unpacked.
     """
-    stored, held = stored_precision(model.hf_config.dtype).element_bytes, precision.element_bytes
-    cast = 0 if stored == held else stored
+    stored, held = stored_precision(model.hf_config.dtype), precision.element_bytes
+    as_stored = stored.dtype == precision.dtype
     loaded = peak = 0
     for one in sorted(model.parameters, key=lambda one: _natural(one.name)):
         size = loaded_bytes(one, precision)
+        cast = 0 if as_stored or one.stored else stored.element_bytes
         extra = cast * one.elements
         if one.stacks:
-            extra = held * one.elements + cast * one.elements // max(1, one.shape[0])
+            extra = size + cast * one.elements // max(1, one.shape[0])
         elif one.kind == "linear" and precision.bits == 8:
             extra = (held + max(cast, 9)) * one.elements
         elif one.kind == "linear" and precision.bits == 4:
             extra = held * one.elements + max(cast * one.elements, 27 * one.elements // 2)
-        peak = max(peak, loaded + size + extra)
+        peak = max(peak, loaded + size + extra + reading_bytes(one))
         if not any(one.name.startswith(f"{module}.") for module in streamed):
             loaded += size
     return peak
@@ -175,16 +206,19 @@ def pass_bytes(model: HfModel, config: TransformersConfig, *, packs: bool) -> in
     stream = ubatch * sizes.hidden_size * (2 * element + 8)  # and a norm in float32
     wide = max(sizes.intermediate_size, sizes.moe_intermediate_size * sizes.num_experts // 8)
     feed_forward = 4 * ubatch * wide * element
-    attention = element * (
-        ubatch * (3 * heads + 4 * key_values) + 2 * config.context * heads + ubatch * config.context
-    )
+    cells = config.sequence_tokens  # sequences attend one after the other
+    attention = element * (ubatch * (3 * heads + 4 * key_values) + 2 * cells * heads + ubatch * cells)
     linear = [one for one in model.parameters if one.kind == "linear"]
     extra = 0
-    if config.precision.bits == 4 and not packs:
+    if config.precision.is_stored and any(one.stored for one in model.parameters):
+        extra = UNPACKED_PASS_BYTES
+    elif config.precision.bits == 4 and not packs:
         extra = max((one.elements for one in linear), default=0) * element
     elif config.precision.bits == 8:
         extra = ubatch * (_INT8_BYTES * wide + _INT8_LEFT_BYTES * sum(one.shape[0] for one in linear))
         extra += _OUTLIER_BYTES * max((one.elements for one in linear), default=0)
         extra += min(_OUTLIER_LEFT_BYTES * sum(one.elements for one in linear), _OUTLIERS_LEFT_MOST_BYTES)
-    logits = _SAMPLER_BYTES + config.outputs * (element + 4)  # as they are computed, and in float32
+    outputs = max(config.outputs, config.parallel if config.parallel > 1 else 0)
+    sampled = 4 * config.parallel if config.parallel > 1 else 0  # a copy of each sequence's
+    logits = _SAMPLER_BYTES + sampled + outputs * (element + 4)  # as they are computed, and in float32
     return stream + max(feed_forward, attention) + extra + logits * sizes.vocab_size

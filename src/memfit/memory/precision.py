@@ -1,15 +1,17 @@
 """The precisions that transformers loads a model in, one row each: the only place that knows what they are.
 
 With bitsandbytes only the weights of linear layers are quantized; all else, and the KV cache, keeps the plain
-type. Knows bits and bytes, no model.
+type. A checkpoint that is quantized already is loaded as it is stored, as far as kernels compute on that
+(packed_weights.py), or unpacked into another row of the table. Knows bits and bytes, no model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LOAD_IN", "PRECISIONS", "Precision", "precision", "stored_precision"]
+__all__ = ["LOAD_IN", "PRECISIONS", "STORED", "Precision", "precision", "stored_precision"]
 
+STORED = "stored"
 _PLAIN = {"fp32": ("float32", 4), "bf16": ("bfloat16", 2), "fp16": ("float16", 2)}  # torch's name, bytes
 _SCALE_BYTES = 4  # float32
 _CODE_BYTES = 16 * 4  # the 4-bit code book; every layer has its own copy
@@ -21,7 +23,7 @@ _OFFSET_BYTES = 4
 class Precision:
     """How weights are held."""
 
-    name: str  # "nf4-dq" is nf4 with double quantization
+    name: str  # "nf4-dq" is nf4 with double quantization, "stored" what a quantized checkpoint holds
     plain_type: str = "bf16"  # of what is not quantized: "fp32", "bf16" or "fp16"
     bits: int | None = None  # of a linear layer's weight; None: nothing is quantized
     block: int = 0  # weights that share one scale; 0: those of an output row
@@ -34,7 +36,13 @@ class Precision:
 
     @property
     def is_quantized(self) -> bool:
+        """By bitsandbytes, while loading."""
         return self.bits is not None
+
+    @property
+    def is_stored(self) -> bool:
+        """Weights stay as packed_weights.py says."""
+        return self.name == STORED
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -86,6 +94,7 @@ _TABLE = {
         Precision(name="nf4-dq", bits=4, block=64, nested_block=256),
         Precision(name="fp4", bits=4, block=64),
         Precision(name="fp4-dq", bits=4, block=64, nested_block=256),
+        Precision(name=STORED),
     )
 }
 LOAD_IN = tuple(dict.fromkeys(row.load_in for row in _TABLE.values()))
@@ -98,4 +107,4 @@ def precision(name: str, *, double_quant: bool = False) -> Precision:
 
 def stored_precision(dtype: str | None) -> Precision:
     """Of a checkpoint whose config.json says `dtype`; float32 where it says nothing."""
-    return next(row for row in _TABLE.values() if row.dtype == (dtype or "float32") and not row.is_quantized)
+    return next(row for row in _TABLE.values() if row.dtype == (dtype or "float32"))

@@ -19,7 +19,8 @@ from typing import Any
 from memfit.errors import UsageError
 from memfit.headers.hf_config import HfConfig
 from memfit.headers.hf_shapes import KINDS, HfBuffer, HfModel, HfParameter
-from memfit.memory.precision import PRECISIONS, Precision, precision
+from memfit.memory.packed_weights import UNPACKING_BYTES, form_of, packed_bytes, sections_of
+from memfit.memory.precision import PRECISIONS, STORED, Precision, precision
 
 __all__ = [
     "Kept",
@@ -29,6 +30,7 @@ __all__ = [
     "loaded_bytes",
     "precision_row",
     "precision_table",
+    "reading_bytes",
 ]
 
 _BUFFER_BYTES = {"float32": 4, "int64": 8}
@@ -83,7 +85,8 @@ class PrecisionRow:
 
 
 def precision_table(model: HfModel, context: int) -> tuple[PrecisionRow, ...]:
-    """One row per precision, in the order of PRECISIONS, with the KV cache of `context` tokens.
+    """One row per precision, in the order of PRECISIONS, with the KV cache of `context` tokens. Of a
+    quantized checkpoint what it takes as it is stored comes first.
 
     Quantized rows are loaded with dtype=bfloat16 and a BitsAndBytesConfig without other settings.
 
@@ -92,7 +95,8 @@ def precision_table(model: HfModel, context: int) -> tuple[PrecisionRow, ...]:
     """
     if not 0 < context <= _LARGEST_CONTEXT:
         raise UsageError(f"a context of {context} tokens; needed 1 to {_LARGEST_CONTEXT}")
-    return tuple(precision_row(model, precision(name), context) for name in PRECISIONS)
+    names = ((STORED,) if any(one.stored for one in model.parameters) else ()) + PRECISIONS
+    return tuple(precision_row(model, precision(name), context) for name in names)
 
 
 def kv_cache_bytes(config: HfConfig, context: int, *, element_bytes: int) -> int:
@@ -119,9 +123,10 @@ def layer_kv_bytes(config: HfConfig, context: int, ubatch: int, element_bytes: i
 
 def precision_row(model: HfModel, precision: Precision, context: int) -> PrecisionRow:
     """One of them; FP4 and FP16 take what NF4 and BF16 take."""
-    quantized = [each for each in model.parameters if _is_quantized(each, precision)]
-    plain = [each for each in model.parameters if not _is_quantized(each, precision)]
-    quantized_bytes = sum(precision.packed_bytes(each.elements) for each in quantized)
+    quantized = [each for each in model.parameters if _held_packed(each, precision)]
+    plain = [each for each in model.parameters if not _held_packed(each, precision)]
+    quantized_bytes = sum(_weight_bytes(each, precision) for each in quantized)
+    state_bytes = sum(_state_bytes(each, precision) for each in quantized)
     unquantized_bytes = sum(each.elements for each in plain) * precision.element_bytes
     return PrecisionRow(
         precision=precision.name,
@@ -129,9 +134,11 @@ def precision_row(model: HfModel, precision: Precision, context: int) -> Precisi
         quantized_bytes=quantized_bytes,
         unquantized_bytes=unquantized_bytes,
         unquantized=_kept(plain, precision),
-        state_bytes=sum(_state_bytes(each, precision) for each in quantized),
+        state_bytes=state_bytes,
         buffers_bytes=None if model.buffers is None else _buffers_bytes(model.buffers, precision),
-        reported_bytes=_reported(model, precision, quantized_bytes + unquantized_bytes),
+        reported_bytes=_reported(
+            model, precision, quantized_bytes + unquantized_bytes + state_bytes * precision.is_stored
+        ),
         context=context,
         kv_cache_bytes=kv_cache_bytes(model.hf_config, context, element_bytes=precision.element_bytes),
         loading_extra_bytes=_loading_extra(model, precision),
@@ -141,16 +148,30 @@ def precision_row(model: HfModel, precision: Precision, context: int) -> Precisi
 
 def loaded_bytes(parameter: HfParameter, precision: Precision) -> int:
     """One parameter, with its quantization state."""
-    if not _is_quantized(parameter, precision):
+    if not _held_packed(parameter, precision):
         return parameter.elements * precision.element_bytes
-    return precision.packed_bytes(parameter.elements) + _state_bytes(parameter, precision)
+    return _weight_bytes(parameter, precision) + _state_bytes(parameter, precision)
+
+
+def _held_packed(parameter: HfParameter, precision: Precision) -> bool:
+    if precision.is_stored:
+        return form_of(parameter.stored) is not None
+    return _is_quantized(parameter, precision)
 
 
 def _is_quantized(parameter: HfParameter, precision: Precision) -> bool:
     return precision.is_quantized and parameter.kind == "linear"
 
 
+def _weight_bytes(parameter: HfParameter, precision: Precision) -> int:
+    if precision.is_stored:
+        return sum(sections_of(one)[0].size_bytes for one in parameter.stored)
+    return precision.packed_bytes(parameter.elements)
+
+
 def _state_bytes(parameter: HfParameter, precision: Precision) -> int:
+    if precision.is_stored:
+        return sum(packed_bytes(one) for one in parameter.stored) - _weight_bytes(parameter, precision)
     return precision.state_bytes(parameter.shape[0], parameter.elements)
 
 
@@ -172,7 +193,8 @@ def _buffers_bytes(buffers: tuple[HfBuffer, ...], precision: Precision) -> int:
 
 
 def _reported(model: HfModel, precision: Precision, parameters_bytes: int) -> dict[str, int]:
-    """Parameters and buffers (modeling_utils.py, get_memory_footprint): no quantization state.
+    """Parameters and buffers (modeling_utils.py, get_memory_footprint): no quantization state, but where
+    our own layers hold that in their parameters.
 
     Release 5 registers each rotary `original_inv_freq` as a buffer of its own; in 4.57 it is another
     name of `inv_freq`. That release is left out where it builds other modules: experts are linear
@@ -181,7 +203,7 @@ def _reported(model: HfModel, precision: Precision, parameters_bytes: int) -> di
     if model.buffers is None:
         return {}
     buffers = {"5.23.0": model.buffers}
-    if not any(each.kind == "experts" for each in model.parameters):
+    if not precision.is_stored and not any(each.kind == "experts" for each in model.parameters):
         buffers = {"4.57.1": tuple(each for each in model.buffers if each.in_release_4), **buffers}
     return {release: parameters_bytes + _buffers_bytes(each, precision) for release, each in buffers.items()}
 
@@ -198,6 +220,7 @@ def _loading_extra(model: HfModel, precision: Precision) -> dict[str, int]:
     - INT8 on CUDA: the bfloat16 weight and bitsandbytes' float16 copy; on the CPU that copy and
       8 bytes of float32 scratch, less the byte of the result, which is not there yet
     - on the CPU: a bfloat16 copy where the checkpoint has another type
+    - of a weight that is quantized in the files: what they hold of it, and a block of rows being unpacked
 
     Not counted: scratch within CUDA kernels, and on CUDA the RAM that a copy passes through. It is an
     upper bound: it takes all other tensors as loaded while the largest is at work.
@@ -205,14 +228,24 @@ def _loading_extra(model: HfModel, precision: Precision) -> dict[str, int]:
     extra = {"cpu": 0, "cuda": 0}
     for parameter in model.parameters:
         if parameter.stacks:
-            both = parameter.elements * precision.element_bytes
+            both = loaded_bytes(parameter, precision) + reading_bytes(parameter)
             found = {"cpu": both, "cuda": both}
         elif _is_quantized(parameter, precision):
             found = _quantizing_extra(parameter, precision, model.hf_config.dtype == "bfloat16")
+            found = {device: size + reading_bytes(parameter) for device, size in found.items()}
+        elif parameter.stored:
+            found = dict.fromkeys(extra, reading_bytes(parameter))
         else:
             continue
         extra = {device: max(most, found[device]) for device, most in extra.items()}
     return extra
+
+
+def reading_bytes(parameter: HfParameter) -> int:
+    """Of a weight that is quantized in the files: what they hold of one, and what unpacking takes."""
+    if not parameter.stored:
+        return 0
+    return max(one.size_bytes for one in parameter.stored) + UNPACKING_BYTES
 
 
 def _quantizing_extra(parameter: HfParameter, precision: Precision, as_stored: bool) -> dict[str, int]:

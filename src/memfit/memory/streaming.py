@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from memfit.headers.model_spec import TensorSpec
+from memfit.headers.model_spec import StoredTensor, TensorSpec
 
 __all__ = [
     "DEQUANTIZED",
@@ -35,23 +36,26 @@ TOKEN_TABLE = "token_embd.weight"
 _LEAST_SLOTS = 3  # one is computed with, one is whole, one is being read
 
 
+_Stored = TypeVar("_Stored", bound=StoredTensor)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class Stretch(Generic[_Stored]):
     """Neighbouring tensors of one file, with the pages they lie on."""
 
     file_index: int
     start_bytes: int  # in the file; a page's start
     end_bytes: int  # a page's end: maybe beyond the file's
-    tensors: tuple[TensorSpec, ...]
+    tensors: tuple[_Stored, ...]
 
     @property
     def size_bytes(self) -> int:
         return self.end_bytes - self.start_bytes
 
 
-def stretches(tensors: Iterable[TensorSpec]) -> list[Stretch]:
+def stretches(tensors: Iterable[_Stored]) -> list[Stretch[_Stored]]:
     """Tensors that lie on neighbouring pages together, by file and offset."""
-    together: list[list[TensorSpec]] = []
+    together: list[list[_Stored]] = []
     ends: list[int] = []
     for tensor in sorted(tensors, key=lambda one: (one.file_index, one.offset_bytes)):
         start = tensor.offset_bytes // PAGE_BYTES * PAGE_BYTES

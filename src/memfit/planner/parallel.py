@@ -42,15 +42,21 @@ class Lengths:
 
 
 def plan_parallel(
-    lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan], sequences: int | None = None
+    lengths: Lengths,
+    workload: Workload,
+    make: Callable[[Workload], Plan],
+    sequences: int | None = None,
+    *,
+    divides: bool = False,
 ) -> Plan:
     """The fastest plan that fits; the smallest where none does. A context in `workload` is obeyed, and a
-    number of `sequences`. Where the longest request alone is too much, it is left to fail alone."""
-    plan = _fastest(lengths, workload, make, sequences)
+    number of `sequences`. Where the longest request alone is too much, it is left to fail alone. An engine
+    that `divides` the context gives each sequence an equal part of it, whatever is asked."""
+    plan = _fastest(lengths, workload, make, sequences, divides)
     usual, shorter = round(lengths.usual), lengths
     while not plan.fits and workload.context is None and shorter.longest > usual:
         shorter = replace(shorter, longest=max(usual, shorter.longest // 2))
-        plan = _fastest(shorter, workload, make, sequences)
+        plan = _fastest(shorter, workload, make, sequences, divides)
     if plan.fits and shorter != lengths:
         limit = plan.sequence_context
         reason = f"requests of more than {limit} tokens fail: the longest, of {lengths.longest}, does not fit"
@@ -59,16 +65,21 @@ def plan_parallel(
 
 
 def _fastest(
-    lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan], sequences: int | None
+    lengths: Lengths,
+    workload: Workload,
+    make: Callable[[Workload], Plan],
+    sequences: int | None,
+    divides: bool,
 ) -> Plan:
     most = max(1, lengths.requests)
     asked = [sequences] if sequences is not None else sorted({min(each, most) for each in _SEQUENCES})
     if workload.context is not None:  # of several only as many as have room there
-        asked[1:] = [count for count in asked[1:] if count * lengths.usual <= workload.context]
+        usual = lengths.longest if divides else lengths.usual
+        asked[1:] = [count for count in asked[1:] if count * usual <= workload.context]
 
     @functools.cache
     def plan_of(count: int) -> Plan:
-        return make(_workload(lengths, workload, count))
+        return make(_workload(lengths, workload, count, divides))
 
     best = plan_of(asked[-1])  # mostly it is, and making a plan takes a while
     if not (best.fits or plan_of(asked[0]).fits):
@@ -78,7 +89,7 @@ def _fastest(
         if best.fits and _AS_GOOD * request_seconds(fewer, lengths) >= request_seconds(best, lengths):
             break
         best = fewer
-    return _divided(best, lengths, workload, make)
+    return best if divides else _divided(best, lengths, workload, make)
 
 
 def _divided(shared: Plan, lengths: Lengths, workload: Workload, make: Callable[[Workload], Plan]) -> Plan:
@@ -100,12 +111,14 @@ def request_seconds(plan: Plan, lengths: Lengths) -> float:
     return lengths.prompt / prompt.value + lengths.answer / together.value
 
 
-def _workload(lengths: Lengths, workload: Workload, sequences: int) -> Workload:
-    cells = max(lengths.longest, _MORE_CELLS * sequences * lengths.usual)
+def _workload(lengths: Lengths, workload: Workload, sequences: int, divides: bool) -> Workload:
+    cells = -(-round(max(lengths.longest, _MORE_CELLS * sequences * lengths.usual)) // _CELLS) * _CELLS
+    if divides:
+        cells = sequences * -(-lengths.longest // _CELLS) * _CELLS
     return replace(
         workload,
         parallel=sequences,
-        context=workload.context or -(-round(cells) // _CELLS) * _CELLS,
+        context=workload.context or cells,
         prompt_tokens=max(1, round(lengths.prompt)),
         generated_tokens=max(1, round(lengths.answer)),
     )

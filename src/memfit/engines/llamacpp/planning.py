@@ -38,6 +38,7 @@ class LlamaPlanner(Closing):
     """Satisfies protocol.Planner. A context manager around the oracle's and the solver's processes."""
 
     only_parallel = None
+    divides = False
 
     def __init__(self, spec: ModelSpec, options: PlanOptions, workload: Workload) -> None:
         """Errors as `Engine.planner`."""

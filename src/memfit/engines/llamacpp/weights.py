@@ -22,7 +22,7 @@ from memfit.engines.llamacpp.giving import Giving
 from memfit.engines.llamacpp.graph import Node, set_data
 from memfit.engines.llamacpp.layouts import Layouts, rewritten_forms
 from memfit.engines.llamacpp.library import Library
-from memfit.engines.llamacpp.stream import Ring
+from memfit.engines.stream import Ring
 from memfit.errors import EngineError
 from memfit.hardware.direct_file import DirectFile, StreamError
 from memfit.hardware.disk_speed import own_memory
@@ -68,7 +68,7 @@ class OwnWeights:
         self._table: mmap.mmap | None = None
         self._table_file = self._table_start = -1
         self._files = files
-        self._streamed: dict[int, Stretch] = {}  # by tensor
+        self._streamed: dict[int, Stretch[TensorSpec]] = {}  # by tensor
         self._giving: Giving | None = None  # None: no tensor is streamed
         self._indices: dict[int, int] = {}  # tensor → its number in the order of computation
         self._shifts: list[int] = []  # where in its pages each tensor begins
@@ -153,7 +153,7 @@ class OwnWeights:
         largest = max((part.size_bytes for part in parts), default=0)
         if largest > self._ring_bytes:
             raise EngineError(f"a streamed tensor takes {largest} bytes, the ring has {self._ring_bytes}")
-        self._ring = Ring(self._files, parts, self._ring_bytes, self._is_aborted)
+        self._ring = Ring(self._files, [(part,) for part in parts], self._ring_bytes, self._is_aborted)
 
     def drop_rows(self) -> None:
         """Give back the rows of the token table that were read: they stay in the page cache otherwise."""

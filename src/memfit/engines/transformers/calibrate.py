@@ -26,11 +26,12 @@ from memfit.hardware.folders import cache_folder
 from memfit.hardware.machine import Cpu, Gpu
 from memfit.headers.hf_config import HfConfig
 from memfit.memory.loaded_checkpoint import TransformersConfig
+from memfit.memory.precision import LOAD_IN, STORED
 from memfit.memory.process_memory import ProcessMemory, group_bytes
-from memfit.planner.transformers.runtime import GpuRuntime, Runtime
+from memfit.planner.transformers.runtime import GpuRuntime, Processes, Runtime, emulates_bf16
 from memfit.units import MIB
 
-__all__ = ["cached_figures", "engine_build", "measure_runtime", "require_libraries"]
+__all__ = ["cached_figures", "engine_build", "measure_processes", "measure_runtime", "require_libraries"]
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
 _QUANTIZING = "bitsandbytes"
@@ -77,12 +78,14 @@ def measure_runtime(
     hf_config: HfConfig,
     cpu: Cpu,
     *,
+    forms: Sequence[str] = (),
     say: Callable[[str], None],
     gpus: Sequence[tuple[Gpu, int]] = (),
-    disk_bytes_per_second: float,
+    disk_bytes_per_second: tuple[float, float],
     count_parent: bool,
 ) -> Runtime:
-    """This machine's figures, on the CPU or on `gpus`, each with its budget in bytes.
+    """This machine's figures, on the CPU or on `gpus`, each with its budget in bytes. `forms` are those of
+    packed weights, whose speed is wanted too.
 
     Raises:
         EngineMissingError: a library is not installed.
@@ -90,7 +93,7 @@ def measure_runtime(
     """
     require_libraries(*config.precision.packages)
     cached = cached_figures(cpu.model, say)
-    where = f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{config.threads} threads"
+    where = _where(config, gpus)
     shape = tuple(-(-size // 64) * 64 for size in (hf_config.intermediate_size, hf_config.hidden_size))
     speeds = {
         name: cached.once(
@@ -98,20 +101,12 @@ def measure_runtime(
             f"how fast torch multiplies here in {name}",
             partial(_measure_speed, name, shape, config.threads, gpus),
         )
-        for name in (config.load_in, config.precision.plain_type)
+        for name in dict.fromkeys((config.load_in, config.precision.plain_type, *forms))
+        if name != STORED
     }
-    found = cached.once(
-        f"{config.precision.name} {_identity(config.folder)} {where}",
-        "what transformers itself needs for this kind of model",
-        partial(_try_small_checkpoint, config, gpus),
-    )
-    counted = ("worker", "parent") if count_parent else ("worker",)
-    process_bytes = group_bytes([ProcessMemory(**found[one]) for one in counted])
-    process_bytes += _LARGER_BYTES - found["model_bytes"]
+    found = _measured(config, cached, gpus)
     return Runtime(
-        process_bytes=process_bytes,
-        loading_process_bytes=process_bytes - found["first_pass_bytes"],
-        starting_bytes=found["starting_bytes"] + _LARGER_BYTES,
+        **vars(_processes(found, count_parent=count_parent)),
         packs_4bit="avx512_bf16" in cpu.instruction_sets and not gpus,
         layer_seconds=found["layer_seconds"],
         elements_per_second={name: one["elements_per_second"] for name, one in speeds.items()},
@@ -123,16 +118,57 @@ def measure_runtime(
     )
 
 
+def measure_processes(
+    config: TransformersConfig, cpu: Cpu, *, say: Callable[[str], None], count_parent: bool
+) -> Processes:
+    """Memory only, on the CPU. Errors as in `measure_runtime`."""
+    require_libraries(*config.precision.packages)
+    return _processes(_measured(config, cached_figures(cpu.model, say), ()), count_parent=count_parent)
+
+
+def _where(config: TransformersConfig, gpus: Sequence[tuple[Gpu, int]]) -> str:
+    return f"on {gpus[0][0].name} {gpus[0][0].driver}" if gpus else f"{config.threads} threads"
+
+
+def _measured(
+    config: TransformersConfig, cached: CachedFigures, gpus: Sequence[tuple[Gpu, int]]
+) -> dict[str, Any]:
+    found: dict[str, Any] = cached.once(
+        f"{config.precision.name} {_identity(config.folder)} {_where(config, gpus)}",
+        "what transformers itself needs for this kind of model",
+        partial(_try_small_checkpoint, config, gpus),
+    )
+    return found
+
+
+def _processes(found: dict[str, Any], *, count_parent: bool) -> Processes:
+    counted = ("worker", "parent") if count_parent else ("worker",)
+    process_bytes = group_bytes([ProcessMemory(**found[one]) for one in counted])
+    process_bytes += _LARGER_BYTES - found["model_bytes"]
+    return Processes(
+        process_bytes=process_bytes,
+        loading_process_bytes=process_bytes - found["first_pass_bytes"],
+        starting_bytes=found["starting_bytes"] + _LARGER_BYTES,
+    )
+
+
 def _gpu_runtime(gpu: Gpu, budget: int, process_bytes: int) -> GpuRuntime:
     limit = min(budget, gpu.free_bytes)
-    return GpuRuntime(number=gpu.index, budget_bytes=budget, limit_bytes=limit, process_bytes=process_bytes)
+    return GpuRuntime(
+        number=gpu.index,
+        budget_bytes=budget,
+        limit_bytes=limit,
+        process_bytes=process_bytes,
+        emulates_bf16=emulates_bf16(gpu),
+    )
 
 
 def _measure_speed(
     name: str, shape: tuple[int, ...], threads: int, gpus: Sequence[tuple[Gpu, int]]
 ) -> dict[str, Any]:
     numbers = [gpu.index for gpu, _ in gpus]
-    with TransformersWorker(load_in=name, threads=threads, gpus=numbers) as worker:
+    load_in = name if name in LOAD_IN else "bf16"
+    with TransformersWorker(load_in=load_in, threads=threads, gpus=numbers) as worker:
         return worker.ask("kernels", precision=name, shape=shape, threads=threads, gpu=bool(gpus))
 
 

@@ -17,7 +17,7 @@ from memfit.headers.purpose import require_checkpoint_writes, require_writes
 from memfit.headers.safetensors import find_weights
 from memfit.hub.resolve import ResolvedModel, resolve
 from memfit.memory.loaded_checkpoint import TransformersConfig
-from memfit.memory.precision import precision, stored_precision
+from memfit.memory.precision import STORED, precision, stored_precision
 from memfit.memory.precision_table import PrecisionRow, precision_row
 
 __all__ = ["CheckpointFiles", "find_again", "find_checkpoint_files"]
@@ -82,10 +82,14 @@ def find_checkpoint_files(
         hf_config=hf_config,
         model=hf_model,
         paths=weights.paths,
-        stored_in="bf16" if spec else stored_precision(hf_config.dtype).name,
+        stored_in="bf16" if spec else _stored_in(hf_config),
         gguf=spec.paths[0] if spec and gguf and not gguf.is_whole else None,
         reading_bytes=gguf.reading_bytes if gguf else 0,
     )
+
+
+def _stored_in(hf_config: HfConfig) -> str:
+    return STORED if hf_config.quantization else stored_precision(hf_config.dtype).name
 
 
 def find_again(

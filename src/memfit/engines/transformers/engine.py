@@ -21,8 +21,6 @@ class TransformersEngine:
         return model.is_checkpoint
 
     def planner(self, model: ResolvedModel, options: PlanOptions, workload: Workload) -> TransformersPlanner:
-        if options.machine:
-            raise WrongValueError("machine", ": checkpoints are planned for this machine only")
         if options.budget.rpc:
             raise WrongValueError("rpc", ": transformers uses GPUs of this machine only")
         return TransformersPlanner(model, options, workload)

@@ -10,8 +10,11 @@ from typing import Any
 import bitsandbytes
 import torch
 
+from memfit.engines.transformers.packed_layers import PackedLinear
 from memfit.errors import EngineError
 from memfit.hardware.cpu_use import CpuMeter
+from memfit.headers.stored_weights import StoredWeight
+from memfit.memory.packed_weights import FORMS
 from memfit.memory.precision import Precision
 from memfit.memory.precision import precision as named
 from memfit.units import MIB
@@ -36,8 +39,11 @@ def measure_kernels(precision: str, shape: tuple[int, int], threads: int, gpu: b
     device = torch.device("cuda" if gpu else "cpu")
     outputs, inputs = shape
     count = max(1, _ELEMENTS * (4 if gpu else 1) // (outputs * inputs))  # a GPU's caches are larger
-    held = named(precision)
-    layers = [_layer(held, outputs, inputs, device) for _ in range(count)]
+    held = named("bf16" if precision in FORMS else precision)
+    if precision in FORMS:
+        layers = [_packed_layer(precision, outputs, inputs) for _ in range(count)]
+    else:
+        layers = [_layer(held, outputs, inputs, device) for _ in range(count)]
     dtype = getattr(torch, held.dtype)
     one, many = (torch.randn(tokens, inputs).to(device, dtype) for tokens in (1, _MANY))
     elements = count * outputs * inputs
@@ -68,6 +74,18 @@ def _layer(held: Precision, outputs: int, inputs: int, device: torch.device) -> 
     )
     layer.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type=held.load_in)
     return layer.to(device).eval()
+
+
+def _packed_layer(form: str, outputs: int, inputs: int) -> Any:
+    """Of zeros, which takes as long."""
+    layout = {"int4": "awq", "int8": "int8", "float8": "float8", "nf4": "bnb-4bit"}[form]
+    bits = 4 if form in ("int4", "nf4") else 8
+    group = 64 if form == "nf4" else next(size for size in (128, 64) if inputs % size == 0)
+    stored = StoredWeight(layout=layout, shape=(outputs, inputs), bits=bits, group=group, parts={})
+    layer = PackedLinear(stored, None)
+    block = torch.zeros(layer.weight.shape, dtype=torch.uint8)
+    layer.weight = torch.nn.Parameter(block, requires_grad=False)
+    return layer
 
 
 def _link_speed(device: torch.device) -> float:

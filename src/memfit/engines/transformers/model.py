@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ import transformers
 from memfit.engines.channel import Aborted, OverBudgetError
 from memfit.engines.threads import Threads
 from memfit.engines.transformers.kv_cache import planned_cache, with_cache
-from memfit.engines.transformers.offloading import stream_offloaded
-from memfit.engines.transformers.reading import lazy_tensors
+from memfit.engines.transformers.offloading import Placeholder, StreamedLayers, layers_as_stored
+from memfit.engines.transformers.packing import packed_config
+from memfit.engines.transformers.reading import DTYPES, LazyTensor, LazyWeight, lazy_tensors
+from memfit.engines.transformers.sequences import Sequences
 from memfit.errors import EngineError, MemfitError, ModelError, readable
 from memfit.hardware.direct_file import StreamError
+from memfit.headers.hf_config import read_config
+from memfit.headers.hf_shapes import weights_of
 from memfit.headers.safetensors import Checkpoint, SafetensorsTensor, find_weights
 from memfit.memory.library_pages import map_libraries_whole
 from memfit.memory.loaded_checkpoint import TransformersConfig
@@ -67,9 +72,19 @@ class CheckpointModel:
             self.generation_config = self.model.generation_config
             if (config.folder / "generation_config.json").is_file():
                 self.generation_config = transformers.GenerationConfig.from_pretrained(config.folder)
-        stream_offloaded(self.model)
-        self.cache = planned_cache(hf_config, context=config.context, ubatch=config.ubatch)
-        self.cached: list[int] = []  # the cache's tokens, in order
+        self.sequences: Sequences | None = None  # where several are planned
+        if config.parallel == 1:
+            self.cache = planned_cache(hf_config, context=config.context, ubatch=config.ubatch)
+        else:
+            self.sequences = Sequences(
+                self.model,
+                hf_config,
+                sequences=config.parallel,
+                tokens=config.sequence_tokens,
+                ubatch=config.ubatch,
+            )
+            self.cache = self.sequences.cache
+        self.cached: list[int] = []  # the cache's tokens, in order; of several sequences the first one's
         for module in self.model.modules():
             if type(module).__name__ in (self.model._no_split_modules or ()):
                 module.register_forward_pre_hook(self._stop_here)
@@ -83,17 +98,25 @@ class CheckpointModel:
         checkpoint = find_weights(config.folder / "config.json")
         if checkpoint is None:
             raise ModelError(f"there are no safetensors in {config.folder}")
+        checkpoint = weights_of(read_config(config.folder / "config.json"), checkpoint)
+        if hasattr(hf_config, "quantization_config"):
+            del hf_config.quantization_config  # it is read here, not by transformers
+        quantization, dtype = _quantization(config), getattr(torch, config.precision.dtype)
+        if config.precision.is_stored:
+            quantization = packed_config(checkpoint.tensors)
         indexes = {f"gpu{number}": index for index, number in enumerate(config.gpus)}  # torch's
         device_map = {module: indexes.get(place, place) for module, place in config.device_map}
-        streams = "disk" in device_map.values()
-        model, found = _model_class(hf_config, config).from_pretrained(
+        model_class, layers = _model_class(hf_config, config), config.streamed_layers
+        as_stored = layers_as_stored(layers, checkpoint, lambda: model_class(hf_config)) if layers else set()
+        device_map |= dict.fromkeys(as_stored, "cpu")
+        model, found = model_class.from_pretrained(
             None,
             config=hf_config,
-            state_dict=lazy_tensors(checkpoint, self._before_each(checkpoint, on_progress)),
-            dtype=getattr(torch, config.precision.dtype),
-            quantization_config=_quantization(config),
+            state_dict=self._tensors(checkpoint, as_stored, on_progress),
+            dtype=dtype,
+            quantization_config=quantization,
             device_map=device_map,
-            offload_folder=offload_folder if streams else None,
+            offload_folder=offload_folder if "disk" in device_map.values() else None,
             output_loading_info=True,
         )
         missing = sorted(found["missing_keys"]) + sorted(str(one[0]) for one in found["mismatched_keys"])
@@ -102,14 +125,39 @@ class CheckpointModel:
                 f"config.json and the weights of {config.folder} disagree: {len(missing)} tensors are "
                 f"missing or of another shape, {missing[0]} among them"
             )
+        if layers:
+            assert offload_folder is not None, "the parent gives one where layers stay on the disk"
+            StreamedLayers(
+                model,
+                layers,
+                checkpoint,
+                folder=Path(offload_folder),
+                ring_bytes=config.ring_bytes,
+                device=torch.device("cuda" if config.gpus else "cpu"),
+                stopped=self._stopped.is_set,
+            )
         # For decoding on a GPU it would take copies of the experts that each token chooses.
         model._optimize_model_for_decode = contextlib.nullcontext
         return model.eval()
 
+    def _tensors(
+        self, checkpoint: Checkpoint, left_there: set[str], on_progress: Callable[[float], None]
+    ) -> Mapping[str, LazyTensor | LazyWeight | Placeholder]:
+        """All tensors by name; of the modules that are `left_there` none is read."""
+        dtype = getattr(torch, self.config.precision.dtype)
+        placeholders = {
+            one.name: Placeholder(one, dtype if DTYPES[one.type].is_floating_point else DTYPES[one.type])
+            for one in checkpoint.tensors
+            if any(one.name.startswith(f"{module}.") for module in left_there)
+        }
+        read = [one for one in checkpoint.tensors if one.name not in placeholders]
+        before, keeps_packed = self._before_each(read, on_progress), self.config.precision.is_stored
+        return {**lazy_tensors(checkpoint, before, dtype=dtype, keeps_packed=keeps_packed), **placeholders}
+
     def _before_each(
-        self, checkpoint: Checkpoint, on_progress: Callable[[float], None]
+        self, tensors: Sequence[SafetensorsTensor], on_progress: Callable[[float], None]
     ) -> Callable[[SafetensorsTensor], None]:
-        whole = sum(one.size_bytes for one in checkpoint.tensors) or 1
+        whole = sum(one.size_bytes for one in tensors) or 1
         done = 0
 
         def before(tensor: SafetensorsTensor) -> None:
@@ -151,13 +199,42 @@ class CheckpointModel:
         found = self._pass(tokens, logits=len(tokens)).logits
         return found[0].float().cpu().numpy()
 
+    def compute(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        parts: Sequence[tuple[int, int]],
+        *,
+        outputs: Sequence[int],
+    ) -> torch.Tensor:
+        """One pass of several sequences, `parts` of them with how many of the tokens are theirs. Logits of
+        the tokens at `outputs`, [outputs, vocabulary]. Errors as in `decode`."""
+        assert self.sequences is not None, "one sequence is planned"
+        self.sequences.parts = parts
+        device, cache = self.model.device, with_cache(self.model, self.cache)
+        with explained("the engine failed"):
+            found = self.model(
+                input_ids=torch.tensor([tokens], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=True,
+                logits_to_keep=torch.tensor(outputs, dtype=torch.long, device=device),
+                **cache,
+            )
+        rows: torch.Tensor = found.logits[0]
+        return rows
+
     def _pass(self, tokens: Sequence[int], *, logits: int) -> Any:
+        if self.sequences is not None:
+            self.sequences.parts = [(0, len(tokens))]
         ids, cache = torch.tensor([tokens], device=self.model.device), with_cache(self.model, self.cache)
         try:
             with explained("the engine failed"):
                 found = self.model(input_ids=ids, use_cache=True, logits_to_keep=logits, **cache)
         except Aborted:
-            self.settle(self.cached)
+            if self.sequences is None:
+                self.settle(self.cached)
+            else:
+                self.sequences.cut(0, len(self.cached))
             raise
         self.cached += tokens
         return found
@@ -221,6 +298,17 @@ class CheckpointModel:
 
     def bytes_by_dtype(self) -> dict[str, int]:
         """All tensors that the model holds in memory: parameters, quantization state, buffers."""
+        sums: dict[str, int] = {}
+        for dtype, size in self._held():
+            sums[dtype] = sums.get(dtype, 0) + size
+        return sums
+
+    def tensors_by_dtype(self) -> dict[str, int]:
+        """How many those are."""
+        return dict(Counter(dtype for dtype, _ in self._held()))
+
+    def _held(self) -> list[tuple[str, int]]:
+        """Of each tensor its type and bytes."""
         found: dict[tuple[str, int], tuple[str, int]] = {}
 
         def add(value: object) -> None:
@@ -239,10 +327,9 @@ class CheckpointModel:
                 add(extra)
         for buffer in self.model.buffers():
             add(buffer)
-        sums: dict[str, int] = {}
-        for dtype, size in found.values():
-            sums[dtype] = sums.get(dtype, 0) + size
-        return sums
+        for module in self.model.modules():  # where INT8's scales lie after the first pass
+            add(getattr(getattr(module, "state", None), "SCB", None))
+        return list(found.values())
 
     def wait(self) -> None:
         """For what GPUs have not computed yet."""

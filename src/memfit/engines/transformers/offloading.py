@@ -1,95 +1,249 @@
-"""Modules that stay on the disk: read for each pass, past the page cache, while the one before computes.
+"""Layers that stay on the disk: whole ones are read ahead of the computation into a ring of memory, and while
+one computes its parameters are views of it.
 
-transformers saves them in a folder as they will be computed with, and accelerate's hooks ask for them by
-name; only what they ask is replaced here, since accelerate maps the files and leaves them in the page cache.
+They are read from the checkpoint's own files where these hold them as they are computed with. What
+transformers puts together while loading lies in a folder, where it saves it; what has another type is written
+there once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
+from accelerate.utils import send_to_device
 
-from memfit.engines.transformers.reading import read_tensor
-from memfit.hardware.direct_file import DirectFile
-from memfit.headers.safetensors import SafetensorsTensor, read_safetensors_header
+from memfit.engines.channel import Aborted
+from memfit.engines.stream import Ring
+from memfit.engines.transformers.reading import DTYPES, TYPES, read_tensor
+from memfit.errors import EngineError
+from memfit.hardware.direct_file import DirectFile, StreamError
+from memfit.hardware.disk_speed import go_direct, own_memory
+from memfit.headers.safetensors import Checkpoint, SafetensorsTensor, read_safetensors_header
+from memfit.headers.stored_weights import QuantizedTensor
 from memfit.memory.page_cache import drop_cached
+from memfit.memory.streaming import PAGE_BYTES, Stretch, stretches
 
-__all__ = ["StreamedWeights", "stream_offloaded"]
+__all__ = ["Placeholder", "StreamedLayers", "layers_as_stored"]
 
-
-def stream_offloaded(model: torch.nn.Module) -> None:
-    """Let a dispatched model's hooks take what is on the disk from here."""
-    found: StreamedWeights | None = None
-    for module in model.modules():
-        weights = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-        if weights is None:
-            continue
-        # One loader behind all hooks, each with the prefix of its module's name.
-        loader = weights.dataset
-        if loader.index and not isinstance(loader, StreamedWeights):
-            if found is None:
-                found = StreamedWeights(loader.index, loader.state_dict)
-            weights.dataset = found
+_ALIGNMENT = 64  # of what is written here
 
 
-class StreamedWeights(Mapping[str, torch.Tensor]):
-    """Tensors by name, each read anew when it is asked for, and those that came next last time beside it."""
+def layers_as_stored(
+    layers: Collection[str], checkpoint: Checkpoint, build: Callable[[], torch.nn.Module]
+) -> set[str]:
+    """Those of `layers` whose parameters a checkpoint holds by their names and shapes in the model that
+    `build` makes; transformers puts the others together while loading, as it does quantized ones."""
+    stored = {one.name: one.shape for one in checkpoint.tensors if not isinstance(one, QuantizedTensor)}
+    with torch.device("meta"):
+        model = build()
+    return {
+        layer
+        for layer in layers
+        if all(
+            stored.get(f"{layer}.{name}") == tuple(value.shape)
+            for name, value in model.get_submodule(layer).named_parameters()
+        )
+    }
 
-    def __init__(self, index: Mapping[str, Mapping[str, Any]], in_ram: Mapping[str, torch.Tensor]) -> None:
-        """`index` is accelerate's: name → file, and name in the file. `in_ram` lies there beside GPUs."""
-        self._in_ram = in_ram
-        self._tensors: dict[str, tuple[DirectFile, SafetensorsTensor]] = {}
-        paths = []
+
+class Placeholder:
+    """What transformers takes for a slice of a file, as LazyTensor; of a parameter that stays there. It has
+    the shape, and memory for a single element."""
+
+    def __init__(self, tensor: SafetensorsTensor, dtype: torch.dtype) -> None:
+        self._tensor, self._dtype = tensor, dtype
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        return torch.zeros((), dtype=self._dtype).expand(self._tensor.shape)
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        return self._tensor.type
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """One parameter of a streamed layer."""
+
+    module: torch.nn.Module  # that has it
+    name: str  # there
+    dtype: torch.dtype
+    stored: SafetensorsTensor  # its `file_index` is of StreamedLayers
+
+
+class StreamedLayers:
+    """Reads the layers that stay on the disk, for each pass anew."""
+
+    def __init__(
+        self,
+        model: Any,
+        layers: Sequence[str],
+        checkpoint: Checkpoint,
+        *,
+        folder: Path,
+        ring_bytes: int,
+        device: torch.device,
+        stopped: Callable[[], bool],
+    ) -> None:
+        """`layers` in the order of computation, which is on `device`; `stopped` says that a request was
+        cancelled.
+
+        Raises:
+            StreamError: a file cannot be opened, or the folder not be written.
+            EngineError: a layer is larger than was planned.
+        """
+        self._device, self._stopped = device, stopped
+        self._skipped = model._skip_keys_device_placement
+        self._files = [DirectFile(path) for path in checkpoint.paths]
+        sources = {one.name: one for one in checkpoint.tensors}
+        sources |= self._saved(model)
+        parts: list[list[Stretch[SafetensorsTensor]]] = []
+        self._layers: list[list[_Parameter]] = []
+        for name in layers:
+            module = model.get_submodule(name)
+            remove_hook_from_module(module, recurse=True)  # accelerate's
+            found = [
+                _parameter(module, one, sources[f"{name}.{one}"]) for one, _ in module.named_parameters()
+            ]
+            for one in found:
+                if DTYPES[one.stored.type] != one.dtype:
+                    found = self._write(found, folder / f"{name}.layer")
+                    break
+            self._layers.append(found)
+            parts.append(stretches(one.stored for one in found))
+        largest = max(sum(part.size_bytes for part in layer) for layer in parts)
+        if largest > ring_bytes:
+            raise EngineError(f"a layer on the disk takes {largest} bytes, the ring has {ring_bytes}")
+        if device.type == "cpu":
+            remove_hook_from_module(model, recurse=True)
+        self._ring = Ring(self._files, parts, ring_bytes, stopped)
+        self._starts = [_starts(found, part) for found, part in zip(self._layers, parts, strict=True)]
+        # Kept, for what is made anew beside the tensors of a pass leaves holes between them: 40 MiB.
+        self._absent = [[_empty(one) for one in found] for found in self._layers]
+        self._views: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
+        for index, name in enumerate(layers):
+            self._take_away(index)
+            module = model.get_submodule(name)
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs, index=index: self._bring(index, args, kwargs), with_kwargs=True
+            )
+            module.register_forward_hook(lambda *_, index=index: self._give_back(index))
+
+    def _saved(self, model: torch.nn.Module) -> dict[str, SafetensorsTensor]:
+        """What transformers has saved in its folder, as accelerate's hooks know it."""
+        found: dict[str, SafetensorsTensor] = {}
+        index: Mapping[str, Mapping[str, Any]] = {}
+        for module in model.modules():
+            weights = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+            index = index or (weights.dataset.index if weights is not None else {})
         for name, place in index.items():
             path = Path(place["safetensors_file"])
-            header = read_safetensors_header(path)
-            held = {one.name: one for one in header.tensors}
-            self._tensors[name] = (DirectFile(path), held[place["weight_name"]])
-            paths.append(path)
-        drop_cached(paths)
-        # No more is read in advance than the largest takes.
-        self._ahead_bytes = max((one.size_bytes for _, one in self._tensors.values()), default=0)
-        self._next: dict[str, str] = {}  # which tensor was asked for after which
-        self._last: str | None = None
-        self._newest = ""  # of those that are being read
-        self._reading: dict[str, Future[torch.Tensor]] = {}
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memfit-stream")
+            (tensor,) = read_safetensors_header(path).tensors
+            drop_cached([path])
+            found[name] = replace(tensor, file_index=len(self._files))
+            self._files.append(DirectFile(path))
+        return found
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        """Raises StreamError where it cannot be read."""
-        if name not in self._tensors:
-            return self._in_ram[name]
-        if self._last is not None:
-            self._next[self._last] = name
-        self._last = name
-        future = self._reading.pop(name, None)
-        if future is None:  # not what was expected: what was read ahead is of no use
-            self._reading.clear()
-            future = self._reader.submit(self._read, name)
-            self._newest = name
-        self._read_ahead(name)
-        return future.result()
+    def _write(self, parameters: Sequence[_Parameter], path: Path) -> list[_Parameter]:
+        """A layer's parameters as they are computed with, into a file of its own."""
+        written, size = [], 0
+        for one in parameters:
+            elements = one.stored.elements
+            stored = replace(
+                one.stored,
+                type=TYPES[one.dtype],
+                size_bytes=elements * one.dtype.itemsize,
+                offset_bytes=size,
+                file_index=len(self._files),
+            )
+            written.append(replace(one, stored=stored))
+            size += -(-stored.size_bytes // _ALIGNMENT) * _ALIGNMENT
+        memory = own_memory(-(-size // PAGE_BYTES) * PAGE_BYTES)
+        for one, new in zip(parameters, written, strict=True):
+            _view(memory, new, new.stored.offset_bytes).copy_(
+                read_tensor(self._files[one.stored.file_index], one.stored)
+            )
+        try:
+            _write_direct(path, memory)
+            self._files.append(DirectFile(path))
+        except OSError as error:
+            raise StreamError(f"cannot write {path}: {error.strerror}") from None
+        return written
 
-    def __iter__(self) -> Iterator[str]:
-        return chain(self._tensors, self._in_ram)
+    def _bring(self, index: int, args: Any, kwargs: Any) -> Any:
+        """A layer is about to compute."""
+        start = self._ring.take(index) - self._ring.address
+        if self._stopped():
+            raise Aborted
+        views = self._views.get((index, start))
+        if views is None:
+            memory, starts = self._ring.memory, self._starts[index]
+            views = [
+                torch.nn.Parameter(_view(memory, one, start + offset), requires_grad=False)
+                for one, offset in zip(self._layers[index], starts, strict=True)
+            ]
+            self._views[index, start] = views
+        for one, value in zip(self._layers[index], views, strict=True):
+            one.module._parameters[one.name] = value.to(self._device)
+        if self._device.type == "cpu":
+            return None
+        skipped = self._skipped
+        return send_to_device(args, self._device), send_to_device(kwargs, self._device, skip_keys=skipped)
 
-    def __len__(self) -> int:
-        return len(self._tensors) + len(self._in_ram)
+    def _give_back(self, index: int) -> None:
+        self._take_away(index)
+        self._ring.give_back()
 
-    def _read(self, name: str) -> torch.Tensor:
-        return read_tensor(*self._tensors[name])
+    def _take_away(self, index: int) -> None:
+        """Leave parameters without memory."""
+        for one, absent in zip(self._layers[index], self._absent[index], strict=True):
+            one.module._parameters[one.name] = absent
 
-    def _read_ahead(self, name: str) -> None:
-        """Go on behind the newest one, in the order of the last pass."""
-        ahead = sum(self._tensors[one][1].size_bytes for one in self._reading)
-        while (coming := self._next.get(self._newest)) and coming != name and coming not in self._reading:
-            ahead += self._tensors[coming][1].size_bytes
-            if ahead > self._ahead_bytes:
-                return
-            self._reading[coming] = self._reader.submit(self._read, coming)
-            self._newest = coming
+
+def _parameter(layer: torch.nn.Module, name: str, stored: SafetensorsTensor) -> _Parameter:
+    prefix, _, last = name.rpartition(".")
+    return _Parameter(layer.get_submodule(prefix), last, layer.get_parameter(name).dtype, stored)
+
+
+def _empty(parameter: _Parameter) -> torch.nn.Parameter:
+    shape = parameter.stored.shape
+    return torch.nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device="meta"), requires_grad=False)
+
+
+def _starts(parameters: Sequence[_Parameter], part: Sequence[Stretch[SafetensorsTensor]]) -> list[int]:
+    """Where each of them lies within the layer's part of the ring."""
+    places: dict[str, int] = {}
+    begin = 0
+    for stretch in part:
+        for tensor in stretch.tensors:
+            places[tensor.name] = begin + tensor.offset_bytes - stretch.start_bytes
+        begin += stretch.size_bytes
+    return [places[one.stored.name] for one in parameters]
+
+
+def _view(memory: Any, parameter: _Parameter, start: int) -> torch.Tensor:
+    stored = parameter.stored
+    found = torch.frombuffer(memory, dtype=parameter.dtype, count=stored.elements, offset=start)
+    return found.view(stored.shape)
+
+
+def _write_direct(path: Path, memory: Any) -> None:
+    """Past the page cache where the filesystem allows it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        direct, done, view = go_direct(file), 0, memoryview(memory)
+        while done < len(memory):
+            done += os.pwrite(file, view[done:], done)
+        if not direct:
+            os.fsync(file)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)

@@ -66,13 +66,13 @@ def require_room(model: CheckpointModel, tokens: Sequence[int], *, wants: int = 
     Raises:
         ContextExceededError: fewer than it `wants`.
     """
-    room = model.config.context - len(tokens)
+    room = model.config.sequence_tokens - len(tokens)
     if room < wants:
         raise ContextExceededError(
-            f"the prompt has {len(tokens)} tokens, the context {model.config.context}; "
-            f"try --ctx {len(tokens) + 256} or a shorter prompt",
+            f"the prompt has {len(tokens)} tokens, the context {model.config.sequence_tokens}; "
+            f"try --ctx {(len(tokens) + 256) * model.config.parallel} or a shorter prompt",
             got=len(tokens),
-            needed=model.config.context,
+            needed=model.config.sequence_tokens,
         )
     return room
 

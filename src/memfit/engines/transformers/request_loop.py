@@ -67,6 +67,10 @@ class SequentialLoop:
         self._tell()
         return {"cancelled": cancelled, "totals": vars(self._totals_now())}
 
+    def forget(self) -> None:
+        """Empty the KV cache."""
+        self._model.forget()
+
     def _totals_now(self) -> StreamTotals:
         threads = self._model.threads
         return self._totals + StreamTotals(

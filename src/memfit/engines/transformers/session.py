@@ -39,7 +39,7 @@ class TransformersSession(WorkerSession):
             plan, self._earlier_peak_bytes = convert(plan, count_parent=options.count_parent)
         config = plan.config
         with contextlib.ExitStack() as opened:
-            self._folder = opened.enter_context(_offload_folder(plan.offloaded_bytes))
+            self._folder = opened.enter_context(_offload_folder(plan.offloaded_bytes, plan.written_bytes))
             super().__init__(
                 plan,
                 options,
@@ -59,6 +59,7 @@ class TransformersSession(WorkerSession):
         found, loading = self._ask("model_bytes"), self._loaded["loading_peak_bytes"]
         return ModelBytes(
             by_dtype=found["by_dtype"],
+            tensors=found["tensors"],
             reported_bytes=found["reported_bytes"],
             loaded_bytes=sum(self._loaded["loaded_bytes"].values()),
             steady_bytes=self._meter.held_bytes(),
@@ -85,9 +86,10 @@ class TransformersSession(WorkerSession):
 
 
 @contextlib.contextmanager
-def _offload_folder(size_bytes: int) -> Iterator[str | None]:
-    """A folder on a real disk with so much room, removed at the end; None where nothing goes there."""
-    if not size_bytes:
+def _offload_folder(offloaded_bytes: int, size_bytes: int) -> Iterator[str | None]:
+    """A folder on a real disk with room for `size_bytes`, removed at the end; None where no layer stays on
+    the disk."""
+    if not offloaded_bytes:
         yield None
         return
     where = cache_folder()

@@ -47,6 +47,8 @@ def write_small_checkpoint(source: str, folder: str, trust_remote_code: bool) ->
                 shutil.copy(path, folder)
         known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         model = None
         with contextlib.suppress(Exception):  # any that this type's own code raises
             model = known[type(config)](_small(config))
@@ -59,8 +61,8 @@ def write_small_checkpoint(source: str, folder: str, trust_remote_code: bool) ->
 
 def _small(config: Any) -> Any:
     small = copy.deepcopy(config)
-    text = small.get_text_config()
-    for name, value in _SMALL.items():
-        if getattr(text, name, None) is not None:
-            setattr(text, name, value)
+    for part in (small.get_text_config(), getattr(small, "vision_config", None)):
+        for name, value in _SMALL.items():
+            if getattr(part, name, None) is not None:
+                setattr(part, name, value)
     return small

@@ -23,6 +23,7 @@ from memfit.engines.transformers.kernels import measure_kernels
 from memfit.engines.transformers.model import CheckpointModel, find_tokenizer
 from memfit.engines.transformers.prompt import tokens_of
 from memfit.engines.transformers.request_loop import SequentialLoop
+from memfit.engines.transformers.side_by_side import SideBySideLoop
 from memfit.engines.transformers.small_checkpoint import write_small_checkpoint
 from memfit.errors import MemfitError
 from memfit.memory.library_pages import map_libraries_whole
@@ -38,7 +39,7 @@ class TransformersCommands:
 
     def __init__(self) -> None:
         self.model: CheckpointModel | None = None
-        self._loop: SequentialLoop | None = None
+        self._loop: SequentialLoop | SideBySideLoop | None = None
         self.channel = Channel(lambda: self.model)
         if not os.environ.get("MEMFIT_WORKER_VERBOSE"):
             transformers.logging.set_verbosity_error()
@@ -77,7 +78,8 @@ class TransformersCommands:
         map_libraries_whole()
         trim()
         keep_fast(_TENSOR_BYTES)
-        self._loop = SequentialLoop(self.model, self.channel)
+        loop = SequentialLoop if self.model.sequences is None else SideBySideLoop
+        self._loop = loop(self.model, self.channel)
         tokenizer = self.model.tokenizer
         return {
             "load_seconds": time.monotonic() - started,
@@ -95,6 +97,7 @@ class TransformersCommands:
         model = self._loaded()
         return {
             "by_dtype": model.bytes_by_dtype(),
+            "tensors": model.tensors_by_dtype(),
             "reported_bytes": model.reported_bytes(),
             "gpu_bytes": model.gpu_bytes(),
         }
@@ -120,9 +123,10 @@ class TransformersCommands:
     def measure(self, prompt_tokens: int, generated_tokens: int, depth: int) -> dict[str, Any]:
         """Time decoding alone: fixed tokens, no sampling, `depth` of them before."""
         model = self._loaded()
+        assert self._loop is not None, "the parent loads before it asks"
         token = 1 if model.vocabulary_size > 1 else 0
+        self._loop.forget()
         try:
-            model.forget()
             model.decode([token] * depth)
             model.threads.restart()
             prompt_seconds = _seconds(model, [[token] * prompt_tokens])

@@ -16,11 +16,12 @@ from memfit.planner.llamacpp.forms import choose_forms, forms_speed
 from memfit.planner.llamacpp.inputs import PlanInputs, UsedDevice
 from memfit.planner.llamacpp.offload import Offloader
 from memfit.planner.llamacpp.placement import Placement, Problem
-from memfit.planner.llamacpp.streaming import held_bytes, resident, slowed, stream_out
+from memfit.planner.llamacpp.streaming import held_bytes, resident, stream_out
 from memfit.planner.llamacpp.tiers import tiers_of
 from memfit.planner.llamacpp.twofold import hold_twofold, twofold_speed
 from memfit.planner.plan import TierUse
 from memfit.planner.speed import DeviceSpeed, Prediction, predict
+from memfit.planner.streaming import slowed
 
 __all__ = ["Candidate", "Candidates"]
 

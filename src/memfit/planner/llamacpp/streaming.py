@@ -1,16 +1,11 @@
-"""Which tensors stay on the disk where a model is larger than RAM, and what that costs.
+"""Which tensors stay on the disk where a model is larger than RAM.
 
-    seconds of a pass = max(seconds of computing,
-                            streamed bytes / the disk's bytes per second + tensors * seconds of each)
-
-Counted: whole matrices of layers, and the output matrix; each is read once a pass. They are chosen evenly
-along the computation, so that reading one hides behind computing with those between. Ignored: what reading
-costs the cores, and the first pass, whose reading nothing hides. benchmarks/streaming.py holds it to reality.
+Whole matrices of layers, and the output matrix. They are chosen evenly along the computation, so that reading
+one hides behind computing with those between. planner/streaming.py says what that costs.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -20,17 +15,14 @@ from memfit.headers.model_spec import ModelSpec, TensorSpec
 from memfit.memory.estimate import RAM, LlamaConfig
 from memfit.memory.streaming import TOKEN_TABLE, dequantized_bytes, is_read_by_row, ring_bytes, stretches
 from memfit.planner.llamacpp.tensor_devices import devices_of
-from memfit.planner.speed import Prediction, Rate
 from memfit.units import KIB
 
-__all__ = ["held_bytes", "is_dense_matrix", "is_matrix", "resident", "row_bytes", "slowed", "stream_out"]
+__all__ = ["held_bytes", "is_dense_matrix", "is_matrix", "resident", "row_bytes", "stream_out"]
 
 _LEAST_BYTES = 256 * KIB  # of a tensor: waiting for a smaller one costs more than it frees
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _MATRIX = re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|gate_up|down)(_(ch)?exps|_shexp)?)\.weight")
 _ORDER = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")  # of computation
-_TENSOR_SECONDS = 0.5e-3  # handing one over, and a short read: 0.45 to 0.6 ms with SmolLM2 and Gemma
-_VARIES = 2.0  # either side of what was measured: one virtual disk's speed halved and doubled within minutes
 _STEPS = 1 << 24  # in which the bytes to stream are looked for
 
 
@@ -100,38 +92,6 @@ def row_bytes(spec: ModelSpec, config: LlamaConfig) -> int:
     (table,) = tables
     pages = 1 + -(-table.size_bytes // table.shape[-1] // 4096)
     return min(table.size_bytes, config.ubatch * pages * 4096)
-
-
-def slowed(
-    prediction: Prediction,
-    read_bytes: int,
-    tensors: int,
-    disk: tuple[float, float],
-    prompt_tokens: int,
-    ubatch: int,
-    sequences: int,
-) -> Prediction:
-    """From a prediction for everything in memory; each pass reads so many `tensors` from a `disk` of so many
-    bytes/s, slowest and fastest, and serves all `sequences` in parallel."""
-    slow, fast = disk
-
-    def reading(rate: Rate, tokens: int, passes: int) -> Rate:
-        def at(computing: float, disk: float) -> float:
-            seconds = read_bytes / disk + tensors * _TENSOR_SECONDS
-            return tokens / max(tokens / computing, passes * seconds)
-
-        return Rate(
-            value=at(rate.value, math.sqrt(slow * fast)),
-            low=at(rate.low, slow / _VARIES),
-            high=at(rate.high, fast * _VARIES),
-        )
-
-    return replace(
-        prediction,
-        prompt=reading(prediction.prompt, prompt_tokens, math.ceil(prompt_tokens / ubatch)),
-        generation=prediction.generation and reading(prediction.generation, 1, 1),
-        together=prediction.together and reading(prediction.together, sequences, 1),
-    )
 
 
 def _in_ram(spec: ModelSpec, config: LlamaConfig) -> list[TensorSpec]:

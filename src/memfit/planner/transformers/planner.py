@@ -14,23 +14,29 @@ from memfit.errors import WrongValueError
 from memfit.hardware.machine import Machine
 from memfit.headers.hf_shapes import HfModel
 from memfit.headers.model_spec import ModelSpec
-from memfit.memory.loaded_checkpoint import TransformersConfig, layer_bytes, pass_bytes, refused_layer
-from memfit.memory.precision import precision
+from memfit.memory.loaded_checkpoint import (
+    TransformersConfig,
+    layer_bytes,
+    pass_bytes,
+    refused_layer,
+    ring_bytes,
+)
+from memfit.memory.precision import STORED, precision
 from memfit.memory.precision_table import precision_row
 from memfit.planner.request import UBATCHES, Budget, Workload, context_of
 from memfit.planner.transformers.runtime import Runtime, predict_checkpoint
 from memfit.planner.transformers.tiers import (
     LayerCosts,
+    brought_bytes,
     checkpoint_bytes,
     counts_on_gpus,
     device_map,
     kv_of_layers,
-    largest_module_bytes,
 )
 from memfit.planner.transformers.transformers_plan import TransformersPlan, checkpoint_reasons
 from memfit.units import MIB
 
-__all__ = ["plan_checkpoint", "require_sense"]
+__all__ = ["plan_checkpoint", "require_sense", "runs_in_parallel"]
 
 _INT8_UBATCH = 128  # no faster above, and memory grows with it
 
@@ -50,14 +56,14 @@ def plan_checkpoint(
     Raises:
         UsageError: the workload asks for what this engine does not do, or this CPU cannot run it.
     """
-    require_sense(config, workload)
+    require_sense(config, workload, model)
     context = context_of(workload, model.hf_config.max_position_embeddings)
     # The roomiest GPU first: it has what is no layer, too.
     runtimes = [
         replace(one, gpus=tuple(sorted(one.gpus, key=lambda gpu: -gpu.room_bytes))) for one in runtimes
     ]
     searches = [_Search(spec, model, machine, budget, workload, runtime) for runtime in runtimes]
-    wanted = replace(config, context=context, outputs=workload.outputs)
+    wanted = replace(config, context=context, parallel=workload.parallel, outputs=workload.outputs)
     plans = [search.best(wanted) for search in searches]
     if fitting := [plan for plan in plans if plan.fits]:
         best = max(fitting, key=lambda plan: plan.prediction.main.value)
@@ -82,7 +88,9 @@ class _Search:
         """All in memory with the largest ubatch that fits; else with layers on the disk; else what is
         smallest. With GPUs as many layers there as they hold."""
         most = _INT8_UBATCH if config.precision.bits == 8 else config.context
-        sizes = [size for size in UBATCHES if size <= max(most, UBATCHES[-1])]
+        # Each sequence has a token of its own in a pass.
+        sizes = [size for size in UBATCHES if config.parallel <= size <= max(most, UBATCHES[-1])]
+        sizes = sizes or [next(size for size in reversed(UBATCHES) if size >= config.parallel)]
         for size in sizes:
             plan = self._plan(replace(config, ubatch=size), 0)
             if plan.fits:
@@ -97,7 +105,10 @@ class _Search:
     def suggestions(self, plan: TransformersPlan) -> Iterator[str]:
         """Options that do fit."""
         wanted = plan.config
-        for load_in, double_quant in (("bf16", False), ("int8", False), ("nf4", False), ("nf4", True)):
+        smaller_ones = [("bf16", False), ("int8", False), ("nf4", False), ("nf4", True)]
+        if any(one.stored for one in self.model.parameters):
+            smaller_ones.insert(0, (STORED, False))
+        for load_in, double_quant in smaller_ones:
             other = replace(wanted, load_in=load_in, double_quant=double_quant)
             smaller = precision_row(self.model, other.precision, 1).resident_bytes < plan.row.resident_bytes
             runs = other.precision.bits != 4 or not (self.runtime.packs_4bit and refused_layer(self.model))
@@ -112,13 +123,14 @@ class _Search:
         yield f"--ram {-(-plan.ram.needs_bytes // (16 * MIB)) * 16}MiB"
 
     def _streaming(self, config: TransformersConfig) -> TransformersPlan:
-        """The last layers on the disk, as few as will do."""
+        """As few layers on the disk as will do."""
         fewer = range(1, self.model.hf_config.num_hidden_layers)
         count = 1 + bisect_left(fewer, True, key=lambda count: self._plan(config, count).fits)
         return self._plan(config, count)
 
     def _with_streamed(self, config: TransformersConfig, count: int) -> TransformersConfig:
-        """As many layers on GPUs as they hold, of the others the last `count` on the disk."""
+        """As many layers on GPUs as they hold, of the others `count` on the disk: evenly, so that reading one
+        hides behind computing with those between."""
         gpus = self.runtime.gpus
         layers = list(layer_bytes(self.model, config.precision))
         counts = self._counts_on_gpus(config)
@@ -127,10 +139,17 @@ class _Search:
         rest = len(layers) - sum(counts)
         on_disk = min(count, rest)
         names = [gpu.name for gpu in gpus]
-        devices = [*zip(names, counts, strict=True), ("cpu", rest - on_disk), ("disk", on_disk)]
+        elsewhere = [
+            ("disk" if (index + 1) * on_disk // rest > index * on_disk // rest else "cpu", 1)
+            for index in range(rest)
+        ]
+        config = replace(
+            config,
+            device_map=device_map(self.model, layers, [*zip(names, counts, strict=True), *elsewhere]),
+        )
         return replace(
             config,
-            device_map=device_map(self.model, layers, devices),
+            ring_bytes=ring_bytes(self.model, config.precision, config.streamed_layers),
             gpus=tuple(gpu.number for gpu in used),
             gpu_limits=tuple(gpu.limit_bytes - gpu.process_bytes for gpu in used),
         )
@@ -147,7 +166,7 @@ class _Search:
             shared=row.resident_bytes - sum(layers),
             passes=pass_bytes(model, config, packs=self.runtime.packs_4bit),
             loading=row.loading_extra_bytes["cuda"],
-            ring=largest_module_bytes(model, config),
+            brought=brought_bytes(model, config, whole_layers=self.budget.disk),
         )
         counts = counts_on_gpus(costs, [gpu.room_bytes for gpu in gpus])
         if config.precision.is_quantized:  # all of it on GPUs, or nothing
@@ -184,10 +203,19 @@ class _Search:
         return replace(plan, why=tuple(checkpoint_reasons(plan, self.model, self.runtime)))
 
 
-def require_sense(config: TransformersConfig, workload: Workload) -> None:
+def runs_in_parallel(model: HfModel) -> bool:
+    """Whether several sequences can share a pass: the model's attention is known to be plain, full or in a
+    window, as it is of the types whose modules are."""
+    return model.buffers is not None and model.hf_config.vision is None
+
+
+def require_sense(config: TransformersConfig, workload: Workload, model: HfModel) -> None:
     """Raises UsageError where the workload asks for what this engine does not do."""
-    if workload.parallel != 1:
-        raise WrongValueError("parallel", ": transformers answers one sequence at a time here")
+    if workload.parallel != 1 and not runs_in_parallel(model):
+        kind = model.hf_config.model_type
+        raise WrongValueError("parallel", f": transformers answers one sequence at a time of a {kind} here")
+    if workload.context is not None and workload.context < workload.parallel:
+        raise WrongValueError("parallel", ": a sequence has a token at least; --ctx counts all of theirs")
     if workload.kv_type not in ("auto", "f16"):
         raise WrongValueError("kv_type", ": transformers keeps the cache in the model's own type")
     if workload.repack != "auto":

@@ -19,6 +19,7 @@ from memfit.memory.loaded_checkpoint import (
     packed_state_bytes,
     pass_bytes,
 )
+from memfit.memory.precision import stored_precision
 from memfit.memory.precision_table import PrecisionRow, layer_kv_bytes, loaded_bytes, precision_row
 from memfit.planner.plan import TierUse
 from memfit.planner.transformers.runtime import UNUSED_BYTES, Runtime
@@ -26,12 +27,12 @@ from memfit.planner.transformers.runtime import UNUSED_BYTES, Runtime
 __all__ = [
     "CheckpointBytes",
     "LayerCosts",
+    "brought_bytes",
     "checkpoint_bytes",
     "counts_on_gpus",
     "device_map",
     "device_of",
     "kv_of_layers",
-    "largest_module_bytes",
 ]
 
 
@@ -44,7 +45,7 @@ class LayerCosts:
     shared: int  # weights that are no layer's
     passes: int  # what a pass needs beside them
     loading: int  # what loading needs beside them
-    ring: int  # what a layer that lies elsewhere brings with it while it is computed
+    brought: int  # what a layer that lies elsewhere brings with it while it is computed
 
 
 def counts_on_gpus(costs: LayerCosts, rooms: Sequence[int]) -> list[int]:
@@ -61,7 +62,7 @@ def counts_on_gpus(costs: LayerCosts, rooms: Sequence[int]) -> list[int]:
             + sum(costs.layers[:first])
             + sum(costs.kv[:first])
             + sum(costs.kv[total - elsewhere :])
-            + max(costs.passes + (costs.ring if elsewhere else 0), costs.loading)
+            + max(costs.passes + (costs.brought if elsewhere else 0), costs.loading)
         )
 
     first = next((count for count in range(total, -1, -1) if needs(count) <= rooms[0]), 0)
@@ -109,13 +110,14 @@ class CheckpointBytes:
     weights: Counter[str]
     kv_cache: Counter[str]
     passes: int  # what a pass needs beside them
-    largest: int  # matrices that are computed with at once
+    brought: int  # to a GPU at once, of what lies elsewhere
+    ring: int  # in RAM, that layers on the disk pass through
     loading: int  # in RAM at most while loading
 
     @property
     def steady(self) -> int:
         """In RAM between two passes."""
-        return self.runtime.process_bytes + self.weights["cpu"] + self.kv_cache["cpu"]
+        return self.runtime.process_bytes + self.weights["cpu"] + self.ring + self.kv_cache["cpu"]
 
     @property
     def sent(self) -> int:
@@ -123,14 +125,12 @@ class CheckpointBytes:
         return self.weights["cpu"] + self.weights["disk"] if self.runtime.gpus else 0
 
     def ram(self, budget_bytes: int, limit_bytes: int) -> TierUse:
-        # A matrix that is computed with, and what is read ahead of it.
-        ring = 2 * self.largest if self.weights["disk"] else 0
-        compute = ring if self.runtime.gpus else self.passes + ring
+        compute = 0 if self.runtime.gpus else self.passes
         return TierUse.of(
             "ram",
             budget_bytes,
             limit_bytes,
-            weights=self.weights["cpu"],
+            weights=self.weights["cpu"] + self.ring,
             kv_cache=self.kv_cache["cpu"],
             compute=compute,
             overhead=self.runtime.process_bytes + max(0, self.loading - self.steady - compute),
@@ -141,7 +141,7 @@ class CheckpointBytes:
         for gpu in self.runtime.gpus:
             if gpu.number not in used:
                 continue
-            brought = self.largest if self.sent and gpu.name == self.runtime.main else 0
+            brought = self.brought if self.sent and gpu.name == self.runtime.main else 0
             yield TierUse.of(
                 gpu.name,
                 gpu.budget_bytes,
@@ -173,28 +173,37 @@ def checkpoint_bytes(model: HfModel, config: TransformersConfig, runtime: Runtim
         weights=weights,
         kv_cache=kv_cache,
         passes=pass_bytes(model, config, packs=runtime.packs_4bit),
-        largest=largest_module_bytes(model, config),
+        brought=brought_bytes(model, config, whole_layers=bool(weights["disk"])),
+        ring=config.ring_bytes,
         loading=_loading_bytes(model, config, runtime, weights["cpu"]),
     )
 
 
 def _loading_bytes(model: HfModel, config: TransformersConfig, runtime: Runtime, in_ram: int) -> int:
-    if runtime.gpus:  # what goes there is in RAM only on its way
-        needed = in_ram + 2 * 4 * max(one.elements for one in model.parameters)
+    if runtime.gpus:  # what goes there is in RAM only on its way: as it is stored, and cast
+        widest = max(config.precision.element_bytes, stored_precision(model.hf_config.dtype).element_bytes)
+        needed = in_ram + 2 * widest * max(one.elements for one in model.parameters)
     else:
-        streamed = [module for module, device in config.device_map if device == "disk"]
-        needed = loading_peak_bytes(model, config.precision, streamed)
+        needed = loading_peak_bytes(model, config.precision, config.streamed_layers)
     return max(runtime.starting_bytes, runtime.converting_bytes, runtime.loading_process_bytes + needed)
 
 
 def kv_of_layers(model: HfModel, config: TransformersConfig) -> list[int]:
-    return layer_kv_bytes(model.hf_config, config.context, config.ubatch, config.precision.element_bytes)
+    element = config.precision.element_bytes
+    of_one = layer_kv_bytes(model.hf_config, config.sequence_tokens, config.ubatch, element)
+    return [config.parallel * size for size in of_one]
 
 
-def largest_module_bytes(model: HfModel, config: TransformersConfig) -> int:
-    """Of the matrices that are computed with at once: one, or all that merged experts have."""
+def brought_bytes(model: HfModel, config: TransformersConfig, *, whole_layers: bool) -> int:
+    """To a GPU at once: of what lies in RAM the matrices that are computed with together, one or all that
+    merged experts have; of what lies on the disk `whole_layers`."""
+    if whole_layers:
+        return max(layer_bytes(model, config.precision).values())
     modules: Counter[str] = Counter()
     for one in model.parameters:
         if one.kind in ("linear", "experts"):
-            modules[one.name.rpartition(".")[0]] += one.elements * config.precision.element_bytes
+            size = one.elements * config.precision.element_bytes
+            if config.precision.is_stored:
+                size = loaded_bytes(one, config.precision)
+            modules[one.name.rpartition(".")[0]] += size
     return max(modules.values(), default=0)

@@ -1,8 +1,8 @@
 """Weights that stay on the disk: read ahead of the computation, pass after pass, through a ring of memory.
 
-One thread reads: it fills a disk's bandwidth, and leaves the cores to the computation. Matrices are read in
-the order of computation, which every pass repeats. Where one is asked for out of order, the reading begins
-anew with it.
+One thread reads: it fills a disk's bandwidth, and leaves the cores to the computation. Parts, a
+matrix or a whole layer each, are read in the order of computation, which every pass repeats. Where one is
+asked for out of order, the reading begins anew with it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from memfit.hardware.direct_file import READ_BYTES, DirectFile, StreamError
 from memfit.hardware.disk_speed import own_memory
@@ -24,7 +25,7 @@ _LOOK_SECONDS = 0.05  # how often a wait looks whether the request was cancelled
 
 @dataclass
 class _Reading:
-    """Where a stretch lies in the ring, from the beginning of its reading until it is given back."""
+    """Where a part lies in the ring, from the beginning of its reading until it is given back."""
 
     index: int
     start: int
@@ -40,18 +41,20 @@ class Ring:
     def __init__(
         self,
         files: Sequence[DirectFile],
-        parts: Sequence[Stretch],
+        parts: Sequence[Sequence[Stretch[Any]]],
         size_bytes: int,
         cancelled: Callable[[], bool],
     ) -> None:
-        """`parts` in order of computation; `cancelled` ends a wait early."""
+        """`parts` in order of computation, each of stretches that lie one behind the other in the ring;
+        `cancelled` ends a wait early."""
         self._files = files
         self._parts = parts
+        self._sizes = [sum(stretch.size_bytes for stretch in part) for part in parts]
         self._size = size_bytes
         self._cancelled = cancelled
-        self._memory = own_memory(size_bytes)
-        self._view = memoryview(self._memory)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self.memory = own_memory(size_bytes)
+        self._view = memoryview(self.memory)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self._readings: deque[_Reading] = deque()  # the oldest first
         self._head = 0  # where the next reading may begin
         self._next = 0  # the part to be read next
@@ -114,14 +117,11 @@ class Ring:
                     return
                 assert reading is not None
                 round_number = self._round
-            part = self._parts[reading.index]
             try:
-                for done in range(0, part.size_bytes, READ_BYTES):
-                    if round_number != self._round or self._closed:
-                        break
-                    end = min(done + READ_BYTES, part.size_bytes)
-                    piece = self._view[reading.start + done : reading.start + end]
-                    self._files[part.file_index].read(piece, part.start_bytes + done)
+                start = reading.start
+                for stretch in self._parts[reading.index]:
+                    self._read(stretch, start, round_number)
+                    start += stretch.size_bytes
             except StreamError as error:
                 with self._changed:
                     self._error = error
@@ -132,9 +132,17 @@ class Ring:
                     reading.whole = True
                     self._changed.notify_all()
 
+    def _read(self, stretch: Stretch[Any], start: int, round_number: int) -> None:
+        for done in range(0, stretch.size_bytes, READ_BYTES):
+            if round_number != self._round or self._closed:
+                return
+            end = min(done + READ_BYTES, stretch.size_bytes)
+            piece = self._view[start + done : start + end]
+            self._files[stretch.file_index].read(piece, stretch.start_bytes + done)
+
     def _reserve(self) -> _Reading | None:
         """Take room for the next part behind the newest; None while the ring is full."""
-        size = self._parts[self._next].size_bytes
+        size = self._sizes[self._next]
         tail = self._readings[0].start if self._readings else None
         goes_round = tail is not None and self._head <= tail
         start = self._head if goes_round or self._head + size <= self._size else 0
