@@ -156,6 +156,14 @@ def test_prices_that_are_asked_while_a_plan_is_applied(client: httpx2.Client) ->
         assert {one.result() for one in prices} == {200}
 
 
+def test_one_plan_is_applied_at_a_time(client: httpx2.Client) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(client.post, "/apply", json={}, timeout=MOST_SECONDS) for _ in range(2)]
+        answers = sorted((one.result() for one in asked), key=lambda one: one.status_code)
+    assert [one.status_code for one in answers] == [200, 409]
+    assert "another plan" in answers[1].json()["error"]["message"]
+
+
 def test_a_plan_is_applied_and_one_that_does_not_fit_is_not(client: httpx2.Client) -> None:
     body = {"workload": {"context": 2048, "parallel": 2}}
     priced = client.post("/plan", json=body, timeout=MOST_SECONDS).json()

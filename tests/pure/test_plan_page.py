@@ -117,7 +117,7 @@ def test_it_runs_and_fetches_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("filled", "level"),
-    [(800, ""), (801, "amber"), (900, "amber"), (901, "red"), (1000, "red"), (1001, "over")],
+    [(799, ""), (800, "amber"), (899, "amber"), (900, "red"), (1000, "red"), (1001, "over")],
 )
 def test_a_bar_warns_from_four_fifths_on(filled: int, level: str) -> None:
     seen = _seen(make_plan_value(tier=make_tier(filled, 0, 0, 0, 1000)))

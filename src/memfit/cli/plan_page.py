@@ -91,7 +91,7 @@ class _Bar:
         if tier.needs_bytes > tier.limit_bytes:
             return "over"
         levels = (("red", _RED), ("amber", _AMBER))
-        return next((name for name, share in levels if tier.total_bytes > share * tier.budget_bytes), "")
+        return next((name for name, share in levels if tier.total_bytes >= share * tier.budget_bytes), "")
 
     @property
     def state(self) -> str:

@@ -59,6 +59,7 @@ class Service:
         """`say` hears what is worth a line in the log."""
         self.plan, self.settings, self.say = plan, settings, say
         self._load = load
+        self._is_applying = False
         self.started = time.time()
         self.admission = Admission(running=plan.parallel, queue=settings.limits.queue)
         self.metrics = Metrics(self.status, lambda: self.host.totals(), lambda: self.host.restarts)
@@ -73,8 +74,18 @@ class Service:
         it cannot be loaded, the running plan is loaded again.
 
         Raises:
+            RefusedError: another one is being loaded.
             MemfitError: it cannot be.
         """
+        if self._is_applying:
+            raise RefusedError(409, "conflict_error", "another plan is being loaded")
+        self._is_applying = True
+        try:
+            await self._apply(values)
+        finally:
+            self._is_applying = False
+
+    async def _apply(self, values: Mapping[str, Any]) -> None:
         loop = asyncio.get_running_loop()
         restored: Plan | None = None
 
