@@ -59,7 +59,7 @@ LINES = {  # of one block each, without end
     "blocks": "## Part {0}\n\nWords.\n\n```python\nx = {0}\n```\n\n- one\n- two\n\n",
 }
 BEGINNINGS = {"code": "```python\n", "table": "| a | b | c |\n| --- | --- | --- |\n"}
-ASKED = ("/plan", "/activity", "/completions")  # no files
+ASKED = ("/plan", "/activity", "/completions", "/api/tags")  # no files
 
 
 def main() -> int:

@@ -235,7 +235,7 @@ def test_a_checkpoints_batch_goes_on_after_its_worker_and_itself_are_killed(
     write_input(tmp_path / "in.jsonl", lines)
     out = tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "memfit", "batch", str(llama), "--input", str(tmp_path / "in.jsonl")]
-    command += ["--output", str(out), "--ram", "2GiB", "--load-in", load_in]
+    command += ["--output", str(out), "--parallel", "2", "--ram", "2GiB", "--load-in", load_in]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         for victims, answered in ((lambda: children_of(process.pid)[-1:], 1), (lambda: [process.pid], 3)):
             while process.poll() is None and _journal(out).count('"output"') < answered:

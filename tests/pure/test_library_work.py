@@ -40,7 +40,7 @@ def test_names_of_clients_are_names_of_models(sent: str, name: str) -> None:
         ("https://example.org/page", "https://…/file.gguf"),
         ("/etc/passwd", "send"),
         ("", "send"),
-        ("a\x1b[2J", "a\N{REPLACEMENT CHARACTER}[2J: models come"),
+        ("a\x1b[2J", "a\N{REPLACEMENT CHARACTER}[2J: no model has such a name"),
     ],
 )
 def test_other_names_are_told_what_to_send(sent: str, said: str) -> None:
