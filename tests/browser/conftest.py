@@ -45,7 +45,7 @@ def serving(*options: str, **environment: str) -> Iterator[str]:
             process.communicate(timeout=60)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def served() -> Callable[..., AbstractContextManager[str]]:
     """Starts a server of these options; gives its address."""
     return serving

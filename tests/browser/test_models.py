@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rooms import enter
 
-from conftest import serving
 from hub_server import HubServer
 from memfit.hub.local_model import local_path
 
@@ -33,10 +33,14 @@ def hub() -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="module")
-def address(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(
+    served: Callable[..., AbstractContextManager[str]],
+    hub: HubServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
     """Of a server whose library is empty at first."""
     folder = str(tmp_path_factory.mktemp("library"))
-    with serving(HF_ENDPOINT=hub.url, HF_HOME=folder, HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0") as found:
+    with served(HF_ENDPOINT=hub.url, HF_HOME=folder, HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0") as found:
         yield found
 
 
